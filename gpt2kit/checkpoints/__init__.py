@@ -1,0 +1,176 @@
+"""Weights in whatever format, in and out: open a checkpoint, build the model, write a directory that runs everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpt2kit import store
+from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
+from gpt2kit.files import read_start
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Checkpoint",
+    "StoredTensor",
+    "build_model",
+    "load",
+    "load_vocabulary",
+    "open_checkpoint",
+    "pick_device",
+    "pick_dtype",
+    "write_checkpoint",
+    "write_model",
+]
+
+
+def load(model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto") -> tuple[GPT2, Tokenizer | None]:
+    """Load a model that is on this machine, ready to run, and its tokenizer (None where the directory has no vocabulary).
+
+    `model` is a size (`124M`), a directory, a checkpoint file or prefix, or the Hub id of a model downloaded before. `device`
+    is `auto`, `cpu`, `cuda`, `mps`, …; `dtype` is `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, on CUDA
+    bfloat16. Raises CheckpointError or ConfigError where that cannot be; what it returns has been checked, name by name and
+    number by number.
+    """
+    place = pick_device(device)
+    number = pick_dtype(dtype, place)
+    checkpoint = open_checkpoint(store.find(model))
+    return build_model(checkpoint, device=place, dtype=number), load_vocabulary(checkpoint)
+
+
+def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer beside a checkpoint's weights, or None; raises TokenizerError where it is another model's."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if tokenizer is not None and tokenizer.n_vocab > checkpoint.config.n_vocab:
+        detail = f"the vocabulary has {tokenizer.n_vocab:,} tokens, but the model only {checkpoint.config.n_vocab:,}"
+        raise TokenizerError(f"{checkpoint.folder}: {detail}; put the model's own vocab.json and merges.txt there")
+    return tokenizer
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a directory, a file or the prefix of a TensorFlow checkpoint; what they hold decides the format, not the names.
+
+    Only headers are read. Raises CheckpointNotFoundError where there are no weights, CheckpointFormatError for damage,
+    CheckpointMismatchError where the tensors are not those of the configuration.
+    """
+    if path.is_dir():
+        return _open_directory(path)
+    prefix = path.with_name(path.name.removesuffix(".index"))
+    if path.suffix != ".safetensors" and prefix.with_name(prefix.name + ".index").exists():
+        return openai.open_directory(prefix.parent, prefix)
+    if pickled.is_pickled(read_start(path)) and not (path.parent / huggingface.CONFIG_FILE).exists():
+        return nanogpt.open_file(path)
+    if not (path.parent / huggingface.CONFIG_FILE).exists():
+        message = f"{path}: weights without a configuration; expected {huggingface.CONFIG_FILE} beside them"
+        raise CheckpointNotFoundError(message, path=path, missing=[huggingface.CONFIG_FILE])
+    return huggingface.open_file(path, huggingface.read_config(path.parent / huggingface.CONFIG_FILE))
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    if (path / huggingface.CONFIG_FILE).exists():
+        return huggingface.open_directory(path)
+    if (path / openai.HPARAMS_FILE).exists() or any(path.glob("*.index")):
+        return openai.open_directory(path)
+    saved = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
+    if len(saved) == 1:
+        return nanogpt.open_file(saved[0])
+    message = f"{path}: no model; expected config.json with model.safetensors, hparams.json with model.ckpt.index, or one nanoGPT ckpt.pt"
+    raise CheckpointNotFoundError(message, path=path, missing=[huggingface.CONFIG_FILE])
+
+
+def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPT2:
+    """Read a checkpoint's tensors into a model of that dtype, in evaluation mode.
+
+    The memory needed is the model's own and one tensor more. A tensor that holds a NaN or an infinity is a
+    CheckpointFormatError.
+    """
+    with torch.device("meta"):
+        model = GPT2(checkpoint.config)
+    _check_tied_copy(checkpoint)
+
+    def place(item: tuple[str, StoredTensor]) -> tuple[str, Tensor]:
+        name, stored = item
+        tensor = stored.read()
+        _check_finite(checkpoint.path, name, tensor)
+        final = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
+        return name, final.contiguous()
+
+    # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
+    # would only hold more tensors at once.
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        state = dict(pool.map(place, checkpoint.tensors.items()))
+    torch.set_num_threads(threads)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.numel():
+        low, high = torch.aminmax(tensor)  # carries a NaN through, and is twenty times as fast as isfinite
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointFormatError(
+                path, f"{name} holds {count:,} numbers that are NaN or infinite; the weights are damaged: get them again"
+            )
+
+
+def _check_tied_copy(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointFormatError where a model with a tied head brings another head."""
+    if checkpoint.tied_copy is not None and not torch.equal(checkpoint.tied_copy.read(), checkpoint.tensors["wte.weight"].read()):
+        detail = 'lm_head.weight differs from wte.weight, but the head is tied; if it is meant to, set "tie_word_embeddings": false'
+        raise CheckpointFormatError(checkpoint.path, detail)
+
+
+def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model and its vocabulary into an existing folder, as a directory that transformers loads."""
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+
+    state: Mapping[str, Tensor] = dict(nn.Module.named_parameters(model))
+    write_checkpoint(folder, model.config, {name: stored(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)
+
+
+def write_checkpoint(
+    folder: Path, config: GPT2Config, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write tensors and vocabulary into an existing folder, as a directory that transformers loads, one tensor at a time."""
+    stop_id = tokenizer.stop_id if tokenizer else None
+    huggingface.write_directory(folder, config, tensors, dtype=dtype, stop_id=stop_id)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the best one here. Raises ConfigError for one that is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, cuda:1, mps, …") from None
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        here = ", ".join(kind for kind, is_here in present.items() if is_here)
+        raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have; it has {here}")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of that name; `auto` is float32, on CUDA bfloat16. Raises ConfigError for one that cannot be."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+    if name not in known:
+        raise ConfigError(f"dtype is {name!r}, expected auto, {', '.join(known)}")
+    return known[name]

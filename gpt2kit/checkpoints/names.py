@@ -1,0 +1,71 @@
+"""What the tensors are called, in OpenAI's files, in everyone else's, and here.
+
+One table maps OpenAI's names to ours; its inverse is derived. Hugging Face's names are ours behind a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import CheckpointFormatError
+
+# OpenAI's and Hugging Face's files hold these four matrices as (in, out), for their Conv1D computes x @ W; nn.Linear computes
+# x @ W.T and holds (out, in). attn.c_proj is square: forgetting its transpose raises nothing and ruins the text.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+# OpenAI's variable -> our parameter; {layer} counts from 0.
+OPENAI = {
+    "model/wte": "wte.weight",
+    "model/wpe": "wpe.weight",
+    "model/h{layer}/ln_1/g": "h.{layer}.ln_1.weight",
+    "model/h{layer}/ln_1/b": "h.{layer}.ln_1.bias",
+    "model/h{layer}/attn/c_attn/w": "h.{layer}.attn.c_attn.weight",
+    "model/h{layer}/attn/c_attn/b": "h.{layer}.attn.c_attn.bias",
+    "model/h{layer}/attn/c_proj/w": "h.{layer}.attn.c_proj.weight",
+    "model/h{layer}/attn/c_proj/b": "h.{layer}.attn.c_proj.bias",
+    "model/h{layer}/ln_2/g": "h.{layer}.ln_2.weight",
+    "model/h{layer}/ln_2/b": "h.{layer}.ln_2.bias",
+    "model/h{layer}/mlp/c_fc/w": "h.{layer}.mlp.c_fc.weight",
+    "model/h{layer}/mlp/c_fc/b": "h.{layer}.mlp.c_fc.bias",
+    "model/h{layer}/mlp/c_proj/w": "h.{layer}.mlp.c_proj.weight",
+    "model/h{layer}/mlp/c_proj/b": "h.{layer}.mlp.c_proj.bias",
+    "model/ln_f/g": "ln_f.weight",
+    "model/ln_f/b": "ln_f.bias",
+}
+
+# What wrappers put before names: transformers' head model, DistributedDataParallel, torch.compile.
+PREFIXES = ("transformer.", "module.", "_orig_mod.")
+
+# The causal mask and its value, which older programs saved with the weights. By exact ending: attn.c_attn.bias is a parameter.
+BUFFERS = (".attn.bias", ".attn.masked_bias")
+
+
+def is_transposed(name: str) -> bool:
+    """Whether OpenAI and Hugging Face hold this tensor as (in, out)."""
+    return name.endswith(TRANSPOSED)
+
+
+def openai_names(config: GPT2Config) -> dict[str, str]:
+    """Return OpenAI's variable name -> our parameter name for a model with these layers."""
+    layers = range(max(1, config.n_layer))
+    return {theirs.format(layer=layer): ours.format(layer=layer) for theirs, ours in OPENAI.items() for layer in layers}
+
+
+def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
+    """Return our name -> the file's name, prefixes removed and mask buffers left out.
+
+    Raises CheckpointFormatError where two tensors of the file would be the same parameter.
+    """
+    found: dict[str, str] = {}
+    for theirs in names:
+        ours = theirs
+        while prefix := next((prefix for prefix in PREFIXES if ours.startswith(prefix)), None):
+            ours = ours[len(prefix) :]
+        if theirs.endswith(BUFFERS):
+            continue
+        if ours in found:
+            raise CheckpointFormatError(path, f"{found[ours]} and {theirs} are the same parameter; which one is meant cannot be told")
+        found[ours] = theirs
+    return found

@@ -1,0 +1,66 @@
+"""A checkpoint before it is a model: its configuration, and tensors that still lie in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2kit.checkpoints.names import is_transposed
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import CheckpointMismatchError
+
+# The dtypes that weights are read from; anything else in a file is refused rather than converted.
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, under our name and in our orientation, not read yet.
+
+    `read()` gives a tensor of this shape and dtype in memory of its own, perhaps as a transposed view; a damaged file is a
+    CheckpointFormatError. Several threads may read at once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def oriented(name: str, stored: StoredTensor) -> StoredTensor:
+    """Turn a tensor of an (in, out) file to our orientation, or back: the operation is its own inverse."""
+    return StoredTensor(stored.shape[::-1], stored.dtype, lambda: stored.read().t()) if is_transposed(name) else stored
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder or file holds, in whatever format: everything needed to build the model, nothing read but headers."""
+
+    path: Path
+    format: str  # for people: "OpenAI TensorFlow", "safetensors", …
+    config: GPT2Config
+    tensors: dict[str, StoredTensor]
+    skipped: tuple[str, ...] = ()  # known and not part of the model: mask buffers, optimizer slots
+    tied_copy: StoredTensor | None = field(default=None, repr=False)  # lm_head.weight of a tied model, to be compared with wte
+
+    def __post_init__(self) -> None:
+        """Raise CheckpointMismatchError, listing every difference, unless the tensors are those of the configuration."""
+        expected = self.config.shapes()
+        missing = expected.keys() - self.tensors.keys()
+        unexpected = self.tensors.keys() - expected.keys()
+        shared = expected.keys() & self.tensors.keys()
+        misshapen = {name: (expected[name], self.tensors[name].shape) for name in shared if expected[name] != self.tensors[name].shape}
+        if missing or unexpected or misshapen:
+            raise CheckpointMismatchError(self.path, missing=list(missing), unexpected=list(unexpected), misshapen=misshapen)
+
+    @property
+    def folder(self) -> Path:
+        """The directory that the weights lie in, where a vocabulary may be too."""
+        return self.path if self.path.is_dir() else self.path.parent

@@ -1,0 +1,71 @@
+"""The command line: what users type becomes calls of the library, and what it raises becomes one line.
+
+stdout carries the result and nothing else; progress, timings, warnings and errors go to stderr. Commands import what is heavy
+when they run, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from gpt2kit.errors import Gpt2KitError
+
+
+class ErrorBoundary(TyperGroup):
+    """Turn every failure that is the user's to mend into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            return super().invoke(ctx)
+        except Gpt2KitError as error:
+            _fail(str(error), error)
+        except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), error)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            _fail("not enough memory; a smaller model, --dtype bfloat16 or a smaller --batch_size needs less", error)
+
+
+def _fail(message: str, error: BaseException) -> None:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    raise typer.Exit(1) from error
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    typer.secho(f"warning: {message}", fg="yellow", err=True)
+
+
+app = typer.Typer(
+    cls=ErrorBoundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # --top-k is --top_k: people type both, and one spelling is enough in the help.
+    context_settings={"token_normalize_func": lambda word: word.replace("-", "_"), "help_option_names": ["-h", "--help"]},
+    help="GPT-2: get its weights, prove them right, generate text, see what is inside.",
+    epilog="MODEL is a size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id such as org/name.",
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark instead
+    app(prog_name="gpt2kit")
+
+
+from gpt2kit.cli import generation, weights  # noqa: E402
+
+generation.add_to(app)
+weights.add_to(app)

@@ -1,0 +1,313 @@
+"""generate and tokenize."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpt2kit.cli import options
+from gpt2kit.cli.options import Device, Dtype, Json, Model, Special
+
+if TYPE_CHECKING:
+    from gpt2kit.generate import Options, Piece
+    from gpt2kit.model import GPT2
+    from gpt2kit.tokenizers import Tokenizer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command("generate")(generate)
+    app.command("tokenize")(tokenize)
+
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPT|-]", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
+]
+MaxTokens = Annotated[int, typer.Option("--max_tokens", min=0, help="New tokens, at most.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token; above 1 is wilder.")]
+TopK = Annotated[int, typer.Option("--top_k", min=0, help="Sample from the k most likely tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option("--top_p", help="Sample from the most likely tokens that together reach this probability.")]
+MinP = Annotated[float, typer.Option("--min_p", help="Drop tokens with less than this share of the most likely one's probability.")]
+Penalty = Annotated[float, typer.Option("--repetition_penalty", help="Above 1: tokens that have occurred become less likely.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text; may be given several times.", show_default=False)
+]
+IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="The same seed gives the same text; without it one is drawn and shown.", show_default=False),
+]
+NumSamples = Annotated[int, typer.Option("--num_samples", min=1, help="Continuations of each prompt.")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts_file", metavar="FILE", help="Continue every line of a file; - is standard input.", show_default=False),
+]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Texts to write at once.")]
+Overflow = Annotated[str, typer.Option("--overflow", help="Past the model's window: slide (re-read its last half), stop or error.")]
+NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
+ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
+
+
+def generate(
+    prompt: Prompt = None,
+    model: Model = "124M",
+    max_tokens: MaxTokens = 100,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 40,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
+    seed: Seed = None,
+    num_samples: NumSamples = 1,
+    prompts_file: PromptsFile = None,
+    batch_size: BatchSize = 16,
+    overflow: Overflow = "slide",
+    special: Special = False,
+    no_prompt: NoPrompt = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    stats: ShowStats = False,
+) -> None:
+    """Continue a text with a GPT-2.
+
+    Without a prompt on a terminal, asks for one after the other. The text goes to stdout, everything else to stderr.
+    """
+    from gpt2kit.generate import Request, draw_seed
+
+    loop = prompt is None and prompts_file is None and sys.stdin.isatty()
+    wish: Options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or (),
+        "ignore_eos": ignore_eos,
+        "special": special,
+        "seed": draw_seed() if seed is None else seed,
+        "num_samples": num_samples,
+        "overflow": overflow,  # type: ignore[typeddict-item]  # checked by Request
+        "logprobs": json,
+    }
+    Request(**wish)  # refuses a wrong option before a model is loaded
+    prompts = [] if loop else _prompts(prompt, prompts_file)
+    started = time.perf_counter()
+    gpt2, tokenizer = _load(model, device, dtype)
+    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
+    show_seed = seed is None and temperature > 0 and not json
+    if loop:
+        _prompt_loop(writer, wish, show_seed)
+        return
+    at_once = max(1, batch_size // num_samples)
+    for start in range(0, len(prompts), at_once):
+        writer.write(prompts[start : start + at_once], wish)
+    writer.report(wish["seed"] if show_seed else None)
+
+
+def _load(model: str, device: str, dtype: str) -> tuple[GPT2, Tokenizer | None]:
+    from gpt2kit.checkpoints import load, pick_device, pick_dtype
+
+    pick_dtype(dtype, pick_device(device))  # refuses a wrong one before anything is downloaded
+    return load(options.locate(model), device=device, dtype=dtype)
+
+
+def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
+    if prompts_file is None:
+        return [options.read_stdin() if prompt is None or prompt == "-" else prompt]
+    if prompt is not None:
+        raise typer.BadParameter("give a prompt or --prompts_file, not both")
+    from gpt2kit.errors import Gpt2KitError
+    from gpt2kit.files import read_text
+
+    text = options.read_stdin() if str(prompts_file) == "-" else read_text(prompts_file, largest=2**30)
+    prompts = [line for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise Gpt2KitError(f"{prompts_file}: no prompts; expected one on each line")
+    return [line.removesuffix("\r") for line in prompts]
+
+
+def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
+    """Ask for prompts until the end of input; Ctrl-C ends the text that is being written, or the loop."""
+    from gpt2kit.generate import draw_seed
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # arrows and history in input()
+    typer.secho("Type the beginning of a text and press Enter. Ctrl-C stops a text, Ctrl-D leaves.", err=True, dim=True)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            typer.echo(err=True)
+            return
+        try:
+            writer.write([prompt], wish)
+        except KeyboardInterrupt:
+            typer.echo()
+        writer.report(wish["seed"] if show_seed else None)
+        if show_seed:
+            wish["seed"] = draw_seed()
+
+
+@dataclass
+class Writer:
+    """Continues prompts and prints what comes: one text after the other, the first unfinished one live, or one JSON object for each."""
+
+    model: GPT2
+    tokenizer: Tokenizer | None
+    json: bool
+    no_prompt: bool
+    stats: Stats | None
+    _texts: int = 0
+
+    def write(self, prompts: Sequence[str], wish: Options) -> None:
+        """Continue these prompts together."""
+        from gpt2kit.generate import Request, collect, stream
+
+        pieces: Iterable[Piece] = stream(self.model, self.tokenizer, prompts, **wish)
+        if self.stats is not None and self.tokenizer is not None:
+            n = sum(len(self.tokenizer.encode(prompt, special=wish["special"])) or 1 for prompt in prompts)
+            pieces = self.stats.watch(pieces, n)
+        if self.json:
+            for completion in collect(pieces, prompts, Request(**wish)):
+                options.print_json(dataclasses.asdict(completion))
+        else:
+            self._print([prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces)
+
+    def _print(self, prompts: Sequence[str], pieces: Iterable[Piece]) -> None:
+        """Print the rows in their order; each is live from when those before it have ended."""
+        texts = [""] * len(prompts)
+        ended = [False] * len(prompts)
+        row = 0
+        self._begin(prompts[row])
+        for piece in pieces:
+            texts[piece.row] += piece.text
+            ended[piece.row] = piece.finish_reason is not None
+            if piece.row == row:
+                _echo(piece.text)
+            while ended[row] and row + 1 < len(prompts):
+                row += 1
+                self._begin(prompts[row])
+                _echo(texts[row])
+        for prompt in prompts[row + 1 :]:  # rows that no token was asked for
+            self._begin(prompt)
+        typer.echo()
+
+    def _begin(self, prompt: str) -> None:
+        if self._texts:
+            typer.echo("\n")
+        self._texts += 1
+        _echo("" if self.no_prompt else prompt)
+
+    def report(self, seed: int | None) -> None:
+        """Print what belongs on stderr after the texts."""
+        self._texts = 0
+        if seed is not None:
+            typer.secho(f"seed {seed}", err=True, dim=True)
+        if self.stats is not None:
+            self.stats.print(self.model)
+
+
+def _echo(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@dataclass
+class Stats:
+    """Speed and memory of a run."""
+
+    load_seconds: float
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    first_token_seconds: float | None = None
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def watch(self, pieces: Iterable[Piece], prompt_tokens: int) -> Iterator[Piece]:
+        """Pass pieces on and take their times; the first one ends the reading of the prompts."""
+        self.prompt_tokens += prompt_tokens
+        start = time.perf_counter()
+        for number, piece in enumerate(pieces):
+            now = time.perf_counter()
+            if number == 0:
+                self.prompt_seconds += now - start
+                self.first_token_seconds = self.first_token_seconds or now - start
+                start = now
+            self.new_tokens += 1
+            yield piece
+        self.decode_seconds += time.perf_counter() - start
+
+    def print(self, model: GPT2) -> None:
+        """Print the figures on stderr."""
+        place = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        lines = [
+            f"model   {options.human_size(weights)} of weights on {place}, loaded in {self.load_seconds:.2f} s",
+            f"prompt  {self.prompt_tokens:,} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):,.1f} tokens/s, "
+            f"first new token after {self.first_token_seconds or 0:.3f} s",
+            f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s",
+            f"memory  {options.human_size(_peak_memory())} at most",
+        ]
+        for line in lines:
+            typer.secho(line, err=True, dim=True)
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process has had, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- tokenize --------------------------------------------------------------------------------------------------------
+
+
+def tokenize(
+    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text; - is standard input.")],
+    model: Model = "124M",
+    special: Special = False,
+    json: Json = False,
+) -> None:
+    """Show the tokens of a text: ids and pieces."""
+    from gpt2kit.errors import TokenizerError
+    from gpt2kit.tokenizers import load_tokenizer
+
+    text = options.read_stdin() if text == "-" else text
+    path = options.locate(model)
+    tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None:
+        raise TokenizerError(f"{path}: no vocabulary; expected vocab.json and merges.txt, or encoder.json and vocab.bpe")
+    ids = tokenizer.encode(text, special=special)
+    pieces = [tokenizer.token_bytes(token) for token in ids]
+    if json:
+        shown = [piece.decode("utf-8", errors="replace") for piece in pieces]
+        options.print_json({"text": text, "ids": ids, "pieces": shown})
+        return
+    for token, piece in zip(ids, pieces, strict=True):
+        typer.echo(f"{token:>7}  {_readable(piece)}")
+    per_token = f", {len(text) / len(ids):.2f} characters per token" if ids else ""
+    typer.secho(f"{len(ids):,} tokens, {len(text):,} characters{per_token}", err=True, dim=True)
+
+
+def _readable(piece: bytes) -> str:
+    """Return a token as quoted text, or its bytes where it is not a whole number of characters."""
+    try:
+        return repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(piece)

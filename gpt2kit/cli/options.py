@@ -1,0 +1,67 @@
+"""Options that several commands share, each with its one help text, and what they mean."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gpt2kit.checkpoints import Checkpoint
+
+MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
+
+Model = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
+
+
+def locate(model: str) -> Path:
+    """Return where a model is; one that can be downloaded and is not here yet is downloaded first, saying so."""
+    from gpt2kit import store
+    from gpt2kit.config import canonical_size
+    from gpt2kit.errors import CheckpointNotFoundError
+
+    try:
+        return store.find(model)
+    except CheckpointNotFoundError:
+        if canonical_size(model) is None:
+            raise
+        from gpt2kit.cli.progress import download_with_bars
+
+        typer.secho(f"{model} is not on this machine yet: downloading it", err=True)
+        return download_with_bars(model)
+
+
+def open_model(model: str) -> Checkpoint:
+    """Open the checkpoint of a model that must be on this machine."""
+    from gpt2kit import store
+    from gpt2kit.checkpoints import open_checkpoint
+
+    return open_checkpoint(store.find(model))
+
+
+def read_stdin() -> str:
+    """Return standard input as text, without the newline that `echo` ends it with."""
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print an object as one line of JSON."""
+    import json
+
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def human_size(n: float) -> str:
+    """Return a number of bytes as people write it: 548.1 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            break
+        n /= 1000
+    return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"

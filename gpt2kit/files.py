@@ -1,0 +1,134 @@
+"""Files that appear complete or not at all, and small ones that are read with care."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, Gpt2KitError
+
+# How files begin that are not what their names say: the cause of most "damaged" weights.
+_IMPOSTORS = {
+    b"version https://git-lfs": "this is a git-lfs pointer, not the file itself; run: git lfs pull",
+    b"<": "this is a web page or an XML error saved under this name; download the file again",
+}
+
+
+def check_regular(path: Path) -> int:
+    """Return the size in bytes of a file, links followed; raise unless it is one (a pipe or device would block for ever)."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise CheckpointNotFoundError(f"{path}: no such file", path=path, missing=[path.name]) from None
+    except OSError as error:
+        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointFormatError(path, "expected a file, found a folder, pipe or device")
+    return status.st_size
+
+
+def read_start(path: Path, n: int = 64) -> bytes:
+    """Return the first n bytes of a regular file."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(n)
+    except OSError as error:
+        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
+
+
+def impostor(start: bytes) -> str | None:
+    """Say what a file really is that begins like this, where it is a web page or a git-lfs pointer."""
+    return next((what for first, what in _IMPOSTORS.items() if start.lstrip().startswith(first)), None)
+
+
+def read_text(path: Path, *, largest: int) -> str:
+    """Return the text of a UTF-8 file of at most `largest` bytes."""
+    size = check_regular(path)
+    if size > largest:
+        raise CheckpointFormatError(path, f"{size:,} bytes, expected at most {largest:,}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointFormatError(path, f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+
+
+def read_json(path: Path, *, largest: int = 2**20) -> dict[str, Any]:
+    """Return the object in a small JSON file; damage of any kind, also a key given twice, is a CheckpointFormatError."""
+    text = read_text(path, largest=largest)
+    if explanation := impostor(text[:64].encode()):
+        raise CheckpointFormatError(path, explanation)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key is given twice")
+        return result
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(path, f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointFormatError(path, f"expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_directory(target: Path, *, replace: bool = False, error: Callable[[str], Gpt2KitError] = Gpt2KitError) -> Iterator[Path]:
+    """Give an empty folder to write in, which becomes `target` when the block ends, and vanishes if it fails.
+
+    Raises `error` where the target exists and may not be replaced, or where the disk refuses.
+    """
+    target = Path(os.path.abspath(target))
+    building = target.with_name(f".{target.name}.{os.getpid()}.new")
+    if not replace and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
+        raise error(f"{target} already exists; name another folder, or add --force to replace it")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        for path in building.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_directory(building)
+        put_in_place(building, target)
+    except OSError as failure:
+        raise error(f"cannot write {target}: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def put_in_place(finished: Path, target: Path) -> None:
+    """Rename a finished folder to `target`; what stood there stays whole until then, and is removed after."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists() or target.is_symlink():
+        target.rename(old)
+    try:
+        finished.rename(target)
+    except OSError:
+        if old.exists() or old.is_symlink():
+            old.rename(target)
+        raise
+    fsync_directory(target.parent)
+    if old.is_symlink() or old.is_file():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""From one row of logits to one token.
+
+The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each step is a small pure function;
+`sample` puts them together.
+
+    B batch, V vocabulary, K candidates still in play
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2kit.errors import ConfigError, GenerationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the defaults are OpenAI's. Raises ConfigError for a value that cannot be."""
+
+    temperature: float = 1.0  # 0 always takes the most likely token; below 1 is safer, above 1 wilder
+    top_k: int = 40  # only the k most likely tokens; 0 keeps all
+    top_p: float = 1.0  # only the most likely tokens that together reach this probability; 1 keeps all
+    min_p: float = 0.0  # only tokens with at least this share of the most likely one's probability; 0 keeps all
+    repetition_penalty: float = 1.0  # above 1 makes tokens that have occurred less likely
+
+    def __post_init__(self) -> None:
+        def require(name: str, holds: bool, expected: str) -> None:
+            if not holds:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            require(name, isinstance(getattr(self, name), int | float) and math.isfinite(getattr(self, name)), "a number")
+        require("temperature", self.temperature >= 0, "0 or more")
+        require("top_k", type(self.top_k) is int and self.top_k >= 0, "a whole number, 0 or more")
+        require("top_p", 0 < self.top_p <= 1, "a probability above 0, at most 1")
+        require("min_p", 0 <= self.min_p <= 1, "a probability from 0 to 1")
+        require("repetition_penalty", self.repetition_penalty > 0, "more than 0")
+
+
+def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
+    """Choose one token for each row: (B, V) logits -> (B,) ids.
+
+    Row b draws one number from `generators[b]`, which live on the CPU, so that a row's choice depends on its logits and its own
+    stream alone. `seen` (B, V) marks the tokens that the repetition penalty is for. Raises GenerationError for logits that are
+    NaN or all minus infinity.
+    """
+    logits = logits.float()
+    if seen is not None and sampling.repetition_penalty != 1:
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    best = logits.max(dim=-1)
+    if not torch.isfinite(best.values).all():
+        raise GenerationError("the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32")
+    if sampling.temperature == 0:
+        return best.indices
+    # The largest logit is taken off first: dividing by a tiny temperature then gives minus infinities, not NaNs.
+    logits = (logits - best.values[:, None]) / sampling.temperature
+    logits, ids = candidates(logits, sampling.top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1:
+        probabilities = keep_top_p(probabilities, sampling.top_p)
+    if sampling.min_p > 0:
+        probabilities = keep_min_p(probabilities, sampling.min_p)
+    return ids.gather(1, draw(probabilities, generators)[:, None])[:, 0]
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the seen tokens less likely: positive logits are divided by the penalty, negative ones multiplied (Keskar et al. 2019)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits and ids of the k most likely tokens, exactly k even among equals: (B, V) -> (B, K) twice.
+
+    With top_k 0 all stay, in the vocabulary's order unless `sorted_` asks for the most likely first.
+    """
+    V = logits.shape[-1]
+    if 0 < top_k < V:
+        return logits.topk(top_k, dim=-1, sorted=True)
+    if sorted_:
+        return logits.sort(dim=-1, descending=True, stable=True)
+    return logits, torch.arange(V, device=logits.device).expand_as(logits)
+
+
+def keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
+    """Zero all but the first tokens that together reach top_p, the one that crosses it included; rows must be descending."""
+    before = probabilities.cumsum(dim=-1) - probabilities  # what the more likely tokens make up
+    return probabilities.where(before < top_p, 0.0)
+
+
+def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
+    """Zero the tokens with less than min_p times the probability of the most likely one."""
+    return probabilities.where(probabilities >= min_p * probabilities.amax(dim=-1, keepdim=True), 0.0)
+
+
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one place in each row of unnormalised probabilities, by inverting their running sum: (B, K) -> (B,)."""
+    uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])  # (B,)
+    precise = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    total = probabilities.to(precise).cumsum(dim=-1)  # (B, K)
+    point = uniform.to(total)[:, None] * total[:, -1:]
+    places = torch.searchsorted(total, point, right=True)[:, 0]  # to the right: a token of probability 0 is never drawn
+    return places.clamp(max=probabilities.shape[-1] - 1)
+
+
+def sample_generator(seed: int, sample: int) -> torch.Generator:
+    """Return the random stream of one sample, which depends on the seed and the sample's number and on nothing else."""
+    state = np.random.SeedSequence(seed, spawn_key=(sample,)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

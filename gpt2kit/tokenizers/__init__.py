@@ -1,0 +1,44 @@
+"""Text to token ids and back: the protocol that every tokenizer keeps, and finding the one of a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from gpt2kit.tokenizers.bpe import BPETokenizer
+from gpt2kit.tokenizers.stream import StreamDecoder
+
+__all__ = ["BPETokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What generation, training and evaluation need of a tokenizer."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of ids, which are 0 … n_vocab - 1; a model may have more rows, for padding."""
+
+    @property
+    def stop_id(self) -> int | None:
+        """The id that ends a text, or None where there is none."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text. Markers such as <|endoftext|> in it are plain text unless `special`."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that one id stands for, which may be half a character."""
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary into a folder, so that `load_tokenizer` finds it there."""
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer whose vocabulary is in a folder, or None where there is none.
+
+    Raises TokenizerError for a damaged vocabulary.
+    """
+    return BPETokenizer.find(folder)

@@ -1,0 +1,190 @@
+"""GPT-2's byte-level BPE, from the files that come with the weights, through tiktoken and without the network.
+
+tiktoken's own way of building GPT-2's encoding downloads files, and its cache answers by path, not by content; here it is
+handed ranks that were read and checked by us, since it panics over a wrong table instead of raising.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from gpt2kit.errors import CheckpointError, TokenizerError
+from gpt2kit.files import read_json, read_text
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text before merging; possessive quantifiers spare the engine backtracking and change no cut.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the Hub's names and OpenAI's, the same contents
+_LARGEST = 2**26  # bytes of a vocabulary file
+
+Merge = tuple[str, str]
+
+
+class BPETokenizer:
+    """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back.
+
+    `vocab` maps tokens to ids and `merges` lists pairs, first merged first, both in GPT-2's spelling of bytes as printable
+    characters. What is in `vocab` or `added` and is no merge is a marker such as <|endoftext|>, which ends texts unless `stop_id`
+    is another token. Raises TokenizerError for tables that do not fit together.
+    """
+
+    def __init__(
+        self, vocab: Mapping[str, int], merges: Sequence[Merge], *, added: Mapping[str, int] | None = None, stop_id: int | None = None
+    ) -> None:
+        self._vocab, self._merges, self._added = dict(vocab), list(merges), dict(added or {})
+        mergeable = _ranks(self._vocab, self._merges)
+        spelled = {_spell(token) for token in mergeable}
+        self.special = {token: number for token, number in (self._vocab | self._added).items() if token not in spelled}
+        numbers = [*mergeable.values(), *self.special.values()]
+        if len(set(numbers)) != len(numbers):
+            raise TokenizerError("two tokens of the vocabulary have the same id")
+        self.n_vocab = max(numbers) + 1
+        self.stop_id = stop_id if stop_id in set(numbers) else self.special.get(END_OF_TEXT)
+        self._encoding = tiktoken.Encoding("gpt2kit", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens=self.special)
+
+    @classmethod
+    def find(cls, folder: Path) -> BPETokenizer | None:
+        """Read the vocabulary in a folder: vocab.json and merges.txt, encoder.json and vocab.bpe, or tokenizer.json.
+
+        Returns None where there is none of them, and raises TokenizerError for half a pair or damage.
+        """
+        try:
+            stop_id = _stop_id(folder)
+            added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").exists() else {}
+            for vocab, merges in _PAIRS:
+                present = [name for name in (vocab, merges) if (folder / name).exists()]
+                if len(present) == 1:
+                    raise TokenizerError(f"{folder}: {present[0]} is here, but {vocab if present[0] == merges else merges} is missing")
+                if present:
+                    table = _ids(folder / vocab, read_json(folder / vocab, largest=_LARGEST))
+                    return cls(table, _merges(folder / merges), added=_ids(folder / "added_tokens.json", added), stop_id=stop_id)
+            if (folder / "tokenizer.json").exists():
+                return cls._from_tokenizer_json(folder / "tokenizer.json", stop_id)
+        except CheckpointError as error:
+            raise TokenizerError(str(error)) from error
+        except TokenizerError as error:
+            raise error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}") from error
+        return None
+
+    @classmethod
+    def _from_tokenizer_json(cls, path: Path, stop_id: int | None) -> BPETokenizer:
+        """Read the one file that recent versions of transformers save."""
+        content = read_json(path, largest=_LARGEST)
+        model, cut = content.get("model") or {}, content.get("pre_tokenizer") or {}
+        if model.get("type", "BPE") != "BPE" or cut.get("type") != "ByteLevel" or cut.get("add_prefix_space") or content.get("normalizer"):
+            raise TokenizerError(
+                f"{path}: expected GPT-2's byte-level BPE (pre_tokenizer ByteLevel without add_prefix_space, no normalizer)"
+            )
+        try:
+            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TokenizerError(f"{path}: expected model.merges and added_tokens as tokenizers writes them") from error
+        return cls(_ids(path, model.get("vocab")), _pairs(path, merges), added=_ids(path, added), stop_id=stop_id)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text; <|endoftext|> and its like are plain text unless `special`."""
+        return self._encoding.encode(text, allowed_special="all") if special else self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one id; raises TokenizerError for an id that the vocabulary does not have."""
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except (KeyError, OverflowError):
+            raise TokenizerError(f"id {token} is not in the vocabulary of {self.n_vocab:,}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write vocab.json and merges.txt, byte for byte OpenAI's where the vocabulary is theirs."""
+        (folder / "vocab.json").write_text(json.dumps(self._vocab), encoding="utf-8")
+        lines = ["#version: 0.2", *(f"{first} {second}" for first, second in self._merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if self._added:
+            (folder / "added_tokens.json").write_text(json.dumps(self._added), encoding="utf-8")
+
+
+# --- GPT-2's spelling of bytes ---------------------------------------------------------------------------------------
+
+
+def _printable_bytes() -> dict[int, str]:
+    """Return the character that stands for each byte: itself where it prints, else one from U+0100 on."""
+    table = {byte: chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    hidden = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
+
+
+_CHARACTER = _printable_bytes()
+_BYTE = {character: byte for byte, character in _CHARACTER.items()}
+
+
+def _spell(token: bytes) -> str:
+    return "".join(map(_CHARACTER.__getitem__, token))
+
+
+def _unspell(token: str) -> bytes:
+    return bytes(map(_BYTE.__getitem__, token))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _ranks(vocab: Mapping[str, int], merges: Iterable[Merge]) -> dict[bytes, int]:
+    """Return token -> id for the single bytes and every merge, in the order that tiktoken takes for their priority."""
+    if missing := [character for character in _BYTE if character not in vocab]:
+        raise TokenizerError(f"the vocabulary lacks {len(missing)} of the 256 single bytes; is it GPT-2's?")
+    ranks = {bytes([byte]): vocab[character] for byte, character in _CHARACTER.items()}
+    last = -1
+    for first, second in merges:
+        number = vocab.get(first + second)
+        if number is None:
+            raise TokenizerError(f"the merge of {first!r} and {second!r} is not in the vocabulary; are the two files of one model?")
+        if number <= last:
+            raise TokenizerError(
+                f"the merge of {first!r} and {second!r} has id {number}, expected more than {last}: ids in the order of the merges"
+            )
+        try:
+            token, halves = _unspell(first + second), (_unspell(first), _unspell(second))
+        except KeyError as error:
+            raise TokenizerError(f"the merge of {first!r} and {second!r} has a character that stands for no byte: {error}") from None
+        if any(half not in ranks for half in halves):
+            raise TokenizerError(f"{first!r} or {second!r} is merged before it was made; the merges are damaged or out of order")
+        ranks[token] = last = number
+    return ranks
+
+
+def _ids(path: Path, table: Any) -> dict[str, int]:
+    """Return the table if it maps strings to ids."""
+    if not isinstance(table, dict) or not all(
+        isinstance(key, str) and type(value) is int and 0 <= value < 2**31 for key, value in table.items()
+    ):
+        raise TokenizerError(f"{path}: expected an object from tokens to ids")
+    return table
+
+
+def _merges(path: Path) -> list[Merge]:
+    lines = read_text(path, largest=_LARGEST).split("\n")
+    if lines[0].startswith("#version"):
+        lines = lines[1:]
+    return _pairs(path, [tuple(line.rstrip("\r").split(" ")) for line in lines if line.rstrip("\r")])
+
+
+def _pairs(path: Path, merges: Sequence[tuple[str, ...]]) -> list[Merge]:
+    for number, merge in enumerate(merges, 1):
+        if len(merge) != 2 or not all(merge):
+            raise TokenizerError(f"{path}: merge {number} is {' '.join(map(str, merge))[:40]!r}, expected two tokens")
+    return list(merges)  # type: ignore[arg-type]
+
+
+def _stop_id(folder: Path) -> int | None:
+    """Return the end marker that config.json names, which a fine-tuned model may have changed."""
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    stop_id = config.get("eos_token_id")
+    return stop_id if type(stop_id) is int else None
