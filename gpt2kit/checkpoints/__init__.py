@@ -44,7 +44,9 @@ def load(model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto
     place = pick_device(device)
     number = pick_dtype(dtype, place)
     checkpoint = open_checkpoint(store.find(model))
-    return build_model(checkpoint, device=place, dtype=number), load_vocabulary(checkpoint)
+    with ThreadPoolExecutor(1) as pool:  # while the weights are read, Python has time for the vocabulary
+        tokenizer = pool.submit(load_vocabulary, checkpoint)
+        return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
 
 
 def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
