@@ -189,7 +189,7 @@ def generate_tokens(
         if not state.rows or any(state.is_full(row) for row in state.rows):
             return
         chosen = dict(zip(state.rows, state.step(), strict=True))
-        yield [chosen[row] if row in chosen else stop_id for row in range(len(prompts))]  # type: ignore[misc]
+        yield [chosen.get(row, stop_id) for row in range(len(prompts))]  # type: ignore[misc]
         if stop_id is not None:
             state.end([row for row, token in chosen.items() if token == stop_id])
 

@@ -82,7 +82,15 @@ def test_aliases_lead_to_sizes_in_any_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("125M", "124M"), ("350M", "355M"), ("770M", "774M"), ("1500M", "1558M"), ("gpt2-mediun", "355M"), ("distilgpt", "distilgpt2")]
+    ("typed", "meant"),
+    [
+        ("125M", "124M"),
+        ("350M", "355M"),
+        ("770M", "774M"),
+        ("1500M", "1558M"),
+        ("gpt2-mediun", "355M"),
+        ("distilgpt", "distilgpt2"),
+    ],
 )
 def test_a_mistyped_size_leads_to_the_nearest(typed: str, meant: str) -> None:
     assert canonical_size(typed) is None

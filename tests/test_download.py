@@ -680,7 +680,7 @@ def test_redirects_end_and_never_leave_https(origin: Origin) -> None:
 def test_https_is_not_left_for_http() -> None:
     import httpx2
 
-    from gpt2kit.transfer import _redirected
+    from gpt2kit.download.transfer import _redirected
 
     response = httpx2.Response(302, headers={"Location": "http://example.org/x"})
     with _refused("from https to http"):

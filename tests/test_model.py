@@ -108,7 +108,7 @@ def test_cached_and_uncached_logits_agree(tiny_config: GPT2Config, name: str, ch
     ids = torch.randint(0, 512, (3, 32), generator=torch.Generator().manual_seed(2))
     cache = model.new_cache(3)
     with torch.no_grad():
-        found = torch.cat([model(part, cache) for part in ids.split(chunks, dim=1)], dim=1)
+        found = torch.cat([model(part, cache) for part in torch.split(ids, chunks, dim=1)], dim=1)
         torch.testing.assert_close(found, model(ids), rtol=0, atol=1e-5)
     assert cache.lengths == [32, 32, 32]
 
@@ -188,7 +188,7 @@ def test_the_same_generator_gives_the_same_weights(tiny_config: GPT2Config) -> N
 
 @pytest.mark.parametrize("field", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
 def test_each_dropout_acts_in_training_only(tiny_config: GPT2Config, field: str) -> None:
-    off = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    off: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     model = make_model(replace(tiny_config, **{**off, field: 0.5}))
     ids = torch.arange(32)[None]
     torch.manual_seed(0)

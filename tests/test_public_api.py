@@ -36,9 +36,14 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import gpt2kit.generate, gpt2kit.download", "from gpt2kit.generate import stream", "import gpt2kit; gpt2kit.stream; gpt2kit.download"]
+    "first",
+    [
+        "import gpt2kit.generate, gpt2kit.download",
+        "from gpt2kit.generate import stream",
+        "import gpt2kit; gpt2kit.stream; gpt2kit.download",
+    ],
 )
 def test_functions_are_not_hidden_by_the_modules_of_their_name(first: str) -> None:
     # Importing the module gpt2kit.generate used to put it in the place of the function gpt2kit.generate.
-    check = "import gpt2kit; assert callable(gpt2kit.generate) and callable(gpt2kit.download); from gpt2kit import generate; assert callable(generate)"
+    check = "import gpt2kit; from gpt2kit import generate; assert all(map(callable, (generate, gpt2kit.generate, gpt2kit.download)))"
     subprocess.run([sys.executable, "-c", f"{first}; {check}"], check=True)

@@ -75,7 +75,9 @@ def test_the_repetition_penalty_pushes_seen_tokens_down_on_both_sides_of_zero() 
     logits = torch.tensor([[2.0, -2.0, 2.0]])
     seen = torch.tensor([[True, True, False]])
     assert penalize(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0]]
-    assert sample(torch.tensor([[2.0, 1.5]]), Sampling(temperature=0, repetition_penalty=2.0), generators(1), torch.tensor([[True, False]])).tolist() == [1]
+    assert sample(
+        torch.tensor([[2.0, 1.5]]), Sampling(temperature=0, repetition_penalty=2.0), generators(1), torch.tensor([[True, False]])
+    ).tolist() == [1]
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:

@@ -27,8 +27,11 @@ WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 # --- config.json -----------------------------------------------------------------------------------------------------
 
-_SAME_NAME = ["n_embd", "n_head", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
-_OUR_OWN = ["qkv_bias", "bias", "norm", "norm_first", "mlp", "positions"]  # only under "model_type": "gpt2kit"
+_SAME_NAME = (
+    *("n_embd", "n_head", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
+)
+_OUR_OWN = ("qkv_bias", "bias", "norm", "norm_first", "mlp", "positions")  # only under "model_type": "gpt2kit"
 
 # Fields that do not touch the function from ids to logits: provenance, training, how to sample, what to return.
 _NO_EFFECT = re.compile(

@@ -1,7 +1,7 @@
 """Move the bytes of one file: resumed, checked, and never waiting for ever.
 
 What a server sends is appended to what an earlier process left only if it is surely the rest of the same version, and gets the file's name
-only when size and hashes are right. Where files come from and where they go is the work of `gpt2kit.sources` and `gpt2kit.download`.
+only when size and hashes are right. Where files come from and where they go is known to `sources` and `gpt2kit.download`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Protocol, TypeVar
 
 import httpx2
 
+from gpt2kit.download.parts import Part, RemoteFile
 from gpt2kit.errors import DownloadError
-from gpt2kit.parts import Part, RemoteFile
 
 T = TypeVar("T")
 

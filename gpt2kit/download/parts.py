@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.store import write_whole
+from gpt2kit.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
