@@ -157,14 +157,14 @@ def test_ids_outside_the_vocabulary_are_refused(tiny_model: GPT2) -> None:
 def test_rows_of_padding_are_never_sampled(tiny_config: GPT2Config) -> None:
     model = make_model(tiny_config)
     with torch.no_grad():
-        model.head_weight[500:] *= 100  # the largest logits by far
+        model.wte.weight[500:] *= 100  # the largest logits by far
     state = Continuation(model, [[1]], max_tokens=50, sampling=Sampling(top_k=0), generators=[sample_generator(0, 0)], n_vocab=500)
     assert all(state.step()[0] < 500 for _ in range(30))
 
 
 def test_damaged_weights_are_an_error_and_not_a_text(tiny_model: GPT2) -> None:
     with torch.no_grad():
-        tiny_model.ln_f.bias[0] = float("nan")
+        dict(tiny_model.named_parameters())["ln_f.bias"][0] = float("nan")
     with pytest.raises(GenerationError, match="not finite"):
         tokens(tiny_model, [1], 1)
 

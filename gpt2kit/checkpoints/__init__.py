@@ -103,8 +103,9 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
         name, stored = item
         tensor = stored.read()
         _check_finite(checkpoint.path, name, tensor)
-        final = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
-        return name, final.contiguous()
+        final = tensor.to(device=device, dtype=dtype).contiguous()
+        whole = final.untyped_storage().nbytes() == final.nbytes
+        return name, final if whole else final.clone()  # not the window of a larger block of memory, which it would keep alive
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
