@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gpt2kit.checkpoints import load as load
     from gpt2kit.config import SIZES as SIZES
     from gpt2kit.config import GPT2Config as GPT2Config
+    from gpt2kit.corpus import Corpus as Corpus
+    from gpt2kit.corpus import load_corpus as load_corpus
     from gpt2kit.download import download as download
     from gpt2kit.errors import CheckpointError as CheckpointError
     from gpt2kit.errors import CheckpointFormatError as CheckpointFormatError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from gpt2kit.errors import CheckpointNotFoundError as CheckpointNotFoundError
     from gpt2kit.errors import ConfigError as ConfigError
     from gpt2kit.errors import ContextLengthError as ContextLengthError
+    from gpt2kit.errors import CorpusError as CorpusError
     from gpt2kit.errors import DownloadError as DownloadError
     from gpt2kit.errors import GenerationError as GenerationError
     from gpt2kit.errors import Gpt2KitError as Gpt2KitError
@@ -48,6 +51,8 @@ _EXPORTS = {
     "Completion": "gpt2kit.generate",
     "ConfigError": "gpt2kit.errors",
     "ContextLengthError": "gpt2kit.errors",
+    "Corpus": "gpt2kit.corpus",
+    "CorpusError": "gpt2kit.errors",
     "DownloadError": "gpt2kit.errors",
     "GPT2": "gpt2kit.model",
     "GPT2Config": "gpt2kit.config",
@@ -65,6 +70,7 @@ _EXPORTS = {
     "generate": "gpt2kit.generate",
     "generate_tokens": "gpt2kit.generate",
     "load": "gpt2kit.checkpoints",
+    "load_corpus": "gpt2kit.corpus",
     "stream": "gpt2kit.generate",
 }
 

@@ -8,6 +8,7 @@
     │   └── CheckpointMismatchError    readable, but not this model
     ├── TokenizerError                 text or files that the vocabulary cannot represent
     ├── ContextLengthError             more tokens than the model has positions
+    ├── CorpusError                    a text to train on that is empty, undecodable or too short
     ├── GenerationError                the model's output cannot be sampled from
     ├── DownloadError                  network, hash or permission
     └── MissingDependencyError         an extra is not installed
@@ -94,6 +95,15 @@ class ContextLengthError(Gpt2KitError):
         super().__init__(message)
         self.requested = requested
         self.limit = limit
+
+
+class CorpusError(Gpt2KitError):
+    """A text to train on or compare with cannot be read, or holds too little."""
+
+    def __init__(self, message: str, *, path: Path | None = None, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset  # of the first bad byte
 
 
 class GenerationError(Gpt2KitError):
