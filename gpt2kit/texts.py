@@ -19,10 +19,9 @@ from pathlib import Path
 
 from gpt2kit.errors import CheckpointError, CorpusError
 from gpt2kit.files import check_regular, impostor
+from gpt2kit.tokenizers.bpe import END_OF_TEXT
 
 Source = str | Path | Sequence[str | Path]
-
-SEPARATOR = "<|endoftext|>"  # between documents
 
 # What people take for a text file, by its first bytes.
 _PACKED = {
@@ -52,7 +51,7 @@ class Text:
     @property
     def joined(self) -> str:
         """Return all documents as one text with the separator between them."""
-        return SEPARATOR.join(self.documents)
+        return END_OF_TEXT.join(self.documents)
 
 
 def read_texts(source: Source, *, encoding: str = "utf-8", text_field: str = "text") -> Text:
@@ -69,7 +68,7 @@ def read_texts(source: Source, *, encoding: str = "utf-8", text_field: str = "te
         n_bytes += len(data)
         text = decode(data, path, encoding)
         parts = _json_texts(text, path, text_field) if path.suffix == ".jsonl" else [text]
-        documents += [document for part in parts for document in part.split(SEPARATOR) if document.strip()]
+        documents += [document for part in parts for document in part.split(END_OF_TEXT) if document.strip()]
     if not documents:
         what = files[0] if len(files) == 1 else f"the {len(files)} files of {source}"
         raise CorpusError(f"{what}: {'nothing but white space' if n_bytes else 'empty'}; expected a text", path=files[0])

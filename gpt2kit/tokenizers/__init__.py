@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from gpt2kit.tokenizers.bpe import BPETokenizer
+from gpt2kit.tokenizers.char import CharTokenizer
+from gpt2kit.tokenizers.listed import find_listed
 from gpt2kit.tokenizers.stream import StreamDecoder
+from gpt2kit.tokenizers.word import WordTokenizer
 
-__all__ = ["BPETokenizer", "StreamDecoder", "Tokenizer", "identity", "load_tokenizer"]
+__all__ = ["BPETokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "WordTokenizer", "identity", "load_tokenizer"]
 
 
 @runtime_checkable
@@ -43,7 +46,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
     Raises TokenizerError for a damaged vocabulary.
     """
-    return BPETokenizer.find(folder)
+    return find_listed(folder, {"char": CharTokenizer, "word": WordTokenizer}) or BPETokenizer.find(folder)
 
 
 def identity(tokenizer: Tokenizer) -> str:
