@@ -10,6 +10,7 @@
     ├── ContextLengthError             more tokens than the model has positions
     ├── CorpusError                    a text to train on that is empty, undecodable or too short
     ├── GenerationError                the model's output cannot be sampled from
+    ├── TrainingError                  the loss is not finite, or a saved run is not this one
     ├── DownloadError                  network, hash or permission
     └── MissingDependencyError         an extra is not installed
 
@@ -108,6 +109,14 @@ class CorpusError(Gpt2KitError):
 
 class GenerationError(Gpt2KitError):
     """The model's output cannot be sampled from: its weights or its arithmetic are broken."""
+
+
+class TrainingError(Gpt2KitError):
+    """A training cannot go on: its loss is not finite, or its folder holds another run."""
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class DownloadError(Gpt2KitError):
