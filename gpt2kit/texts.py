@@ -144,37 +144,30 @@ def _wide(data: bytes) -> str | None:
 
 def _advice(data: bytes, name: str) -> str:
     """Say what to do about bytes that are not of an encoding."""
-    whole = len(data.decode("utf-8", errors="ignore").encode())  # the bytes that are UTF-8
-    letters = sum(byte >= 0x80 for byte in data)
-    damaged = len(data) - whole
-    if name != "utf-8":
-        return "add --encoding utf-8" if damaged == 0 else f"the file looks like {_single_byte(data)}; add --encoding {_single_byte(data)}"
-    if letters > 2 * damaged:
+    data = data.removeprefix(codecs.BOM_UTF8)
+    damaged = len(data) - len(data.decode("utf-8", errors="ignore").encode())  # bytes that are not UTF-8
+    if name != "utf-8" and not damaged:
+        return "add --encoding utf-8"
+    if name == "utf-8" and sum(byte >= 0x80 for byte in data) > 2 * damaged:
         return "the rest is UTF-8, so the file is damaged there, or was joined from two of different encodings; mend that place"
     likely = _single_byte(data)
     return f"the file looks like {likely}; add --encoding {likely}"
 
 
 def _single_byte(data: bytes) -> str:
-    """Name the encoding in which the bytes above ASCII look most like letters among letters and quotes around words."""
+    """Name the encoding in which the bytes above ASCII, and the letters beside them, look most like what people write."""
     found = re.findall(rb"[A-Za-z]?[\x80-\xff]+[A-Za-z]?", data[: 2**20])
-
-    def score(name: str) -> int:
-        words = [piece.decode(name, errors="replace") for piece in found]
-        return sum(_plausible(word) for word in words)
-
-    return max(_SINGLE_BYTE, key=score)  # the first of equals
+    return max(_SINGLE_BYTE, key=lambda name: sum(_plausible(piece.decode(name, errors="replace")) for piece in found))
 
 
-def _plausible(word: str) -> int:
-    """Rate a piece of text: higher for what people write, such as accented small letters after letters and all of one alphabet."""
-    marks = sum(character in "‘’“”«»–—…°" for character in word)
-    latin = sum("À" <= character <= "ÿ" for character in word)
-    cyrillic = sum("А" <= character <= "ё" for character in word)
-    wrong = sum(not character.isalpha() and character not in "‘’“”«»–—…°§©\xa0" for character in word if character > "\x7f")
-    swapped = sum(a.islower() and b.isupper() for a, b in itertools.pairwise(word))
-    runs = latin - 2 if latin > 2 else 0  # Cyrillic read as Latin: many accents in a row
-    return marks + latin + cyrillic - 2 * wrong - 2 * swapped - 3 * runs
+def _plausible(piece: str) -> int:
+    """Rate characters: letters and quotes count for them, symbols, capitals after small letters, and many accents in a row against."""
+    marks = sum(character in "‘’“”«»–—…°" for character in piece)
+    latin = sum("À" <= character <= "ÿ" for character in piece)
+    cyrillic = sum("А" <= character <= "ё" for character in piece)
+    strange = sum(character > "\x7f" and not character.isalpha() and character not in "‘’“”«»–—…°§©\xa0" for character in piece)
+    swapped = sum(a.islower() and b.isupper() for a, b in itertools.pairwise(piece))
+    return marks + latin + cyrillic - 2 * strange - 2 * swapped - 3 * max(0, latin - 2)
 
 
 def _json_texts(text: str, path: Path, field: str) -> Iterator[str]:

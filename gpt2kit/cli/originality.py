@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SHOWN = 10  # passages
+_WIDEST = 300  # characters of each
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,7 +61,7 @@ def _compare_texts(text: str, corpus: Sequence[str], min_run: int, json: bool) -
     for passage in found.passages[:_SHOWN]:
         place = f"line {passage.line:,}" + (f" of document {passage.document + 1:,}" if len(corpus) > 1 else "")
         also = f", {passage.occurrences} times" if passage.occurrences > 1 else ""
-        typer.echo(f"\n{passage.length} words, {place}{also}\n  {' '.join(passage.text.split())}")
+        typer.echo(f"\n{passage.length} words, {place}{also}\n  {textwrap.shorten(passage.text, _WIDEST, placeholder=' …')}")
     if len(found.passages) > _SHOWN:
         typer.echo(f"\n{len(found.passages) - _SHOWN:,} more; --json lists them all", err=True)
 
