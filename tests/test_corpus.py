@@ -18,14 +18,14 @@ from gpt2kit.corpus import Corpus, encode_documents, load_corpus, split_document
 from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.texts import read_texts
 from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
-from gpt2kit.tokenizers.bpe import _CHARACTER
+from gpt2kit.tokenizers.bpe import byte_characters
 
 TEXT = "".join(f"verso numero {n} è scritto qui\n" for n in range(60))
 
 
 def byte_tokenizer() -> BPETokenizer:
     """GPT-2's tokenizer without merges, but for one: the 256 bytes, "he", and the marker."""
-    vocab = {character: byte for byte, character in _CHARACTER.items()} | {"he": 256, "<|endoftext|>": 257}
+    vocab = {character: byte for byte, character in byte_characters().items()} | {"he": 256, "<|endoftext|>": 257}
     return BPETokenizer(vocab, [("h", "e")])
 
 
