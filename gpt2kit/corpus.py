@@ -165,32 +165,29 @@ def load_corpus(
     if not isinstance(source, Text) and (path := _token_file(source)) is not None:
         return _load_tokens(path, tokenizer, key, val_fraction, None if val is None else Path(val))
     text = source if isinstance(source, Text) else read_texts(source, encoding=encoding, text_field=text_field)
-    if val is not None:
-        held_out = read_texts(val, encoding=encoding, text_field=text_field)
-        train, files = list(text.documents), text.files + held_out.files
-        parts = [train, list(held_out.documents)]
+    held_out = None if val is None else read_texts(val, encoding=encoding, text_field=text_field)
+    if held_out is None:
+        files, parts = text.files, split_documents(text.documents, val_fraction)
     else:
-        files, parts = text.files, list(split_documents(text.documents, val_fraction))
+        files, parts = text.files + held_out.files, (list(text.documents), list(held_out.documents))
     digests = [_digest(part, key) for part in parts]
     train_ids, val_ids = (_encode_cached(part, tokenizer, digest, cache) for part, digest in zip(parts, digests, strict=True))
-    if len(val_ids) < 2 and val is None:  # too little to predict anything in
-        parts = [list(text.documents), []]
-        digests = [_digest(part, key) for part in parts]
-        train_ids, val_ids = _encode_cached(parts[0], tokenizer, digests[0], cache), val_ids[:0]
+    if held_out is None and val_fraction and len(val_ids) < 2:  # too little to predict anything in
+        return load_corpus(text, tokenizer, val_fraction=0.0, cache=cache)
     if len(train_ids) < 2:
         raise CorpusError(f"{files[0]}: {len(train_ids)} token, expected two at least: one to read and one to predict", path=files[0])
     characters = [sum(map(len, part)) for part in parts]
     n_bytes = [sum(len(document.encode()) for document in part) for part in parts]
     report = CorpusReport(
         files=[str(file) for file in files],
-        documents=len(text.documents) if val is None else len(parts[0]) + len(parts[1]),
+        documents=len(text.documents) + (len(held_out.documents) if held_out else 0),
         bytes=sum(n_bytes),
         val_bytes=n_bytes[1],
         characters=sum(characters),
         val_characters=characters[1],
         train_tokens=len(train_ids),
         val_tokens=len(val_ids),
-        oddities=examine([document for part in parts for document in part]),
+        oddities=examine([*parts[0], *parts[1]]),
     )
     return Corpus(train_ids, val_ids, report, hashlib.sha256("".join(digests).encode()).hexdigest())
 
@@ -207,8 +204,8 @@ def split_documents(documents: Sequence[str], val_fraction: float) -> tuple[list
     for number, document in enumerate(documents):
         if before + len(document) > cut:
             place = _good_cut(document, cut - before, reach - before)
-            halves = (document[:place], document[place:])
-            return [*documents[:number], *filter(None, halves[:1])], [*filter(None, halves[1:]), *documents[number + 1 :]]
+            train, val = [*documents[:number], document[:place]], [document[place:], *documents[number + 1 :]]
+            return [part for part in train if part], [part for part in val if part]
         before += len(document)
     return list(documents), []
 
