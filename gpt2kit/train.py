@@ -44,7 +44,7 @@ from gpt2kit.optim import (
 Precision = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
 
-_LOGITS_AT_ONCE = 2**24  # beyond this many, the loss goes through them in pieces
+LOGITS_AT_ONCE = 2**24  # beyond this many, the loss goes through them in pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def train(
     global random stream is set anew at every step, from seed and step. Raises TrainingError for a loss that is not finite.
     """
     ranks = ranks or Ranks()
-    module, optimizers, step_loss = _prepare(model, corpus, config, ranks)
+    module, optimizers, step_loss = prepare(model, corpus, config, ranks)
     progress = Progress() if run is None else run.restore(model, optimizers)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -135,7 +135,7 @@ def train(
         val_loss = evaluate_loss(module, corpus, config, ranks)
         return val_loss, val_loss is not None and progress.note(val_loss)
 
-    if progress.step == 0:
+    if run is None or run.last_step is None:
         val_loss, is_best = measure()
         report = StepReport(0, None, val_loss, 0.0, None, 0, 0.0, None, is_best)
         _save(run, report, model, optimizers, progress)
@@ -189,7 +189,7 @@ class NextTokenLoss(nn.Module):
         with autocast(ids.device, self.precision), _checkpointed(self.model, self.checkpointing and self.training):
             hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (B * T, C)
             weight = self.model.head_weight  # (V, C)
-            if len(targets) * len(weight) > _LOGITS_AT_ONCE:
+            if len(targets) * len(weight) > LOGITS_AT_ONCE:
                 return _PiecewiseLoss.apply(hidden, weight, targets, self.precision)  # type: ignore[no-any-return, no-untyped-call]
             logits = F.linear(hidden, weight)  # (B * T, V)
         return F.cross_entropy(logits.float(), targets)
@@ -210,7 +210,7 @@ class _PiecewiseLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), device=h.device)
-        rows = max(1, _LOGITS_AT_ONCE // len(w))
+        rows = max(1, LOGITS_AT_ONCE // len(w))
         for piece in (slice(start, start + rows) for start in range(0, n, rows)):
             target = targets[piece, None]  # (rows, 1)
             logits = (h[piece] @ w.T).float()  # (rows, V)
@@ -267,7 +267,7 @@ def _checkpointed(model: GPT2, wanted: bool) -> Iterator[None]:
             del block.forward  # the class's own is behind it
 
 
-def _prepare(
+def prepare(
     model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks
 ) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable[[int], float]]:
     """Return the module that computes a loss, the optimizers, and what computes the loss and the gradients of a step."""
@@ -292,7 +292,7 @@ def _prepare(
         for part, ids in enumerate(parts := batch(step).chunk(config.accumulate)):
             with ranks.gradients_together(module, part == len(parts) - 1):
                 loss = compute(ids) / len(parts)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total += loss.detach()
         return ranks.mean(float(total))
 
@@ -304,7 +304,7 @@ def _compiled(module: nn.Module, ids: Tensor) -> Callable[[Tensor], Tensor]:
     compiled: Callable[[Tensor], Tensor] = torch.compile(module)
     try:
         module.train()
-        compiled(ids).backward()
+        compiled(ids).backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever is missing: a compiler, its headers, support for this processor
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warnings.warn(f"torch cannot compile here ({reason}): training goes on without", Gpt2KitWarning, stacklevel=2)

@@ -12,13 +12,14 @@ of its files. Nothing is pickled. Random streams and the order of the data are f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,16 @@ class Run:
         resume: bool = False,
         force: bool = False,
         write: Callable[[Path, GPT2], None] = write_model,
+        is_main: bool = True,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
+        self.is_main = is_main  # of several processes, only the main one writes; all read
         self.last_step: int | None = None  # of the newest whole state
         self._write = write
-        try:
+        if not is_main:
+            return
+        with _writing(self.folder):
             self._claim(dict(settings), resume, force)
-        except OSError as error:
-            raise TrainingError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
     def _claim(self, settings: dict[str, Any], resume: bool, force: bool) -> None:
         occupied = self.folder.is_file() or (self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()))
@@ -116,7 +119,8 @@ class Run:
 
     def close(self) -> None:
         """Let others use the folder."""
-        self._lock.release()
+        if self.is_main:
+            self._lock.release()
 
     @property
     def _states(self) -> Path:
@@ -126,13 +130,14 @@ class Run:
 
     def restore(self, model: GPT2, optimizers: Sequence[Optimizer]) -> Progress:
         """Set model and optimizers to the newest whole state and return how far it is; do nothing where there is none."""
-        folders = sorted((path for path in self._states.iterdir() if re.fullmatch(r"step-\d+", path.name)), reverse=True)
+        folders = sorted((path for path in self._states.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), reverse=True)
         for folder in folders:
             try:
                 progress = _load(folder, model, optimizers)
             except CheckpointFormatError as error:
                 warnings.warn(f"{error}; going on from the state before", Gpt2KitWarning, stacklevel=2)
-                shutil.rmtree(folder)
+                if self.is_main:
+                    shutil.rmtree(folder)
                 continue
             self.last_step = progress.step
             self._trim_metrics(progress.step)
@@ -144,7 +149,7 @@ class Run:
 
     def save(self, model: GPT2, optimizers: Sequence[Optimizer], progress: Progress) -> None:
         """Save a state, then remove the ones that are too old."""
-        if progress.step == self.last_step:
+        if progress.step == self.last_step or not self.is_main:
             return
         target = self._states / f"step-{progress.step:08d}"
         weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -160,29 +165,32 @@ class Run:
 
         with _beside(target, write) as building:
             building.rename(target)
-        fsync_directory(self._states)
         self.last_step = progress.step
         for old in sorted(path for path in self._states.iterdir() if path.name.startswith("step-"))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def write_best(self, model: GPT2) -> None:
         """Make these weights the ones that the run's folder is a model of."""
+        if not self.is_main:
+            return
         with _beside(self.folder / "best", lambda folder: self._write(folder, model)) as building:
             for path in building.iterdir():
                 path.replace(self.folder / path.name)
-        fsync_directory(self.folder)
 
     def record(self, report: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+        if not self.is_main:
+            return
+        with _writing(self.folder), (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(report), ensure_ascii=False) + "\n")
 
     def _trim_metrics(self, step: int) -> None:
         """Take back the reports of steps that will be done again, and a last line that is not whole."""
         path = self.folder / METRICS
-        if path.exists():
+        if path.exists() and self.is_main:
             kept = [line for line in read_metrics(self.folder) if line.get("step", 0) <= step]
-            write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+            with _writing(self.folder):
+                write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -246,31 +254,32 @@ def _shown(value: Any) -> str:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-class _beside:  # noqa: N801  # reads as the words of a sentence
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the system has against writing into a TrainingError."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write in {folder}: {error.strerror or error}; what was saved before is whole") from error
+
+
+@contextlib.contextmanager
+def _beside(target: Path, write: Callable[[Path], None]) -> Iterator[Path]:
     """Write a folder beside its place, whole and synced, and give it to be moved there; it vanishes if that fails."""
-
-    def __init__(self, target: Path, write: Callable[[Path], None]) -> None:
-        self._building = target.with_name(f".{target.name}-{os.getpid()}")
-        self._write = write
-
-    def __enter__(self) -> Path:
-        try:
-            shutil.rmtree(self._building, ignore_errors=True)
-            self._building.mkdir()
-            self._write(self._building)
-            for path in self._building.iterdir():
+    building = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        with _writing(target.parent):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            write(building)
+            for path in building.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            fsync_directory(self._building)
-        except OSError as error:
-            shutil.rmtree(self._building, ignore_errors=True)
-            raise TrainingError(
-                f"cannot save {self._building.parent}: {error.strerror or error}; what was saved before is whole"
-            ) from error
-        return self._building
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._building, ignore_errors=True)
+            fsync_directory(building)
+            yield building
+            fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
