@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights() -> None
     steps = train(model, small_corpus(), small_config())
     next(steps)
     with torch.no_grad():
-        model.wpe.weight[3, 3] = math.nan
+        model.get_parameter("wpe.weight")[3, 3] = math.nan
     others = weights(model)
     with pytest.raises(TrainingError, match=r"step 1: the loss is nan.*--lr") as caught:
         next(steps)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 import regex
 
@@ -51,7 +52,7 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
 
 def _count(tokens: list[str], word: int, times: int, counts: Counter[Pair], places: defaultdict[Pair, set[int]]) -> None:
     """Add a word's pairs to the counts, or with negative `times` take them off."""
-    for pair in zip(tokens, tokens[1:], strict=False):
+    for pair in pairwise(tokens):
         counts[pair] += times
         if times > 0:
             places[pair].add(word)
