@@ -45,6 +45,7 @@ Precision = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
 
 LOGITS_AT_ONCE = 2**24  # beyond this many, the loss goes through them in pieces
+_NARROW = 128  # widths below are not faster in bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def train(
 
     def measure() -> tuple[float | None, bool]:
         val_loss = evaluate_loss(module, corpus, config, ranks)
-        return val_loss, val_loss is not None and progress.note(val_loss)
+        return val_loss, val_loss is None or progress.note(val_loss)  # with nothing to tell by, the latest is the best
 
     if run is None or run.last_step is None:
         val_loss, is_best = measure()
@@ -246,8 +247,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast | nul
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def best_precision(device: torch.device) -> Precision:
-    """Return bfloat16 where the device multiplies it faster than float32."""
+def best_precision(device: torch.device, n_embd: int) -> Precision:
+    """Return bfloat16 where the device multiplies it faster than float32, and the matrices are large enough to show it."""
+    if n_embd < _NARROW:
+        return "float32"
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

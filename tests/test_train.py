@@ -91,8 +91,8 @@ def test_many_logits_are_gone_through_in_pieces_with_the_same_loss_and_gradients
 def test_the_loss_is_the_mean_of_predicting_each_token_from_those_before() -> None:
     model, ids = small_model().eval(), torch.tensor([[3, 1, 4, 1, 5]])
     logits = model(ids[:, :-1])
-    by_hand = -sum(F.log_softmax(logits[0, place], dim=-1)[ids[0, place + 1]] for place in range(4)) / 4
-    assert NextTokenLoss(model)(ids).item() == pytest.approx(float(by_hand), abs=1e-6)
+    by_hand = -sum(F.log_softmax(logits[0, place], dim=-1)[ids[0, place + 1]].item() for place in range(4)) / 4
+    assert NextTokenLoss(model)(ids).item() == pytest.approx(by_hand, abs=1e-6)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------

@@ -257,8 +257,8 @@ def _line(report: StepReport) -> str:
 def _first_line(setup: Setup) -> str:
     """Return the beginning of the validation text up to a line end: what samples go on from unless told."""
     ids = setup.corpus.val_ids if len(setup.corpus.val_ids) else setup.corpus.train_ids
-    text = setup.tokenizer.decode(ids[:100].tolist()).lstrip()
-    return text.split("\n")[0][:60] or text[:1]
+    text = setup.tokenizer.decode(ids[: min(20, max(1, setup.config.block_size // 2))].tolist())
+    return text.lstrip().split("\n")[0] or text
 
 
 class _Bar:

@@ -192,7 +192,7 @@ def _configuration(
         "lr": 3e-3 if scratch else 1e-3 if options.get("lora_rank") else 1e-4,
         "warmup": min(100, steps // 10),
         "patience": 5,
-        "precision": best_precision(model.device),
+        "precision": best_precision(model.device, model.config.n_embd),
         "save_every": eval_every,
     }
     sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}
