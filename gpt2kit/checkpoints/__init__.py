@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +43,9 @@ def load(model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto
     place = pick_device(device)
     number = pick_dtype(dtype, place)
     checkpoint = open_checkpoint(store.find(model))
-    return build_model(checkpoint, device=place, dtype=number), load_vocabulary(checkpoint)
+    with ThreadPoolExecutor(1) as pool:  # while the weights are read, Python has time for the vocabulary
+        tokenizer = pool.submit(load_vocabulary, checkpoint)
+        return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
 
 
 def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -95,20 +96,20 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     """
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
+    # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes.
+    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
     _check_tied_copy(checkpoint)
 
-    def place(item: tuple[str, StoredTensor]) -> tuple[str, Tensor]:
-        name, stored = item
-        tensor = stored.read()
+    def fill(name: str) -> None:
+        tensor = checkpoint.tensors[name].read()
         _check_finite(checkpoint.path, name, tensor)
-        final = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
-        return name, final.contiguous()
+        state[name].copy_(tensor)
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        state = dict(pool.map(place, checkpoint.tensors.items()))
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(fill, checkpoint.tensors))
     torch.set_num_threads(threads)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -35,10 +35,9 @@ from gpt2kit.checkpoints import write_model
 from gpt2kit.checkpoints.huggingface import write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning, TrainingError
-from gpt2kit.files import fsync_directory, read_json
+from gpt2kit.files import fsync_directory, read_json, write_whole
 from gpt2kit.model import GPT2
 from gpt2kit.optim import named_state
-from gpt2kit.store import write_whole
 
 SETTINGS = "run.json"
 METRICS = "metrics.jsonl"
