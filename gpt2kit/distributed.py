@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,27 @@ class Ranks:
 
     def mean(self, value: float) -> float:
         """Return the mean of the processes' numbers."""
-        return value if self.world_size == 1 else float(self._sum(value)) / self.world_size
+        return value if self.world_size == 1 else self._reduced(value) / self.world_size
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return flag if self.world_size == 1 else float(self._sum(float(flag))) > 0
+        return flag if self.world_size == 1 else self._reduced(float(flag)) > 0
 
-    def _sum(self, value: float) -> Tensor:
+    def least(self, value: int) -> int:
+        """Return the smallest of the processes' numbers."""
+        return value if self.world_size == 1 else int(self._reduced(value, torch.distributed.ReduceOp.MIN))
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    @staticmethod
+    def _reduced(value: float, how: torch.distributed.ReduceOp.RedOpType = torch.distributed.ReduceOp.SUM) -> float:
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         tensor = torch.tensor(value, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(tensor)
-        return tensor
+        torch.distributed.all_reduce(tensor, how)
+        return tensor.item()
 
 
 def join() -> Ranks:
@@ -59,3 +69,9 @@ def join() -> Ranks:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def leave() -> None:
+    """Part from the other processes, where there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from gpt2kit.checkpoints import write_model
 from gpt2kit.checkpoints.huggingface import write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
+from gpt2kit.distributed import Ranks
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning, TrainingError
 from gpt2kit.files import fsync_directory, read_json, write_whole
 from gpt2kit.model import GPT2
@@ -67,7 +68,7 @@ class Progress:
 class Run:
     """The folder of a training run, held by this process alone until `close`.
 
-    `settings` is all that decides how the run goes; `write_best` puts the model into an empty folder.
+    `settings` is all that decides how the run goes; `write` puts the model into an empty folder.
     """
 
     def __init__(
@@ -78,16 +79,17 @@ class Run:
         resume: bool = False,
         force: bool = False,
         write: Callable[[Path, GPT2], None] = write_model,
-        is_main: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
-        self.is_main = is_main  # of several processes, only the main one writes; all read
+        self.is_main = ranks is None or ranks.is_main  # of several processes, only the main one writes; all read
         self.last_step: int | None = None  # of the newest whole state
         self._write = write
-        if not is_main:
-            return
-        with _writing(self.folder):
-            self._claim(dict(settings), resume, force)
+        if self.is_main:
+            with _writing(self.folder):
+                self._claim(dict(settings), resume, force)
+        if ranks is not None:
+            ranks.wait()
 
     def _claim(self, settings: dict[str, Any], resume: bool, force: bool) -> None:
         occupied = self.folder.is_file() or (self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()))
@@ -112,9 +114,9 @@ class Run:
                     path.unlink()
         for unfinished in [*self.folder.glob(".best-*"), *self._states.glob(".step-*")]:  # a kill left them
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._states.mkdir(exist_ok=True)
         if not resume:
             write_whole(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        self._states.mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Let others use the folder."""

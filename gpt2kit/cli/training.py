@@ -90,22 +90,17 @@ def _run(kind: str, corpus: str, given: dict[str, Any]) -> None:
     from gpt2kit.checkpoints.training import Run
     from gpt2kit.cli.training_report import Reporter
     from gpt2kit.cli.training_setup import set_up
+    from gpt2kit.distributed import leave
     from gpt2kit.train import train as steps
 
     setup = set_up(kind, corpus, given)
-    run = Run(
-        setup.folder,
-        setup.settings,
-        resume=given["resume"],
-        force=given["force"],
-        write=setup.write,
-        is_main=setup.ranks.is_main,
-    )
+    run = Run(setup.folder, setup.settings, resume=given["resume"], force=given["force"], write=setup.write, ranks=setup.ranks)
     with _Stop() as stop, Reporter(setup, run, json=given["json"]) as reporter:
         for report in steps(setup.model, setup.corpus, setup.config, run=run, ranks=setup.ranks, stop=lambda: stop() or reporter.stop):
             reporter.step(report)
         reporter.end()
     run.close()
+    leave()
     if stop():
         raise typer.Exit(128 + stop.signal)
 

@@ -41,7 +41,9 @@ def _say(text: str, **style: Any) -> None:
 def show_plan(setup: Setup, *, json: bool) -> None:
     """Print what a training will be and need: with --json one object on stdout, else lines."""
     needed, free = plan.memory(setup.model, setup.config, world_size=setup.ranks.world_size), plan.free_memory(setup.model.device)
-    seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)
+    seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)  # all processes take part in it
+    if not setup.ranks.is_main:
+        return
     trained = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     if json:
         facts = {"parameters": setup.model.config.n_params, "parameters_trained": trained, "corpus": asdict(setup.corpus.report)}
@@ -75,6 +77,7 @@ def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | 
     of_free = f" of {human_size(free)} that are free" if free else ""
     lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
     lines.append(("time", f"about {human_time(config.max_steps * seconds)}, {seconds:.2g} s a step, validations aside"))
+    lines.append(("saved in", str(setup.folder)))
     return lines
 
 
@@ -106,13 +109,11 @@ class Reporter:
         self._started = time.monotonic()
 
     def __enter__(self) -> Reporter:
-        if not self._quiet:
-            if not self._json:
-                show_plan(self._setup, json=False)
-                _say(f"{'saved in':<10}{self._run.folder}")
-            self._started = time.monotonic()
-            if self._bar:
-                self._bar.start()
+        if not self._json:
+            show_plan(self._setup, json=False)
+        self._started = time.monotonic()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -198,4 +198,4 @@ def _configuration(
     sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}
     config = TrainConfig(**(defaults | settled | sizes))
     free = plan.free_memory(model.device)
-    return config if free is None else plan.fit(model, config, free, fixed=set(settled), world_size=ranks.world_size)
+    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), world_size=ranks.world_size)
