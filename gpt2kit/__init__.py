@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gpt2kit.errors import Gpt2KitWarning as Gpt2KitWarning
     from gpt2kit.errors import MissingDependencyError as MissingDependencyError
     from gpt2kit.errors import TokenizerError as TokenizerError
+    from gpt2kit.errors import TrainingError as TrainingError
     from gpt2kit.generate import Completion as Completion
     from gpt2kit.generate import Piece as Piece
     from gpt2kit.generate import complete as complete
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from gpt2kit.generate import stream as stream
     from gpt2kit.model import GPT2 as GPT2
     from gpt2kit.sampling import Sampling as Sampling
+    from gpt2kit.train import StepReport as StepReport
+    from gpt2kit.train import TrainConfig as TrainConfig
+    from gpt2kit.train import train as train
 
 _EXPORTS = {
     "CheckpointError": "gpt2kit.errors",
@@ -64,7 +68,10 @@ _EXPORTS = {
     "Piece": "gpt2kit.generate",
     "SIZES": "gpt2kit.config",
     "Sampling": "gpt2kit.sampling",
+    "StepReport": "gpt2kit.train",
     "TokenizerError": "gpt2kit.errors",
+    "TrainConfig": "gpt2kit.train",
+    "TrainingError": "gpt2kit.errors",
     "complete": "gpt2kit.generate",
     "download": "gpt2kit.download",
     "generate": "gpt2kit.generate",
@@ -72,6 +79,7 @@ _EXPORTS = {
     "load": "gpt2kit.checkpoints",
     "load_corpus": "gpt2kit.corpus",
     "stream": "gpt2kit.generate",
+    "train": "gpt2kit.train",
 }
 
 __all__ = sorted(_EXPORTS)
