@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpt2kit.cli.training_setup import Setup
 
 _SAMPLE_SEED = 1
+_RECENT = 100  # steps whose training losses are averaged
 _MEASURED_TOKENS = 400  # of a text whose originality is measured
 
 
@@ -179,7 +180,7 @@ class Reporter:
             _say(f"this run has ended already; its model is in {self._run.folder}")
             return
         metrics = read_metrics(self._run.folder)
-        summary = self._summary([line for line in metrics if "val_loss" in line])
+        summary = self._summary(metrics)
         (self._run.folder / "report.json").write_text(json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         with contextlib.suppress(MissingDependencyError):
             draw(metrics, self._run.folder / "loss.png")
@@ -199,15 +200,17 @@ class Reporter:
             model += "-merged"
         _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {model}")
 
-    def _summary(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, metrics: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the figures of the run: losses before and after, what the best weights write, and how much of that is copied."""
         assert self._last is not None
         report = self._setup.corpus.report
+        measured = [line for line in metrics if "val_loss" in line]
+        recent = [line["train_loss"] for line in metrics if "train_loss" in line][-_RECENT:]
         summary: dict[str, Any] = {
             "finish_reason": self._last.finish_reason,
             "steps": self._last.step,
             "seconds": time.monotonic() - self._started,
-            "train_loss": self._last.train_loss,
+            "train_loss": sum(recent) / len(recent) if recent else None,
         }
         if measured:
             best = min(measured, key=lambda line: line["val_loss"])
@@ -217,7 +220,7 @@ class Reporter:
         if self._last.finish_reason in ("steps", "patience") or self.stop:
             if "best_step" in summary:
                 self._setup.read(self._run.folder, self._setup.model)
-            summary["sample"] = self._write(max(_MEASURED_TOKENS, 1), _SAMPLE_SEED)
+            summary["sample"] = self._write(_MEASURED_TOKENS, _SAMPLE_SEED)
             if self._index is not None:
                 found = self._index.measure(summary["sample"][len(self._prompt) :])
                 usual = baseline(self._setup.texts.documents) if self._setup.texts else None
@@ -241,7 +244,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
             label = "validation loss" if name == "val_loss" else name.replace("_", " ")
             lines.append(f"{label:<22}{summary['before'][name]:>10.3f}{summary['after'][name]:>10.3f}")
     if summary["train_loss"] is not None:
-        lines.append(f"{'training loss, last':<22}{'':>10}{summary['train_loss']:>10.3f}")
+        lines.append(f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}   mean of the last {_RECENT} steps")
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
