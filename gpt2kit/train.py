@@ -151,6 +151,7 @@ def train(
         _check_finite(progress.step, train_loss, norm, run)
         for optimizer in optimizers:
             optimizer.step()
+        model.eval()  # so that it can be used between the steps
         seconds = time.perf_counter() - started
         progress.step += 1
         done = progress.step == config.max_steps
@@ -274,6 +275,10 @@ def prepare(
     model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks
 ) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable[[int], float]]:
     """Return the module that computes a loss, the optimizers, and what computes the loss and the gradients of a step."""
+    if model.dtype != torch.float32:
+        raise ConfigError(
+            f"the weights are {str(model.dtype).removeprefix('torch.')}, expected float32; `precision` is that of the products"
+        )
     module = ranks.wrap(NextTokenLoss(model, config.precision, config.checkpointing))
     optimizers = build_optimizers(model, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
     if config.batch_size % (ranks.world_size * config.accumulate):

@@ -245,6 +245,18 @@ def test_settings_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> N
         small_config(**wrong)
 
 
+def test_weights_must_be_float32() -> None:
+    with pytest.raises(ConfigError, match="the weights are bfloat16, expected float32"):
+        trained(small_model().to(torch.bfloat16))
+
+
+def test_the_model_can_be_used_between_steps_and_after() -> None:
+    model = small_model()
+    for report in train(model, small_corpus(), small_config()):
+        assert report.step == 0 or not model.training
+    assert not model.training
+
+
 def test_the_configuration_is_a_value() -> None:
     assert replace(small_config(), seed=3) == small_config(seed=3)
     assert TrainConfig(max_steps=200).lr == 3e-3

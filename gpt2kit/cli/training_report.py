@@ -157,12 +157,7 @@ class Reporter:
 
     def _write(self, n: int, seed: int) -> str:
         """Let the model as it is write."""
-        model = self._setup.model
-        training = model.training
-        model.eval()
-        text = generate(model, self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
-        model.train(training)
-        return self._prompt + text
+        return self._prompt + generate(self._setup.model.eval(), self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
 
     def _tell(self, text: str, **style: Any) -> None:
         if self._bar:
