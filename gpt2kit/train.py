@@ -145,13 +145,13 @@ def train(
         started = time.perf_counter()
         lr = learning_rate(progress.step, lr=config.lr, max_steps=config.max_steps, warmup=config.warmup, schedule=config.schedule)
         set_learning_rate(optimizers, lr)
-        model.train()
+        module.train()
         train_loss = step_loss(progress.step)
         norm = clip_gradients(parameters, config.clip)
         _check_finite(progress.step, train_loss, norm, run)
         for optimizer in optimizers:
             optimizer.step()
-        model.eval()  # so that it can be used between the steps
+        module.eval()  # so that it can be used between the steps
         seconds = time.perf_counter() - started
         progress.step += 1
         done = progress.step == config.max_steps
