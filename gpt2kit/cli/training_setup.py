@@ -18,7 +18,7 @@ from gpt2kit.cli import options as shared
 from gpt2kit.config import GPT2Config
 from gpt2kit.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.distributed import Ranks, join
-from gpt2kit.errors import ConfigError, TokenizerError
+from gpt2kit.errors import ConfigError, TokenizerError, TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.optim import freeze
 from gpt2kit.texts import Text, read_texts
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 _MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 _FLAGS = ("out", "resume", "force", "json")
 
 
@@ -64,10 +65,12 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
     """Return the training that `train` or `finetune` is asked for; refuses what cannot be before anything is written."""
     options = {name: value for name, value in given.items() if name not in _FLAGS}
     if "recipe" in options:
-        options = recipes.read(options["recipe"]).options | options
+        options = _unless_given(recipes.read(options["recipe"]).options, options) | options
     name = options.get("recipe", "gpt") if kind == "train" else Path(options.get("model", "124M")).name
     folder = given.get("out") or store.weights_dir() / f"{Path(source).stem}-{name}"
     stored = read_settings(folder) if given["resume"] else {}
+    if stored and stored["command"] != kind:
+        raise TrainingError(f"{folder} was started with {stored['command']}, not with {kind}")
     options = stored.get("options", {}) | options
     if "max_steps" in options and "epochs" in options:
         raise ConfigError("max_steps and epochs are both given; leave one out")
@@ -94,6 +97,12 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
         "training": asdict(config),
     }
     return Setup(name, options, texts, corpus, tokenizer, model, config, Path(folder), settings, ranks, write, read)
+
+
+def _unless_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's options without those that another option, which was given, is about."""
+    about = {"max_steps": "epochs", "epochs": "max_steps", **dict.fromkeys(_DROPOUTS, "dropout")}
+    return {name: value for name, value in recipe.items() if about.get(name) not in given}
 
 
 # --- what to start from ----------------------------------------------------------------------------------------------
@@ -151,8 +160,7 @@ def _read_weights(folder: Path, model: GPT2) -> None:
 def _dropout(options: Mapping[str, Any], default: float | None) -> dict[str, Any]:
     """Return the model's dropout fields: those given by their own names, else `dropout`, else the default."""
     everywhere = options.get("dropout", default)
-    names = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-    return {name: value for name in names if (value := options.get(name, everywhere)) is not None}
+    return {name: value for name in _DROPOUTS if (value := options.get(name, everywhere)) is not None}
 
 
 def _read(source: str, options: Mapping[str, Any]) -> Text:

@@ -329,6 +329,11 @@ def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: P
     assert "a step, validations aside" in run("plan", book, "--model", base).stderr
 
 
+def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -> None:
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run")
+    assert "was started with train, not with finetune" in run("finetune", book, "--out", tmp_path / "run", "--resume", code=1).stderr
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +354,14 @@ def test_each_recipe_is_made_of_options_and_leads_to_a_training(book: Path, base
     small = {"n_layer": min(1, options["n_layer"]), "n_embd": 8, "n_head": 1, "n_inner": 8, "block_size": 8}
     given = {"recipe": name, "resume": False, **small, **({"vocabulary": str(base)} if "vocabulary" in options else {})}
     assert facts("train", book, **given)["training"]["max_steps"] == set_up("train", str(book), given).config.max_steps
+
+
+def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> None:
+    small = {"n_layer": 1, "n_embd": 8, "n_head": 1}
+    settings = facts("train", book, recipe="demo", epochs=1.0, dropout=0.4, **small)
+    assert settings["model"]["resid_pdrop"] == settings["model"]["attn_pdrop"] == 0.4
+    assert settings["training"]["max_steps"] < 10
+    assert facts("train", book, recipe="demo", **small)["model"]["attn_pdrop"] == 0.0
 
 
 def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
