@@ -58,7 +58,7 @@ class TrainConfig:
     accumulate: int = 1  # parts that a process cuts its share of a batch into, one at a time in memory
     optimizer: OptimizerName = "muon"  # muon moves the matrices of the blocks, adamw the rest; or adamw moves all
     lr: float = 3e-3  # the highest learning rate
-    schedule: Schedule = "cosine"  # how it falls after the warm-up
+    schedule: Schedule = "linear"  # how it falls after the warm-up
     warmup: int = 50  # steps in which it rises
     weight_decay: float = 0.01  # of matrices and embeddings
     beta1: float = 0.9  # AdamW's averages: of the gradient,

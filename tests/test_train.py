@@ -120,7 +120,7 @@ def test_the_same_settings_give_the_same_weights() -> None:
 
 
 DIFFERENT: list[dict[str, Any]] = [
-    {"lr": 1e-3}, {"schedule": "linear"}, {"warmup": 5}, {"optimizer": "adamw"}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
+    {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
     {"clip": 0.01}, {"batch_size": 8}, {"block_size": 6}, {"seed": 1}, {"precision": "bfloat16"}, {"max_steps": 11},
 ]  # fmt: skip
 

@@ -143,7 +143,7 @@ SEEN: dict[str, tuple[Any, str, Any]] = {
     "epochs": (2.0, "training.max_steps", 2),
     "optimizer": ("adamw", "training.optimizer", "adamw"),
     "lr": (1e-2, "training.lr", 1e-2),
-    "schedule": ("linear", "training.schedule", "linear"),
+    "schedule": ("cosine", "training.schedule", "cosine"),
     "warmup": (7, "training.warmup", 7),
     "weight_decay": (0.2, "training.weight_decay", 0.2),
     "beta1": (0.8, "training.beta1", 0.8),
