@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gpt2kit.checkpoints import load as load
     from gpt2kit.config import SIZES as SIZES
     from gpt2kit.config import GPT2Config as GPT2Config
+    from gpt2kit.corpus import Corpus as Corpus
+    from gpt2kit.corpus import load_corpus as load_corpus
     from gpt2kit.download import download as download
     from gpt2kit.errors import CheckpointError as CheckpointError
     from gpt2kit.errors import CheckpointFormatError as CheckpointFormatError
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
     from gpt2kit.errors import CheckpointNotFoundError as CheckpointNotFoundError
     from gpt2kit.errors import ConfigError as ConfigError
     from gpt2kit.errors import ContextLengthError as ContextLengthError
+    from gpt2kit.errors import CorpusError as CorpusError
     from gpt2kit.errors import DownloadError as DownloadError
     from gpt2kit.errors import GenerationError as GenerationError
     from gpt2kit.errors import Gpt2KitError as Gpt2KitError
     from gpt2kit.errors import Gpt2KitWarning as Gpt2KitWarning
     from gpt2kit.errors import MissingDependencyError as MissingDependencyError
     from gpt2kit.errors import TokenizerError as TokenizerError
+    from gpt2kit.errors import TrainingError as TrainingError
     from gpt2kit.generate import Completion as Completion
     from gpt2kit.generate import Piece as Piece
     from gpt2kit.generate import complete as complete
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from gpt2kit.generate import stream as stream
     from gpt2kit.model import GPT2 as GPT2
     from gpt2kit.sampling import Sampling as Sampling
+    from gpt2kit.train import StepReport as StepReport
+    from gpt2kit.train import TrainConfig as TrainConfig
+    from gpt2kit.train import train as train
 
 _EXPORTS = {
     "CheckpointError": "gpt2kit.errors",
@@ -48,6 +55,8 @@ _EXPORTS = {
     "Completion": "gpt2kit.generate",
     "ConfigError": "gpt2kit.errors",
     "ContextLengthError": "gpt2kit.errors",
+    "Corpus": "gpt2kit.corpus",
+    "CorpusError": "gpt2kit.errors",
     "DownloadError": "gpt2kit.errors",
     "GPT2": "gpt2kit.model",
     "GPT2Config": "gpt2kit.config",
@@ -59,13 +68,18 @@ _EXPORTS = {
     "Piece": "gpt2kit.generate",
     "SIZES": "gpt2kit.config",
     "Sampling": "gpt2kit.sampling",
+    "StepReport": "gpt2kit.train",
     "TokenizerError": "gpt2kit.errors",
+    "TrainConfig": "gpt2kit.train",
+    "TrainingError": "gpt2kit.errors",
     "complete": "gpt2kit.generate",
     "download": "gpt2kit.download",
     "generate": "gpt2kit.generate",
     "generate_tokens": "gpt2kit.generate",
     "load": "gpt2kit.checkpoints",
+    "load_corpus": "gpt2kit.corpus",
     "stream": "gpt2kit.generate",
+    "train": "gpt2kit.train",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -8,7 +8,9 @@
     │   └── CheckpointMismatchError    readable, but not this model
     ├── TokenizerError                 text or files that the vocabulary cannot represent
     ├── ContextLengthError             more tokens than the model has positions
+    ├── CorpusError                    a text to train on that is empty, undecodable or too short
     ├── GenerationError                the model's output cannot be sampled from
+    ├── TrainingError                  the loss is not finite, or a saved run is not this one
     ├── DownloadError                  network, hash or permission
     └── MissingDependencyError         an extra is not installed
 
@@ -96,8 +98,25 @@ class ContextLengthError(Gpt2KitError):
         self.limit = limit
 
 
+class CorpusError(Gpt2KitError):
+    """A text to train on or compare with cannot be read, or holds too little."""
+
+    def __init__(self, message: str, *, path: Path | None = None, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset  # of the first bad byte
+
+
 class GenerationError(Gpt2KitError):
     """The model's output cannot be sampled from: its weights or its arithmetic are broken."""
+
+
+class TrainingError(Gpt2KitError):
+    """A training cannot go on: its loss is not finite, or its folder holds another run."""
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class DownloadError(Gpt2KitError):

@@ -22,6 +22,7 @@ from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNot
 from gpt2kit.files import delete, previous, write_whole
 
 MANIFEST = "gpt2kit.json"
+BUNDLED = Path(__file__).parent / "bundled"  # the models that come with the package
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # of a file that we fetch: no separator, no leading dot
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -119,8 +120,8 @@ def find(model: str | Path) -> Path:
     """Return the directory that a path, a size, an alias, a Hub id or the name of a trained model stands for.
 
     A path wins over a name: anything with a separator, and a folder of the current directory that holds a model. A weights file and the
-    prefix of a TensorFlow checkpoint are returned as they are. Never asks the network,
-    and never takes a name for another one that resembles it. Raises CheckpointNotFoundError, which says what to type.
+    prefix of a TensorFlow checkpoint are returned as they are. The user's own models win over those that come with the package. Never asks
+    the network, and never takes a name for another one that resembles it. Raises CheckpointNotFoundError, which says what to type.
     """
     name = str(model)
     path = Path(os.path.expanduser(model))
@@ -131,6 +132,8 @@ def find(model: str | Path) -> Path:
         undo_broken_swap(weights_dir() / candidate)
         if holds_model(weights_dir() / candidate):
             return weights_dir() / candidate
+        if holds_model(BUNDLED / candidate):
+            return BUNDLED / candidate
     if "\0" not in name and (os.path.isfile(path) or os.path.isfile(f"{path}.index")):
         return path
     raise CheckpointNotFoundError(_what_to_type(model, path), path=path if is_path else None)

@@ -18,12 +18,13 @@ LAYERS = [
     {"errors"},
     {"files"},
     {"config", "sampling"},
-    {"catalogue", "store"},
+    {"catalogue", "store", "recipes", "loss_curve", "distributed"},
     {"cache", "tokenizers", "download"},
-    {"model", "reference"},
-    {"checkpoints"},
-    {"generate"},
-    {"inspection", "verify"},
+    {"model", "reference", "texts"},
+    {"optim", "lora", "corpus"},
+    {"checkpoints", "originality"},
+    {"generate", "train"},
+    {"inspection", "verify", "plan"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -90,8 +91,11 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
 
 
 def test_the_readme_tree_lists_every_module_with_its_own_first_line() -> None:
-    tree = dict(re.findall(r"^[│├└─ ]*── (\S+?)/?\s+# (.+)$", README.read_text(encoding="utf-8"), re.MULTILINE))
+    tree, folder = {}, ""
+    for indent, name, text in re.findall(r"^(│   )?[├└]── (\S+?/?)\s+# (.+)$", README.read_text(encoding="utf-8"), re.MULTILINE):
+        folder = folder if indent else name if name.endswith("/") else ""
+        tree[f"{name}__init__.py" if name.endswith("/") else folder + name] = text
     for path in modules():
-        name = path.parent.name if path.name == "__init__.py" and path.parent != PACKAGE else path.name
         first_line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        name = path.relative_to(PACKAGE).as_posix()
         assert tree.get(name) == first_line.removesuffix("."), f"{name}: the README says {tree.get(name)!r}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.options import Device, Dtype, Json, Model, Special
+from gpt2kit.cli.options import Device, Dtype, Json, Model, Special, Unknown
 
 if TYPE_CHECKING:
     from gpt2kit.generate import Options, Piece
@@ -74,6 +74,7 @@ def generate(
     batch_size: BatchSize = 16,
     overflow: Overflow = "slide",
     special: Special = False,
+    unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -106,6 +107,7 @@ def generate(
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
     gpt2, tokenizer = _load(model, device, dtype)
+    options.set_unknown(tokenizer, unknown)
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
@@ -282,6 +284,7 @@ def tokenize(
     text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text; - is standard input.")],
     model: Model = "124M",
     special: Special = False,
+    unknown: Unknown = "error",
     json: Json = False,
 ) -> None:
     """Show the tokens of a text: ids and pieces."""
@@ -293,6 +296,7 @@ def tokenize(
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     if tokenizer is None:
         raise TokenizerError(f"{path}: no vocabulary; expected vocab.json and merges.txt, or encoder.json and vocab.bpe")
+    options.set_unknown(tokenizer, unknown)
     ids = tokenizer.encode(text, special=special)
     pieces = [tokenizer.token_bytes(token) for token in ids]
     if json:

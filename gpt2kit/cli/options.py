@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from gpt2kit.checkpoints import Checkpoint
+    from gpt2kit.tokenizers import Tokenizer
 
 MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
 
@@ -19,6 +20,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
+Unknown = Annotated[
+    Literal["error", "skip"], typer.Option("--unknown", help="What a model of characters or words does with those it does not know.")
+]
 
 
 def locate(model: str) -> Path:
@@ -44,6 +48,14 @@ def open_model(model: str) -> Checkpoint:
     from gpt2kit.checkpoints import open_checkpoint
 
     return open_checkpoint(store.find(model))
+
+
+def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) -> None:
+    """Let a tokenizer with a closed vocabulary do with unknown pieces what --unknown says; the others know every text."""
+    from gpt2kit.tokenizers.listed import ListedTokenizer
+
+    if isinstance(tokenizer, ListedTokenizer):
+        tokenizer.unknown = unknown
 
 
 def read_stdin() -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from gpt2kit.tokenizers.bpe import BPETokenizer
+from gpt2kit.tokenizers.char import CharTokenizer
+from gpt2kit.tokenizers.listed import find_listed
 from gpt2kit.tokenizers.stream import StreamDecoder
+from gpt2kit.tokenizers.word import WordTokenizer
 
-__all__ = ["BPETokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = ["BPETokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "WordTokenizer", "identity", "load_tokenizer"]
 
 
 @runtime_checkable
@@ -41,4 +46,14 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
     Raises TokenizerError for a damaged vocabulary.
     """
-    return BPETokenizer.find(folder)
+    return find_listed(folder, {"char": CharTokenizer, "word": WordTokenizer}) or BPETokenizer.find(folder)
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """Return a sha256 that two tokenizers share only if they make the same ids of every text: that of what they save."""
+    digest = hashlib.sha256(f"{tokenizer.n_vocab} {tokenizer.stop_id}".encode())
+    with tempfile.TemporaryDirectory(prefix="gpt2kit-") as folder:
+        tokenizer.save(Path(folder))
+        for file in sorted(Path(folder).iterdir()):
+            digest.update(f"\n{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

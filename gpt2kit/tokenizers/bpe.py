@@ -114,14 +114,14 @@ class BPETokenizer:
 # --- GPT-2's spelling of bytes ---------------------------------------------------------------------------------------
 
 
-def _printable_bytes() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """Return the character that stands for each byte: itself where it prints, else one from U+0100 on."""
     table = {byte: chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
     hidden = [byte for byte in range(256) if byte not in table]
     return table | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
 
 
-_CHARACTER = _printable_bytes()
+_CHARACTER = byte_characters()
 _LATIN_1 = {ord(character): chr(byte) for byte, character in _CHARACTER.items()}
 
 

@@ -1,0 +1,289 @@
+"""What a training tells its user: the plan before, progress and samples while it goes, the result after."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import math
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gpt2kit import plan
+from gpt2kit.checkpoints.training import Run, read_metrics
+from gpt2kit.cli import options
+from gpt2kit.cli.options import human_size
+from gpt2kit.corpus import ENGLISH_CHARACTERS_PER_TOKEN
+from gpt2kit.errors import MissingDependencyError
+from gpt2kit.generate import generate
+from gpt2kit.loss_curve import draw
+from gpt2kit.originality import TextIndex, baseline
+from gpt2kit.train import StepReport
+
+if TYPE_CHECKING:
+    from gpt2kit.cli.training_setup import Setup
+
+_SAMPLE_SEED = 1
+_RECENT = 100  # steps whose training losses are averaged
+_MEASURED_TOKENS = 400  # of a text whose originality is measured
+
+
+def _say(text: str, **style: Any) -> None:
+    typer.secho(text, err=True, **style)
+
+
+# --- before ----------------------------------------------------------------------------------------------------------
+
+
+def show_plan(setup: Setup, *, json: bool) -> None:
+    """Print what a training will be and need: with --json one object on stdout, else lines."""
+    needed, free = plan.memory(setup.model, setup.config, world_size=setup.ranks.world_size), plan.free_memory(setup.model.device)
+    seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)  # all processes take part in it
+    if not setup.ranks.is_main:
+        return
+    trained = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
+    if json:
+        facts = {"parameters": setup.model.config.n_params, "parameters_trained": trained, "corpus": asdict(setup.corpus.report)}
+        cost = {"memory": needed, "memory_free": free, "seconds_per_step": seconds}
+        options.print_json({**facts, **cost, "training": asdict(setup.config)})
+        return
+    for name, text in _plan_lines(setup, trained, needed, free, seconds):
+        typer.echo(f"{name:<10}{text}", err=True)
+    if advice := free and plan.advice(sum(needed.values()), free):
+        _say(f"warning: {advice}", fg="yellow")
+
+
+def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | None, seconds: float) -> list[tuple[str, str]]:
+    corpus, config, report = setup.corpus, setup.config, setup.corpus.report
+    lines = []
+    size = f"{report.characters:,} characters, " if report.characters is not None else ""
+    per_token = report.characters_per_token
+    ratio = f", {per_token:.2f} characters per token (GPT-2's vocabulary on English: {ENGLISH_CHARACTERS_PER_TOKEN})" if per_token else ""
+    lines.append(("corpus", f"{', '.join(report.files)}: {size}{report.tokens:,} tokens{ratio}"))
+    lines += [("", note) for note in (report.oddities.notes if report.oddities else [])]
+    lines.append(("split", f"{report.train_tokens:,} tokens to train with, {report.val_tokens:,} to validate with"))
+    lines.append(("model", f"{setup.name}: {setup.model.config.n_params:,} parameters, {trained:,} of them trained"))
+    tokens = config.max_steps * config.batch_size * config.block_size
+    epochs = tokens / len(corpus.train_ids)
+    steps = f"{config.max_steps:,} steps of {config.batch_size} windows of {config.block_size} tokens"
+    lines.append(("training", f"{steps}: {tokens:,} tokens, {epochs:.1f} times the text"))
+    cut = f", batches in {config.accumulate} parts" if config.accumulate > 1 else ""
+    again = ", blocks computed twice" if config.checkpointing else ""
+    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.precision}{cut}{again}"))
+    parts = ", ".join(f"{part} {human_size(size)}" for part, size in needed.items())
+    of_free = f" of {human_size(free)} that are free" if free else ""
+    lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
+    lines.append(("time", f"about {human_time(config.max_steps * seconds)}, {seconds:.2g} s a step, validations aside"))
+    lines.append(("saved in", str(setup.folder)))
+    return lines
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration as people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# --- while it goes, and after ----------------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Shows a training on stderr, or with --json each report as a line on stdout."""
+
+    def __init__(self, setup: Setup, run: Run, *, json: bool) -> None:
+        self.stop = False  # whether too much is copied
+        self._setup, self._run, self._json = setup, run, json
+        self._quiet = not setup.ranks.is_main
+        documents = setup.train_documents
+        self._index = TextIndex(documents) if documents else None
+        self._prompt: str = setup.options.get("prompt", _first_line(setup))
+        self._bar = _Bar(setup.config.max_steps) if sys.stderr.isatty() and not json and not self._quiet else None
+        self._first: float | None = None
+        self._last: StepReport | None = None
+        self._sample_before: str | None = None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Reporter:
+        if not self._json:
+            show_plan(self._setup, json=False)
+        self._started = time.monotonic()
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, report: StepReport) -> None:
+        """Show what a step did."""
+        if self._quiet:
+            return
+        self._last = report
+        if self._json:
+            options.print_json({name: value for name, value in asdict(report).items() if value is not None})
+        elif self._bar:
+            self._bar.show(report)
+        if report.val_loss is not None and not self._json:
+            self._tell(_line(report))
+        every = self._setup.options.get("sample_every", self._setup.config.eval_every)
+        if every and report.step % every == 0 and report.finish_reason is None:
+            self._sample(report.step)
+
+    def _sample(self, step: int) -> None:
+        text = self._write(self._setup.options.get("sample_tokens", 100), _SAMPLE_SEED)
+        if self._sample_before is None:
+            self._sample_before = text
+        copied = None
+        limit = self._setup.options.get("stop_when_copied", 1.0)
+        if self._index is not None:
+            copied = self._index.measure(text[len(self._prompt) :]).copied
+            self.stop = self.stop or (limit < 1 and copied >= limit)
+        self._keep_sample({"step": step, "text": text, **({} if copied is None else {"copied": copied})})
+        if not self._json:
+            self._tell(text.rstrip() + "\n", dim=True)
+            if self.stop:
+                self._tell(f"{copied:.0%} of this is copied from the corpus: stopping")
+
+    def _keep_sample(self, sample: dict[str, Any]) -> None:
+        with (self._run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json_module.dumps(sample, ensure_ascii=False) + "\n")
+
+    def _write(self, n: int, seed: int) -> str:
+        """Let the model as it is write."""
+        return self._prompt + generate(self._setup.model.eval(), self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
+
+    def _tell(self, text: str, **style: Any) -> None:
+        if self._bar:
+            self._bar.print(text)
+        else:
+            _say(text, **style)
+
+    def end(self) -> None:
+        """Report what became of the model."""
+        if self._bar:
+            self._bar.stop()
+        if self._quiet:
+            return
+        if self._last is None:
+            _say(f"this run has ended already; its model is in {self._run.folder}")
+            return
+        metrics = read_metrics(self._run.folder)
+        summary = self._summary(metrics)
+        (self._run.folder / "report.json").write_text(json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with contextlib.suppress(MissingDependencyError):
+            draw(metrics, self._run.folder / "loss.png")
+        if self._json:
+            options.print_json(summary)
+            return
+        for line in _summary_lines(summary):
+            _say(line)
+        if self._sample_before and "sample" in summary:
+            _say(f"\n--- before\n{self._sample_before.rstrip()}\n\n--- after\n{summary['sample'].rstrip()}", dim=True)
+        if self._last.finish_reason == "stopped" and not self.stop:
+            _say(f"\nstopped and saved in {self._run.folder}; the same command with --resume goes on from step {self._last.step:,}")
+            return
+        model = shlex.quote(str(self._run.folder))
+        if self._setup.options.get("lora_rank"):
+            _say(f"\nthe adapters become a model with: gpt2kit merge {model} --out {model}-merged")
+            model += "-merged"
+        _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {model}")
+
+    def _summary(self, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the figures of the run: losses before and after, what the best weights write, and how much of that is copied."""
+        assert self._last is not None
+        report = self._setup.corpus.report
+        measured = [line for line in metrics if "val_loss" in line]
+        recent = [line["train_loss"] for line in metrics if "train_loss" in line][-_RECENT:]
+        summary: dict[str, Any] = {
+            "finish_reason": self._last.finish_reason,
+            "steps": self._last.step,
+            "seconds": time.monotonic() - self._started,
+            "train_loss": sum(recent) / len(recent) if recent else None,
+        }
+        if measured:
+            best = min(measured, key=lambda line: line["val_loss"])
+            summary["best_step"] = best["step"]
+            for name, line in (("before", measured[0]), ("after", best)):
+                summary[name] = loss_figures(line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters)
+        if self._last.finish_reason in ("steps", "patience") or self.stop:
+            if "best_step" in summary:
+                self._setup.read(self._run.folder, self._setup.model)
+            summary["sample"] = self._write(_MEASURED_TOKENS, _SAMPLE_SEED)
+            if self._index is not None:
+                found = self._index.measure(summary["sample"][len(self._prompt) :])
+                usual = baseline(self._setup.texts.documents) if self._setup.texts else None
+                summary["copied"], summary["longest_copied_words"] = found.copied, found.longest
+                summary["copied_held_out"] = usual and usual.copied
+        return summary
+
+
+def loss_figures(loss: float, tokens: int, n_bytes: int, characters: int | None) -> dict[str, float]:
+    """Return a loss per token and what it means: perplexity, bits per byte, bits per character."""
+    bits = loss / math.log(2) * tokens
+    figures = {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits / max(1, n_bytes)}
+    return figures | ({"bits_per_character": bits / max(1, characters)} if characters else {})
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    lines = [f"\n{summary['steps']:,} steps in {human_time(summary['seconds'])} ({summary['finish_reason']})"]
+    if "before" in summary:
+        lines.append(f"{'':<22}{'before':>10}{'best':>10}   at step {summary['best_step']:,}")
+        for name in summary["before"]:
+            label = "validation loss" if name == "val_loss" else name.replace("_", " ")
+            lines.append(f"{label:<22}{summary['before'][name]:>10.3f}{summary['after'][name]:>10.3f}")
+    if summary["train_loss"] is not None:
+        lines.append(f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}   mean of the last {_RECENT} steps")
+    if "copied" in summary:
+        usual = summary["copied_held_out"]
+        beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
+        lines.append(f"copied in runs of 5 words or more: {summary['copied']:.0%} of what it writes{beside}")
+    return lines
+
+
+def _line(report: StepReport) -> str:
+    train = f"train {report.train_loss:.4f}  " if report.train_loss is not None else ""
+    speed = f"  {report.tokens_per_second:,.0f} tokens/s" if report.tokens_per_second else ""
+    return f"step {report.step:>6}  {train}val {report.val_loss:.4f}{' *' if report.is_best else ''}{speed}"
+
+
+def _first_line(setup: Setup) -> str:
+    """Return the beginning of the validation text up to a line end: what samples go on from unless told."""
+    ids = setup.corpus.val_ids if len(setup.corpus.val_ids) else setup.corpus.train_ids
+    text = setup.tokenizer.decode(ids[: min(20, max(1, setup.config.block_size // 2))].tolist())
+    return text.lstrip().split("\n")[0] or text
+
+
+class _Bar:
+    """A progress bar on a terminal, with losses, speed and the time that is left."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("", total=steps)
+        self._val = ""
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def show(self, report: StepReport) -> None:
+        if report.val_loss is not None:
+            self._val = f"  val {report.val_loss:.3f}"
+        if report.train_loss is not None:
+            text = f"loss {report.train_loss:.3f}{self._val}  {report.tokens_per_second or 0:,.0f} tokens/s"
+            self._progress.update(self._task, completed=report.step, description=text)
+
+    def print(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)

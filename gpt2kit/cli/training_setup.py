@@ -1,0 +1,209 @@
+"""From the options of a training command to a model, a corpus and a configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpt2kit import lora, plan, recipes, store
+from gpt2kit.checkpoints import build_model, load_vocabulary, open_checkpoint, pick_device, write_model
+from gpt2kit.checkpoints.training import fingerprint, read_settings
+from gpt2kit.cli import options as shared
+from gpt2kit.config import GPT2Config
+from gpt2kit.corpus import Corpus, load_corpus, split_documents
+from gpt2kit.distributed import Ranks, join
+from gpt2kit.errors import ConfigError, TokenizerError, TrainingError
+from gpt2kit.model import GPT2
+from gpt2kit.optim import freeze
+from gpt2kit.texts import Text, read_texts
+from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from gpt2kit.tokenizers.learn import learn_bpe
+from gpt2kit.train import TrainConfig, best_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
+_MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+_FLAGS = ("out", "resume", "force", "json")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training that is ready to start."""
+
+    name: str  # of the model it starts from, or of the recipe
+    options: Mapping[str, Any]  # as given and as the recipe has them
+    texts: Text | None  # None where the corpus is ids
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: GPT2
+    config: TrainConfig
+    folder: Path
+    settings: Mapping[str, Any]
+    ranks: Ranks
+    write: Callable[[Path, GPT2], None]  # puts the model into a folder,
+    read: Callable[[Path, GPT2], None]  # and sets the model to what is in one
+
+    @property
+    def train_documents(self) -> list[str]:
+        """Return the text that is trained on."""
+        if self.texts is None:
+            return []
+        held_out = 0.0 if "val" in self.options else self.options.get("val_fraction", 0.1)
+        return split_documents(self.texts.documents, held_out)[0]
+
+
+def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
+    """Return the training that `train` or `finetune` is asked for; refuses what cannot be before anything is written."""
+    options = {name: value for name, value in given.items() if name not in _FLAGS}
+    if "recipe" in options:
+        options = _unless_given(recipes.read(options["recipe"]).options, options) | options
+    name = options.get("recipe", "gpt") if kind == "train" else Path(options.get("model", "124M")).name
+    folder = given.get("out") or store.weights_dir() / f"{Path(source).stem}-{name}"
+    stored = read_settings(folder) if given["resume"] else {}
+    if stored and stored["command"] != kind:
+        raise TrainingError(f"{folder} was started with {stored['command']}, not with {kind}")
+    options = stored.get("options", {}) | options
+    if "max_steps" in options and "epochs" in options:
+        raise ConfigError("max_steps and epochs are both given; leave one out")
+    ranks = join()
+    device = pick_device(options.get("device", "auto"))
+    tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(source, options)
+    corpus = _corpus(source, texts, tokenizer, options)
+    model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
+    start = fingerprint(model)
+    write, read = partial(write_model, tokenizer=tokenizer), _read_weights
+    if rank := options.get("lora_rank", 0):
+        lora.add_adapters(model, rank, alpha=options.get("lora_alpha"), seed=options.get("seed", 0))
+        write = partial(lora.save_adapters, base=options.get("model", "124M"), base_sha256=start)
+        read = lora.load_adapters
+    freeze(model, options.get("freeze", ""))
+    settled = {name: options[name] for name in options.keys() & _TRAIN_FIELDS}
+    config = TrainConfig(**(stored["training"] | settled)) if stored else _configuration(kind, settled, options, model, corpus, ranks)
+    settings = {
+        "command": kind,
+        "options": options,
+        "corpus": corpus.sha256,
+        "start": start,
+        "model": asdict(model.config),
+        "training": asdict(config),
+    }
+    return Setup(name, options, texts, corpus, tokenizer, model, config, Path(folder), settings, ranks, write, read)
+
+
+def _unless_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's options without those that another option, which was given, is about."""
+    about = {"max_steps": "epochs", "epochs": "max_steps", **dict.fromkeys(_DROPOUTS, "dropout")}
+    return {name: value for name, value in recipe.items() if about.get(name) not in given}
+
+
+# --- what to start from ----------------------------------------------------------------------------------------------
+
+_Start = tuple[Tokenizer, Text | None, Callable[[int], GPT2]]
+
+
+def _from_scratch(source: str, options: Mapping[str, Any]) -> _Start:
+    """Return a new tokenizer, the text, and what makes a new model with so many positions."""
+    texts = _texts(source, options)
+    tokenizer = _tokenizer(texts, options)
+    shape: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 192}
+    shape |= {name: options[name] for name in options.keys() & _MODEL_FIELDS} | _dropout(options, 0.1)
+
+    def build(block_size: int) -> GPT2:
+        model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **shape))
+        model.init_weights(torch.Generator().manual_seed(options.get("seed", 0)))
+        return model
+
+    return tokenizer, texts, build
+
+
+def _tokenizer(texts: Text | None, options: Mapping[str, Any]) -> Tokenizer:
+    kind = options.get("tokenizer", "char")
+    if kind not in ("char", "word", "bpe"):
+        raise ConfigError(f"tokenizer is {kind!r}, expected char, word or bpe")
+    if kind == "bpe" and "vocabulary" in options:
+        tokenizer = load_tokenizer(shared.locate(options["vocabulary"]))
+        if tokenizer is None:
+            raise TokenizerError(f"{options['vocabulary']} has no vocabulary; expected vocab.json and merges.txt in it")
+        return tokenizer
+    if texts is None:
+        raise TokenizerError("a corpus of ids needs the vocabulary it was made with: --tokenizer bpe --vocabulary MODEL")
+    if kind == "bpe":
+        return learn_bpe(split_documents(texts.documents, options.get("val_fraction", 0.1))[0], options.get("n_vocab", 1024))
+    every = texts.joined if "val" not in options else texts.joined + _read(options["val"], options).joined
+    return CharTokenizer.from_text(every) if kind == "char" else WordTokenizer.from_text(every)
+
+
+def _from_weights(source: str, options: Mapping[str, Any]) -> _Start:
+    """Return a model's tokenizer, the text, and what reads the model's weights."""
+    name = options.get("model", "124M")
+    checkpoint = open_checkpoint(shared.locate(name))
+    tokenizer = load_vocabulary(checkpoint)
+    if tokenizer is None:
+        raise TokenizerError(f"{name} has no vocabulary beside its weights; put vocab.json and merges.txt there")
+    changed = replace(checkpoint, config=replace(checkpoint.config, **_dropout(options, None)))
+    return tokenizer, _texts(source, options), lambda _: build_model(changed)
+
+
+def _read_weights(folder: Path, model: GPT2) -> None:
+    model.load_state_dict(build_model(open_checkpoint(folder)).state_dict())
+
+
+def _dropout(options: Mapping[str, Any], default: float | None) -> dict[str, Any]:
+    """Return the model's dropout fields: those given by their own names, else `dropout`, else the default."""
+    everywhere = options.get("dropout", default)
+    return {name: value for name in _DROPOUTS if (value := options.get(name, everywhere)) is not None}
+
+
+def _read(source: str, options: Mapping[str, Any]) -> Text:
+    return read_texts(source, encoding=options.get("encoding", "utf-8"), text_field=options.get("text_field", "text"))
+
+
+def _texts(source: str, options: Mapping[str, Any]) -> Text | None:
+    return None if Path(source).suffix in (".npy", ".bin") else _read(source, options)
+
+
+def _corpus(source: str, texts: Text | None, tokenizer: Tokenizer, options: Mapping[str, Any]) -> Corpus:
+    passed = {name: options[name] for name in ("encoding", "val_fraction", "text_field") if name in options}
+    val = Path(options["val"]) if "val" in options else None
+    return load_corpus(texts or Path(source), tokenizer, val=val, **passed)
+
+
+# --- how to train ----------------------------------------------------------------------------------------------------
+
+
+def _configuration(
+    kind: str, settled: dict[str, Any], options: Mapping[str, Any], model: GPT2, corpus: Corpus, ranks: Ranks
+) -> TrainConfig:
+    """Return the training configuration: what was given, and for the rest what suits the start, the corpus and the machine."""
+    scratch = kind == "train"
+    block_size = min(corpus.fit_block_size(settled.get("block_size", 256)), model.config.n_ctx)
+    if settled.get("block_size", 0) > model.config.n_ctx:
+        raise ConfigError(f"block_size is {settled['block_size']}, but the model has {model.config.n_ctx} positions")
+    batch_size = settled.get("batch_size", ranks.world_size * math.ceil((16 if scratch else 8) / ranks.world_size))
+    epochs = options.get("epochs", None if scratch else 3.0)
+    if epochs is not None and epochs <= 0:
+        raise ConfigError(f"epochs is {epochs}, expected more than 0")
+    steps = 2000 if epochs is None else max(1, round(epochs * len(corpus.train_ids) / (block_size * batch_size)))
+    steps = settled.get("max_steps", steps)
+    eval_every = settled.get("eval_every", max(1, math.ceil(steps / 20)))
+    defaults: dict[str, Any] = {
+        "optimizer": "muon" if scratch else "adamw",
+        "lr": 3e-3 if scratch else 1e-3 if options.get("lora_rank") else 1e-4,
+        "warmup": min(100, steps // 10),
+        "patience": 5,
+        "precision": best_precision(model.device, model.config.n_embd),
+        "save_every": eval_every,
+    }
+    sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}
+    config = TrainConfig(**(defaults | settled | sizes))
+    free = plan.free_memory(model.device)
+    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), world_size=ranks.world_size)

@@ -1,0 +1,103 @@
+"""What a training will need, before it starts: memory by part, and how to fit into what there is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from gpt2kit.config import GPT2Config
+from gpt2kit.corpus import Corpus
+from gpt2kit.distributed import Ranks
+from gpt2kit.model import GPT2
+from gpt2kit.optim import is_hidden_matrix, set_learning_rate
+from gpt2kit.train import LOGITS_AT_ONCE, TrainConfig, prepare
+
+_MARGIN = 0.9  # of the free memory may be planned for
+
+
+def memory(model: GPT2, config: TrainConfig, *, world_size: int = 1) -> dict[str, int]:
+    """Return the bytes that a training needs, by part; activations are an estimate."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    n_trained = sum(parameter.numel() for parameter in trained.values())
+    # AdamW keeps two averages of each parameter, Muon one.
+    n_muon = sum(p.numel() for name, p in trained.items() if config.optimizer == "muon" and is_hidden_matrix(name, p))
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    windows = config.batch_size // config.accumulate // world_size
+    return {
+        "weights": 4 * n_params,
+        "gradients": 4 * n_trained,
+        "optimizer": 4 * (2 * n_trained - n_muon),
+        "activations": _activations(model.config, config, max(1, windows)) + (2 * n_params if config.precision == "bfloat16" else 0),
+    }
+
+
+def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
+    """Estimate what the backward pass needs of the forward pass, for so many windows at once."""
+    C, T, size = shape.n_embd, config.block_size, 2 if config.precision == "bfloat16" else 4
+    # Per token and block: the residual stream twice and two normalised copies in float32; queries, keys, values, heads' output and
+    # two inputs of matrices in the working precision; two masks of dropout; the hidden layer of the MLP before and after.
+    block = 16 * C + 7 * size * C + 2 * C + 2 * size * shape.inner_size
+    if shape.attn_pdrop and not torch.cuda.is_available():
+        block += 13 * T * shape.n_head  # a CPU keeps the attention weights where some are dropped
+    blocks = shape.n_layer * 4 * C + block if config.checkpointing else shape.n_layer * block
+    logits = 3 * 4 * min(windows * T * shape.n_vocab, LOGITS_AT_ONCE)
+    return windows * T * (blocks + 16 * C) + logits
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            values = dict(line.split(":", 1) for line in file)
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def fit(model: GPT2, config: TrainConfig, free: int, *, fixed: set[str], world_size: int = 1) -> TrainConfig:
+    """Return the configuration, with smaller parts of a batch or with checkpointing where it needs more memory than is free.
+
+    Both change what a step costs and not what it computes; what is in `fixed` stays. The result may still not fit.
+    """
+
+    def fits(candidate: TrainConfig) -> bool:
+        return sum(memory(model, candidate, world_size=world_size).values()) <= _MARGIN * free
+
+    if "accumulate" not in fixed:
+        for accumulate in range(config.accumulate + 1, config.batch_size // world_size + 1):
+            if fits(config):
+                break
+            if config.batch_size % (accumulate * world_size) == 0:
+                config = replace(config, accumulate=accumulate)
+    if "checkpointing" not in fixed and not fits(config):
+        config = replace(config, checkpointing=True)
+    return config
+
+
+def advice(needed: int, free: int) -> str | None:
+    """Say what would help where a training does not fit, else None."""
+    if needed <= _MARGIN * free:
+        return None
+    return (
+        "this will not fit: --lora_rank 8 trains few parameters, --block_size 128 and --batch_size 1 take less, and so does a smaller model"
+    )
+
+
+def seconds_per_step(model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks | None = None) -> float:
+    """Return how long a step takes: two are made at a learning rate of zero, which leaves the weights as they are."""
+    _, optimizers, step_loss = prepare(model, corpus, config, ranks or Ranks())
+    set_learning_rate(optimizers, 0.0)
+    model.train()
+    seconds = 0.0
+    for step in range(2):
+        started = time.perf_counter()
+        step_loss(step)
+        for optimizer in optimizers:
+            optimizer.step()
+        seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return seconds

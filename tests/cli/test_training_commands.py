@@ -1,0 +1,386 @@
+"""train, finetune, plan, recipes and merge: what they print and leave, and that each option has its effect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_builders import VERSES
+from typer.testing import CliRunner
+
+from gpt2kit import recipes
+from gpt2kit.checkpoints import load
+from gpt2kit.checkpoints.training import read_metrics, read_settings
+from gpt2kit.cli import app
+from gpt2kit.cli.training_options import FINETUNE, MODEL, TRAINING
+from gpt2kit.cli.training_report import human_time, loss_figures
+from gpt2kit.cli.training_setup import set_up
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_steps=6 --warmup=1 --eval_every=3 --sample_tokens=5"
+SMALL_OPTIONS = SMALL.split()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(VERSES * 3, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small GPT-2 with a vocabulary of its own."""
+    from gpt2kit.checkpoints import write_model
+    from gpt2kit.config import GPT2Config
+    from gpt2kit.model import GPT2
+    from gpt2kit.tokenizers.learn import learn_bpe
+
+    tokenizer = learn_bpe([VERSES], 300)
+    model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=32, n_embd=16, n_head=2, n_layer=2))
+    model.init_weights(torch.Generator().manual_seed(0))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    write_model(folder, model, tokenizer)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def facts(kind: str, source: Path, *arguments: object, **given: Any) -> dict[str, Any]:
+    """Return the settings that options lead to, without training."""
+    setup = set_up(kind, str(source), {"resume": False, **given})
+    return dict(setup.settings)
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("train", book, *SMALL_OPTIONS, "--out", out)
+    assert result.stdout == ""
+    for piece in ("characters per token", "of them trained", "6 steps of 4 windows of 16 tokens", "weights", "a step, validations aside"):
+        assert piece in result.stderr
+    for piece in ("validation loss", "bits per byte", "copied in runs of 5 words", "--- before", "--- after", "gpt2kit generate"):
+        assert piece in result.stderr
+    assert [line["step"] for line in read_metrics(out)] == list(range(7))
+    summary = json.loads((out / "report.json").read_text())
+    assert summary["after"]["val_loss"] < summary["before"]["val_loss"]
+    model, tokenizer = load(out, device="cpu")
+    assert model.config.n_embd == 16
+    assert tokenizer is not None
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 2
+    said = run("generate", "Nel mezzo", "--model", out, "--max_tokens", 3, "--no_prompt").stdout
+    assert len(said.rstrip("\n")) <= 3
+
+
+def test_with_json_stdout_has_one_object_a_line(book: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--json").stdout.splitlines()]
+    assert [line["step"] for line in lines[:-1]] == list(range(7))
+    assert "val_loss" in lines[3]
+    assert lines[3]["tokens_per_second"] > 0
+    assert lines[-1]["finish_reason"] == "steps"
+
+
+def test_a_run_is_resumed_with_its_own_options(book: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run("train", book, *SMALL_OPTIONS, "--out", whole)
+    run("train", book, *SMALL_OPTIONS, "--out", cut)
+    shutil.rmtree(cut / "states" / "step-00000006")
+    assert "1 steps" not in run("train", book, "--out", cut, "--resume").stderr
+    last = "states/step-00000006/weights.safetensors"
+    assert (cut / last).read_bytes() == (whole / last).read_bytes()
+    assert "has ended already" in run("train", book, "--out", cut, "--resume").stderr
+
+
+def test_resuming_with_another_option_or_text_is_refused_with_the_difference(book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run("train", book, *SMALL_OPTIONS, "--out", out)
+    assert "training.lr was 0.003 and is now 0.01" in run("train", book, "--out", out, "--resume", "--lr", "0.01", code=1).stderr
+    book.write_text(VERSES * 4, encoding="utf-8")
+    assert "corpus was" in run("train", book, "--out", out, "--resume", code=1).stderr
+    assert "already exists" in run("train", book, *SMALL_OPTIONS, "--out", out, code=1).stderr
+    run("train", book, *SMALL_OPTIONS, "--out", out, "--force")
+
+
+def test_the_default_folder_is_named_after_corpus_and_model(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path / "w"))
+    run("train", book, *SMALL_OPTIONS, "--sample_every", 0)
+    assert (tmp_path / "w" / "book-gpt" / "model.safetensors").exists()
+    assert not (tmp_path / "w" / "book-gpt" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("wrong", ["--lr 0", "--lr nan", "--max_steps 0", "--tokenizer morse", "--n_head 3", "--freeze all", "--val_fraction 1", "--dropout 1", "--max_steps 3 --epochs 1", "--device tpu", "--recipe nothing", "--epochs 0"])  # fmt: skip  # noqa: E501
+def test_options_that_cannot_be_are_one_line_and_leave_nothing(book: Path, tmp_path: Path, wrong: str) -> None:
+    kept = [word for word in SMALL_OPTIONS if not word.startswith("--max_steps")]
+    result = run("train", book, *kept, *wrong.split(), "--out", tmp_path / "run", code=1)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# Each option, and where its effect is seen: a path in the settings of a run and the value there.
+SEEN: dict[str, tuple[Any, str, Any]] = {
+    "block_size": (12, "training.block_size", 12),
+    "batch_size": (3, "training.batch_size", 3),
+    "accumulate": (4, "training.accumulate", 4),
+    "max_steps": (77, "training.max_steps", 77),
+    "epochs": (2.0, "training.max_steps", 2),
+    "optimizer": ("adamw", "training.optimizer", "adamw"),
+    "lr": (1e-2, "training.lr", 1e-2),
+    "schedule": ("cosine", "training.schedule", "cosine"),
+    "warmup": (7, "training.warmup", 7),
+    "weight_decay": (0.2, "training.weight_decay", 0.2),
+    "beta1": (0.8, "training.beta1", 0.8),
+    "beta2": (0.9, "training.beta2", 0.9),
+    "clip": (0.5, "training.clip", 0.5),
+    "dropout": (0.25, "model.attn_pdrop", 0.25),
+    "precision": ("bfloat16", "training.precision", "bfloat16"),
+    "checkpointing": (True, "training.checkpointing", True),
+    "compile": (True, "training.compile", True),
+    "eval_every": (9, "training.eval_every", 9),
+    "eval_tokens": (50, "training.eval_tokens", 50),
+    "save_every": (8, "training.save_every", 8),
+    "patience": (2, "training.patience", 2),
+    "seed": (5, "training.seed", 5),
+    "n_layer": (2, "model.n_layer", 2),
+    "n_head": (2, "model.n_head", 2),
+    "n_embd": (48, "model.n_embd", 48),
+    "n_inner": (24, "model.n_inner", 24),
+    "activation_function": ("relu", "model.activation_function", "relu"),
+    "norm": ("rmsnorm", "model.norm", "rmsnorm"),
+    "norm_first": (False, "model.norm_first", False),
+    "mlp": ("swiglu", "model.mlp", "swiglu"),
+    "positions": ("sinusoidal", "model.positions", "sinusoidal"),
+    "bias": (False, "model.bias", False),
+    "qkv_bias": (False, "model.qkv_bias", False),
+    "tie_word_embeddings": (False, "model.tie_word_embeddings", False),
+    "recipe": ("names", "model.mlp", "swiglu"),
+}
+SEEN_ELSEWHERE = {  # by the tests below
+    "freeze", "val_fraction", "val", "encoding", "text_field", "sample_every", "sample_tokens", "prompt", "stop_when_copied", "device",
+    "tokenizer", "vocabulary", "n_vocab", "model", "lora_rank", "lora_alpha",
+}  # fmt: skip
+
+
+def test_every_option_has_a_test() -> None:
+    assert (TRAINING | MODEL | FINETUNE | {"recipe": ()}).keys() == SEEN.keys() | SEEN_ELSEWHERE
+
+
+@pytest.mark.parametrize("option", SEEN)
+def test_each_option_reaches_what_it_is_for(book: Path, option: str) -> None:
+    value, path, expected = SEEN[option]
+    found: dict[str, Any] = {}
+    for given in ({}, {option: value}):
+        part: Any = facts("train", book, **{"n_layer": 1, "n_embd": 24, "block_size": 64} | given)
+        for name in path.split("."):
+            part = part[name]
+        found[str(len(found))] = part
+    assert found["1"] == expected
+    assert found["0"] != expected
+
+
+def test_the_tokenizer_can_be_chosen(book: Path, base: Path) -> None:
+    def tokens(**given: Any) -> tuple[int, int]:
+        setup = set_up("train", str(book), {"resume": False, "n_layer": 0, **given})
+        return setup.tokenizer.n_vocab, len(setup.corpus.train_ids)
+
+    characters, words = tokens(), tokens(tokenizer="word")
+    assert characters[1] > 4 * words[1]
+    assert tokens(tokenizer="bpe", n_vocab=280)[0] == 280
+    assert tokens(tokenizer="bpe", n_vocab=290)[0] == 290
+    assert tokens(tokenizer="bpe", vocabulary=str(base))[0] == 300
+
+
+def test_what_to_validate_with_can_be_chosen(book: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(VERSES[:100], encoding="utf-8")
+    assert len(set_up("train", str(book), {"resume": False, "val": str(other)}).corpus.val_ids) == 100
+    half = set_up("train", str(book), {"resume": False, "val_fraction": 0.5}).corpus
+    assert len(half.val_ids) == pytest.approx(len(half.train_ids), rel=0.1)
+
+
+def test_the_encoding_and_the_field_of_the_text_can_be_chosen(tmp_path: Path) -> None:
+    latin, lines = tmp_path / "latin.txt", tmp_path / "lines.jsonl"
+    latin.write_bytes((VERSES * 2).encode("cp1252"))
+    lines.write_text(json.dumps({"verse": VERSES}) + "\n")
+    assert "è" in set_up("train", str(latin), {"resume": False, "encoding": "cp1252"}).texts.joined  # type: ignore[union-attr]
+    assert set_up("train", str(lines), {"resume": False, "text_field": "verse"}).texts.joined == VERSES  # type: ignore[union-attr]
+
+
+def test_samples_go_on_from_the_prompt_with_so_many_tokens_so_often(book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run("train", book, *SMALL_OPTIONS, "--out", out, "--sample_every", 2, "--prompt", "selva", "--sample_tokens", 7)
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [0, 2, 4]
+    assert all(sample["text"].startswith("selva") and len(sample["text"]) == 12 for sample in samples)
+
+
+def test_training_stops_when_too_much_is_copied(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2kit.cli.training_report.generate", lambda *_, **__: "l mezzo del cammin di nostra vita mi ritrovai")
+    stopped = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "a", "--prompt", "Ne", "--stop_when_copied", 0.5)
+    assert "copied from the corpus: stopping" in stopped.stderr
+    assert read_metrics(tmp_path / "a")[-1]["step"] == 1
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "b", "--prompt", "Ne")
+    assert read_metrics(tmp_path / "b")[-1]["step"] == 6
+
+
+def test_a_frozen_part_is_not_trained(book: Path, tmp_path: Path) -> None:
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--freeze", "embeddings")
+    start = set_up("train", str(book), {"resume": False, **read_settings(tmp_path / "run")["options"]}).model
+    trained, _ = load(tmp_path / "run", device="cpu")
+    assert torch.equal(trained.wte.weight, start.wte.weight)
+    assert not torch.equal(trained.ln_f.weight, start.ln_f.weight)  # type: ignore[arg-type]
+
+
+def test_the_device_can_be_chosen(book: Path, tmp_path: Path) -> None:
+    assert set_up("train", str(book), {"resume": False, "device": "cpu"}).model.device.type == "cpu"
+    assert "device is 'cuda:9'" in run("train", book, *SMALL_OPTIONS, "--device", "cuda:9", "--out", tmp_path / "run", code=1).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "gpt2kit", "train", str(book), *SMALL_OPTIONS, "--max_steps", "1000000", "--save_every", "1000000", "--out", str(out)]  # fmt: skip  # noqa: E501
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "with --resume goes on from step" in said
+    assert (out / "states" / f"step-{read_metrics(out)[-1]['step']:08d}").is_dir()
+
+
+# --- finetune, plan, merge -------------------------------------------------------------------------------------------
+
+FINE = ["--block_size=16", "--batch_size=4", "--max_steps=6", "--lr=0.01", "--sample_tokens=5", "--eval_every=3"]
+
+
+def test_fine_tuning_starts_from_a_model_and_leaves_one_of_the_same_shape(book: Path, base: Path, tmp_path: Path) -> None:
+    result = run("finetune", book, "--model", base, *FINE, "--out", tmp_path / "run")
+    assert "--- after" in result.stderr
+    before, _ = load(base, device="cpu")
+    after, _ = load(tmp_path / "run", device="cpu")
+    assert after.config.n_ctx == before.config.n_ctx
+    assert not torch.equal(after.wte.weight, before.wte.weight)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model_type"] == "gpt2"
+
+
+def test_transformers_loads_what_was_fine_tuned(book: Path, base: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    run("finetune", book, "--model", base, *FINE, "--out", tmp_path / "run")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "run").eval()
+    ours, _ = load(tmp_path / "run", device="cpu")
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=2e-5, rtol=1e-4)
+
+
+def test_adapters_are_saved_apart_and_merged_into_a_model(book: Path, base: Path, tmp_path: Path) -> None:
+    lora, merged = tmp_path / "lora", tmp_path / "merged"
+    result = run("finetune", book, "--model", base, *FINE, "--lora_rank", 2, "--lora_alpha", 6, "--out", lora)
+    assert "gpt2kit merge" in result.stderr
+    assert not (lora / "model.safetensors").exists()
+    assert json.loads((lora / "adapter.json").read_text())["alpha"] == 6.0
+    assert run("merge", lora, "--out", merged).stdout.strip() == str(merged)
+    before, _ = load(base, device="cpu")
+    after, tokenizer = load(merged, device="cpu")
+    assert tokenizer is not None
+    assert torch.equal(after.wte.weight, before.wte.weight)
+    assert not torch.equal(after.state_dict()["h.0.attn.c_attn.weight"], before.state_dict()["h.0.attn.c_attn.weight"])
+    assert "already exists" in run("merge", lora, "--out", merged, code=1).stderr
+    assert "no adapters" in run("merge", base, "--out", tmp_path / "x", code=1).stderr
+
+
+def test_adapters_are_not_merged_into_other_weights(book: Path, base: Path, tmp_path: Path) -> None:
+    run("finetune", book, "--model", base, *FINE, "--lora_rank", 2, "--out", tmp_path / "lora")
+    run("finetune", book, "--model", base, *FINE, "--out", tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", base / "model.safetensors")
+    assert "trained on other weights" in run("merge", tmp_path / "lora", "--out", tmp_path / "x", code=1).stderr
+
+
+def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: Path) -> None:
+    result = run("plan", book, "--model", base, "--json")
+    plan = json.loads(result.stdout)
+    assert plan["parameters_trained"] == plan["parameters"]
+    assert set(plan["memory"]) == {"weights", "gradients", "optimizer", "activations"}
+    assert plan["training"]["max_steps"] > 0
+    fewer = json.loads(run("plan", book, "--model", base, "--json", "--lora_rank", 1).stdout)
+    assert fewer["parameters_trained"] < plan["parameters_trained"] / 4
+    assert fewer["memory"]["optimizer"] < plan["memory"]["optimizer"] / 4
+    assert "a step, validations aside" in run("plan", book, "--model", base).stderr
+
+
+def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -> None:
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run")
+    assert "was started with train, not with finetune" in run("finetune", book, "--out", tmp_path / "run", "--resume", code=1).stderr
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_are_listed_with_what_they_are_and_shown_by_name() -> None:
+    listed = run("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == recipes.names()
+    assert {"toy", "names", "verdict", "verdict-small", "dante-basic", "dante", "dante-bpe", "bigram", "shakespeare-cpu", "shakespeare"} <= set(recipes.names())  # fmt: skip  # noqa: E501
+    assert "swiglu" in run("recipes", "names").stdout
+    assert json.loads(run("recipes", "toy", "--json").stdout)["options"]["n_layer"] == 3
+    assert "there is no recipe" in run("recipes", "nothing", code=1).stderr
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_each_recipe_is_made_of_options_and_leads_to_a_training(book: Path, base: Path, name: str) -> None:
+    known = TRAINING.keys() | MODEL.keys() | {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
+    options = recipes.read(name).options
+    assert options.keys() <= known
+    small = {"n_layer": min(1, options["n_layer"]), "n_embd": 8, "n_head": 1, "n_inner": 8, "block_size": 8}
+    given = {"recipe": name, "resume": False, **small, **({"vocabulary": str(base)} if "vocabulary" in options else {})}
+    assert facts("train", book, **given)["training"]["max_steps"] == set_up("train", str(book), given).config.max_steps
+
+
+def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> None:
+    small = {"n_layer": 1, "n_embd": 8, "n_head": 1}
+    settings = facts("train", book, recipe="demo", epochs=1.0, dropout=0.4, **small)
+    assert settings["model"]["resid_pdrop"] == settings["model"]["attn_pdrop"] == 0.4
+    assert settings["training"]["max_steps"] < 10
+    assert facts("train", book, recipe="demo", **small)["model"]["attn_pdrop"] == 0.0
+
+
+def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
+    book = tmp_path / "toy.txt"
+    book.write_text("The dog ate my homework. The cat drank milk. The bird flew high. The fish swam deep. The sun shone bright.\n" * 4)
+    run("train", book, "--recipe", "toy", "--out", tmp_path / "run", "--max_steps", 400, "--dropout", 0.1, "--sample_every", 0)
+    said = run("generate", "The dog ate my ", "--model", tmp_path / "run", "--max_tokens", 8, "--temperature", 0, "--no_prompt")
+    assert said.stdout.startswith("homework")
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    assert [human_time(seconds) for seconds in (4, 89, 700, 12_000)] == ["4 s", "89 s", "12 min", "3 h 20 min"]
+
+
+def test_a_loss_is_given_in_all_its_units() -> None:
+    figures = loss_figures(2.0, tokens=100, n_bytes=400, characters=380)
+    assert figures["perplexity"] == pytest.approx(7.389, abs=1e-3)
+    assert figures["bits_per_byte"] == pytest.approx(2.0 / 0.693147 * 100 / 400, abs=1e-4)
+    assert figures["bits_per_character"] > figures["bits_per_byte"]
