@@ -27,7 +27,21 @@ WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 # --- config.json -----------------------------------------------------------------------------------------------------
 
-_SAME_NAME = ["n_embd", "n_head", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
+_SAME_NAME = [
+    "n_embd",
+    "n_head",
+    "n_layer",
+    "n_inner",
+    "activation_function",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "tie_word_embeddings",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+]
 _OUR_OWN = ["qkv_bias", "bias", "norm", "norm_first", "mlp", "positions"]  # only under "model_type": "gpt2kit"
 
 # Fields that do not touch the function from ids to logits: provenance, training, how to sample, what to return.
@@ -207,7 +221,7 @@ def _checkpoint(path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {torch.int8: "I8"}
 
 
 def write_directory(
@@ -237,22 +251,25 @@ def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -
     return complete, {name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()}
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-    """Write a safetensors file: header length (uint64), JSON header, then the tensors end to end.
+def write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file: header length (uint64), JSON header, then the tensors end to end, each in its own dtype for None.
 
     Unlike the library's writer, which takes all tensors at once, this holds one tensor at a time: a model larger than half the
     memory can be converted.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, stored in tensors.items():
-        start, end = end, end + torch.Size(stored.shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+        own = dtype or stored.dtype
+        start, end = end, end + torch.Size(stored.shape).numel() * own.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[own], "shape": list(stored.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     file.write(struct.pack("<Q", len(text)) + text)
     for stored in tensors.values():
-        flat = stored.read().to(dtype).contiguous().view(-1)
+        flat = stored.read().to(dtype or stored.dtype).contiguous().view(-1)
         file.write(flat.view(torch.uint8).numpy().data)
 
 
