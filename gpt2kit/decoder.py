@@ -33,22 +33,23 @@ class Decoder:
         return f"native {self._level}" if self._native(tokens) else "torch"
 
     def read(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Read (B, T) ids after what the cache holds, and return the logits after the last of each row, (B, V).
+        """Read (B, T) ids after what the cache holds, and return the logits after the last of each row, (B, V), in float32 or more.
 
         Raises ContextLengthError where they do not fit.
         """
         description = self._native(ids.numel())
         if description is None or torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu":
-            return self.model.head(self.model.hidden(ids, cache)[:, -1])
+            logits = self.model.head(self.model.hidden(ids, cache)[:, -1])
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
         B, T = ids.shape
         cache.check_room(T)
         rows = ids.tolist()
         if not all(0 <= token < self.model.config.n_vocab for row in rows for token in row):
             raise IndexError(f"an id is outside of the vocabulary of {self.model.config.n_vocab:,}")
         n = max(1, PIECE // B)
-        logits = [self._read_piece(description, rows, start, min(T, start + n), cache) for start in range(0, T, n)]
+        pieces = [self._read_piece(description, rows, start, min(T, start + n), cache) for start in range(0, T, n)]
         cache.advance(T)
-        return logits[-1]
+        return pieces[-1]
 
     def _read_piece(self, description: native.Description, rows: list[list[int]], start: int, end: int, cache: KVCache) -> Tensor:
         """Read the tokens `start` to `end` of every row."""

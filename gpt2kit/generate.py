@@ -122,7 +122,8 @@ class Continuation:
             prompt = self.history[row]
             by_length.setdefault(len(prompt), {}).setdefault(tuple(prompt), []).append(place)
         device = self.model.device
-        self.logits = torch.empty((len(self.rows), self.n_vocab), dtype=self.model.dtype, device=device)
+        precise = torch.promote_types(self.model.dtype, torch.float32)  # as the decoder gives them
+        self.logits = torch.empty((len(self.rows), self.n_vocab), dtype=precise, device=device)
         for length, group in by_length.items():
             ids = torch.tensor(list(group), device=device)  # (different prompts, T)
             all_differ = len(group) == len(self.rows)
@@ -192,7 +193,7 @@ def generate_tokens(
         if not state.rows or any(state.is_full(row) for row in state.rows):
             return
         chosen = dict(zip(state.rows, state.step(), strict=True))
-        yield [chosen[row] if row in chosen else stop_id for row in range(len(prompts))]  # type: ignore[misc]
+        yield [chosen.get(row, stop_id) for row in range(len(prompts))]  # type: ignore[misc]
         if stop_id is not None:
             state.end([row for row, token in chosen.items() if token == stop_id])
 

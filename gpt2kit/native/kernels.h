@@ -1,7 +1,8 @@
 /* The arithmetic of one decode step, written once and included once for each instruction set.
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
- * level's instructions; TILE_ROWS and TILE_INPUTS, how many weight rows meet how many inputs in registers; and VNNI, 0 or 1.
+ * level's instructions; TILE_INPUTS, how many inputs one row of weights meets in registers; UNROLL, how many sums are taken at
+ * once; and VNNI, 0 or 1.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
@@ -183,7 +184,7 @@ TARGET static void FN(quantise)(const float *x, int64_t K, Quantised *out) {
         for (int i = 0; i < 4; i++)
             *(i8x16_unaligned *)(out->numbers + block * BLOCK + 16 * i) = __builtin_convertvector(whole[i], i8x16_unaligned);
 #if VNNI
-        /* The instruction wants one factor without a sign: the weights get 128 added, and this takes 128 times the inputs off. */
+        /* Weights get 128 added where they are multiplied: this takes 128 times the inputs off. */
         __m512i inputs = _mm512_loadu_si512(out->numbers + block * BLOCK);
         __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), inputs);
         _mm512_storeu_si512(out->offsets + block * BLOCK / 4, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
@@ -191,123 +192,123 @@ TARGET static void FN(quantise)(const float *x, int64_t K, Quantised *out) {
     }
 }
 
-/* R rows of weights times B inputs of float32; the weights are float32 or bfloat16. */
-INLINE void FN(tile_float)(int kind, int R, int B, const void *weight, int64_t K, const float *const *inputs, float *out) {
-    f32x16 sum[TILE_ROWS * TILE_INPUTS];
-#pragma GCC unroll 16
-    for (int i = 0; i < R * B; i++) sum[i] = FN(splat)(0);
-    int64_t whole = K - K % 16;
-    for (int64_t k = 0; k < whole; k += 16) {
-        f32x16 x[TILE_INPUTS];
+/* One row of float32 or bfloat16 weights times B inputs. */
+INLINE void FN(row_float)(int kind, int B, const void *weight, int64_t K, const float *const *inputs, float *out) {
+    f32x16 sum[TILE_INPUTS][UNROLL];
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) x[b] = FN(load)(inputs[b], FLOAT32, k);
+    for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            f32x16 w = FN(load)(weight, kind, r * K + k);
-            fetch((const char *)weight + (r * K + k) * (kind == BFLOAT16 ? 2 : 4));
+        for (int u = 0; u < UNROLL; u++) sum[b][u] = FN(splat)(0);
+    int64_t k = 0;
+    for (; k + 16 * UNROLL <= K; k += 16 * UNROLL)
 #pragma GCC unroll 4
-            for (int b = 0; b < B; b++) sum[r * B + b] += w * x[b];
+        for (int u = 0; u < UNROLL; u++) {
+            f32x16 w = FN(load)(weight, kind, k + 16 * u);
+            fetch(weight, (k + 16 * u) * (kind == BFLOAT16 ? 2 : 4));
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++) sum[b][u] += w * FN(load)(inputs[b], FLOAT32, k + 16 * u);
         }
+    for (; k + 16 <= K; k += 16) {
+        f32x16 w = FN(load)(weight, kind, k);
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) sum[b][0] += w * FN(load)(inputs[b], FLOAT32, k);
     }
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) {
-            float rest = 0;
-            for (int64_t k = whole; k < K; k++) rest += read(weight, kind, r * K + k) * inputs[b][k];
-            out[r * B + b] = FN(sum)(sum[r * B + b]) + rest;
-        }
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+        float rest = 0;
+        for (int64_t i = k; i < K; i++) rest += read(weight, kind, i) * inputs[b][i];
+#pragma GCC unroll 4
+        for (int u = 1; u < UNROLL; u++) sum[b][0] += sum[b][u];
+        out[b] = FN(sum)(sum[b][0]) + rest;
+    }
 }
 
 #if VNNI
 
-/* R rows of int8 weights times B quantised inputs. */
-INLINE void FN(tile_int8)(int R, int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
-    __m512 sum[TILE_ROWS * TILE_INPUTS];
+/* One block of int8 weights times an input's, added to a sum. The instruction wants one factor without a sign: `w` has 128 added. */
+INLINE __m512 FN(block_int8)(__m512i w, const Quantised *input, int64_t k, __m512 sum) {
+    __m512i offset = _mm512_loadu_si512(input->offsets + k / 4);
+    __m512i dot = _mm512_dpbusd_epi32(offset, w, _mm512_loadu_si512(input->numbers + k));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(input->scales[k / BLOCK]), sum);
+}
+
+/* One row of int8 weights times B quantised inputs. */
+INLINE void FN(row_int8)(int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
+    __m512 sum[TILE_INPUTS][UNROLL];
     const __m512i flip = _mm512_set1_epi8((char)128);
-#pragma GCC unroll 16
-    for (int i = 0; i < R * B; i++) sum[i] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < K; k += BLOCK) {
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int u = 0; u < UNROLL; u++) sum[b][u] = _mm512_setzero_ps();
+    int64_t k = 0;
+    for (; k + BLOCK * UNROLL <= K; k += BLOCK * UNROLL)
+#pragma GCC unroll 4
+        for (int u = 0; u < UNROLL; u++) {
+            __m512i w = _mm512_xor_si512(_mm512_loadu_si512(weight + k + BLOCK * u), flip);
+            fetch(weight, k + BLOCK * u);
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++) sum[b][u] = FN(block_int8)(w, &inputs[b], k + BLOCK * u, sum[b][u]);
+        }
+    for (; k < K; k += BLOCK) {
         __mmask64 there = K - k < BLOCK ? ((__mmask64)1 << (K - k)) - 1 : ~(__mmask64)0;
-        __m512i w[TILE_ROWS];
+        __m512i w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight + k), flip);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            w[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight + r * K + k), flip);
-            fetch(weight + r * K + k);
-        }
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-            __m512i x = _mm512_loadu_si512(inputs[b].numbers + k);
-            __m512i offset = _mm512_loadu_si512(inputs[b].offsets + k / 4);
-            __m512 scale = _mm512_set1_ps(inputs[b].scales[k / BLOCK]);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++)
-                sum[r * B + b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(offset, w[r], x)), scale, sum[r * B + b]);
-        }
+        for (int b = 0; b < B; b++) sum[b][0] = FN(block_int8)(w, &inputs[b], k, sum[b][0]);
     }
-    for (int i = 0; i < R * B; i++) out[i] = FN(sum)((f32x16)sum[i]);
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+#pragma GCC unroll 4
+        for (int u = 1; u < UNROLL; u++) sum[b][0] = _mm512_add_ps(sum[b][0], sum[b][u]);
+        out[b] = FN(sum)((f32x16)sum[b][0]);
+    }
 }
 
 #else
 
-INLINE void FN(tile_int8)(int R, int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) {
-            float sum = 0;
-            for (int64_t k = 0; k < K; k += BLOCK) {
-                int64_t n = K - k < BLOCK ? K - k : BLOCK;
-                const int8_t *w = weight + r * K + k, *x = inputs[b].numbers + k;
-                int32_t dot = 0;
-                if (n == BLOCK)
-                    for (int i = 0; i < BLOCK; i++) dot += w[i] * x[i];
-                else
-                    for (int i = 0; i < n; i++) dot += w[i] * x[i];
-                sum += dot * inputs[b].scales[k / BLOCK];
-            }
-            out[r * B + b] = sum;
+INLINE void FN(row_int8)(int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
+    for (int b = 0; b < B; b++) {
+        float sum = 0;
+        for (int64_t k = 0; k < K; k += BLOCK) {
+            const int8_t *w = weight + k, *x = inputs[b].numbers + k;
+            int32_t dot = 0;
+            fetch(w, 0);
+            if (K - k >= BLOCK)
+                for (int i = 0; i < BLOCK; i++) dot += w[i] * x[i];
+            else
+                for (int i = 0; i < K - k; i++) dot += w[i] * x[i];
+            sum += dot * inputs[b].scales[k / BLOCK];
         }
+        out[b] = sum;
+    }
 }
 
 #endif
 
-INLINE void FN(tile)(int kind, int R, int B, const Matrix *matrix, int64_t row, const Inputs *inputs, int64_t first, float *out) {
+/* Write, or add, one output of the inputs `first` to `first + B`. */
+INLINE void FN(row_out)(int kind, int B, const Matrix *matrix, int64_t row, const Inputs *inputs, int64_t first, const Outputs *out) {
     int64_t K = matrix->columns;
+    float y[TILE_INPUTS];
     if (kind == INT8) {
-        FN(tile_int8)(R, B, (const int8_t *)matrix->weight + row * K, K, inputs->quantised + first, out);
+        FN(row_int8)(B, (const int8_t *)matrix->weight + row * K, K, inputs->quantised + first, y);
     } else {
         const float *x[TILE_INPUTS];
         for (int b = 0; b < B; b++) x[b] = inputs->numbers + (first + b) * K;
-        const char *weight = (const char *)matrix->weight + row * K * (kind == BFLOAT16 ? 2 : 4);
-        FN(tile_float)(kind, R, B, weight, K, x, out);
+        FN(row_float)(kind, B, (const char *)matrix->weight + row * K * (kind == BFLOAT16 ? 2 : 4), K, x, y);
     }
-}
-
-/* Write, or add, output `row` to `row + R` of the inputs `first` to `first + B`. */
-INLINE void FN(tile_out)(int kind, int R, int B, const Matrix *matrix, int64_t row, const Inputs *inputs, int64_t first, const Outputs *out) {
-    float y[TILE_ROWS * TILE_INPUTS];
-    FN(tile)(kind, R, B, matrix, row, inputs, first, y);
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) {
-            float value = y[r * B + b];
-            if (kind == INT8) value *= matrix->scales[row + r];
-            if (matrix->bias) value += read(matrix->bias, matrix->bias_kind, row + r);
-            float *place = out->numbers + (first + b) * out->stride + row + r;
-            *place = out->add ? *place + value : value;
-        }
-}
-
-INLINE void FN(rows_out)(int kind, int R, const Matrix *matrix, int64_t row, const Inputs *inputs, const Outputs *out) {
-    int64_t b = 0;
-    for (; b + TILE_INPUTS <= inputs->count; b += TILE_INPUTS) FN(tile_out)(kind, R, TILE_INPUTS, matrix, row, inputs, b, out);
-    if (TILE_INPUTS > 2 && inputs->count - b >= 2) {
-        FN(tile_out)(kind, R, 2, matrix, row, inputs, b, out);
-        b += 2;
+    for (int b = 0; b < B; b++) {
+        float value = kind == INT8 ? y[b] * matrix->scales[row] : y[b];
+        if (matrix->bias) value += read(matrix->bias, matrix->bias_kind, row);
+        float *place = out->numbers + (first + b) * out->stride + row;
+        *place = out->add ? *place + value : value;
     }
-    if (b < inputs->count) FN(tile_out)(kind, R, 1, matrix, row, inputs, b, out);
 }
 
 INLINE void FN(linear_of)(int kind, const Matrix *matrix, int64_t from, int64_t to, const Inputs *inputs, const Outputs *out) {
-    int64_t row = from;
-    for (; row + TILE_ROWS <= to; row += TILE_ROWS) FN(rows_out)(kind, TILE_ROWS, matrix, row, inputs, out);
-    for (; row < to; row++) FN(rows_out)(kind, 1, matrix, row, inputs, out);
+    for (int64_t row = from; row < to; row++) {
+        int64_t b = 0;
+        for (; b + TILE_INPUTS <= inputs->count; b += TILE_INPUTS) FN(row_out)(kind, TILE_INPUTS, matrix, row, inputs, b, out);
+        for (; b < inputs->count; b++) FN(row_out)(kind, 1, matrix, row, inputs, b, out);
+    }
 }
 
 /* The outputs `from` to `to` of a matrix, for every input. */
@@ -325,6 +326,6 @@ static const Kernels FN(kernels) = {FN(normalise), FN(activate), FN(attend), FN(
 #undef INLINE
 #undef FN
 #undef TARGET
-#undef TILE_ROWS
 #undef TILE_INPUTS
+#undef UNROLL
 #undef VNNI

@@ -32,14 +32,13 @@ static inline float read(const void *numbers, int kind, int64_t at) {
 
 enum { AHEAD = 32768 };
 
-/* Ask for the weights that come so many bytes after these: a matrix is one long stream, but the rows of a tile do not look like
- * one to the processor. */
-static inline void fetch(const void *weights) { __builtin_prefetch((const char *)weights + AHEAD); }
+/* Ask for the weights that come a little after these bytes of a row: a matrix is one long stream. */
+static inline void fetch(const void *row, int64_t byte) { __builtin_prefetch((const char *)row + byte + AHEAD); }
 
 #define FN(name) name##_plain
 #define TARGET
-#define TILE_ROWS 2
 #define TILE_INPUTS 2
+#define UNROLL 2
 #define VNNI 0
 #include "kernels.h"
 
@@ -47,22 +46,22 @@ static inline void fetch(const void *weights) { __builtin_prefetch((const char *
 
 #define FN(name) name##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
-#define TILE_ROWS 2
 #define TILE_INPUTS 2
+#define UNROLL 2
 #define VNNI 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
-#define TILE_ROWS 4
 #define TILE_INPUTS 4
+#define UNROLL 4
 #define VNNI 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-#define TILE_ROWS 4
 #define TILE_INPUTS 4
+#define UNROLL 4
 #define VNNI 1
 #include "kernels.h"
 
