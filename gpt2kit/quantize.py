@@ -28,6 +28,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     A few rows at a time, so that it takes no memory worth naming beside the matrix and the result.
     """
+    weight = weight.contiguous()  # a transposed one is read faster all at once
     whole = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], dtype=torch.float32)
     for start in range(0, weight.shape[0], _ROWS_AT_ONCE):

@@ -34,7 +34,10 @@ def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> I
     source = fingerprint(checkpoint)
     state = _read(path, model, source)
     if state is None:
-        state = dict(quantized_state(checkpoint.config, read))
+        # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
+        state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
+        for name, tensor in quantized_state(checkpoint.config, read):
+            state[name].copy_(tensor)
         with contextlib.suppress(OSError):
             _write(path, state, source)
     model.load_state_dict(state, strict=True, assign=True)
