@@ -21,7 +21,7 @@ class KVCache:
     """Preallocated keys and values of one request: a batch of rows, each with its own length.
 
     `GPT2.forward` appends to it and advances it; between two calls it can be truncated, thinned out and refilled. The memory
-    is 2 * n_layer * batch_size * capacity * n_embd numbers, touched only as it fills.
+    is 2 * n_layer * batch_size * capacity * n_embd numbers.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class KVCache:
     ) -> None:
         capacity = config.n_ctx if capacity is None else min(capacity, config.n_ctx)
         shape = (config.n_layer, batch_size, config.n_head, capacity, config.head_size)
-        # Zeros, not whatever was there: what a row's mask hides still enters its sums, times 0, and 0 times NaN is NaN.
+        # Zeros, for a shorter row is masked where a longer one has tokens, and masking multiplies by 0: NaN must not be there.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, B, H, capacity, D)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._set_lengths([0] * batch_size)

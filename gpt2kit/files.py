@@ -82,14 +82,14 @@ def read_json(path: Path, *, largest: int = 2**20) -> dict[str, Any]:
     return value
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # Windows cannot open folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that after a crash it is the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def new_directory(target: Path, *, replace: bool = False, error: Callable[[str],
     """
     target = Path(os.path.abspath(target))
     building = target.with_name(f".{target.name}.{os.getpid()}.new")
-    if not replace and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
+    if not replace and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise error(f"{target} already exists; name another folder, or add --force to replace it")
     try:
         building.mkdir(parents=True)
@@ -108,7 +108,6 @@ def new_directory(target: Path, *, replace: bool = False, error: Callable[[str],
         for path in building.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        fsync_directory(building)
         put_in_place(building, target)
     except OSError as failure:
         raise error(f"cannot write {target}: {failure.strerror or failure}") from failure
@@ -117,18 +116,48 @@ def new_directory(target: Path, *, replace: bool = False, error: Callable[[str],
 
 
 def put_in_place(finished: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; what stood there stays whole until then, and is removed after."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists() or target.is_symlink():
-        target.rename(old)
+    """Rename a finished folder to `target`; what stood there stays whole until then, and is deleted after.
+
+    Two renames are needed: a kill exactly between them leaves the older folder as `previous(target)`.
+    """
+    old = previous(target)
+    fsync_directory(finished)
+    if os.path.lexists(target):
+        if os.path.lexists(old):  # left by a kill after an earlier swap
+            delete(old)
+        os.rename(target, old)
     try:
-        finished.rename(target)
+        os.rename(finished, target)
     except OSError:
-        if old.exists() or old.is_symlink():
-            old.rename(target)
+        if os.path.lexists(old):
+            os.rename(old, target)
         raise
     fsync_directory(target.parent)
-    if old.is_symlink() or old.is_file():
-        old.unlink()
-    else:
-        shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(old):
+        delete(old)
+
+
+def previous(target: Path) -> Path:
+    """Return where the older folder is while a new one takes its place."""
+    return target.with_name(f".{target.name}.old")
+
+
+def delete(path: Path) -> None:
+    """Delete a folder so that a kill half-way leaves no part of it under its name; a link or file is just unlinked."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    aside = path.with_name(f".{path.name.removeprefix('.')}.removed")
+    shutil.rmtree(aside, ignore_errors=True)  # left by an earlier kill
+    os.rename(path, aside)
+    shutil.rmtree(aside)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make renames in the folder survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

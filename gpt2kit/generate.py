@@ -284,15 +284,16 @@ def stream(model: GPT2, tokenizer: Tokenizer | None, prompt: str | Sequence[str]
 
     The pieces of one row, joined, are its whole continuation; an empty prompt starts a new text. Several prompts and samples
     share the work, and each comes out as it would alone. Options are those of Request and Sampling: max_tokens, temperature,
-    top_k, top_p, min_p, repetition_penalty, stop, seed, num_samples, overflow, special, ignore_eos, logprobs.
+    top_k, top_p, min_p, repetition_penalty, stop, seed, num_samples, overflow, special, ignore_eos, logprobs. What cannot be is
+    refused at the call, before the first piece is asked for.
     """
     request = Request(**options)
     if tokenizer is None:
         raise TokenizerError("the model has no vocabulary beside its weights; put vocab.json and merges.txt there, or use generate_tokens")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    encoded = [_encode(tokenizer, text, request) for text in prompts for _ in range(request.num_samples)]
+    encoded = [ids for text in prompts for ids in [_encode(tokenizer, text, request)] * request.num_samples]
     if not encoded or request.max_tokens == 0:
-        return
+        return iter(())
     state = Continuation(
         model,
         encoded,
@@ -302,15 +303,17 @@ def stream(model: GPT2, tokenizer: Tokenizer | None, prompt: str | Sequence[str]
         overflow=request.overflow,
         n_vocab=min(tokenizer.n_vocab, model.config.n_vocab),
     )
-    writers = [_Writer(row, tokenizer, request) for row in range(len(encoded))]
+    return _pieces(state, [_Writer(row, tokenizer, request) for row in range(len(encoded))], request)
+
+
+def _pieces(state: Continuation, writers: Sequence[_Writer], request: Request) -> Iterator[Piece]:
+    """Take steps until every row has ended, and give each row's new token to its writer."""
     state.end([row for row in state.rows if state.is_full(row)])
     while state.rows:
         tokens = state.step()
         logprobs = state.logprobs() if request.logprobs else [None] * len(tokens)
-        pieces = [
-            writers[row].write(token, logprob, full=state.is_full(row))
-            for row, token, logprob in zip(state.rows, tokens, logprobs, strict=True)
-        ]
+        new = zip(state.rows, tokens, logprobs, strict=True)
+        pieces = [writers[row].write(token, logprob, full=state.is_full(row)) for row, token, logprob in new]
         yield from pieces
         state.end([piece.row for piece in pieces if piece.finish_reason])
 

@@ -40,13 +40,14 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.n_vocab, config.n_embd)
-        self.wpe = nn.Embedding(config.n_ctx, config.n_embd) if config.positions == "learned" else Sinusoids(config)
+        self.wte = Embedding(config.n_vocab, config.n_embd)
+        self.wpe = Embedding(config.n_ctx, config.n_embd) if config.positions == "learned" else Sinusoids(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.n_embd, config.n_vocab, bias=False)
-        self.init_weights()
+            self.lm_head = Linear(config.n_embd, config.n_vocab, bias=False)
+        if self.device.type != "meta":
+            self.init_weights()
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the logits of the token after each of the given ones: (B, T) -> (B, T, V)."""
@@ -138,8 +139,8 @@ class Attention(nn.Module):
         self.scale = 1 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
@@ -166,8 +167,8 @@ class MLP(nn.Module):
         self.config = config
         self.activation = ACTIVATION[config.activation_function]
         width = config.inner_size * (2 if config.mlp == "swiglu" else 1)
-        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
-        self.c_proj = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, width, bias=config.bias)
+        self.c_proj = Linear(config.inner_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)  # (B, T, inner), or (B, T, 2 * inner) for SwiGLU
@@ -191,6 +192,18 @@ class Sinusoids(nn.Module):
         pairs = torch.arange(0, self.n_embd, 2, device=positions.device, dtype=precise)  # (C/2,)
         angles = positions[..., None] * 10000.0 ** (-pairs / self.n_embd)  # (…, C/2)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (…, C)
+
+
+class Linear(nn.Linear):
+    """A linear layer that GPT2.init_weights fills, so that its own, different initialisation would be wasted."""
+
+    def reset_parameters(self) -> None: ...
+
+
+class Embedding(nn.Embedding):
+    """A table that GPT2.init_weights fills."""
+
+    def reset_parameters(self) -> None: ...
 
 
 def norm(config: GPT2Config) -> nn.Module:

@@ -12,7 +12,6 @@ import difflib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from gpt2kit.config import SIZES, canonical_size, nearest_size
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, DownloadError
+from gpt2kit.files import delete, previous, write_whole
 
 MANIFEST = "gpt2kit.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # of a file that we fetch: no separator, no leading dot
@@ -84,16 +84,6 @@ class Manifest:
             return False
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that after a crash it is the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def weights_dir() -> Path:
     """Return the folder that holds the models: $GPT2KIT_WEIGHTS, ./weights where it exists, or the user's cache."""
     if chosen := os.environ.get("GPT2KIT_WEIGHTS"):
@@ -128,7 +118,8 @@ def holds_model(directory: Path) -> bool:
 def find(model: str | Path) -> Path:
     """Return the directory that a path, a size, an alias, a Hub id or the name of a trained model stands for.
 
-    A path wins over a name: anything with a separator, and a folder of the current directory that holds a model. Never asks the network,
+    A path wins over a name: anything with a separator, and a folder of the current directory that holds a model. A weights file and the
+    prefix of a TensorFlow checkpoint are returned as they are. Never asks the network,
     and never takes a name for another one that resembles it. Raises CheckpointNotFoundError, which says what to type.
     """
     name = str(model)
@@ -137,8 +128,11 @@ def find(model: str | Path) -> Path:
     if os.path.isdir(path) and (is_path or holds_model(path)):
         return path
     for candidate in _candidates(name):
+        undo_broken_swap(weights_dir() / candidate)
         if holds_model(weights_dir() / candidate):
             return weights_dir() / candidate
+    if "\0" not in name and (os.path.isfile(path) or os.path.isfile(f"{path}.index")):
+        return path
     raise CheckpointNotFoundError(_what_to_type(model, path), path=path if is_path else None)
 
 
@@ -162,8 +156,6 @@ def _what_to_type(model: str | Path, path: Path) -> str:
         return (
             f"{name} is not on this machine (looked in {folder}). Run: gpt2kit download {canonical}{' --source openai' if source else ''}"
         )
-    if os.path.isfile(path):
-        return f"{path} is a file; name the directory that it is in: {path.parent}"
     if isinstance(model, str) and HUB_ID.fullmatch(name):
         return (
             f"there is no directory {name}, and the Hub's {name} is not on this machine (looked in {folder}). Run: gpt2kit download {name}"
@@ -227,7 +219,7 @@ def remove(name: str) -> Path:
                 with locked(candidate, wait=False):
                     for path in (target, unfinished):
                         if os.path.islink(path) or holds_model(path) or (path == unfinished and path.is_dir()):
-                            _delete(path, folder / f".{candidate}.removed")
+                            delete(path)
             except OSError as error:
                 raise CheckpointError(f"{target} cannot be deleted: {error.strerror or error}") from error
             return target
@@ -235,16 +227,6 @@ def remove(name: str) -> Path:
             raise CheckpointNotFoundError(f"{target} holds no model, so it is left alone", path=target)
     here = ", ".join(model.name for model in installed()) or "none"
     raise CheckpointNotFoundError(f"there is no model {name!r} in {folder}; models there: {here}")
-
-
-def _delete(path: Path, aside: Path) -> None:
-    """Delete a directory so that a kill half-way leaves no part of it under its name; a symlink or file is just unlinked."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-        return
-    shutil.rmtree(aside, ignore_errors=True)  # left by an earlier kill
-    os.rename(path, aside)
-    shutil.rmtree(aside)
 
 
 def staging_dir(name: str) -> Path:
@@ -274,37 +256,10 @@ def locked(name: str, *, wait: bool = True, waiting: Callable[[], None] = lambda
         lock.release()
 
 
-def place(staging: Path, target: Path) -> None:
-    """Make the complete directory `staging` the model `target`; an older one stays whole until then. The caller holds the lock."""
-    old, aside = _old(target), target.with_name(f".{target.name}.removed")
-    sync_directory(staging)
-    if os.path.lexists(target):
-        if os.path.lexists(old):  # left by a kill after an earlier swap
-            _delete(old, aside)
-        os.rename(target, old)
-    os.rename(staging, target)
-    sync_directory(target.parent)
-    if os.path.lexists(old):
-        _delete(old, aside)
-
-
 def undo_broken_swap(target: Path) -> None:
-    """Give the older model its name back, if a kill came between the two renames of `place`."""
-    if os.path.lexists(_old(target)) and not os.path.lexists(target):
+    """Give the older model its name back, if a kill came between the two renames of `put_in_place`."""
+    old = previous(target)
+    if os.path.lexists(old) and not os.path.lexists(target):
         with locked(target.name):  # a swap that is going on finishes first
-            if os.path.lexists(_old(target)) and not os.path.lexists(target):
-                os.rename(_old(target), target)
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in the directory survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            if os.path.lexists(old) and not os.path.lexists(target):
+                os.rename(old, target)

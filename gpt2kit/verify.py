@@ -195,7 +195,7 @@ def check_known_answers(path: Path, model: GPT2, tokenizer: Tokenizer | None) ->
         yield Check("known answers", None, "published for OpenAI's 124M weights only; these are others")
         return
     known = KNOWN[size]
-    found = tuple(round(float(value), 8) for value in model.wte.weight[0, :2])
+    found = tuple(round(value, 8) for value in model.wte.weight[0, :2].tolist())
     yield Check(
         "fingerprint", np.allclose(found, known.fingerprint, rtol=0, atol=1e-7), f"wte[0, :2] is {found}, published: {known.fingerprint}"
     )

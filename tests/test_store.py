@@ -9,6 +9,7 @@ import pytest
 
 from gpt2kit import store
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, DownloadError
+from gpt2kit.files import put_in_place
 
 MANIFEST = store.Manifest("hub", "openai-community/gpt2", "c0ffee", {"config.json": (2, "a" * 64)})
 
@@ -101,7 +102,6 @@ def test_a_folder_here_that_holds_no_model_does_not_hide_a_size(tmp_path: Path, 
         ("dante", "did you mean dante-run?"),
         ("./nothing/here", "there is no directory ./nothing/here"),
         ("../nothing", "there is no directory ../nothing"),
-        ("a-file", "name the directory"),
         ("notes", "holds no model"),
         ("", "no model"),
         ("x" * 5000, "no model"),
@@ -111,7 +111,6 @@ def test_a_folder_here_that_holds_no_model_does_not_hide_a_size(tmp_path: Path, 
 def test_what_is_not_here_says_what_to_type_and_is_never_guessed(weights: Path, tmp_path: Path, model: str, advice: str) -> None:
     _model(weights, "dante-run")
     (weights / "notes").mkdir()
-    (tmp_path / "a-file").write_text("")
     with pytest.raises(CheckpointNotFoundError) as caught:
         store.find(model)
     assert advice in str(caught.value)
@@ -226,7 +225,7 @@ def test_remove_does_not_disturb_a_download_in_another_process(weights: Path) ->
 def test_a_model_takes_its_place_and_the_older_one_goes(weights: Path) -> None:
     target, staging = _model(weights, "124M", "hparams.json"), _model(weights, ".124M.download")
     _model(weights, ".124M.old")  # left by a kill
-    store.place(staging, target)
+    put_in_place(staging, target)
     assert [path.name for path in weights.iterdir()] == ["124M"]
     assert [path.name for path in target.iterdir()] == ["config.json"]
 
@@ -234,4 +233,18 @@ def test_a_model_takes_its_place_and_the_older_one_goes(weights: Path) -> None:
 def test_a_swap_killed_between_its_two_renames_is_undone(weights: Path) -> None:
     _model(weights, ".124M.old")
     store.undo_broken_swap(weights / "124M")
+    assert store.find("124M") == weights / "124M"
+
+
+def test_files_and_checkpoint_prefixes_are_found_as_they_are(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpt.pt").write_text("")
+    (tmp_path / "model-1000.index").write_text("")
+    assert store.find("ckpt.pt") == Path("ckpt.pt")
+    assert store.find(tmp_path / "model-1000") == tmp_path / "model-1000"
+
+
+def test_a_model_that_a_kill_left_between_two_renames_is_found(weights: Path) -> None:
+    _model(weights, "124M")
+    (weights / "124M").rename(weights / ".124M.old")
     assert store.find("124M") == weights / "124M"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,9 +46,11 @@ def load(
     """
     place, number = pick_numbers(device, dtype, quantize)
     checkpoint = open_checkpoint(store.find(model))
-    if quantize is not None:
-        return build_int8_model(checkpoint, lambda name: _read_finite(checkpoint, name)), load_vocabulary(checkpoint)
-    return build_model(checkpoint, device=place, dtype=number), load_vocabulary(checkpoint)
+    with ThreadPoolExecutor(1) as pool:  # while the weights are read, Python has time for the vocabulary
+        tokenizer = pool.submit(load_vocabulary, checkpoint)
+        if quantize is not None:
+            return build_int8_model(checkpoint, lambda name: _read_checked(checkpoint, name)), tokenizer.result()
+        return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
 
 
 def pick_numbers(device: str, dtype: str, quantize: str | None) -> tuple[torch.device, torch.dtype]:
@@ -114,19 +115,18 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     """
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
+    # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes.
+    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
     _check_tied_copy(checkpoint)
 
-    def place(item: tuple[str, StoredTensor]) -> tuple[str, Tensor]:
-        name, _ = item
-        tensor = _read_finite(checkpoint, name)
-        final = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
-        return name, final.contiguous()
+    def fill(name: str) -> None:
+        state[name].copy_(_read_finite(checkpoint, name))
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        state = dict(pool.map(place, checkpoint.tensors.items()))
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(fill, checkpoint.tensors))
     torch.set_num_threads(threads)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -136,6 +136,13 @@ def _read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = checkpoint.tensors[name].read()
     _check_finite(checkpoint.path, name, tensor)
     return tensor
+
+
+def _read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Read a tensor for another build than `build_model`, with all of its checks."""
+    if name == "wte.weight":
+        _check_tied_copy(checkpoint)
+    return _read_finite(checkpoint, name)
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,22 +28,11 @@ WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 # --- config.json -----------------------------------------------------------------------------------------------------
 
-_SAME_NAME = [
-    "n_embd",
-    "n_head",
-    "n_layer",
-    "n_inner",
-    "activation_function",
-    "layer_norm_epsilon",
-    "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx",
-    "reorder_and_upcast_attn",
-    "tie_word_embeddings",
-    "embd_pdrop",
-    "attn_pdrop",
-    "resid_pdrop",
-]
-_OUR_OWN = ["qkv_bias", "bias", "norm", "norm_first", "mlp", "positions"]  # only under "model_type": "gpt2kit"
+_SAME_NAME = (
+    *("n_embd", "n_head", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
+)
+_OUR_OWN = ("qkv_bias", "bias", "norm", "norm_first", "mlp", "positions")  # only under "model_type": "gpt2kit"
 
 # Fields that do not touch the function from ids to logits: provenance, training, how to sample, what to return.
 _NO_EFFECT = re.compile(
@@ -161,7 +151,7 @@ def _read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
     if explanation := impostor(start):
         raise CheckpointFormatError(path, explanation)
     if pickled.is_pickled(start):
-        return _pickled_tensors(path, pickled.load(path)), "torch file"
+        return _pickled_tensors(path), "torch file"
     return _safetensors(path), "safetensors"
 
 
@@ -176,31 +166,41 @@ def _safetensors(path: Path) -> dict[str, StoredTensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointFormatError(path, f"not a whole safetensors file ({error}); get it again") from error
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            try:
-                return file.get_tensor(name)  # type: ignore[no-any-return]
-            except (SafetensorError, OSError, RuntimeError) as error:
-                raise CheckpointFormatError(path, f"{name} cannot be read: {error}") from error
-
-        return read
+    def read(name: str) -> Tensor:
+        try:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise CheckpointFormatError(path, f"{name} cannot be read: {error}") from error
 
     tensors = {}
     for name, (shape, dtype) in headers.items():
         if dtype not in _DTYPES and not name.endswith(BUFFERS):
             raise CheckpointFormatError(path, f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-        tensors[name] = StoredTensor(tuple(shape), _DTYPES.get(dtype, torch.uint8), reader(name))
+        tensors[name] = StoredTensor(tuple(shape), _DTYPES.get(dtype, torch.uint8), partial(read, name))
     return tensors
 
 
-def _pickled_tensors(path: Path, state: dict[str, Any]) -> dict[str, StoredTensor]:
-    if isinstance(state.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
-        state = state["state_dict"]
+def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a file of torch.save: mapped and copied when read, or handed out and let go of."""
 
-    def reader(name: str, tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
+    def load() -> dict[str, Tensor]:
+        content = pickled.load(path)
+        if isinstance(content.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
+            content = content["state_dict"]
+        named = {str(name): value for name, value in content.items() if not str(name).endswith(BUFFERS)}
+        return {name: pickled.check_tensor(path, name, value) for name, value in named.items()}
 
-    return {name: reader(name, pickled.check_tensor(path, name, value)) for name, value in state.items() if not str(name).endswith(BUFFERS)}
+    tensors = load()
+    headers = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+    def take(name: str) -> Tensor:
+        if pickled.is_mapped(path):
+            return tensors[name].clone()
+        if name not in tensors:  # a second reading
+            tensors.update(load())
+        return tensors.pop(name)
+
+    return {name: StoredTensor(*header, partial(take, name)) for name, header in headers.items()}
 
 
 def _checkpoint(path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path, Mapping[str, StoredTensor]]) -> Checkpoint:

@@ -22,13 +22,24 @@ from gpt2kit.files import impostor, read_start
 ADVICE = "if you trust where it came from, open it with the program that wrote it and save it as safetensors"
 
 
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80\x02"
+
+
 def is_pickled(start: bytes) -> bool:
     """Whether a file that begins like this is one of torch.save's two formats: zip since 1.6, bare pickles before."""
-    return start.startswith((b"PK\x03\x04", b"\x80\x02"))
+    return start.startswith((_ZIP, _PICKLE))
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether `load` maps this file: the zip format can be, unless it is called safetensors, which torch would believe."""
+    return read_start(path).startswith(_ZIP) and path.suffix != ".safetensors"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the dictionary in a file of torch.save; tensors of the zip format are mapped, not read.
+    """Return the dictionary in a file of torch.save.
+
+    Where `is_mapped(path)`, its tensors are windows of the file; otherwise they have been read.
 
     Raises CheckpointFormatError for anything damaged, hostile or of another kind.
     """
@@ -37,10 +48,13 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointFormatError(path, explanation)
     if not is_pickled(start):
         raise CheckpointFormatError(path, "expected a file written by torch.save, found something else")
-    is_zip = start.startswith(b"PK")
-    sizes = _check_archive(path) if is_zip else None
+    sizes = _check_archive(path) if start.startswith(_ZIP) else None
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if is_mapped(path):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with path.open("rb") as file:
+                value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces as a dozen unrelated types
         first_line = str(error).strip().split("\n")[0]
         raise CheckpointFormatError(

@@ -47,6 +47,7 @@ class _Bars:
 
         columns = (TextColumn("{task.description:<18}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(stderr=True))
+        self._file: str | None = None
         self._task: int | None = None
 
     def __enter__(self) -> _Bars:
@@ -57,7 +58,10 @@ class _Bars:
         self._progress.stop()
 
     def started(self, file: str, total: int, already: int) -> None:
-        self._task = self._progress.add_task(file, total=total, completed=already)
+        if self._file == file:  # it begins again
+            self._progress.update(self._task, completed=already)  # type: ignore[arg-type]
+        else:
+            self._file, self._task = file, self._progress.add_task(file, total=total, completed=already)
 
     def advanced(self, n: int) -> None:
         if self._task is not None:

@@ -37,14 +37,14 @@ class BPETokenizer:
         self, vocab: Mapping[str, int], merges: Sequence[Merge], *, added: Mapping[str, int] | None = None, stop_id: int | None = None
     ) -> None:
         self._vocab, self._merges, self._added = dict(vocab), list(merges), dict(added or {})
-        mergeable = _ranks(self._vocab, self._merges)
-        spelled = {_spell(token) for token in mergeable}
-        self.special = {token: number for token, number in (self._vocab | self._added).items() if token not in spelled}
-        numbers = [*mergeable.values(), *self.special.values()]
-        if len(set(numbers)) != len(numbers):
+        ranks = _ranks(self._vocab, self._merges)
+        everything = self._vocab | self._added
+        if len(set(everything.values())) != len(everything):
             raise TokenizerError("two tokens of the vocabulary have the same id")
-        self.n_vocab = max(numbers) + 1
-        self.stop_id = stop_id if stop_id in set(numbers) else self.special.get(END_OF_TEXT)
+        self.special = {token: everything[token] for token in everything.keys() - ranks.keys()}
+        self.n_vocab = max(everything.values()) + 1
+        self.stop_id = stop_id if stop_id in everything.values() else self.special.get(END_OF_TEXT)
+        mergeable = dict(zip(_unspell(ranks), ranks.values(), strict=True))
         self._encoding = tiktoken.Encoding("gpt2kit", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens=self.special)
 
     @classmethod
@@ -81,7 +81,7 @@ class BPETokenizer:
                 f"{path}: expected GPT-2's byte-level BPE (pre_tokenizer ByteLevel without add_prefix_space, no normalizer)"
             )
         try:
-            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
             added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
         except (KeyError, TypeError, AttributeError) as error:
             raise TokenizerError(f"{path}: expected model.merges and added_tokens as tokenizers writes them") from error
@@ -122,65 +122,62 @@ def _printable_bytes() -> dict[int, str]:
 
 
 _CHARACTER = _printable_bytes()
-_BYTE = {character: byte for byte, character in _CHARACTER.items()}
+_LATIN_1 = {ord(character): chr(byte) for byte, character in _CHARACTER.items()}
 
 
-def _spell(token: bytes) -> str:
-    return "".join(map(_CHARACTER.__getitem__, token))
-
-
-def _unspell(token: str) -> bytes:
-    return bytes(map(_BYTE.__getitem__, token))
+def _unspell(tokens: Iterable[str]) -> list[bytes]:
+    """Return the bytes of tokens; all at once, for there are fifty thousand at every start."""
+    apart = "\uffff"  # stands for no byte
+    return [token.encode("latin-1") for token in apart.join(tokens).translate(_LATIN_1).split(apart)]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _ranks(vocab: Mapping[str, int], merges: Iterable[Merge]) -> dict[bytes, int]:
+def _ranks(vocab: Mapping[str, int], merges: Iterable[Merge]) -> dict[str, int]:
     """Return token -> id for the single bytes and every merge, in the order that tiktoken takes for their priority."""
-    if missing := [character for character in _BYTE if character not in vocab]:
+    if missing := [character for character in _CHARACTER.values() if character not in vocab]:
         raise TokenizerError(f"the vocabulary lacks {len(missing)} of the 256 single bytes; is it GPT-2's?")
-    ranks = {bytes([byte]): vocab[character] for byte, character in _CHARACTER.items()}
+    ranks = {character: vocab[character] for character in _CHARACTER.values()}
     last = -1
     for first, second in merges:
-        number = vocab.get(first + second)
-        if number is None:
-            raise TokenizerError(f"the merge of {first!r} and {second!r} is not in the vocabulary; are the two files of one model?")
-        if number <= last:
-            raise TokenizerError(
-                f"the merge of {first!r} and {second!r} has id {number}, expected more than {last}: ids in the order of the merges"
-            )
-        try:
-            token, halves = _unspell(first + second), (_unspell(first), _unspell(second))
-        except KeyError as error:
-            raise TokenizerError(f"the merge of {first!r} and {second!r} has a character that stands for no byte: {error}") from None
-        if any(half not in ranks for half in halves):
-            raise TokenizerError(f"{first!r} or {second!r} is merged before it was made; the merges are damaged or out of order")
+        token = first + second
+        number = vocab.get(token, -1)
+        if number <= last or first not in ranks or second not in ranks:
+            raise TokenizerError(_what_is_wrong(first, second, vocab, ranks, last))
         ranks[token] = last = number
     return ranks
 
 
+def _what_is_wrong(first: str, second: str, vocab: Mapping[str, int], ranks: Mapping[str, int], last: int) -> str:
+    merge = f"the merge of {first[:40]!r} and {second[:40]!r}"
+    if first + second not in vocab:
+        return f"{merge} is not in the vocabulary; are the two files of one model?"
+    if first not in ranks or second not in ranks:
+        return f"{merge} comes before its halves were made; the merges are damaged or out of order"
+    return f"{merge} has id {vocab[first + second]}, expected more than {last}: ids must rise in the order of the merges"
+
+
 def _ids(path: Path, table: Any) -> dict[str, int]:
     """Return the table if it maps strings to ids."""
-    if not isinstance(table, dict) or not all(
-        isinstance(key, str) and type(value) is int and 0 <= value < 2**31 for key, value in table.items()
-    ):
+    if not isinstance(table, dict) or {*map(type, table)} - {str} or {*map(type, table.values())} - {int}:
         raise TokenizerError(f"{path}: expected an object from tokens to ids")
+    if table and not 0 <= min(table.values()) <= max(table.values()) < 2**31:
+        raise TokenizerError(f"{path}: an id is negative or beyond 2^31")
     return table
 
 
 def _merges(path: Path) -> list[Merge]:
-    lines = read_text(path, largest=_LARGEST).split("\n")
-    if lines[0].startswith("#version"):
-        lines = lines[1:]
-    return _pairs(path, [tuple(line.rstrip("\r").split(" ")) for line in lines if line.rstrip("\r")])
+    lines = read_text(path, largest=_LARGEST).replace("\r\n", "\n").split("\n")
+    return _pairs(path, [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line])
 
 
-def _pairs(path: Path, merges: Sequence[tuple[str, ...]]) -> list[Merge]:
-    for number, merge in enumerate(merges, 1):
-        if len(merge) != 2 or not all(merge):
-            raise TokenizerError(f"{path}: merge {number} is {' '.join(map(str, merge))[:40]!r}, expected two tokens")
-    return list(merges)  # type: ignore[arg-type]
+def _pairs(path: Path, merges: Sequence[Sequence[str]]) -> list[Merge]:
+    try:
+        return [(first, second) for first, second in merges]
+    except ValueError:
+        number, merge = next((number, merge) for number, merge in enumerate(merges, 1) if len(merge) != 2)
+        raise TokenizerError(f"{path}: merge {number} is {' '.join(merge)[:40]!r}, expected two tokens") from None
 
 
 def _stop_id(folder: Path) -> int | None:

@@ -1,7 +1,7 @@
 """Move the bytes of one file: resumed, checked, and never waiting for ever.
 
 What a server sends is appended to what an earlier process left only if it is surely the rest of the same version, and gets the file's name
-only when size and hashes are right. Where files come from and where they go is the work of `gpt2kit.sources` and `gpt2kit.download`.
+only when size and hashes are right. Where files come from and where they go is known to `sources` and `gpt2kit.download`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Protocol, TypeVar
 
 import httpx2
 
+from gpt2kit.download.parts import Part, RemoteFile
 from gpt2kit.errors import DownloadError
-from gpt2kit.parts import Part, RemoteFile
 
 T = TypeVar("T")
 
@@ -228,12 +228,13 @@ class Transfer:
         with self._answer("GET", file.url, wanted) as response:
             _refuse_page(response, file.url)
             if not (wanted and _continues(response, part, file)):
-                if response.status_code != 200:
+                if part.size:
                     part.discard()
+                    self._progress.started(file.name, file.size, 0)
+                if response.status_code != 200:
                     raise Interrupted(f"{file.name}: the server answered {response.status_code} with another part than the one asked for")
                 _check_length(response, file)
                 part.restart(response.headers.get("ETag"))
-                self._progress.started(file.name, file.size, 0)
             self._receive(response, part, file)
         if part.size < file.size:
             raise Interrupted(f"{file.name}: the connection was closed after {part.size:,} of {file.size:,} bytes")
@@ -273,7 +274,7 @@ class Transfer:
                     continue
                 # 416: what we have is longer than the file on the server. It is for the caller to start again.
                 if response.status_code not in (200, 206, 416):
-                    raise self.judge(response, url)
+                    raise judge(response, url, self._refusal)
                 yield response
                 return
             finally:
@@ -288,10 +289,6 @@ class Transfer:
             return within(self._patience.connect + self._patience.read, lambda: self._client.send(request, stream=True))
         except (httpx2.HTTPError, TimeoutError) as error:
             raise Interrupted(plainly(error)) from error
-
-    def judge(self, response: httpx2.Response, url: str) -> Interrupted | DownloadError:
-        """Return the error that an answer other than success is."""
-        return judge(response, url, self._refusal)
 
 
 def judge(response: httpx2.Response, url: str, refusal: Callable[[httpx2.Response], str]) -> Interrupted | DownloadError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.store import write_whole
+from gpt2kit.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +77,20 @@ class Part:
         try:
             fields = json.loads(self._sidecar.read_bytes())
             etag = fields["etag"]
-            return (etag if isinstance(etag, str) else None), fields["url"] == self._file.url
+            return (etag if isinstance(etag, str) else None), fields["address"] == self._address()
         except (OSError, ValueError, KeyError, TypeError):
             return None, False
+
+    def _address(self) -> str:
+        """Return what stands for the address on disk: its hash, since an address may hold a password."""
+        return hashlib.sha256(self._file.url.encode()).hexdigest()
 
     def restart(self, etag: str | None) -> None:
         """Begin at zero with the version that the server calls `etag`."""
         self.discard()
         if etag is not None and not etag.startswith('"'):
             etag = None  # a weak one (W/"…") does not promise the same bytes
-        write_whole(self._sidecar, json.dumps({"url": self._file.url, "etag": etag}))
+        write_whole(self._sidecar, json.dumps({"address": self._address(), "etag": etag}))
         self._path.touch()
         self.etag = etag
 

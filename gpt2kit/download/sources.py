@@ -19,9 +19,9 @@ import httpx2
 
 from gpt2kit import catalogue, store
 from gpt2kit.catalogue import PublishedFile
+from gpt2kit.download.parts import RemoteFile
+from gpt2kit.download.transfer import Interrupted, Patience, Progress, Transfer, Tries, judge, plainly, shown, within
 from gpt2kit.errors import DownloadError
-from gpt2kit.parts import RemoteFile
-from gpt2kit.transfer import Interrupted, Patience, Progress, Transfer, Tries, judge, plainly, shown, within
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

@@ -1,8 +1,8 @@
 """Fetch weights from the Hub or from OpenAI, whole or not at all.
 
 A download collects its files in a hidden directory beside the model's and becomes the model by a rename, when all of them are there and
-right. Stopped in any way, it goes on where it was when it is asked for again. `gpt2kit.sources` asks what the files are, `gpt2kit.transfer`
-moves the bytes, and `gpt2kit.store` knows the places.
+right. Stopped in any way, it goes on where it was when it is asked for again. `sources` asks what the files are, `transfer` moves the
+bytes, and `gpt2kit.store` knows the places.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 
 from gpt2kit import catalogue, store
 from gpt2kit.config import SIZES, nearest_size
+from gpt2kit.download.parts import drop_sidecars
+from gpt2kit.download.sources import Plan, hub_plan, openai_plan
+from gpt2kit.download.transfer import Patience, Progress, Silent
 from gpt2kit.errors import CheckpointFormatError, DownloadError, Gpt2KitWarning
-from gpt2kit.parts import drop_sidecars
-from gpt2kit.sources import Plan, hub_plan, openai_plan
-from gpt2kit.transfer import Patience, Progress, Silent
+from gpt2kit.files import put_in_place
 
 __all__ = ["Patience", "Progress", "Silent", "download"]
 
@@ -118,7 +119,7 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
                 files = {file.name: (file.size, transfer.fetch(file, staging, verify=verify)) for file in plan.files}
             store.Manifest(plan.source, plan.repository, plan.revision, files).write(staging)
             drop_sidecars(staging)
-            store.place(staging, target)
+            put_in_place(staging, target)
         finally:
             with contextlib.suppress(OSError):
                 staging.rmdir()  # only where nothing was fetched

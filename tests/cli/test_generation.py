@@ -1,0 +1,360 @@
+"""generate and tokenize, as a user types them: what is on stdout, what is on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import add_vocabulary, write_hub
+from typer.testing import CliRunner, Result
+
+import gpt2kit
+from gpt2kit.cli import app
+from gpt2kit.model import GPT2
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: GPT2) -> str:
+    return str(add_vocabulary(write_hub(tmp_path / "model", tiny_model)))
+
+
+def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def generate(model: str, *arguments: str, stdin: str | bytes | None = None, seed: str | None = "1") -> Result:
+    seeded = ["--seed", seed] if seed else []
+    return run("generate", *arguments, "--model", model, "--device", "cpu", *seeded, stdin=stdin)
+
+
+def text(model: str, *arguments: str, stdin: str | bytes | None = None) -> str:
+    result = generate(model, *arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+# --- stdout ----------------------------------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_prompt_and_its_continuation_and_nothing_else(model: str) -> None:
+    expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), "the end", max_tokens=12, seed=1)
+    result = generate(model, "the end", "--max_tokens", "12")
+    assert result.stdout == f"the end{expected}\n"
+    assert result.stderr == ""
+
+
+def test_no_prompt_leaves_the_continuation(model: str) -> None:
+    assert text(model, "the end") == "the end" + text(model, "the end", "--no_prompt")
+
+
+@pytest.mark.parametrize("prompt", ["-", None])
+def test_the_prompt_comes_from_standard_input(model: str, prompt: str | None) -> None:
+    arguments = [prompt] if prompt else []
+    assert text(model, *arguments, stdin="Perché 🙂\n") == text(model, "Perché 🙂")
+
+
+def test_bytes_that_are_not_utf8_are_replaced(model: str) -> None:
+    assert text(model, "-", stdin=b"a\xffb") == text(model, "a\ufffdb")
+
+
+def test_an_empty_prompt_starts_a_new_text(model: str) -> None:
+    expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), "", seed=1)
+    assert text(model, "") == f"{expected}\n"
+
+
+def test_dashes_and_underscores_are_the_same(model: str) -> None:
+    assert text(model, "a", "--max-tokens", "5", "--top-k", "3") == text(model, "a", "--max_tokens", "5", "--top_k", "3")
+
+
+CHANGES: list[list[str]] = [
+    ["--max_tokens", "5"],
+    ["--temperature", "0"],
+    ["--temperature", "3"],
+    ["--top_k", "2"],
+    ["--top_p", "0.1"],
+    ["--min_p", "0.9"],
+    ["--repetition_penalty", "50"],
+    ["--seed", "2"],
+    ["--num_samples", "2"],
+    ["--overflow", "stop"],
+    ["--no_prompt"],
+    ["--json"],
+]
+
+
+@pytest.mark.parametrize("option", CHANGES, ids=" ".join)
+def test_every_option_changes_the_output(model: str, option: list[str]) -> None:
+    plain = ["generate", "the end", "--model", model, "--device", "cpu", "--ignore_eos"]
+    before = run(*plain, "--seed", "1").stdout
+    after = run(*plain, *([] if option[0] == "--seed" else ["--seed", "1"]), *option)
+    assert after.exit_code == 0, after.stderr
+    assert after.stdout != before
+
+
+def test_stop_texts_and_markers_are_obeyed(model: str) -> None:
+    whole = text(model, "a", "--ignore_eos", "--no_prompt")
+    stop = whole[10:13]
+    cut = text(model, "a", "--ignore_eos", "--no_prompt", "--stop", stop, "--stop", "never in it")
+    assert cut == whole[: whole.index(stop)] + "\n"
+    assert text(model, "<|endoftext|>a", "--special", "--no_prompt") != text(model, "<|endoftext|>a", "--no_prompt")
+
+
+def test_ignore_eos_goes_on_after_the_end(model: str) -> None:
+    seeds = [str(seed) for seed in range(40)]
+    ended = next(seed for seed in seeds if "end_of_text" in generate(model, "a", "--json", "--top_k", "0", seed=seed).stdout)
+    found = json.loads(generate(model, "a", "--json", "--top_k", "0", "--ignore_eos", seed=ended).stdout)
+    assert found["finish_reason"] == "max_tokens"
+    assert "<|endoftext|>" in found["text"]
+
+
+def test_several_samples_are_printed_one_after_the_other(model: str) -> None:
+    options: Any = {"max_tokens": 8, "seed": 1, "num_samples": 3}
+    completions = gpt2kit.complete(*gpt2kit.load(model, device="cpu"), "a", **options)
+    expected = "\n\n".join("a" + completion.text for completion in completions)
+    assert text(model, "a", "--max_tokens", "8", "--num_samples", "3") == f"{expected}\n"
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "16"])
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_every_line_of_a_file_is_continued_as_it_would_be_alone(model: str, tmp_path: Path, batch_size: str, source: str) -> None:
+    prompts = ["the end", "a", "Perché no?", "the end"]
+    (tmp_path / "prompts").write_text("\n\n".join(prompts) + "\r\n", encoding="utf-8")
+    stdin = (tmp_path / "prompts").read_text(encoding="utf-8") if source == "-" else None
+    name = "-" if source == "-" else str(tmp_path / "prompts")
+    found = text(model, "--prompts_file", name, "--batch_size", batch_size, "--json", "--max_tokens", "9", stdin=stdin)
+    alone = [text(model, prompt, "--json", "--max_tokens", "9") for prompt in prompts]
+    rows, expected = [json.loads(line) for line in found.splitlines()], [json.loads(line) for line in alone]
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]
+    assert [row["prompt"] for row in rows] == prompts
+
+
+def test_json_has_everything_that_programs_want(model: str) -> None:
+    found = json.loads(text(model, "Perché", "--json", "--max_tokens", "6"))
+    assert found.keys() == {"prompt", "text", "tokens", "finish_reason", "seed", "sample", "logprobs"}
+    assert (found["prompt"], found["seed"], found["sample"], found["finish_reason"]) == ("Perché", 1, 0, "max_tokens")
+    assert len(found["tokens"]) == len(found["logprobs"]) == 6
+    assert all(logprob < 0 for logprob in found["logprobs"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_every_dtype_writes_text(model: str, dtype: str) -> None:
+    result = generate(model, "a", "--dtype", dtype, "--stats", "--max_tokens", "4")
+    assert result.exit_code == 0
+    assert dtype in result.stderr
+
+
+# --- stderr ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_drawn_seed_is_told_and_repeats_the_text(model: str) -> None:
+    first = generate(model, "a", seed=None)
+    seed = re.fullmatch(r"seed (\d+)\n", first.stderr)
+    assert seed is not None
+    assert generate(model, "a", seed=seed[1]).stdout == first.stdout
+    assert generate(model, "a", "--temperature", "0", seed=None).stderr == ""
+
+
+def test_stats_go_to_stderr(model: str) -> None:
+    result = generate(model, "the end", "--stats", "--ignore_eos", "--max_tokens", "7")
+    assert result.stdout == text(model, "the end", "--ignore_eos", "--max_tokens", "7")
+    assert re.search(r"prompt +\d+ tokens, [\d,.]+ tokens/s, first new token after \d+\.\d+ s", result.stderr)
+    assert re.search(r"decode +7 tokens, [\d,.]+ tokens/s", result.stderr)
+    assert re.search(r"memory +[\d.]+ [MG]B at most", result.stderr)
+    assert re.search(r"model +[\d.]+ kB of weights on cpu, float32, loaded in", result.stderr)
+
+
+@pytest.mark.filterwarnings("default::gpt2kit.errors.Gpt2KitWarning")
+def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
+    result = generate(model, "x y " * 40, "--max_tokens", "2")
+    assert result.exit_code == 0
+    assert re.search(r"warning: the prompt has \d+ tokens and the model reads 32: the first \d+ are left out", result.stderr)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["a", "--temperature", "nan"], "temperature is nan"),
+        (["a", "--top_p", "0"], "top_p is 0.0"),
+        (["a", "--min_p", "2"], "min_p is 2.0"),
+        (["a", "--overflow", "wrap"], "overflow is 'wrap', expected slide, stop or error"),
+        (["a", "--dtype", "int4"], "dtype is 'int4', expected auto, float32"),
+        (["a", "--device", "tpu9"], "device is 'tpu9'"),
+        (["a", "--stop", ""], "a stop text is empty"),
+        (["a", "--seed", "99999999999999999999999"], "seed is 99999999999999999999999"),
+        (["--prompts_file", "/nowhere/prompts"], "/nowhere/prompts: no such file"),
+        (["--prompts_file", os.devnull], "expected a file"),
+        (["a " * 60, "--overflow", "error"], "reads at most 32"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: list[str], message: str) -> None:
+    result = run("generate", *arguments, "--model", model, *(["--device", "cpu"] if "--device" not in arguments else []))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--max_tokens", "-1"], ["--top_k", "x"], ["--nonsense"], ["a", "b"], ["a", "--prompts_file", "x"]])
+def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
+    assert run("generate", *arguments, "--model", model).exit_code == 2
+
+
+def test_a_model_that_is_nowhere_says_what_to_type() -> None:
+    result = run("generate", "a", "--model", "my-novel")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no model is called my-novel" in result.stderr
+
+
+def test_an_empty_prompts_file_is_an_error(model: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("\n \n")
+    result = generate(model, "--prompts_file", str(tmp_path / "prompts"))
+    assert result.exit_code == 1
+    assert "no prompts; expected one on each line" in result.stderr
+
+
+def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run("generate", "a", "--model", "124M")
+    assert result.exit_code == 1
+    assert "124M is not on this machine yet: downloading it" in result.stderr
+    assert "HF_HUB_OFFLINE forbids" in result.stderr
+
+
+# --- as a process ----------------------------------------------------------------------------------------------------
+
+
+def command(model: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "gpt2kit", "generate", *arguments, "--model", model, "--device", "cpu", "--seed", "1"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(model: str) -> None:
+    process = subprocess.Popen(
+        command(model, "a", "--max_tokens", "3000", "--ignore_eos"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(5)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_a_terminal_without_unicode_gets_question_marks(model: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command(model, "Perché 🙂", "--max_tokens", "2"), capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"Perch? ?")
+
+
+def test_a_full_disk_is_one_line(model: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(model, "a", "--max_tokens", "2"), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_ctrl_c_is_exit_code_130_without_a_traceback(model: str) -> None:
+    process = subprocess.Popen(
+        command(model, "a", "--max_tokens", "1000000", "--ignore_eos"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_without_a_prompt_a_terminal_gets_a_loop(model: str) -> None:
+    terminal, child = pty.openpty()
+    arguments = [
+        sys.executable,
+        "-m",
+        "gpt2kit",
+        "generate",
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--max_tokens",
+        "4",
+        "--temperature",
+        "0",
+    ]
+    process = subprocess.Popen(arguments, stdin=child, stdout=child, stderr=child, close_fds=True)
+    os.close(child)
+    shown = b""
+
+    def read_until(wanted: bytes) -> None:
+        nonlocal shown
+        deadline = time.monotonic() + 60
+        while wanted not in shown and time.monotonic() < deadline:
+            shown += os.read(terminal, 4096)
+        assert wanted in shown, shown
+
+    read_until(b"Ctrl-D leaves")
+    read_until(b"> ")
+    os.write(terminal, b"the end\n")
+    expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), "the end", max_tokens=4, temperature=0)
+    read_until(f"the end{expected}".encode().replace(b"\n", b"\r\n"))
+    shown = b""
+    read_until(b"> ")
+    os.write(terminal, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(terminal)
+
+
+# --- tokenize --------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_shown_with_ids_and_pieces(model: str) -> None:
+    result = run("tokenize", "he é🙂", "--model", model)
+    assert result.exit_code == 0
+    ids = [int(line.split()[0]) for line in result.stdout.splitlines()]
+    _, tokenizer = gpt2kit.load(model, device="cpu")
+    assert tokenizer is not None
+    assert tokenizer.decode(ids) == "he é🙂"
+    assert "'he'" in result.stdout
+    assert re.search(r"b'\\x", result.stdout)  # half a character is shown as its bytes
+    assert re.search(r"\d+ tokens, 5 characters, [\d.]+ characters per token", result.stderr)
+
+
+def test_tokens_as_json_and_from_standard_input(model: str) -> None:
+    found = json.loads(run("tokenize", "-", "--model", model, "--json", stdin="the end\n").stdout)
+    _, tokenizer = gpt2kit.load(model, device="cpu")
+    assert tokenizer is not None
+    assert found["ids"] == tokenizer.encode("the end")
+    assert "".join(found["pieces"]) == "the end"
+
+
+def test_markers_are_tokens_only_when_special(model: str) -> None:
+    assert json.loads(run("tokenize", "<|endoftext|>", "--model", model, "--json", "--special").stdout)["ids"] == [511]
+    assert len(json.loads(run("tokenize", "<|endoftext|>", "--model", model, "--json").stdout)["ids"]) > 1
+
+
+def test_tokenizing_nothing_is_no_tokens(model: str) -> None:
+    result = run("tokenize", "", "--model", model)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "0 tokens, 0 characters\n")
+
+
+def test_a_model_without_a_vocabulary_cannot_tokenize(tmp_path: Path, tiny_model: GPT2) -> None:
+    result = run("tokenize", "a", "--model", str(write_hub(tmp_path, tiny_model)))
+    assert result.exit_code == 1
+    assert "no vocabulary; expected vocab.json and merges.txt" in result.stderr

@@ -1,0 +1,270 @@
+"""download, models, rm, convert, inspect and verify, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import add_vocabulary, hub_state, write_hub, write_nanogpt
+from conftest import GOLDEN
+from servers import FakeHub
+from typer.testing import CliRunner, Result
+
+from gpt2kit import store
+from gpt2kit.checkpoints import open_checkpoint
+from gpt2kit.cli import app
+from gpt2kit.cli.options import human_size
+from gpt2kit.model import GPT2
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: GPT2) -> Path:
+    return add_vocabulary(write_hub(tmp_path / "model", tiny_model))
+
+
+@pytest.fixture
+def installed(tiny_model: GPT2) -> Path:
+    """A model under its name in the weights folder."""
+    return add_vocabulary(write_hub(store.weights_dir() / "novel", tiny_model))
+
+
+def failed(result: Result) -> str:
+    """Return the one line of an error."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+# --- models and rm ---------------------------------------------------------------------------------------------------
+
+
+def test_models_lists_what_is_here(installed: Path) -> None:
+    shutil.copytree(GOLDEN / "tf" / "micro-a", store.weights_dir() / "old-run")
+    lines = run("models").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["novel", "old-run"]
+    assert re.search(r"novel +\d+\.\d kB +- +safetensors +", lines[0])
+    assert "OpenAI TensorFlow" in lines[1]
+    rows = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
+    assert [(row["name"], row["format"], row["path"]) for row in rows] == [
+        ("novel", "safetensors", str(installed)),
+        ("old-run", "OpenAI TensorFlow", str(store.weights_dir() / "old-run")),
+    ]
+
+
+def test_a_damaged_model_is_listed_as_such(installed: Path) -> None:
+    (installed / "model.safetensors").write_bytes(b"x")
+    assert "damaged; see: gpt2kit verify" in run("models").stdout
+
+
+def test_no_models_says_what_to_type() -> None:
+    result = run("models")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "gpt2kit download 124M" in result.stderr
+
+
+def test_rm_asks_first(installed: Path) -> None:
+    result = run("rm", "novel", stdin="n\n")
+    assert result.exit_code == 0
+    assert "Remove" in result.stderr
+    assert installed.exists()
+    assert run("rm", "novel", stdin="y\n").exit_code == 0
+    assert not installed.exists()
+
+
+def test_rm_does_not_ask_when_told_so(installed: Path) -> None:
+    assert run("rm", "novel", "--yes").exit_code == 0
+    assert not installed.exists()
+
+
+@pytest.mark.parametrize("name", ["nothing", "../model", "/etc", "."])
+def test_rm_removes_only_models_of_the_weights_folder(model: Path, name: str) -> None:
+    failed(run("rm", name, "--yes"))
+    assert model.exists()
+
+
+# --- download --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["125M"], "did you mean 124M"),
+        (["124M", "--source", "ftp"], "it is hub or openai"),
+        (["distilgpt2", "--source", "openai"], "OpenAI did not publish distilgpt2"),
+        (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_any_request(arguments: list[str], message: str) -> None:
+    assert message in failed(run("download", *arguments))
+
+
+def test_a_download_ends_with_its_folder_on_stdout(tiny_model: GPT2, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    hub = FakeHub()
+    hub.add("someone/novel", files)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        result = run("download", "someone/novel")
+    finally:
+        hub.close()
+    assert result.exit_code == 0, result.stderr
+    folder = Path(result.stdout.strip())
+    assert folder == store.weights_dir() / "someone--novel"
+    assert "model.safetensors: " in result.stderr
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert "someone/novel" in run("models").stdout
+    assert run("verify", "someone/novel", "--device", "cpu").exit_code == 0
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+def test_convert_writes_a_folder_and_says_where(model: Path, tmp_path: Path) -> None:
+    result = run("convert", str(model), "--to", str(tmp_path / "out"))
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n")
+    names = {"config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+@pytest.mark.parametrize("kind", ["tf folder", "tf prefix", "bin", "sharded", "nanogpt file"])
+def test_convert_takes_every_format(tmp_path: Path, tiny_model: GPT2, kind: str) -> None:
+    source = {
+        "tf folder": lambda: GOLDEN / "tf" / "micro-partitioned",
+        "tf prefix": lambda: GOLDEN / "tf" / "micro-simple" / "model-10",
+        "bin": lambda: GOLDEN / "hf" / "bin-hub-legacy",
+        "sharded": lambda: GOLDEN / "hf" / "safetensors-sharded",
+        "nanogpt file": lambda: write_nanogpt(tmp_path / "ckpt.pt", tiny_model),
+    }[kind]()
+    result = run("convert", str(source), "--to", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    assert "--vocabulary MODEL takes another model's" in result.stderr
+    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
+    assert all(torch.equal(after.tensors[name].read(), stored.read()) for name, stored in before.tensors.items())
+
+
+def test_convert_changes_the_dtype_and_takes_a_vocabulary_when_told(model: Path, tmp_path: Path) -> None:
+    arguments = ["--to", str(tmp_path / "out"), "--dtype", "bfloat16", "--vocabulary", str(model)]
+    assert run("convert", str(GOLDEN / "tf" / "micro-a"), *arguments).exit_code == 0
+    assert open_checkpoint(tmp_path / "out").tensors["wte.weight"].dtype == torch.bfloat16
+    assert (tmp_path / "out" / "vocab.json").exists()
+
+
+def test_convert_keeps_what_is_there_unless_forced(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary").write_text("mine")
+    assert "already exists" in failed(run("convert", str(model), "--to", str(tmp_path / "out")))
+    assert (tmp_path / "out" / "diary").read_text() == "mine"
+    assert run("convert", str(model), "--to", str(tmp_path / "out"), "--force").exit_code == 0
+    assert not (tmp_path / "out" / "diary").exists()
+
+
+def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(GOLDEN / "tf" / "micro-a", source)
+    data = bytearray((source / "model.ckpt.data-00000-of-00001").read_bytes())
+    data[-1] ^= 1  # the last tensor: all others have been written by then
+    (source / "model.ckpt.data-00000-of-00001").write_bytes(data)
+    failed(run("convert", str(source), "--to", str(tmp_path / "out")))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+# --- inspect and verify ----------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_configuration_tensors_parts_and_memory(model: Path) -> None:
+    shown = run("inspect", str(model)).stdout
+    assert re.search(r"n_embd +16", shown)
+    assert re.search(r"h\.1\.attn\.c_attn\.weight +48 x 16 +float32 +\d", shown)
+    assert re.search(r"parameters +[\d,]{5,}", shown)
+    assert re.search(r"attention +[\d,]+ +\d+\.\d%", shown)
+    assert re.search(r"bfloat16 +[\d.]+ kB", shown)
+
+
+def test_inspect_as_json_is_a_line_for_each_tensor(model: Path, tiny_model: GPT2) -> None:
+    rows = [json.loads(line) for line in run("inspect", str(model), "--json").stdout.splitlines()]
+    assert rows[0]["config"]["n_embd"] == 16
+    assert rows[1]["parameters"] == tiny_model.config.n_params
+    assert [row["name"] for row in rows[2:]] == list(tiny_model.config.shapes())
+
+
+def test_inspect_tells_what_was_passed_over() -> None:
+    assert "not part of the model: beta1_power" in run("inspect", str(GOLDEN / "tf" / "micro-adam")).stdout
+
+
+def test_verify_is_a_line_for_each_check(model: Path) -> None:
+    result = run("verify", str(model), "--device", "cpu")
+    assert result.exit_code == 0
+    assert re.search(r"^ok +reference +logits of up to .* differ by at most", result.stdout, re.MULTILINE)
+    assert re.search(r"^skip +files ", result.stdout, re.MULTILINE)
+    rows = [json.loads(line) for line in run("verify", str(model), "--device", "cpu", "--json").stdout.splitlines()]
+    assert {"name", "passed", "detail"} == rows[0].keys()
+
+
+def test_verify_fails_on_damage(tmp_path: Path, tiny_model: GPT2) -> None:
+    state = hub_state(tiny_model)
+    state["transformer.ln_f.weight"][0] = float("inf")
+    result = run("verify", str(write_hub(tmp_path, tiny_model, state=state)), "--device", "cpu")
+    assert result.exit_code == 1
+    assert re.search(r"^FAIL +tensors +.*ln_f\.weight holds 1 numbers", result.stdout, re.MULTILINE)
+    assert result.stderr == "1 checks failed\n"
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "tokenize x --model", "convert --to out"])
+@pytest.mark.parametrize("name", ["nothing-like-it", "./nowhere", "someone/never", "774M"])
+def test_a_model_that_is_not_here_is_one_line(command: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run(*command.split(), name)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+# --- the boundary ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(store, "installed", bug)
+    assert isinstance(run("models").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+def test_too_little_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr(store, "installed", full)
+    assert "not enough memory" in failed(run("models"))
+
+
+def test_a_file_that_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied", "/secret")
+
+    monkeypatch.setattr(store, "installed", refused)
+    assert failed(run("models")) == "error: /secret: Permission denied\n"
+
+
+def test_without_a_command_there_is_help_and_exit_code_two() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "generate" in result.output
+
+
+@pytest.mark.parametrize(
+    ("n", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (548_105_171, "548.1 MB"), (6_431_830_000, "6.4 GB"), (36_864, "36.9 kB")]
+)
+def test_sizes_are_written_as_people_write_them(n: int, shown: str) -> None:
+    assert human_size(n) == shown

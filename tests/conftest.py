@@ -1,0 +1,78 @@
+"""What all tests share: tiny models, golden answers, and a network that ends at this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2kit.config import GPT2Config
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import BPETokenizer
+
+torch.set_num_threads(1)  # tiny models gain nothing from two threads, and lose much where the machine is busy
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] != "localhost" and not ipaddress.ip_address(address[0]).is_loopback:
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _own_weights_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give every test an empty weights folder, whatever is on this machine."""
+    monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def tiny_config() -> GPT2Config:
+    return GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2)
+
+
+@pytest.fixture
+def tiny_model(tiny_config: GPT2Config) -> GPT2:
+    return make_model(tiny_config)
+
+
+def make_model(config: GPT2Config, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2:
+    """Return a model whose weights are large enough that its tokens differ from each other."""
+    model = GPT2(config).to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype), alpha=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_bpe() -> BPETokenizer:
+    """A byte-level BPE of 512 tokens: GPT-2's bytes and first merges."""
+    tokenizer = BPETokenizer.find(GOLDEN / "bpe" / "small")
+    assert tokenizer is not None
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of larger fixtures: corpora, GPT-2's vocabulary, a trained small model."""
+    folder = os.environ.get("GPT2KIT_TEST_DATA")
+    if not folder:
+        pytest.skip("set GPT2KIT_TEST_DATA to the folder of larger fixtures to run this test")
+    return Path(folder)

@@ -1,0 +1,49 @@
+"""The public door: every exported name is there, and stays what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpt2kit
+
+
+@pytest.mark.parametrize("name", gpt2kit.__all__)
+def test_every_exported_name_resolves(name: str) -> None:
+    assert getattr(gpt2kit, name) is not None
+
+
+def test_the_names_for_type_checkers_are_the_names_that_resolve() -> None:
+    tree = ast.parse(Path(gpt2kit.__file__ or "").read_text(encoding="utf-8"))
+    typed = {
+        alias.asname: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == gpt2kit._EXPORTS
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        gpt2kit.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import gpt2kit.generate, gpt2kit.download",
+        "from gpt2kit.generate import stream",
+        "import gpt2kit; gpt2kit.stream; gpt2kit.download",
+    ],
+)
+def test_functions_are_not_hidden_by_the_modules_of_their_name(first: str) -> None:
+    # Importing the module gpt2kit.generate used to put it in the place of the function gpt2kit.generate.
+    check = "import gpt2kit; from gpt2kit import generate; assert all(map(callable, (generate, gpt2kit.generate, gpt2kit.download)))"
+    subprocess.run([sys.executable, "-c", f"{first}; {check}"], check=True)

@@ -1,0 +1,259 @@
+"""GPT-2's tokenizer: the same ids as OpenAI's encoder, and a clear word for every damaged vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from gpt2kit.errors import TokenizerError
+from gpt2kit.tokenizers import BPETokenizer, StreamDecoder, load_tokenizer
+
+SMALL = GOLDEN / "bpe" / "small"
+EXPECTED = json.loads((GOLDEN / "bpe" / "expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(test_data: Path) -> BPETokenizer:
+    tokenizer = BPETokenizer.find(test_data / "bpe")
+    assert tokenizer is not None
+    return tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(SMALL, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+# --- with GPT-2's own vocabulary -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: repr(case["text"])[:30])
+def test_texts_encode_to_openais_ids_and_back(gpt2: BPETokenizer, case: dict[str, Any]) -> None:
+    assert gpt2.encode(case["text"]) == case["ids"]
+    assert gpt2.decode(case["ids"]) == case["text"]
+
+
+@pytest.mark.parametrize("name", EXPECTED["corpora"])
+def test_corpora_encode_to_openais_ids_and_back(gpt2: BPETokenizer, test_data: Path, name: str) -> None:
+    answer = EXPECTED["corpora"][name]
+    path = test_data / "corpora" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not among the fixtures")
+    text = path.read_bytes().decode()
+    ids = gpt2.encode(text)
+    assert (len(ids), ids[:10], ids[-5:]) == (answer["tokens"], answer["first_10"], answer["last_5"])
+    assert hashlib.sha256(np.array(ids, dtype="<u2").tobytes()).hexdigest() == answer["sha256_uint16_le"]
+    assert gpt2.decode(ids) == text
+
+
+def test_openais_vocabulary_is_saved_byte_for_byte(gpt2: BPETokenizer, test_data: Path, tmp_path: Path) -> None:
+    gpt2.save(tmp_path)
+    assert (tmp_path / "vocab.json").read_bytes() == (test_data / "bpe" / "encoder.json").read_bytes()
+    assert (tmp_path / "merges.txt").read_bytes() == (test_data / "bpe" / "vocab.bpe").read_bytes()
+
+
+def test_openais_vocabulary_has_its_size_and_marker(gpt2: BPETokenizer) -> None:
+    assert (gpt2.n_vocab, gpt2.stop_id, gpt2.special) == (50257, 50256, {"<|endoftext|>": 50256})
+
+
+# --- with a small one ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "a", "Perché la città?\r\n", "🙂🇮🇹", "\0\x1b[0m", "e\u0301", "a" * 5000, "'Ll \u2028\u00a0  x  "])
+def test_any_text_comes_back(small_bpe: BPETokenizer, text: str) -> None:
+    assert small_bpe.decode(small_bpe.encode(text)) == text
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character(small_bpe: BPETokenizer) -> None:
+    assert small_bpe.decode(small_bpe.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_markers_are_plain_text_unless_asked_for(small_bpe: BPETokenizer) -> None:
+    assert small_bpe.encode("a<|endoftext|>", special=True) == [64, 511]
+    plain = small_bpe.encode("a<|endoftext|>")
+    assert 511 not in plain
+    assert small_bpe.decode(plain) == small_bpe.decode([64, 511]) == "a<|endoftext|>"
+
+
+def test_decoding_token_by_token_is_decoding_at_once(small_bpe: BPETokenizer) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        ids = generator.integers(0, 512, 40).tolist()
+        decoder = StreamDecoder(small_bpe.token_bytes)
+        assert "".join([*map(decoder.feed, ids), decoder.finish()]) == small_bpe.decode(ids)
+
+
+@pytest.mark.parametrize("token", [512, -1, 2**40])
+def test_an_id_outside_the_vocabulary_is_named(small_bpe: BPETokenizer, token: int) -> None:
+    with pytest.raises(TokenizerError, match=f"id {token} is not in the vocabulary of 512"):
+        small_bpe.decode([token])
+
+
+def test_a_saved_vocabulary_is_found_again(small_bpe: BPETokenizer, tmp_path: Path) -> None:
+    small_bpe.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, BPETokenizer)
+    assert again.encode("the end of the text") == small_bpe.encode("the end of the text")
+
+
+def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
+    assert load_tokenizer(tmp_path) is None
+
+
+def test_two_folders_have_two_vocabularies(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # tiktoken's own reader caches by path and would hand out what stood there before.
+    before = BPETokenizer.find(folder)
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    (folder / "merges.txt").write_text("\n".join(merges[:1]) + "\n", encoding="utf-8")
+    vocab = {token: number for token, number in json.loads((folder / "vocab.json").read_text()).items() if number < 256}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    after = BPETokenizer.find(folder)
+    assert before is not None
+    assert after is not None
+    assert len(after.encode("the")) == 3 > len(before.encode("the"))
+
+
+# --- the files that others write -------------------------------------------------------------------------------------
+
+
+def test_openais_file_names_are_found_too(folder: Path, small_bpe: BPETokenizer) -> None:
+    (folder / "vocab.json").rename(folder / "encoder.json")
+    (folder / "merges.txt").rename(folder / "vocab.bpe")
+    found = load_tokenizer(folder)
+    assert found is not None
+    assert found.encode("the end") == small_bpe.encode("the end")
+
+
+def test_a_missing_final_newline_and_windows_line_ends_change_nothing(folder: Path, small_bpe: BPETokenizer) -> None:
+    text = (folder / "merges.txt").read_text(encoding="utf-8")
+    (folder / "merges.txt").write_bytes(text.rstrip("\n").replace("\n", "\r\n").encode())
+    found = load_tokenizer(folder)
+    assert found is not None
+    assert found.encode("the end of the text") == small_bpe.encode("the end of the text")
+
+
+def tokenizer_json(folder: Path, *, merges_as_text: bool = False, **changes: Any) -> Path:
+    """Replace the two files by the one that tokenizers saves."""
+    vocab = json.loads((folder / "vocab.json").read_text())
+    merges: list[Any] = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    content = {
+        "added_tokens": [{"id": 511, "content": "<|endoftext|>", "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges if merges_as_text else [merge.split(" ") for merge in merges]},
+        **changes,
+    }
+    (folder / "vocab.json").unlink()
+    (folder / "merges.txt").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tokenizer_json_alone_is_enough(folder: Path, small_bpe: BPETokenizer, as_text: bool) -> None:
+    found = load_tokenizer(tokenizer_json(folder, merges_as_text=as_text))
+    assert found is not None
+    assert found.encode("the end of the text") == small_bpe.encode("the end of the text")
+    assert found.stop_id == 511
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"normalizer": {"type": "NFC"}},
+        {"model": {"type": "WordPiece", "vocab": {}}},
+    ],
+    ids=str,
+)
+def test_another_kind_of_tokenizer_json_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(TokenizerError, match="expected GPT-2's byte-level BPE"):
+        load_tokenizer(tokenizer_json(folder, **changes))
+
+
+def test_added_tokens_are_markers_and_are_saved(folder: Path, tmp_path: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 512}))
+    found = BPETokenizer.find(folder)
+    assert found is not None
+    assert found.n_vocab == 513
+    assert found.encode("<|pad|>", special=True) == [512]
+    (tmp_path / "copy").mkdir()
+    found.save(tmp_path / "copy")
+    again = BPETokenizer.find(tmp_path / "copy")
+    assert again is not None
+    assert again.special == found.special
+
+
+def test_the_end_marker_is_the_one_that_the_model_names(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 512}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 512}))
+    found = load_tokenizer(folder)
+    assert found is not None
+    assert found.stop_id == 512
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 50256}))  # a leftover, not in this vocabulary
+    found = load_tokenizer(folder)
+    assert found is not None
+    assert found.stop_id == 511
+
+
+def _cut(folder: Path) -> None:
+    (folder / "vocab.json").write_text((folder / "vocab.json").read_text()[:-40])
+
+
+def _pipe(folder: Path) -> None:
+    (folder / "merges.txt").unlink()
+    os.mkfifo(folder / "merges.txt")
+
+
+def _without(folder: Path, *tokens: str) -> None:
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps({token: number for token, number in vocab.items() if token not in tokens}))
+
+
+def _with(folder: Path, **numbers: Any) -> None:
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(vocab | numbers))
+
+
+def _merges(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    (folder / "merges.txt").write_text("\n".join(change(lines)), encoding="utf-8")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "half a pair": (lambda folder: (folder / "merges.txt").unlink(), r"vocab\.json is here, but merges\.txt is missing"),
+    "cut short": (_cut, "not valid JSON"),
+    "a web page": (lambda folder: (folder / "vocab.json").write_text("<!DOCTYPE html>"), "web page"),
+    "a list": (lambda folder: (folder / "vocab.json").write_text("[]"), "expected a JSON object"),
+    "a byte missing": (lambda folder: _without(folder, "a", "b"), "lacks 2 of the 256 single bytes"),
+    "a merge missing": (lambda folder: _without(folder, "he"), "is not in the vocabulary"),
+    "text for an id": (lambda folder: _with(folder, the="7"), "expected an object from tokens to ids"),
+    "true for an id": (lambda folder: _with(folder, the=True), "expected an object from tokens to ids"),
+    "a negative id": (lambda folder: _with(folder, the=-1), "negative"),
+    "an id twice": (lambda folder: _with(folder, extra=300), "same id"),
+    "merges out of order": (lambda folder: _merges(folder, lambda lines: [lines[0], *reversed(lines[1:-1])]), "merge"),
+    "ids out of order": (lambda folder: _with(folder, the=256, Ġt=262), "expected more than"),
+    "three in a merge": (lambda folder: _merges(folder, lambda lines: [*lines[:5], "a b c", *lines[5:]]), "expected two tokens"),
+    "not utf-8": (lambda folder: (folder / "merges.txt").write_bytes(b"#version\n\xff\xfe"), "not UTF-8"),
+    "a pipe": (_pipe, "expected a file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_a_damaged_vocabulary_is_refused_before_tiktoken_panics(folder: Path, damage: str) -> None:
+    act, message = DAMAGES[damage]
+    act(folder)
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(folder)
+    assert str(folder) in str(caught.value)
