@@ -184,8 +184,9 @@ def test_the_directory_stays_loadable_by_transformers_and_by_us(folder: Path) ->
     gpt2kit.load(folder, quantize="int8")
     transformers = pytest.importorskip("transformers")
     ids = torch.arange(9)[None]
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     with torch.inference_mode():
-        expected = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(ids).logits
+        expected = theirs(ids).logits
         assert torch.allclose(gpt2kit.load(folder)[0](ids), expected, atol=1e-5)
 
 

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from gpt2kit.cache import KVCache
 from gpt2kit.errors import ConfigError
-from gpt2kit.model import GPT2, MLP, Attention, Block
+from gpt2kit.model import GPT2, MLP, Attention, Block, Embedding, Linear
+from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
 
 VARIABLE = "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = ("avx512vnni", "avx512", "avx2", "plain")
 
+# What it knows; anything else, a subclass too, may compute something else.
+_MODULES = {GPT2, Block, Attention, MLP, Embedding, Linear, nn.ModuleList, nn.LayerNorm, Int8GPT2, Int8Embedding, Int8Linear}
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # the numbers of step.h
 _ACTIVATIONS = ("gelu_new", "gelu", "quick_gelu", "relu", "silu", "tanh")
 
@@ -132,16 +135,15 @@ def level() -> str | None:
 
 def describe(model: GPT2) -> Description | None:
     """Return the model as the native step sees it, or None where it cannot run it: another shape, dtype or device, or hooks."""
+    if type(model) not in (GPT2, Int8GPT2):
+        return None
     config = model.config
     if not (config.norm == "layernorm" and config.norm_first and config.mlp == "plain" and config.positions == "learned"):
         return None
-    from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
-
-    known = (GPT2, Int8GPT2, Block, Attention, MLP, nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Linear, Int8Embedding, Int8Linear)
     dtype = model.dtype
     for module in model.modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks)
-        if type(module) not in known or any(hooks):  # an adapter, a probe: what they do happens in torch only
+        if type(module) not in _MODULES or any(hooks):  # an adapter, a probe: what they do happens in torch only
             return None
         for name, parameter in module._parameters.items():
             if parameter is None:
