@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
 from gpt2kit.checkpoints.int8 import build_int8_model
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.files import read_start
@@ -119,8 +120,21 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
     _check_tied_copy(checkpoint)
 
+    local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache
+    largest = max(stored.nbytes for stored in checkpoint.tensors.values())
+
     def fill(name: str) -> None:
-        state[name].copy_(_read_finite(checkpoint, name))
+        stored, final = checkpoint.tensors[name], state[name]
+        if stored.transposed or (stored.dtype, "cpu") != (final.dtype, final.device.type):
+            if not hasattr(local, "scratch"):
+                local.scratch = torch.empty(largest, dtype=torch.uint8)
+            buffer = local.scratch
+        else:
+            buffer = as_bytes(final)
+        tensor = stored.read(buffer)
+        _check_finite(checkpoint.path, name, tensor)
+        if tensor.data_ptr() != final.data_ptr():
+            final.copy_(tensor)
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
@@ -166,7 +180,7 @@ def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -
     """Write a model and its vocabulary into an existing folder, as a directory that transformers loads."""
 
     def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
 
     state: Mapping[str, Tensor] = dict(nn.Module.named_parameters(model))
     write_checkpoint(folder, model.config, {name: stored(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import BUFFERS, plain_names
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, oriented
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, oriented, place
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from gpt2kit.files import impostor, read_json, read_start
@@ -159,25 +159,39 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
-    # Bytes are read, not mapped: a file that is cut short under a map kills the process, and reading costs the same.
+    """Return the tensors of a safetensors file: header length (uint64), JSON header, then the tensors at the offsets it gives."""
     try:
-        file: Any = safe_open(path, framework="pt", backend="pread")
-        headers = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # no dict
-    except (SafetensorError, OSError) as error:
+        safe_open(path, framework="pt", backend="pread")  # checks all of the header against the file
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointFormatError(path, f"not a whole safetensors file ({error}); get it again") from error
-
-    def read(name: str) -> Tensor:
-        try:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointFormatError(path, f"{name} cannot be read: {error}") from error
-
+    header.pop("__metadata__", None)
     tensors = {}
-    for name, (shape, dtype) in headers.items():
-        if dtype not in _DTYPES and not name.endswith(BUFFERS):
-            raise CheckpointFormatError(path, f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-        tensors[name] = StoredTensor(tuple(shape), _DTYPES.get(dtype, torch.uint8), partial(read, name))
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES and not name.endswith(BUFFERS):
+            raise CheckpointFormatError(path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
+        shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"], torch.uint8)
+        tensors[name] = StoredTensor(shape, dtype, partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype))
     return tensors
+
+
+def _read_range(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
+    # Read, not mapped: a file that is cut short under a map kills the process, and reading into the right place costs the same.
+    tensor = place(shape, dtype, buffer)
+    rest = as_bytes(tensor).numpy().data
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while rest:
+                n = file.readinto(rest)
+                if not n:
+                    raise CheckpointFormatError(path, f"ends inside of {name}; it was cut short after it was opened")
+                rest = rest[n:]
+    except OSError as error:
+        raise CheckpointFormatError(path, f"{name} cannot be read: {error.strerror}") from error
+    return tensor
 
 
 def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -193,7 +207,7 @@ def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
     tensors = load()
     headers = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
-    def take(name: str) -> Tensor:
+    def take(name: str, _: Tensor | None) -> Tensor:
         if pickled.is_mapped(path):
             return tensors[name].clone()
         if name not in tensors:  # a second reading
@@ -246,7 +260,7 @@ def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -
         return config, tensors
 
     def zeros(shape: tuple[int, ...]) -> StoredTensor:
-        return StoredTensor(shape, torch.float32, lambda: torch.zeros(shape))
+        return StoredTensor(shape, torch.float32, lambda _: torch.zeros(shape))
 
     return complete, {name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()}
 
@@ -269,8 +283,7 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     file.write(struct.pack("<Q", len(text)) + text)
     for stored in tensors.values():
-        flat = stored.read().to(dtype or stored.dtype).contiguous().view(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+        file.write(as_bytes(stored.read().to(dtype or stored.dtype).contiguous()).numpy().data)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     """Write the file, whole or not at all."""
 
     def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor)
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Tensors of equal alignment lie together, so that all are aligned.
