@@ -40,7 +40,7 @@ _NO_EFFECT = re.compile(
     r"vocab_size|n_positions|n_ctx|(bos|eos|pad|sep|unk|cls|decoder_start|forced_bos|forced_eos)_token_id|tokenizer_class|"
     r"initializer_range|summary_\w+|task_specific_params|finetuning_task|problem_type|_?num_labels|id2label|label2id|prefix|"
     r"use_cache|use_return_dict|return_dict|return_dict_in_generate|output_(past|attentions|hidden_states|scores)|"
-    r"gradient_checkpointing|torchscript|use_bfloat16|tf_legacy_loss|is_decoder|_?attn_implementation(_autoset)?|"
+    r"gradient_checkpointing|torchscript|xla_device|use_bfloat16|tf_legacy_loss|is_decoder|_?attn_implementation(_autoset)?|"
     r"do_sample|early_stopping|max_length|min_length|max_new_tokens|num_beams|num_beam_groups|diversity_penalty|temperature|"
     r"top_k|top_p|typical_p|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|suppress_tokens|"
     r"begin_suppress_tokens|exponential_decay_length_penalty|num_return_sequences|remove_invalid_values|predict_special_tokens"

@@ -24,6 +24,9 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
 
     Which of several checkpoints is meant says `prefix`, or the `checkpoint` file. Optimizer slots and counters are skipped.
     """
+    if not (path / HPARAMS_FILE).exists():
+        message = f"{path}: no {HPARAMS_FILE} beside the checkpoint; write one with {', '.join(_HPARAMS)}, as the model was trained with"
+        raise CheckpointNotFoundError(message, path=path, missing=[HPARAMS_FILE])
     config = read_hparams(path / HPARAMS_FILE)
     bundle = TensorBundle(prefix or find_prefix(path))
     names = openai_names(config)
