@@ -73,7 +73,7 @@ def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | 
     lines.append(("training", f"{steps}: {tokens:,} tokens, {epochs:.1f} times the text"))
     cut = f", batches in {config.accumulate} parts" if config.accumulate > 1 else ""
     again = ", blocks computed twice" if config.checkpointing else ""
-    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.precision}{cut}{again}"))
+    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}{cut}{again}"))
     parts = ", ".join(f"{part} {human_size(size)}" for part, size in needed.items())
     of_free = f" of {human_size(free)} that are free" if free else ""
     lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
