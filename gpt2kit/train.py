@@ -276,9 +276,8 @@ def prepare(
 ) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable[[int], float]]:
     """Return the module that computes a loss, the optimizers, and what computes the loss and the gradients of a step."""
     if model.dtype != torch.float32:
-        raise ConfigError(
-            f"the weights are {str(model.dtype).removeprefix('torch.')}, expected float32; the configuration's dtype is that of matrix products"
-        )
+        found = str(model.dtype).removeprefix("torch.")
+        raise ConfigError(f"the weights are {found}, expected float32; the configuration's dtype is that of matrix products")
     module = ranks.wrap(NextTokenLoss(model, config.dtype, config.checkpointing))
     optimizers = build_optimizers(model, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
     if config.batch_size % (ranks.world_size * config.accumulate):
