@@ -29,13 +29,13 @@ def memory(model: GPT2, config: TrainConfig, *, world_size: int = 1) -> dict[str
         "weights": 4 * n_params,
         "gradients": 4 * n_trained,
         "optimizer": 4 * (2 * n_trained - n_muon),
-        "activations": _activations(model.config, config, max(1, windows)) + (2 * n_params if config.precision == "bfloat16" else 0),
+        "activations": _activations(model.config, config, max(1, windows)) + (2 * n_params if config.dtype == "bfloat16" else 0),
     }
 
 
 def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
     """Estimate what the backward pass needs of the forward pass, for so many windows at once."""
-    C, T, size = shape.n_embd, config.block_size, 2 if config.precision == "bfloat16" else 4
+    C, T, size = shape.n_embd, config.block_size, 2 if config.dtype == "bfloat16" else 4
     # Per token and block: the residual stream twice and two normalised copies in float32; queries, keys, values, heads' output and
     # two inputs of matrices in the working precision; two masks of dropout; the hidden layer of the MLP before and after.
     block = 16 * C + 7 * size * C + 2 * C + 2 * size * shape.inner_size

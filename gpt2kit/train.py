@@ -41,7 +41,7 @@ from gpt2kit.optim import (
     set_learning_rate,
 )
 
-Precision = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
 
 LOGITS_AT_ONCE = 2**24  # beyond this many, the loss goes through them in pieces
@@ -64,7 +64,7 @@ class TrainConfig:
     beta1: float = 0.9  # AdamW's averages: of the gradient,
     beta2: float = 0.95  # and of its square
     clip: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
-    precision: Precision = "float32"  # of matrix products; weights and optimizer are float32
+    dtype: Dtype = "float32"  # of matrix products; weights and optimizer are float32
     checkpointing: bool = False  # compute each block twice instead of remembering what is in it
     compile: bool = False  # let torch compile the model, where it can
     eval_every: int = 100  # steps between validations
@@ -87,7 +87,7 @@ class TrainConfig:
                 require(field.name, type(value) in (int, float) and 0 <= value < math.inf, "a number, 0 or more")
             elif declared == "bool":
                 require(field.name, type(value) is bool, "true or false")
-        for name, choices in (("optimizer", OptimizerName), ("schedule", Schedule), ("precision", Precision)):
+        for name, choices in (("optimizer", OptimizerName), ("schedule", Schedule), ("dtype", Dtype)):
             require(name, getattr(self, name) in get_args(choices), f"one of {', '.join(get_args(choices))}")
         require("lr", self.lr > 0, "more than 0")
         require("beta1", self.beta1 < 1, "less than 1")
@@ -180,19 +180,19 @@ def train(
 class NextTokenLoss(nn.Module):
     """The mean loss of a model over (B, T + 1) ids, each but the first predicted from those before it."""
 
-    def __init__(self, model: GPT2, precision: Precision = "float32", checkpointing: bool = False) -> None:
+    def __init__(self, model: GPT2, dtype: Dtype = "float32", checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.precision = precision
+        self.dtype = dtype
         self.checkpointing = checkpointing
 
     def forward(self, ids: Tensor) -> Tensor:
         targets = ids[:, 1:].flatten()  # (B * T,)
-        with autocast(ids.device, self.precision), _checkpointed(self.model, self.checkpointing and self.training):
+        with autocast(ids.device, self.dtype), _checkpointed(self.model, self.checkpointing and self.training):
             hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (B * T, C)
             weight = self.model.head_weight  # (V, C)
             if len(targets) * len(weight) > LOGITS_AT_ONCE:
-                return _PiecewiseLoss.apply(hidden, weight, targets, self.precision)  # type: ignore[no-any-return, no-untyped-call]
+                return _PiecewiseLoss.apply(hidden, weight, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
             logits = F.linear(hidden, weight)  # (B * T, V)
         return F.cross_entropy(logits.float(), targets)
 
@@ -205,9 +205,9 @@ class _PiecewiseLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, precision: Precision) -> Tensor:
-        dtype = torch.bfloat16 if precision == "bfloat16" else hidden.dtype
-        h, w, n = hidden.to(dtype), weight.to(dtype), len(targets)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: Dtype) -> Tensor:
+        working = torch.bfloat16 if dtype == "bfloat16" else hidden.dtype
+        h, w, n = hidden.to(working), weight.to(working), len(targets)
         wanted = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -222,7 +222,7 @@ class _PiecewiseLoss(torch.autograd.Function):
                 continue
             gradient = logits.sub_(log_sum).exp_()  # (rows, V): the probabilities, less one at the target
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient = (gradient / n).to(dtype)
+            gradient = (gradient / n).to(working)
             if hidden_grad is not None:
                 hidden_grad[piece] = gradient @ w
             if weight_grad is not None:
@@ -243,12 +243,12 @@ class _PiecewiseLoss(torch.autograd.Function):
         )
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
-    """Return the context in which matrix products have that precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+def autocast(device: torch.device, dtype: Dtype) -> torch.autocast | nullcontext[None]:
+    """Return the context in which matrix products have that dtype."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def best_precision(device: torch.device, n_embd: int) -> Precision:
+def best_dtype(device: torch.device, n_embd: int) -> Dtype:
     """Return bfloat16 where the device multiplies it faster than float32, and the matrices are large enough to show it."""
     if n_embd < _NARROW:
         return "float32"
@@ -276,10 +276,9 @@ def prepare(
 ) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable[[int], float]]:
     """Return the module that computes a loss, the optimizers, and what computes the loss and the gradients of a step."""
     if model.dtype != torch.float32:
-        raise ConfigError(
-            f"the weights are {str(model.dtype).removeprefix('torch.')}, expected float32; `precision` is that of the products"
-        )
-    module = ranks.wrap(NextTokenLoss(model, config.precision, config.checkpointing))
+        found = str(model.dtype).removeprefix("torch.")
+        raise ConfigError(f"the weights are {found}, expected float32; the configuration's dtype is that of matrix products")
+    module = ranks.wrap(NextTokenLoss(model, config.dtype, config.checkpointing))
     optimizers = build_optimizers(model, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
     if config.batch_size % (ranks.world_size * config.accumulate):
         raise ConfigError(

@@ -121,7 +121,7 @@ def test_the_same_settings_give_the_same_weights() -> None:
 
 DIFFERENT: list[dict[str, Any]] = [
     {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
-    {"clip": 0.01}, {"batch_size": 8}, {"block_size": 6}, {"seed": 1}, {"precision": "bfloat16"}, {"max_steps": 11},
+    {"clip": 0.01}, {"batch_size": 8}, {"block_size": 6}, {"seed": 1}, {"dtype": "bfloat16"}, {"max_steps": 11},
 ]  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def test_a_compiled_model_learns_the_same() -> None:
     "wrong",
     [
         {"max_steps": 0}, {"max_steps": True}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": -1.0}, {"warmup": 12},
-        {"schedule": "square"}, {"optimizer": "sgd"}, {"precision": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf},
+        {"schedule": "square"}, {"optimizer": "sgd"}, {"dtype": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf},
         {"seed": -1}, {"compile": 1}, {"batch_size": 0}, {"block_size": 2.5}, {"patience": -1},
     ],
     ids=str,

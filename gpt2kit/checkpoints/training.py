@@ -3,7 +3,7 @@
     RUN/
     ├── run.json                    what the run was started with; resuming with anything else is refused
     ├── states/step-00000100/       what training goes on from: weights.safetensors, optimizer.safetensors, state.json, manifest.json
-    ├── metrics.jsonl               one report a line
+    ├── metrics.jsonl               one report a line; samples.jsonl: one sample
     └── config.json, model.safetensors, …     the best weights so far, as a directory that transformers loads
 
 A state is written beside its place, synced and renamed, and only then are older ones removed; the manifest holds the size and sha256
@@ -42,6 +42,7 @@ from gpt2kit.optim import named_state
 
 SETTINGS = "run.json"
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 STATES = "states"
 _MANIFEST = "manifest.json"
 _KEPT = 2  # states: the newest, and the one before in case it is damaged
@@ -138,14 +139,14 @@ class Run:
             except CheckpointFormatError as error:
                 warnings.warn(f"{error}; going on from the state before", Gpt2KitWarning, stacklevel=2)
                 if self.is_main:
-                    shutil.rmtree(folder)
+                    folder.rename(folder.with_name(f".damaged-{folder.name}"))
                 continue
             self.last_step = progress.step
-            self._trim_metrics(progress.step)
+            self._trim_records(progress.step)
             return progress
-        if folders:
+        if folders or any(self._states.glob(".damaged-*")):
             raise TrainingError(f"{self._states}: every saved state is damaged; --force starts anew")
-        self._trim_metrics(-1)
+        self._trim_records(-1)
         return Progress()
 
     def save(self, model: GPT2, optimizers: Sequence[Optimizer], progress: Progress) -> None:
@@ -178,26 +179,30 @@ class Run:
             for path in building.iterdir():
                 path.replace(self.folder / path.name)
 
-    def record(self, report: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+    def record(self, report: Mapping[str, Any], file: str = METRICS) -> None:
+        """Add a line to metrics.jsonl, or another file of that kind."""
         if not self.is_main:
             return
-        with _writing(self.folder), (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(report), ensure_ascii=False) + "\n")
+        with _writing(self.folder), (self.folder / file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(dict(report), ensure_ascii=False) + "\n")
 
-    def _trim_metrics(self, step: int) -> None:
-        """Take back the reports of steps that will be done again, and a last line that is not whole."""
-        path = self.folder / METRICS
-        if path.exists() and self.is_main:
-            kept = [line for line in read_metrics(self.folder) if line.get("step", 0) <= step]
-            with _writing(self.folder):
-                write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    def _trim_records(self, step: int) -> None:
+        """Take back the records of steps that will be done again, and a last line that is not whole."""
+        for path in (self.folder / METRICS, self.folder / SAMPLES):
+            if path.exists() and self.is_main:
+                kept = [line for line in _read_lines(path) if line.get("step", 0) <= step]
+                with _writing(self.folder):
+                    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the reports of a run; a last line that a kill cut short is left out."""
+    return _read_lines(folder / METRICS)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:

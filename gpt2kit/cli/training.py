@@ -33,7 +33,7 @@ def finetune(corpus: str, given: dict[str, Any]) -> None:
     _run("finetune", corpus, given)
 
 
-@command("plan", FINETUNE, TRAINING, RUN)
+@command("plan", FINETUNE, TRAINING, {"json": options.Json})
 def plan(corpus: str, given: dict[str, Any]) -> None:
     """Show what fine-tuning would need: parameters, steps, memory and time."""
     from gpt2kit.cli.training_report import show_plan

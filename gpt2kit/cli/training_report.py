@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gpt2kit import plan
-from gpt2kit.checkpoints.training import Run, read_metrics
+from gpt2kit.checkpoints.training import SAMPLES, Run, read_metrics
 from gpt2kit.cli import options
 from gpt2kit.cli.options import human_size
 from gpt2kit.corpus import ENGLISH_CHARACTERS_PER_TOKEN
@@ -73,7 +73,7 @@ def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | 
     lines.append(("training", f"{steps}: {tokens:,} tokens, {epochs:.1f} times the text"))
     cut = f", batches in {config.accumulate} parts" if config.accumulate > 1 else ""
     again = ", blocks computed twice" if config.checkpointing else ""
-    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.precision}{cut}{again}"))
+    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}{cut}{again}"))
     parts = ", ".join(f"{part} {human_size(size)}" for part, size in needed.items())
     of_free = f" of {human_size(free)} that are free" if free else ""
     lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
@@ -145,15 +145,11 @@ class Reporter:
         if self._index is not None:
             copied = self._index.measure(text[len(self._prompt) :]).copied
             self.stop = self.stop or (limit < 1 and copied >= limit)
-        self._keep_sample({"step": step, "text": text, **({} if copied is None else {"copied": copied})})
+        self._run.record({"step": step, "text": text, **({} if copied is None else {"copied": copied})}, SAMPLES)
         if not self._json:
             self._tell(text.rstrip() + "\n", dim=True)
             if self.stop:
                 self._tell(f"{copied:.0%} of this is copied from the corpus: stopping")
-
-    def _keep_sample(self, sample: dict[str, Any]) -> None:
-        with (self._run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json_module.dumps(sample, ensure_ascii=False) + "\n")
 
     def _write(self, n: int, seed: int) -> str:
         """Let the model as it is write."""

@@ -24,7 +24,7 @@ from gpt2kit.optim import freeze
 from gpt2kit.texts import Text, read_texts
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
-from gpt2kit.train import TrainConfig, best_precision
+from gpt2kit.train import TrainConfig, best_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
         options = _unless_given(recipes.read(options["recipe"]).options, options) | options
     name = options.get("recipe", "gpt") if kind == "train" else Path(options.get("model", "124M")).name
     folder = given.get("out") or store.weights_dir() / f"{Path(source).stem}-{name}"
-    stored = read_settings(folder) if given["resume"] else {}
+    stored = read_settings(folder) if given.get("resume") else {}
     if stored and stored["command"] != kind:
         raise TrainingError(f"{folder} was started with {stored['command']}, not with {kind}")
     options = stored.get("options", {}) | options
@@ -200,7 +200,7 @@ def _configuration(
         "lr": 3e-3 if scratch else 1e-3 if options.get("lora_rank") else 1e-4,
         "warmup": min(100, steps // 10),
         "patience": 5,
-        "precision": best_precision(model.device, model.config.n_embd),
+        "dtype": best_dtype(model.device, model.config.n_embd),
         "save_every": eval_every,
     }
     sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}

@@ -16,7 +16,7 @@ import torch
 from training_builders import TOKENIZER, same, small_config, small_corpus, small_model, weights
 
 from gpt2kit.checkpoints import load
-from gpt2kit.checkpoints.training import METRICS, SETTINGS, Progress, Run, check_settings, fingerprint, read_metrics
+from gpt2kit.checkpoints.training import METRICS, SAMPLES, SETTINGS, Progress, Run, check_settings, fingerprint, read_metrics
 from gpt2kit.errors import Gpt2KitWarning, TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.optim import build_optimizers, freeze
@@ -127,6 +127,8 @@ def test_where_every_state_is_damaged_nothing_is_started(tmp_path: Path) -> None
         manifest.write_text("{")
     with pytest.warns(Gpt2KitWarning), pytest.raises(TrainingError, match="every saved state is damaged"):
         go(tmp_path, resume=True)
+    with pytest.raises(TrainingError, match="every saved state is damaged"):
+        go(tmp_path, resume=True)
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -202,6 +204,16 @@ def test_metrics_are_the_reports_and_a_line_cut_short_is_left_out(tmp_path: Path
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 13, "tra')
     assert read_metrics(tmp_path) == lines
+
+
+def test_samples_of_steps_that_are_done_again_are_taken_back(tmp_path: Path) -> None:
+    go(tmp_path, steps=6)
+    run = Run(tmp_path, SETTING, resume=True)
+    for step in (3, 6, 9):
+        run.record({"step": step, "text": "…"}, SAMPLES)
+    run.close()
+    go(tmp_path, resume=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / SAMPLES).read_text().splitlines()] == [3, 6]
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def run(*arguments: object, code: int = 0) -> Any:
 
 def facts(kind: str, source: Path, *arguments: object, **given: Any) -> dict[str, Any]:
     """Return the settings that options lead to, without training."""
-    setup = set_up(kind, str(source), {"resume": False, **given})
+    setup = set_up(kind, str(source), given)
     return dict(setup.settings)
 
 
@@ -150,7 +150,7 @@ SEEN: dict[str, tuple[Any, str, Any]] = {
     "beta2": (0.9, "training.beta2", 0.9),
     "clip": (0.5, "training.clip", 0.5),
     "dropout": (0.25, "model.attn_pdrop", 0.25),
-    "precision": ("bfloat16", "training.precision", "bfloat16"),
+    "dtype": ("bfloat16", "training.dtype", "bfloat16"),
     "checkpointing": (True, "training.checkpointing", True),
     "compile": (True, "training.compile", True),
     "eval_every": (9, "training.eval_every", 9),
@@ -197,7 +197,7 @@ def test_each_option_reaches_what_it_is_for(book: Path, option: str) -> None:
 
 def test_the_tokenizer_can_be_chosen(book: Path, base: Path) -> None:
     def tokens(**given: Any) -> tuple[int, int]:
-        setup = set_up("train", str(book), {"resume": False, "n_layer": 0, **given})
+        setup = set_up("train", str(book), {"n_layer": 0, **given})
         return setup.tokenizer.n_vocab, len(setup.corpus.train_ids)
 
     characters, words = tokens(), tokens(tokenizer="word")
@@ -210,8 +210,8 @@ def test_the_tokenizer_can_be_chosen(book: Path, base: Path) -> None:
 def test_what_to_validate_with_can_be_chosen(book: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(VERSES[:100], encoding="utf-8")
-    assert len(set_up("train", str(book), {"resume": False, "val": str(other)}).corpus.val_ids) == 100
-    half = set_up("train", str(book), {"resume": False, "val_fraction": 0.5}).corpus
+    assert len(set_up("train", str(book), {"val": str(other)}).corpus.val_ids) == 100
+    half = set_up("train", str(book), {"val_fraction": 0.5}).corpus
     assert len(half.val_ids) == pytest.approx(len(half.train_ids), rel=0.1)
 
 
@@ -219,8 +219,8 @@ def test_the_encoding_and_the_field_of_the_text_can_be_chosen(tmp_path: Path) ->
     latin, lines = tmp_path / "latin.txt", tmp_path / "lines.jsonl"
     latin.write_bytes((VERSES * 2).encode("cp1252"))
     lines.write_text(json.dumps({"verse": VERSES}) + "\n")
-    assert "è" in set_up("train", str(latin), {"resume": False, "encoding": "cp1252"}).texts.joined  # type: ignore[union-attr]
-    assert set_up("train", str(lines), {"resume": False, "text_field": "verse"}).texts.joined == VERSES  # type: ignore[union-attr]
+    assert "è" in set_up("train", str(latin), {"encoding": "cp1252"}).texts.joined  # type: ignore[union-attr]
+    assert set_up("train", str(lines), {"text_field": "verse"}).texts.joined == VERSES  # type: ignore[union-attr]
 
 
 def test_samples_go_on_from_the_prompt_with_so_many_tokens_so_often(book: Path, tmp_path: Path) -> None:
@@ -242,14 +242,14 @@ def test_training_stops_when_too_much_is_copied(book: Path, tmp_path: Path, monk
 
 def test_a_frozen_part_is_not_trained(book: Path, tmp_path: Path) -> None:
     run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--freeze", "embeddings")
-    start = set_up("train", str(book), {"resume": False, **read_settings(tmp_path / "run")["options"]}).model
+    start = set_up("train", str(book), read_settings(tmp_path / "run")["options"]).model
     trained, _ = load(tmp_path / "run", device="cpu")
     assert torch.equal(trained.wte.weight, start.wte.weight)
     assert not torch.equal(trained.ln_f.weight, start.ln_f.weight)  # type: ignore[arg-type]
 
 
 def test_the_device_can_be_chosen(book: Path, tmp_path: Path) -> None:
-    assert set_up("train", str(book), {"resume": False, "device": "cpu"}).model.device.type == "cpu"
+    assert set_up("train", str(book), {"device": "cpu"}).model.device.type == "cpu"
     assert "device is 'cuda:9'" in run("train", book, *SMALL_OPTIONS, "--device", "cuda:9", "--out", tmp_path / "run", code=1).stderr
 
 
@@ -352,7 +352,7 @@ def test_each_recipe_is_made_of_options_and_leads_to_a_training(book: Path, base
     options = recipes.read(name).options
     assert options.keys() <= known
     small = {"n_layer": min(1, options["n_layer"]), "n_embd": 8, "n_head": 1, "n_inner": 8, "block_size": 8}
-    given = {"recipe": name, "resume": False, **small, **({"vocabulary": str(base)} if "vocabulary" in options else {})}
+    given = {"recipe": name, **small, **({"vocabulary": str(base)} if "vocabulary" in options else {})}
     assert facts("train", book, **given)["training"]["max_steps"] == set_up("train", str(book), given).config.max_steps
 
 
