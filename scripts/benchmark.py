@@ -6,6 +6,8 @@
     python scripts/benchmark.py prefill [--against hf,llama]       tokens/s at which a prompt of 1,000 tokens is read
     python scripts/benchmark.py load    [--against hf]             seconds to load a model, and the memory that took
     python scripts/benchmark.py cold    [--against hf]             seconds of a whole process that writes 20 tokens
+    python scripts/benchmark.py train   [--against hf]             tokens/s and memory of training on batches of 4 x 256, in
+                                                                   bfloat16; the peer is the plain loop that everyone writes
 
 Every engine runs in a process of its own, and the engines take turns: a machine with other work slows all of them down alike.
 The medians of the rounds are printed, with their ratios to the first engine, and what they are of the limit: for `decode`
@@ -192,6 +194,57 @@ def write_gguf(model: Path, out: Path, kind: str) -> None:
     os.replace(out.with_suffix(".part"), out)
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+TRAIN_BATCH, TRAIN_BLOCK = 4, 256
+
+
+def train_hf(task: dict[str, Any]) -> float:
+    """The plain loop: autocast, all logits in float32, clipping, fused AdamW; transformers' GPT-2 is the model."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import GPT2LMHeadModel
+
+    model: Any = GPT2LMHeadModel.from_pretrained(task["model"], dtype=torch.float32)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5, fused=True)
+
+    def step() -> None:
+        ids = torch.randint(0, model.config.vocab_size, (TRAIN_BATCH, TRAIN_BLOCK + 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids[:, :-1]).logits
+            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return TRAIN_BATCH * TRAIN_BLOCK / statistics.median([seconds(step) for _ in range(task["tokens"])][1:])
+
+
+def train_kit(task: dict[str, Any]) -> float:
+    """`gpt2kit.train` as `gpt2kit finetune` calls it, without a run to save."""
+    import numpy as np
+
+    import gpt2kit
+    from gpt2kit.corpus import Corpus, CorpusReport
+
+    model, _ = gpt2kit.load(Path(task["model"]), device="cpu", dtype="float32")
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, 100_000).astype(np.uint16)
+    report = CorpusReport([], 1, 0, 0, None, None, len(ids), 0, None)
+    config = gpt2kit.TrainConfig(
+        max_steps=task["tokens"],
+        block_size=TRAIN_BLOCK,
+        batch_size=TRAIN_BATCH,
+        optimizer="adamw",
+        lr=3e-5,
+        dtype="bfloat16",
+        warmup=1,
+    )
+    reports = gpt2kit.train(model, Corpus(ids, ids[:0], report, ""), config)
+    return statistics.median([report.tokens_per_second for report in reports if report.tokens_per_second][1:])
+
+
 RUN: dict[str, Callable[[str, dict[str, Any]], float]] = {"kit": run_kit, "hf": run_hf, "ct2": run_ct2, "llama": run_llama}
 
 
@@ -217,7 +270,13 @@ def in_this_process(engine: str, task: dict[str, Any]) -> None:
     import resource
 
     family, kind = engine.split("-", 1)
-    value = load_seconds(engine, task) if task["what"] == "load" else RUN[family](kind, task)
+    if task["what"] == "train":
+        import torch
+
+        torch.set_num_threads(task["threads"])
+        value = train_kit(task) if family == "kit" else train_hf(task)
+    else:
+        value = load_seconds(engine, task) if task["what"] == "load" else RUN[family](kind, task)
     print(json.dumps([value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
@@ -273,6 +332,8 @@ def matrix_weights(model: str) -> int:
 
 
 def engines_of(what: str, against: str) -> list[str]:
+    if what == "train":
+        return [f"{family}-bfloat16" for family in [*("hf" for family in against.split(",") if family == "hf"), "kit"]]
     able = {"decode": "hf ct2 llama", "batch": "hf ct2", "prefill": "hf ct2 llama", "load": "hf", "cold": "hf"}[what].split()
     families = [family for family in against.split(",") if family]
     if unknown := set(families) - KINDS.keys():
@@ -284,7 +345,7 @@ def engines_of(what: str, against: str) -> list[str]:
 def compare(task: dict[str, Any], engines: list[str], rounds: int) -> dict[str, Any]:
     """Run every engine in every round and return the medians."""
     measure = cold_seconds if task["what"] == "cold" else in_its_own_process
-    speed = task["what"] in ("decode", "batch", "prefill")
+    speed = task["what"] in ("decode", "batch", "prefill", "train")
     found: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
     bandwidths = []
     for _ in range(rounds):
@@ -327,13 +388,13 @@ def main() -> None:
         in_this_process(sys.argv[2], json.loads(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode", "batch", "prefill", "load", "cold"])
+    parser.add_argument("what", choices=["decode", "batch", "prefill", "load", "cold", "train"])
     parser.add_argument("--against", default="", metavar="hf,ct2,llama", help="peers that are installed; none by default")
     parser.add_argument("--engines", help="exactly these, such as hf-float32,kit-int8; the first is what the ratios are to")
     parser.add_argument("--model", default="124M", help="a size, a folder, or a Hub id")
     parser.add_argument("--work", type=Path, default=Path("weights/benchmark"), help="where the peers' converted weights are kept")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, help="new tokens of a text, 128 by default; for train, steps, 6 by default")
     parser.add_argument("--batch_size", type=int, default=8, help="for batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -344,7 +405,7 @@ def main() -> None:
         "what": options.what,
         "model": str(store.find(options.model)),
         "work": str(options.work),
-        "tokens": options.tokens,
+        "tokens": options.tokens or (6 if options.what == "train" else 128),
         "batch": options.batch_size if options.what == "batch" else 1,
         "threads": options.threads,
     }
