@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
 from gpt2kit.checkpoints.int8 import build_int8_model
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, in_large_pages
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.files import read_start
@@ -119,7 +119,8 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes. They are
     # filled by other threads, which a caller's inference mode does not reach.
     with torch.inference_mode(False):
-        state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
+        shapes = checkpoint.config.shapes()
+        state = {name: in_large_pages(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
     _check_tied_copy(checkpoint)
 
     local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache

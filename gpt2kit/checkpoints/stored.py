@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +51,16 @@ def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> 
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
+
+
+def in_large_pages(tensor: Tensor) -> Tensor:
+    """Ask Linux to back a large, unwritten tensor with pages of 2 MB: 500 times fewer to touch now, and to look up ever after."""
+    huge, advice = 2**21, getattr(mmap, "MADV_HUGEPAGE", None)
+    start = -(-tensor.data_ptr() // huge) * huge
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if advice is not None and tensor.device.type == "cpu" and length >= huge:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)  # a wish: a refusal changes nothing
+    return tensor
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

@@ -80,8 +80,6 @@ def main() -> None:
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark instead
-    # torch then takes large tensors in pages of 2 MB where Linux has them: loading a model touches 500 times fewer.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     app(prog_name="gpt2kit")
 
 
