@@ -199,4 +199,4 @@ def nearest_size(name: str) -> str:
     if digits and not name.lower().startswith(("gpt", "distil")):
         counts = {size: config.n_params / 1e6 for size, config in SIZES.items() if size != "distilgpt2"}
         return min(counts, key=lambda size: abs(math.log(counts[size]) - math.log(max(1, int(digits)))))
-    return names[(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0) or ["124m"])[0]]
+    return names[(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5) or ["124m"])[0]]

@@ -96,13 +96,18 @@ def write_whole(path: Path, text: str) -> None:
 def new_directory(target: Path, *, replace: bool = False, error: Callable[[str], Gpt2KitError] = Gpt2KitError) -> Iterator[Path]:
     """Give an empty folder to write in, which becomes `target` when the block ends, and vanishes if it fails.
 
-    Raises `error` where the target exists and may not be replaced, or where the disk refuses.
+    What a killed process left of its own attempt goes at the next one. Raises `error` where the target exists and may not be
+    replaced, or where the disk refuses.
     """
     target = Path(os.path.abspath(target))
-    building = target.with_name(f".{target.name}.{os.getpid()}.new")
+    restore(target)
+    if target.is_dir() and os.path.samefile(target, os.curdir):
+        raise error(f"{target} is the folder you are in, and would be replaced; name another one")
     if not replace and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise error(f"{target} already exists; name another folder, or add --force to replace it")
+    building = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
+        _sweep(target)
         building.mkdir(parents=True)
         yield building
         for path in building.iterdir():
@@ -140,6 +145,30 @@ def put_in_place(finished: Path, target: Path) -> None:
 def previous(target: Path) -> Path:
     """Return where the older folder is while a new one takes its place."""
     return target.with_name(f".{target.name}.old")
+
+
+def restore(target: Path) -> None:
+    """Give the older folder its name back, if a kill came between the two renames of `put_in_place`."""
+    if os.path.lexists(previous(target)) and not os.path.lexists(target):
+        os.rename(previous(target), target)
+
+
+def _sweep(target: Path) -> None:
+    """Delete what processes that were killed left beside the target."""
+    for path in target.parent.glob(f".{target.name}.*.new"):
+        process = path.name.removesuffix(".new").rpartition(".")[2]
+        if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def delete(path: Path) -> None:

@@ -182,6 +182,8 @@ def generate_tokens(
     stream of (seed, b). For `overflow` see Continuation; with `stop`, all rows end when the first is full.
     """
     prompts = ids.tolist() if isinstance(ids, Tensor) else ids
+    if not prompts or not all(isinstance(prompt, Sequence) for prompt in prompts):
+        raise ConfigError("expected (B, T) ids or a list of prompts, each a list of ids")
     request = Request(max_tokens=max_tokens, overflow=overflow, seed=seed)
     generators = [sample_generator(request.drawn_seed, row) for row in range(len(prompts))]
     state = Continuation(model, prompts, max_tokens=max_tokens, sampling=sampling or Sampling(), generators=generators, overflow=overflow)
@@ -206,9 +208,10 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     seed: int | None
     num_samples: int
+    first_sample: int
     overflow: Overflow
     special: bool
     ignore_eos: bool
@@ -220,9 +223,10 @@ class Request(Sampling):
     """One wish for text, checked once. Raises ConfigError for a value that cannot be."""
 
     max_tokens: int = 100  # new tokens, at most
-    stop: str | Sequence[str] = ()  # texts to stop before; they are not part of the result
+    stop: str | Sequence[str] | None = ()  # texts to stop before; they are not part of the result
     seed: int | None = None  # the same seed gives the same text; None draws one
     num_samples: int = 1  # continuations of each prompt
+    first_sample: int = 0  # number of the first of them; each sample is what it is whatever the others are
     overflow: Overflow = "slide"  # what to do when the text outgrows the model's window: see Continuation
     special: bool = False  # read <|endoftext|> in a prompt as the marker instead of as text
     ignore_eos: bool = False  # go on after <|endoftext|>
@@ -231,13 +235,13 @@ class Request(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, lowest in (("max_tokens", 0), ("num_samples", 1)):
+        for name, lowest, most in (("max_tokens", 0, 10**9), ("num_samples", 1, 10**5), ("first_sample", 0, 10**9)):
             value = getattr(self, name)
-            if type(value) is not int or value < lowest:
-                raise ConfigError(f"{name} is {value!r}, expected a whole number, {lowest} or more")
+            if type(value) is not int or not lowest <= value <= most:
+                raise ConfigError(f"{name} is {value!r}, expected a whole number from {lowest} to {most:,}")
         if self.overflow not in ("slide", "stop", "error"):
             raise ConfigError(f"overflow is {self.overflow!r}, expected slide, stop or error")
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise ConfigError("a stop text is empty; expected one character at least")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**64):
@@ -295,7 +299,7 @@ def stream(model: GPT2, tokenizer: Tokenizer | None, prompt: str | Sequence[str]
         encoded,
         max_tokens=request.max_tokens,
         sampling=request,
-        generators=[sample_generator(request.drawn_seed, row % request.num_samples) for row in range(len(encoded))],
+        generators=[sample_generator(request.drawn_seed, request.first_sample + row % request.num_samples) for row in range(len(encoded))],
         overflow=request.overflow,
         n_vocab=min(tokenizer.n_vocab, model.config.n_vocab),
     )
@@ -335,7 +339,7 @@ def collect(pieces: Iterable[Piece], prompts: Sequence[str], request: Request) -
             tokens=[piece.token for piece in own],
             finish_reason=own[-1].finish_reason or nothing if own else nothing,
             seed=request.drawn_seed,
-            sample=row % request.num_samples,
+            sample=request.first_sample + row % request.num_samples,
             logprobs=[piece.logprob for piece in own if piece.logprob is not None] if request.logprobs else None,
         )
         for row, own in enumerate(rows)
@@ -344,7 +348,9 @@ def collect(pieces: Iterable[Piece], prompts: Sequence[str], request: Request) -
 
 def generate(model: GPT2, tokenizer: Tokenizer | None, prompt: str, **options: Unpack[Options]) -> str:
     """Return the continuation of a prompt, without the prompt; options as in `stream`."""
-    return "".join(piece.text for piece in stream(model, tokenizer, prompt, **options) if piece.row == 0)
+    if options.get("num_samples", 1) != 1:
+        raise ConfigError("generate returns one text; for several samples use complete")
+    return "".join(piece.text for piece in stream(model, tokenizer, prompt, **options))
 
 
 def _encode(tokenizer: Tokenizer, text: str, request: Request) -> list[int]:
@@ -363,7 +369,7 @@ class _Writer:
         self._row = row
         self._stop_id = None if request.ignore_eos else tokenizer.stop_id
         self._decoder = StreamDecoder(tokenizer.token_bytes)
-        self._stop = StopTexts(request.stop)
+        self._stop = StopTexts(request.stop or ())
         self._left = request.max_tokens
 
     def write(self, token: int, logprob: float | None, *, full: bool) -> Piece:

@@ -8,7 +8,6 @@ The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,12 +34,13 @@ class Sampling:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            require(name, isinstance(getattr(self, name), int | float) and math.isfinite(getattr(self, name)), "a number")
+            value = getattr(self, name)
+            require(name, type(value) in (int, float) and abs(value) < 1e300, "a number")  # no nan, inf, True or endless int
         require("temperature", self.temperature >= 0, "0 or more")
         require("top_k", type(self.top_k) is int and self.top_k >= 0, "a whole number, 0 or more")
         require("top_p", 0 < self.top_p <= 1, "a probability above 0, at most 1")
         require("min_p", 0 <= self.min_p <= 1, "a probability from 0 to 1")
-        require("repetition_penalty", self.repetition_penalty > 0, "more than 0")
+        require("repetition_penalty", 0.01 <= self.repetition_penalty <= 1e6, "0.01 or more")
 
 
 def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
@@ -58,8 +58,8 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         raise GenerationError("the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32")
     if sampling.temperature == 0:
         return best.indices
-    # The largest logit is taken off first: dividing by a tiny temperature then gives minus infinities, not NaNs.
-    logits = (logits - best.values[:, None]) / sampling.temperature
+    # The largest logit is taken off first, and the temperature bounded, so that a tiny one gives neither infinities nor 0 / 0.
+    logits = (logits - best.values[:, None]) / max(sampling.temperature, 1e-30)
     logits, ids = candidates(logits, sampling.top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
     probabilities = logits.softmax(dim=-1)
     if sampling.top_p < 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gpt2kit.config import SIZES, canonical_size, nearest_size
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, DownloadError
-from gpt2kit.files import delete, previous, write_whole
+from gpt2kit.files import delete, previous, restore, write_whole
 
 MANIFEST = "gpt2kit.json"
 BUNDLED = Path(__file__).parent / "bundled"  # the models that come with the package
@@ -125,6 +125,8 @@ def find(model: str | Path) -> Path:
     """
     name = str(model)
     path = Path(os.path.expanduser(model))
+    if "\0" not in name:
+        restore(Path(os.path.abspath(path)))
     is_path = isinstance(model, Path) or os.sep in name or (os.altsep is not None and os.altsep in name) or name in (".", "..")
     if os.path.isdir(path) and (is_path or holds_model(path)):
         return path
@@ -208,28 +210,39 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def remove(name: str) -> Path:
-    """Delete one model of weights_dir() by its name, and what an unfinished download of it left; return where it was.
+def removable(name: str) -> Path:
+    """Return the directory of weights_dir() that a name, a size, an alias or a Hub id means, a model or an unfinished download.
 
-    The name is an entry of `installed()`, a size, an alias or a Hub id; it never reaches outside weights_dir(). A symlink is unlinked, and
-    what it points at stays. Raises CheckpointNotFoundError if there is no such model.
+    Never another source's than the one that is named. Raises CheckpointNotFoundError if there is none.
     """
     folder = weights_dir()
-    for candidate in _candidates(name):
-        target, unfinished = folder / candidate, staging_dir(candidate)
-        if holds_model(target) or os.path.islink(target) or os.path.isdir(unfinished):
-            try:
-                with locked(candidate, wait=False):
-                    for path in (target, unfinished):
-                        if os.path.islink(path) or holds_model(path) or (path == unfinished and path.is_dir()):
-                            delete(path)
-            except OSError as error:
-                raise CheckpointError(f"{target} cannot be deleted: {error.strerror or error}") from error
+    _, source = split_source(name)
+    names = [candidate for candidate in _candidates(name) if candidate == name or source or not candidate.endswith(_OPENAI_SUFFIX)]
+    for candidate in names:
+        target = folder / candidate
+        if holds_model(target) or os.path.islink(target) or os.path.isdir(staging_dir(candidate)):
             return target
         if os.path.isdir(target):
             raise CheckpointNotFoundError(f"{target} holds no model, so it is left alone", path=target)
     here = ", ".join(model.name for model in installed()) or "none"
     raise CheckpointNotFoundError(f"there is no model {name!r} in {folder}; models there: {here}")
+
+
+def remove(name: str) -> Path:
+    """Delete the model that `removable` finds, and what an unfinished download of it left; return where it was.
+
+    Nothing outside of weights_dir() is touched: a symlink is unlinked, and what it points at stays.
+    """
+    target = removable(name)
+    unfinished = staging_dir(target.name)
+    try:
+        with locked(target.name, wait=False):
+            for path in (target, unfinished):
+                if os.path.islink(path) or holds_model(path) or (path == unfinished and path.is_dir()):
+                    delete(path)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be deleted: {error.strerror or error}") from error
+    return target
 
 
 def staging_dir(name: str) -> Path:
@@ -261,8 +274,6 @@ def locked(name: str, *, wait: bool = True, waiting: Callable[[], None] = lambda
 
 def undo_broken_swap(target: Path) -> None:
     """Give the older model its name back, if a kill came between the two renames of `put_in_place`."""
-    old = previous(target)
-    if os.path.lexists(old) and not os.path.lexists(target):
+    if os.path.lexists(previous(target)) and not os.path.lexists(target):
         with locked(target.name):  # a swap that is going on finishes first
-            if os.path.lexists(old) and not os.path.lexists(target):
-                os.rename(old, target)
+            restore(target)

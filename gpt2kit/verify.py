@@ -7,6 +7,7 @@ other programs generated from the real weights.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ KNOWN: dict[str, KnownModel] = {
 
 
 def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]:
-    """Check a model's files, tensors and arithmetic, one Check at a time; a failure never hides the checks after it."""
+    """Check a model's files, tensors and arithmetic, one Check at a time; a failure hides no check that can still be made."""
+    path = Path(os.path.abspath(path))
     yield from _guarded("files", lambda: check_files(path))
     try:
         checkpoint = open_checkpoint(path)

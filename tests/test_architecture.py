@@ -45,7 +45,7 @@ def imported_parts(path: Path) -> set[str]:
     parts = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "gpt2kit":
-            parts |= {alias.name for alias in node.names}
+            parts |= {alias.name for alias in node.names if alias.name != "__version__"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpt2kit."):
             parts.add((node.module or "").split(".")[1])
         elif isinstance(node, ast.Import):

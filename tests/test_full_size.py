@@ -1,6 +1,6 @@
 """GPT-2 at its published sizes, with random weights: conversions bit for bit, and the memory that loading takes.
 
-    pytest -m slow tests/test_full_size.py
+pytest -m slow tests/test_full_size.py
 """
 
 from __future__ import annotations
@@ -77,4 +77,4 @@ def test_loading_takes_the_model_and_one_tensor(tmp_path: Path, size: str, dtype
     folder = write_random(tmp_path, size)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), dtype], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["model"] <= found["used"] <= found["model"] + found["largest"] + 64e6  # what torch and the allocator take for themselves
+    assert found["model"] <= found["used"] <= found["model"] + found["largest"] + 128e6  # the last is code that torch loads on first use

@@ -308,6 +308,22 @@ def test_the_same_seed_gives_the_same_text_and_a_drawn_one_is_told(tiny_model: G
     assert generate(tiny_model, small_bpe, "a", max_tokens=20, seed=drawn.seed) == drawn.text
 
 
+def test_generate_has_one_text_to_return(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    with pytest.raises(ConfigError, match="use complete"):
+        generate(tiny_model, small_bpe, "a", num_samples=2)
+
+
+@pytest.mark.parametrize("ids", [[], [1, 2], torch.tensor([1, 2])], ids=str)
+def test_ids_of_another_shape_are_refused(tiny_model: GPT2, ids: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected \(B, T\) ids"):
+        list(generate_tokens(tiny_model, ids, max_tokens=1))
+
+
+def test_samples_can_be_asked_for_from_any_number_on(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    eight = complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=8, seed=11)
+    assert complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=2, first_sample=3, seed=11) == eight[3:5]
+
+
 def test_no_new_tokens_are_no_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     found = complete(tiny_model, small_bpe, ["a", "b"], max_tokens=0)
     assert [(completion.text, completion.finish_reason) for completion in found] == [("", "max_tokens")] * 2

@@ -166,5 +166,10 @@ def test_the_same_model_from_both_sources_is_compared(folder: Path, tiny_config:
     assert outcomes(folder)["other source"] is False
 
 
+def test_the_folder_one_is_in_can_be_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert outcomes(Path())["tensors"] is True
+
+
 def test_checks_can_be_told_apart_by_programs(folder: Path) -> None:
     assert json.dumps([check.__dict__ for check in verify(folder)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.files import read_start
@@ -91,19 +92,32 @@ def _open_directory(path: Path) -> Checkpoint:
 def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPT2:
     """Read a checkpoint's tensors into a model of that dtype, in evaluation mode.
 
-    The memory needed is the model's own and one tensor more. A tensor that holds a NaN or an infinity is a
+    The memory needed is the model's own and that of the largest tensor. A tensor that holds a NaN or an infinity is a
     CheckpointFormatError.
     """
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
-    # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes.
-    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
+    # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes. They are
+    # filled by other threads, which a caller's inference mode does not reach.
+    with torch.inference_mode(False):
+        state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in checkpoint.config.shapes().items()}
     _check_tied_copy(checkpoint)
 
+    local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache
+    largest = max(stored.nbytes for stored in checkpoint.tensors.values())
+
     def fill(name: str) -> None:
-        tensor = checkpoint.tensors[name].read()
+        stored, final = checkpoint.tensors[name], state[name]
+        if stored.transposed or (stored.dtype, "cpu") != (final.dtype, final.device.type):
+            if not hasattr(local, "scratch"):
+                local.scratch = torch.empty(largest, dtype=torch.uint8)
+            buffer = local.scratch
+        else:
+            buffer = as_bytes(final)
+        tensor = stored.read(buffer)
         _check_finite(checkpoint.path, name, tensor)
-        state[name].copy_(tensor)
+        if tensor.data_ptr() != final.data_ptr():
+            final.copy_(tensor)
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
@@ -115,14 +129,13 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     return model.eval()
 
 
-def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
+def _check_finite(path: Path, name: str, tensor: Tensor, what: str = "") -> None:
     if tensor.numel():
         low, high = torch.aminmax(tensor)  # carries a NaN through, and is twenty times as fast as isfinite
         if not (torch.isfinite(low) and torch.isfinite(high)):
             count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointFormatError(
-                path, f"{name} holds {count:,} numbers that are NaN or infinite; the weights are damaged: get them again"
-            )
+            advice = "take a wider --dtype, if the weights are not damaged" if what else "the weights are damaged: get them again"
+            raise CheckpointFormatError(path, f"{name} holds {count:,} numbers that are NaN or infinite{what}; {advice}")
 
 
 def _check_tied_copy(checkpoint: Checkpoint) -> None:
@@ -136,18 +149,32 @@ def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -
     """Write a model and its vocabulary into an existing folder, as a directory that transformers loads."""
 
     def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
 
     state: Mapping[str, Tensor] = dict(nn.Module.named_parameters(model))
-    write_checkpoint(folder, model.config, {name: stored(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)
+    _write(folder, model.config, {name: stored(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)
 
 
-def write_checkpoint(
-    folder: Path, config: GPT2Config, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, tokenizer: Tokenizer | None = None
-) -> None:
-    """Write tensors and vocabulary into an existing folder, as a directory that transformers loads, one tensor at a time."""
-    stop_id = tokenizer.stop_id if tokenizer else None
-    huggingface.write_directory(folder, config, tensors, dtype=dtype, stop_id=stop_id)
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> None:
+    """Write a checkpoint and a vocabulary into an existing folder, as a directory that transformers loads, one tensor at a time.
+
+    What `build_model` would refuse is refused, and numbers that the dtype is too narrow for are.
+    """
+    _check_tied_copy(checkpoint)
+
+    def checked(name: str, stored: StoredTensor) -> StoredTensor:
+        def read(_: Tensor | None) -> Tensor:
+            tensor = stored.read().to(dtype)
+            _check_finite(checkpoint.path, name, tensor, f" as {str(dtype).removeprefix('torch.')}")
+            return tensor
+
+        return StoredTensor(stored.shape, dtype, read)
+
+    _write(folder, checkpoint.config, {name: checked(name, stored) for name, stored in checkpoint.tensors.items()}, dtype, tokenizer)
+
+
+def _write(folder: Path, config: GPT2Config, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, tokenizer: Tokenizer | None) -> None:
+    huggingface.write_directory(folder, config, tensors, dtype=dtype, stop_id=tokenizer.stop_id if tokenizer else None)
     if tokenizer is not None:
         tokenizer.save(folder)
 

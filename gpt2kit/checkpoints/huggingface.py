@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import BUFFERS, plain_names
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, oriented
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, oriented, place
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from gpt2kit.files import impostor, read_json, read_start
@@ -40,7 +40,7 @@ _NO_EFFECT = re.compile(
     r"vocab_size|n_positions|n_ctx|(bos|eos|pad|sep|unk|cls|decoder_start|forced_bos|forced_eos)_token_id|tokenizer_class|"
     r"initializer_range|summary_\w+|task_specific_params|finetuning_task|problem_type|_?num_labels|id2label|label2id|prefix|"
     r"use_cache|use_return_dict|return_dict|return_dict_in_generate|output_(past|attentions|hidden_states|scores)|"
-    r"gradient_checkpointing|torchscript|use_bfloat16|tf_legacy_loss|is_decoder|_?attn_implementation(_autoset)?|"
+    r"gradient_checkpointing|torchscript|xla_device|use_bfloat16|tf_legacy_loss|is_decoder|_?attn_implementation(_autoset)?|"
     r"do_sample|early_stopping|max_length|min_length|max_new_tokens|num_beams|num_beam_groups|diversity_penalty|temperature|"
     r"top_k|top_p|typical_p|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|suppress_tokens|"
     r"begin_suppress_tokens|exponential_decay_length_penalty|num_return_sequences|remove_invalid_values|predict_special_tokens"
@@ -159,25 +159,39 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
-    # Bytes are read, not mapped: a file that is cut short under a map kills the process, and reading costs the same.
+    """Return the tensors of a safetensors file: header length (uint64), JSON header, then the tensors at the offsets it gives."""
     try:
-        file: Any = safe_open(path, framework="pt", backend="pread")
-        headers = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # no dict
-    except (SafetensorError, OSError) as error:
+        safe_open(path, framework="pt", backend="pread")  # checks all of the header against the file
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointFormatError(path, f"not a whole safetensors file ({error}); get it again") from error
-
-    def read(name: str) -> Tensor:
-        try:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointFormatError(path, f"{name} cannot be read: {error}") from error
-
+    header.pop("__metadata__", None)
     tensors = {}
-    for name, (shape, dtype) in headers.items():
-        if dtype not in _DTYPES and not name.endswith(BUFFERS):
-            raise CheckpointFormatError(path, f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-        tensors[name] = StoredTensor(tuple(shape), _DTYPES.get(dtype, torch.uint8), partial(read, name))
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES and not name.endswith(BUFFERS):
+            raise CheckpointFormatError(path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
+        shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"], torch.uint8)
+        tensors[name] = StoredTensor(shape, dtype, partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype))
     return tensors
+
+
+def _read_range(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
+    # Read, not mapped: a file that is cut short under a map kills the process, and reading into the right place costs the same.
+    tensor = place(shape, dtype, buffer)
+    rest = as_bytes(tensor).numpy().data
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while rest:
+                n = file.readinto(rest)
+                if not n:
+                    raise CheckpointFormatError(path, f"ends inside of {name}; it was cut short after it was opened")
+                rest = rest[n:]
+    except OSError as error:
+        raise CheckpointFormatError(path, f"{name} cannot be read: {error.strerror}") from error
+    return tensor
 
 
 def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -193,7 +207,7 @@ def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
     tensors = load()
     headers = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
-    def take(name: str) -> Tensor:
+    def take(name: str, _: Tensor | None) -> Tensor:
         if pickled.is_mapped(path):
             return tensors[name].clone()
         if name not in tensors:  # a second reading
@@ -246,7 +260,7 @@ def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -
         return config, tensors
 
     def zeros(shape: tuple[int, ...]) -> StoredTensor:
-        return StoredTensor(shape, torch.float32, lambda: torch.zeros(shape))
+        return StoredTensor(shape, torch.float32, lambda _: torch.zeros(shape))
 
     return complete, {name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()}
 
@@ -266,8 +280,7 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     file.write(struct.pack("<Q", len(text)) + text)
     for stored in tensors.values():
-        flat = stored.read().to(dtype).contiguous().view(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+        file.write(as_bytes(stored.read().to(dtype).contiguous()).numpy().data)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

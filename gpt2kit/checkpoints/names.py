@@ -49,7 +49,7 @@ def is_transposed(name: str) -> bool:
 
 def openai_names(config: GPT2Config) -> dict[str, str]:
     """Return OpenAI's variable name -> our parameter name for a model with these layers."""
-    layers = range(max(1, config.n_layer))
+    layers = range(max(1, config.n_layer))  # a model without blocks has the other names all the same
     return {theirs.format(layer=layer): ours.format(layer=layer) for theirs, ours in OPENAI.items() for layer in layers}
 
 

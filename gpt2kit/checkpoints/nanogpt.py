@@ -45,4 +45,4 @@ def _config(path: Path, arguments: dict[str, Any]) -> GPT2Config:
 
 def _stored(path: Path, name: str, value: Any) -> StoredTensor:
     tensor = pickled.check_tensor(path, name, value)
-    return StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
+    return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.clone())

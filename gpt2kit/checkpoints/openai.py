@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gpt2kit.checkpoints.names import is_transposed, openai_names
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, oriented
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, oriented, place
 from gpt2kit.checkpoints.tf_bundle import TensorBundle
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
@@ -25,6 +24,9 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
 
     Which of several checkpoints is meant says `prefix`, or the `checkpoint` file. Optimizer slots and counters are skipped.
     """
+    if not (path / HPARAMS_FILE).exists():
+        message = f"{path}: no {HPARAMS_FILE} beside the checkpoint; write one with {', '.join(_HPARAMS)}, as the model was trained with"
+        raise CheckpointNotFoundError(message, path=path, missing=[HPARAMS_FILE])
     config = read_hparams(path / HPARAMS_FILE)
     bundle = TensorBundle(prefix or find_prefix(path))
     names = openai_names(config)
@@ -94,9 +96,9 @@ def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
             raise CheckpointFormatError(path, f"{variable} has shape {list(shape)}, expected [1, in, out]")
         shape = shape[1:]
 
-    def read() -> Tensor:
-        tensor = torch.empty(shape, dtype=dtype)
-        bundle.read_into(variable, tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8))
+    def read(buffer: Tensor | None) -> Tensor:
+        tensor = place(shape, dtype, buffer)
+        bundle.read_into(variable, as_bytes(tensor).numpy())
         return tensor
 
     return oriented(name, StoredTensor(shape, dtype, read))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,15 +19,20 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint, under our name and in our orientation, not read yet.
-
-    `read()` gives a tensor of this shape and dtype in memory of its own, perhaps as a transposed view; a damaged file is a
-    CheckpointFormatError. Several threads may read at once.
-    """
+    """One tensor of a checkpoint, under our name and in our orientation, not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    read: Callable[[], Tensor]
+    source: Callable[[Tensor | None], Tensor]  # reads it as it lies in the file
+    transposed: bool = False  # whether it lies there the other way round
+
+    def read(self, buffer: Tensor | None = None) -> Tensor:
+        """Return the tensor: into the memory of `buffer`, flat bytes and enough of them, where the format allows; else into its own.
+
+        Several threads may read at once. Raises CheckpointFormatError for a damaged file.
+        """
+        tensor = self.source(buffer)
+        return tensor.t() if self.transposed else tensor
 
     @property
     def nbytes(self) -> int:
@@ -36,7 +41,19 @@ class StoredTensor:
 
 def oriented(name: str, stored: StoredTensor) -> StoredTensor:
     """Turn a tensor of an (in, out) file to our orientation, or back: the operation is its own inverse."""
-    return StoredTensor(stored.shape[::-1], stored.dtype, lambda: stored.read().t()) if is_transposed(name) else stored
+    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed) if is_transposed(name) else stored
+
+
+def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
+    """Return an unwritten tensor, in the buffer or in memory of its own."""
+    if buffer is None:
+        return torch.empty(shape, dtype=dtype)
+    return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the memory of a contiguous tensor as flat bytes."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -39,7 +39,10 @@ TopP = Annotated[float, typer.Option("--top_p", help="Sample from the most likel
 MinP = Annotated[float, typer.Option("--min_p", help="Drop tokens with less than this share of the most likely one's probability.")]
 Penalty = Annotated[float, typer.Option("--repetition_penalty", help="Above 1: tokens that have occurred become less likely.")]
 Stop = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text; may be given several times.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--stop", metavar="TEXT", help="Stop before this text; may be given several times. A line end is $'\\n'.", show_default=False
+    ),
 ]
 IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
 Seed = Annotated[
@@ -52,7 +55,10 @@ PromptsFile = Annotated[
     typer.Option("--prompts_file", metavar="FILE", help="Continue every line of a file; - is standard input.", show_default=False),
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Texts to write at once.")]
-Overflow = Annotated[str, typer.Option("--overflow", help="Past the model's window: slide (re-read its last half), stop or error.")]
+Overflow = Annotated[
+    Literal["slide", "stop", "error"],
+    typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
+]
 NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
 ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
 
@@ -88,6 +94,7 @@ def generate(
     from gpt2kit.generate import Request, draw_seed
 
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
+    prompt = options.as_typed(prompt)
     wish: Options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -100,7 +107,7 @@ def generate(
         "special": special,
         "seed": draw_seed() if seed is None else seed,
         "num_samples": num_samples,
-        "overflow": overflow,  # type: ignore[typeddict-item]  # checked by Request
+        "overflow": overflow,
         "logprobs": json,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
@@ -113,10 +120,22 @@ def generate(
     if loop:
         _prompt_loop(writer, wish, show_seed)
         return
-    at_once = max(1, batch_size // num_samples)
-    for start in range(0, len(prompts), at_once):
-        writer.write(prompts[start : start + at_once], wish)
+    for some_prompts, some_wish in _batches(prompts, wish, batch_size):
+        writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
+
+
+def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:
+    """Cut the work so that at most batch_size texts are written at once: whole prompts, or some samples of one."""
+    n = wish["num_samples"]
+    if n <= batch_size:
+        at_once = batch_size // n
+        for start in range(0, len(prompts), at_once):
+            yield prompts[start : start + at_once], wish
+        return
+    for prompt in prompts:
+        for first in range(0, n, batch_size):
+            yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
 
 
 def _load(model: str, device: str, dtype: str) -> tuple[GPT2, Tokenizer | None]:
@@ -132,9 +151,11 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     if prompt is not None:
         raise typer.BadParameter("give a prompt or --prompts_file, not both")
     from gpt2kit.errors import Gpt2KitError
-    from gpt2kit.files import read_text
 
-    text = options.read_stdin() if str(prompts_file) == "-" else read_text(prompts_file, largest=2**30)
+    try:
+        text = options.read_stdin() if str(prompts_file) == "-" else prompts_file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Gpt2KitError(f"{prompts_file}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise Gpt2KitError(f"{prompts_file}: no prompts; expected one on each line")
@@ -143,6 +164,7 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
 
 def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
     """Ask for prompts until the end of input; Ctrl-C ends the text that is being written, or the loop."""
+    from gpt2kit.errors import Gpt2KitError
     from gpt2kit.generate import draw_seed
 
     with contextlib.suppress(ImportError):
@@ -150,17 +172,27 @@ def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
     typer.secho("Type the beginning of a text and press Enter. Ctrl-C stops a text, Ctrl-D leaves.", err=True, dim=True)
     while True:
         try:
-            prompt = input("> ")
+            prompt = _ask()
         except EOFError:
             typer.echo(err=True)
             return
         try:
             writer.write([prompt], wish)
+        except Gpt2KitError as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
         except KeyboardInterrupt:
-            typer.echo()
+            pass  # the text ends here; the next prompt may begin
         writer.report(wish["seed"] if show_seed else None)
         if show_seed:
             wish["seed"] = draw_seed()
+
+
+def _ask() -> str:
+    """Return a line that is typed at a prompt; the prompt is not part of the text, so it never goes into a file or pipe."""
+    if sys.stdout.isatty():
+        return input("> ")
+    typer.echo("> ", nl=False, err=True)
+    return input()
 
 
 @dataclass
@@ -180,13 +212,17 @@ class Writer:
 
         pieces: Iterable[Piece] = stream(self.model, self.tokenizer, prompts, **wish)
         if self.stats is not None and self.tokenizer is not None:
-            n = sum(len(self.tokenizer.encode(prompt, special=wish["special"])) or 1 for prompt in prompts)
-            pieces = self.stats.watch(pieces, n)
+            lengths = [len(self.tokenizer.encode(prompt, special=wish["special"])) or 1 for prompt in prompts]
+            pieces = self.stats.watch(pieces, sum(min(length, self.model.config.n_ctx) for length in lengths))
         if self.json:
             for completion in collect(pieces, prompts, Request(**wish)):
                 options.print_json(dataclasses.asdict(completion))
         else:
-            self._print([prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces)
+            try:
+                self._print([prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces)
+            except (Exception, KeyboardInterrupt):
+                self._end_line()
+                raise
 
     def _print(self, prompts: Sequence[str], pieces: Iterable[Piece]) -> None:
         """Print the rows in their order; each is live from when those before it have ended."""
@@ -205,7 +241,6 @@ class Writer:
                 _echo(texts[row])
         for prompt in prompts[row + 1 :]:  # rows that no token was asked for
             self._begin(prompt)
-        typer.echo()
 
     def _begin(self, prompt: str) -> None:
         if self._texts:
@@ -214,12 +249,18 @@ class Writer:
         _echo("" if self.no_prompt else prompt)
 
     def report(self, seed: int | None) -> None:
-        """Print what belongs on stderr after the texts."""
-        self._texts = 0
+        """End the last line, and print what belongs on stderr after the texts."""
+        self._end_line()
         if seed is not None:
             typer.secho(f"seed {seed}", err=True, dim=True)
         if self.stats is not None:
             self.stats.print(self.model)
+            self.stats = Stats(self.stats.load_seconds)
+
+    def _end_line(self) -> None:
+        if self._texts:
+            typer.echo()
+        self._texts = 0
 
 
 def _echo(text: str) -> None:
@@ -242,15 +283,18 @@ class Stats:
         """Pass pieces on and take their times; the first one ends the reading of the prompts."""
         self.prompt_tokens += prompt_tokens
         start = time.perf_counter()
-        for number, piece in enumerate(pieces):
-            now = time.perf_counter()
-            if number == 0:
-                self.prompt_seconds += now - start
-                self.first_token_seconds = self.first_token_seconds or now - start
-                start = now
-            self.new_tokens += 1
-            yield piece
-        self.decode_seconds += time.perf_counter() - start
+        first: float | None = None
+        try:
+            for piece in pieces:
+                if first is None:
+                    first = time.perf_counter()
+                    self.prompt_seconds += first - start
+                    self.first_token_seconds = self.first_token_seconds or first - start
+                self.new_tokens += 1
+                yield piece
+        finally:  # also where a text is stopped
+            if first is not None:
+                self.decode_seconds += time.perf_counter() - first
 
     def print(self, model: GPT2) -> None:
         """Print the figures on stderr."""
@@ -291,7 +335,7 @@ def tokenize(
     from gpt2kit.errors import TokenizerError
     from gpt2kit.tokenizers import load_tokenizer
 
-    text = options.read_stdin() if text == "-" else text
+    text = options.read_stdin() if text == "-" else options.as_typed(text) or ""
     path = options.locate(model)
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     if tokenizer is None:

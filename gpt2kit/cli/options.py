@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,7 +61,17 @@ def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) 
 
 def read_stdin() -> str:
     """Return standard input as text, without the newline that `echo` ends it with."""
-    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
+    text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
+
+
+def as_typed(text: str | None) -> str | None:
+    """Return an argument as UTF-8, which it is on every terminal of today whatever the locale claims."""
+    return None if text is None else os.fsencode(text).decode("utf-8", errors="replace") if _has_escapes(text) else text
+
+
+def _has_escapes(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)  # how Python hands on bytes that the locale cannot read
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +23,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there, onc
 
 def download(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="124M, 355M, 774M, 1558M, distilgpt2, or a Hub id such as org/name.")],
-    source: Annotated[str, typer.Option("--source", help="hub, or openai: the original TensorFlow files.")] = "hub",
+    source: Annotated[Literal["hub", "openai"], typer.Option("--source", help="openai has the original TensorFlow files.")] = "hub",
     revision: Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit of the Hub.", show_default=False)] = None,
     force: Force = False,
     no_verify: Annotated[bool, typer.Option("--no_verify", help="Check sizes but no hashes.")] = False,
@@ -74,8 +75,9 @@ def rm(
     """Remove a model from this machine, after asking."""
     from gpt2kit import store
 
-    found = next((model for model in store.installed() if model.name == name), None)
-    if found is not None and not yes and not typer.confirm(f"Remove {found.path} ({human_size(found.size)})?", err=True):
+    target = store.removable(name)
+    size = next((human_size(model.size) for model in store.installed() if model.path == target), "an unfinished download")
+    if not yes and not typer.confirm(f"Remove {target} ({size})?", err=True):
         typer.echo("nothing was removed", err=True)
         return
     typer.echo(f"removed {store.remove(name)}", err=True)
@@ -98,13 +100,29 @@ def convert(
     from gpt2kit.files import new_directory
 
     checkpoint = options.open_model(path)
-    stored = checkpoint.tensors["wte.weight"].dtype if dtype == "auto" else pick_dtype(dtype, torch.device("cpu"))
+    _check_target(to, force)
+    if dtype == "auto":
+        stored = functools.reduce(torch.promote_types, (tensor.dtype for tensor in checkpoint.tensors.values()))
+    else:
+        stored = pick_dtype(dtype, torch.device("cpu"))
     tokenizer = load_vocabulary(checkpoint if vocabulary is None else options.open_model(vocabulary))
     with new_directory(to, replace=force, error=CheckpointError) as folder:
-        write_checkpoint(folder, checkpoint.config, checkpoint.tensors, stored, tokenizer)
+        write_checkpoint(folder, checkpoint, stored, tokenizer)
     if tokenizer is None:
         typer.echo("no vocabulary was found, so none was written; --vocabulary MODEL takes another model's", err=True)
     typer.echo(to)
+
+
+def _check_target(to: Path, force: bool) -> None:
+    """Raise CheckpointError for a folder that a model must not take the place of."""
+    from gpt2kit.errors import CheckpointError
+    from gpt2kit.store import holds_model
+
+    if not to.name:
+        raise CheckpointError(f"--to is {str(to)!r}, expected the name of a new folder")
+    is_model = to.is_dir() and holds_model(to) and not any(path.is_dir() for path in to.iterdir())
+    if force and to.exists() and not is_model and not (to.is_dir() and not any(to.iterdir())):
+        raise CheckpointError(f"{to} is there and is not just a model, so it is not replaced; name another folder")
 
 
 def inspect(model: ModelArgument, json: Json = False) -> None:
@@ -156,5 +174,5 @@ def verify(model: ModelArgument, device: Device = "auto", json: Json = False) ->
             word, colour = words[check.passed]
             typer.echo(f"{typer.style(f'{word:<4}', fg=colour)}  {check.name:<24}  {check.detail}")
     if failed:
-        typer.secho(f"{failed} checks failed", fg="red", err=True)
+        typer.secho(f"{failed} {'check' if failed == 1 else 'checks'} failed", fg="red", err=True)
         raise typer.Exit(1)

@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 
     @property
     def n_vocab(self) -> int:
-        """Number of ids, which are 0 … n_vocab - 1; a model may have more rows, for padding."""
+        """The highest id and one; a model may have more rows, for padding."""
 
     @property
     def stop_id(self) -> int | None:

@@ -7,13 +7,15 @@ handed ranks that were read and checked by us, since it panics over a wrong tabl
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 
-from gpt2kit.errors import CheckpointError, TokenizerError
+from gpt2kit.errors import CheckpointError, Gpt2KitWarning, TokenizerError
 from gpt2kit.files import read_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
@@ -21,6 +23,9 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the Hub's names and OpenAI's, the same contents
 _LARGEST = 2**26  # bytes of a vocabulary file
+
+# How markers look that are in the vocabulary and made by no merge: <|endoftext|>, <s>, [PAD].
+_MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 
 Merge = tuple[str, str]
 
@@ -42,6 +47,9 @@ class BPETokenizer:
         if len(set(everything.values())) != len(everything):
             raise TokenizerError("two tokens of the vocabulary have the same id")
         self.special = {token: everything[token] for token in everything.keys() - ranks.keys()}
+        if unmade := [token for token in self._vocab.keys() - ranks.keys() - self._added.keys() if not _MARKER.fullmatch(token)]:
+            example = f"{len(unmade):,} tokens of the vocabulary, {min(unmade)[:40]!r} for one, are made by no merge"
+            raise TokenizerError(f"{example}; the list of merges is cut short, or another model's")
         self.n_vocab = max(everything.values()) + 1
         self.stop_id = stop_id if stop_id in everything.values() else self.special.get(END_OF_TEXT)
         mergeable = dict(zip(_unspell(ranks), ranks.values(), strict=True))
@@ -69,6 +77,8 @@ class BPETokenizer:
             raise TokenizerError(str(error)) from error
         except TokenizerError as error:
             raise error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}") from error
+        except (AttributeError, KeyError, TypeError, UnicodeError) as error:  # JSON of other shapes, surrogates
+            raise TokenizerError(f"{folder}: the vocabulary is not as tokenizers writes it ({type(error).__name__}: {error})") from error
         return None
 
     @classmethod
@@ -80,11 +90,8 @@ class BPETokenizer:
             raise TokenizerError(
                 f"{path}: expected GPT-2's byte-level BPE (pre_tokenizer ByteLevel without add_prefix_space, no normalizer)"
             )
-        try:
-            merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TokenizerError(f"{path}: expected model.merges and added_tokens as tokenizers writes them") from error
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
         return cls(_ids(path, model.get("vocab")), _pairs(path, merges), added=_ids(path, added), stop_id=stop_id)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -100,6 +107,8 @@ class BPETokenizer:
         try:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):
+            if 0 <= token < self.n_vocab:
+                return "\ufffd".encode()  # a gap in the numbering, which a model may still sample
             raise TokenizerError(f"id {token} is not in the vocabulary of {self.n_vocab:,}") from None
 
     def save(self, folder: Path) -> None:
@@ -162,6 +171,8 @@ def _ids(path: Path, table: Any) -> dict[str, int]:
     """Return the table if it maps strings to ids."""
     if not isinstance(table, dict) or {*map(type, table)} - {str} or {*map(type, table.values())} - {int}:
         raise TokenizerError(f"{path}: expected an object from tokens to ids")
+    if "" in table:
+        raise TokenizerError(f"{path}: a token is empty")
     if table and not 0 <= min(table.values()) <= max(table.values()) < 2**31:
         raise TokenizerError(f"{path}: an id is negative or beyond 2^31")
     return table
@@ -174,7 +185,9 @@ def _merges(path: Path) -> list[Merge]:
 
 def _pairs(path: Path, merges: Sequence[Sequence[str]]) -> list[Merge]:
     try:
-        return [(first, second) for first, second in merges]
+        pairs = [(first, second) for first, second in merges]
+        "".join(map("".join, pairs))  # a TypeError unless all are text
+        return pairs
     except ValueError:
         number, merge = next((number, merge) for number, merge in enumerate(merges, 1) if len(merge) != 2)
         raise TokenizerError(f"{path}: merge {number} is {' '.join(merge)[:40]!r}, expected two tokens") from None
@@ -184,4 +197,8 @@ def _stop_id(folder: Path) -> int | None:
     """Return the end marker that config.json names, which a fine-tuned model may have changed."""
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     stop_id = config.get("eos_token_id")
+    if isinstance(stop_id, list) and stop_id:
+        if len(stop_id) > 1:
+            warnings.warn(f"{folder}: config.json names {len(stop_id)} end markers; the first is used", Gpt2KitWarning, stacklevel=2)
+        stop_id = stop_id[0]
     return stop_id if type(stop_id) is int else None

@@ -603,6 +603,12 @@ def test_no_damage_escapes_as_anything_but_our_own_errors(tmp_path: Path, tiny_c
     assert refused > 30
 
 
+def test_a_model_can_be_loaded_in_inference_mode(tmp_path: Path, tiny_model: GPT2) -> None:
+    # The threads that fill the parameters are not in that mode, and torch refused them.
+    with torch.inference_mode():
+        assert_same_model(build_model(open_checkpoint(write_hub(tmp_path, tiny_model))), tiny_model)
+
+
 def test_opening_reads_no_tensor(tmp_path: Path, tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint: Checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model))
 

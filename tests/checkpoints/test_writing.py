@@ -93,7 +93,7 @@ def test_the_file_is_what_the_library_reads(tmp_path: Path, tiny_model: GPT2, dt
 @pytest.mark.parametrize("folder", sorted((GOLDEN / "tf").glob("micro-*")), ids=lambda path: path.name)
 def test_openais_checkpoints_become_directories_of_the_same_bits(tmp_path: Path, folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
-    write_checkpoint(tmp_path, checkpoint.config, checkpoint.tensors, checkpoint.tensors["wte.weight"].dtype)
+    write_checkpoint(tmp_path, checkpoint, checkpoint.tensors["wte.weight"].dtype)
     again = open_checkpoint(tmp_path)
     assert again.config == checkpoint.config
     for name, stored in checkpoint.tensors.items():
@@ -104,7 +104,7 @@ def test_openais_checkpoints_become_directories_of_the_same_bits(tmp_path: Path,
 @pytest.mark.parametrize("folder", sorted((GOLDEN / "hf").glob("*")), ids=lambda path: path.name)
 def test_hub_to_ours_to_hub_changes_no_bit(tmp_path: Path, folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
-    write_checkpoint(tmp_path, checkpoint.config, checkpoint.tensors, checkpoint.tensors["wte.weight"].dtype)
+    write_checkpoint(tmp_path, checkpoint, checkpoint.tensors["wte.weight"].dtype)
     again = open_checkpoint(tmp_path)
     assert again.config == checkpoint.config
     assert all(torch.equal(again.tensors[name].read(), stored.read()) for name, stored in checkpoint.tensors.items())
@@ -114,7 +114,7 @@ def test_nanogpts_model_without_biases_becomes_a_gpt2_with_zeros(tmp_path: Path,
     model = make_model(replace(tiny_config, activation_function="gelu", bias=False, qkv_bias=False))
     checkpoint = open_checkpoint(write_nanogpt(tmp_path / "ckpt.pt", model))
     (tmp_path / "out").mkdir()
-    write_checkpoint(tmp_path / "out", checkpoint.config, checkpoint.tensors, torch.float32)
+    write_checkpoint(tmp_path / "out", checkpoint, torch.float32)
     again = build_model(open_checkpoint(tmp_path / "out"))
     assert again.config.is_gpt2
     assert torch.equal(again(torch.arange(9)[None]), model(torch.arange(9)[None]))
@@ -161,6 +161,18 @@ def test_a_folder_with_something_in_it_is_replaced_only_when_told(tmp_path: Path
     with new_directory(tmp_path / "model", replace=True) as folder:
         (folder / "file").write_text("new")
     assert (tmp_path / "model" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_left_is_mended_at_the_next_attempt(tmp_path: Path) -> None:
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "file").write_text("old")
+    (tmp_path / ".model.999999999.new").mkdir()
+    with pytest.raises(CheckpointError, match="already exists"), new_directory(tmp_path / "model", error=CheckpointError):
+        pass
+    assert (tmp_path / "model" / "file").read_text() == "old"
+    with new_directory(tmp_path / "model", replace=True) as folder:
+        (folder / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

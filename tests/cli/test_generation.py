@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -189,13 +190,13 @@ def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
         (["a", "--temperature", "nan"], "temperature is nan"),
         (["a", "--top_p", "0"], "top_p is 0.0"),
         (["a", "--min_p", "2"], "min_p is 2.0"),
-        (["a", "--overflow", "wrap"], "overflow is 'wrap', expected slide, stop or error"),
         (["a", "--dtype", "int4"], "dtype is 'int4', expected auto, float32"),
         (["a", "--device", "tpu9"], "device is 'tpu9'"),
         (["a", "--stop", ""], "a stop text is empty"),
         (["a", "--seed", "99999999999999999999999"], "seed is 99999999999999999999999"),
-        (["--prompts_file", "/nowhere/prompts"], "/nowhere/prompts: no such file"),
-        (["--prompts_file", os.devnull], "expected a file"),
+        (["--prompts_file", "/nowhere/prompts"], "/nowhere/prompts: No such file"),
+        (["--prompts_file", os.devnull], "no prompts"),
+        (["a", "--num_samples", "1000000000000"], "num_samples is 1000000000000"),
         (["a " * 60, "--overflow", "error"], "reads at most 32"),
     ],
 )
@@ -208,7 +209,10 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: lis
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--max_tokens", "-1"], ["--top_k", "x"], ["--nonsense"], ["a", "b"], ["a", "--prompts_file", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--max_tokens", "-1"], ["--top_k", "x"], ["--nonsense"], ["a", "b"], ["a", "--prompts_file", "x"], ["a", "--overflow", "wrap"]],
+)
 def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
     assert run("generate", *arguments, "--model", model).exit_code == 2
 
@@ -282,43 +286,116 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(model: str) -> None:
     assert b"Traceback" not in errors
 
 
+class Terminal:
+    """A gpt2kit generate that believes it is used by a person."""
+
+    def __init__(self, model: str, *arguments: str, stdout: int | None = None) -> None:
+        self._terminal, child = pty.openpty()
+        command = [sys.executable, "-m", "gpt2kit", "generate", "--model", model, "--device", "cpu", *arguments]
+        self.process = subprocess.Popen(command, stdin=child, stdout=child if stdout is None else stdout, stderr=child, close_fds=True)
+        os.close(child)
+        self._shown = b""
+
+    def read_until(self, wanted: str) -> str:
+        """Return what is shown up to and with the wanted text."""
+        end = wanted.encode().replace(b"\n", b"\r\n")
+        while end not in self._shown:
+            assert select.select([self._terminal], [], [], 60)[0], self._shown
+            self._shown += os.read(self._terminal, 4096)
+        before, _, self._shown = self._shown.partition(end)
+        return (before + end).decode()
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def leave(self) -> int:
+        self.type("\x04")
+        code = self.process.wait(timeout=60)
+        os.close(self._terminal)
+        return code
+
+
 def test_without_a_prompt_a_terminal_gets_a_loop(model: str) -> None:
-    terminal, child = pty.openpty()
-    arguments = [
-        sys.executable,
-        "-m",
-        "gpt2kit",
-        "generate",
-        "--model",
-        model,
-        "--device",
-        "cpu",
-        "--max_tokens",
-        "4",
-        "--temperature",
-        "0",
-    ]
-    process = subprocess.Popen(arguments, stdin=child, stdout=child, stderr=child, close_fds=True)
-    os.close(child)
-    shown = b""
+    terminal = Terminal(model, "--max_tokens", "4", "--temperature", "0")
+    terminal.read_until("Ctrl-D leaves")
+    terminal.read_until("> ")
+    for prompt in ("the end", "Perché"):
+        terminal.type(f"{prompt}\n")
+        expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), prompt, max_tokens=4, temperature=0)
+        terminal.read_until(f"{prompt}{expected}\n")
+        terminal.read_until("> ")
+    assert terminal.leave() == 0
 
-    def read_until(wanted: bytes) -> None:
-        nonlocal shown
-        deadline = time.monotonic() + 60
-        while wanted not in shown and time.monotonic() < deadline:
-            shown += os.read(terminal, 4096)
-        assert wanted in shown, shown
 
-    read_until(b"Ctrl-D leaves")
-    read_until(b"> ")
-    os.write(terminal, b"the end\n")
-    expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), "the end", max_tokens=4, temperature=0)
-    read_until(f"the end{expected}".encode().replace(b"\n", b"\r\n"))
-    shown = b""
-    read_until(b"> ")
-    os.write(terminal, b"\x04")
-    assert process.wait(timeout=60) == 0
-    os.close(terminal)
+def test_an_error_in_the_loop_is_told_and_the_loop_goes_on(model: str) -> None:
+    terminal = Terminal(model, "--max_tokens", "30", "--overflow", "error", "--seed", "1")
+    terminal.read_until("> ")
+    terminal.type("this prompt and thirty tokens are too much\n")
+    terminal.read_until("error: ")
+    terminal.read_until("> ")
+    terminal.type("a\n")
+    terminal.read_until("> ")
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_in_the_loop_stops_the_text_and_not_the_loop(model: str) -> None:
+    terminal = Terminal(model, "--max_tokens", "1000000", "--ignore_eos", "--stats", "--seed", "1")
+    terminal.read_until("> ")
+    terminal.type("the end\n")
+    terminal.read_until("the end")
+    time.sleep(0.5)
+    terminal.process.send_signal(signal.SIGINT)
+    rate = re.search(r"decode +[\d,]+ tokens, ([\d,.]+) tokens/s", terminal.read_until("> "))
+    assert rate is not None
+    assert float(rate[1].replace(",", "")) < 1e6  # it used to be counted over no time at all
+    assert terminal.leave() == 0
+
+
+def test_the_prompt_of_the_loop_does_not_reach_a_file(model: str, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        terminal = Terminal(model, "--max_tokens", "2", "--seed", "1", stdout=out.fileno())
+        terminal.read_until("> ")
+        terminal.type("a\n")
+        terminal.read_until("> ")
+        assert terminal.leave() == 0
+    assert (tmp_path / "out").read_text() == text(model, "a", "--max_tokens", "2")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_no_traceback(model: str, closed: str) -> None:
+    arguments = " ".join(command(model, "a" if closed != "<&-" else "", "--max_tokens", "2"))
+    done = subprocess.run(["bash", "-c", f"{arguments} {closed}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_pipe_can_hold_the_prompts(model: str) -> None:
+    arguments = " ".join(command(model, "--max_tokens", "2", "--json"))
+    done = subprocess.run(["bash", "-c", f"{arguments} --prompts_file <(printf 'a\nb\n')"], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["a", "b"]
+
+
+def test_arguments_are_utf8_whatever_the_locale_says(model: str) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command(model, "Perché", "--max_tokens", "0"), capture_output=True, env=environment, check=True)
+    assert done.stdout.decode() == "Perché\n"
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "16"])
+def test_texts_and_samples_are_the_same_in_any_batch(model: str, tmp_path: Path, batch_size: str) -> None:
+    (tmp_path / "prompts").write_text("a\nthe end\n")
+    arguments = ["--prompts_file", str(tmp_path / "prompts"), "--num_samples", "3", "--max_tokens", "5"]
+    assert text(model, *arguments, "--batch_size", batch_size) == text(model, *arguments, "--batch_size", "6")
+    rows = [json.loads(line) for line in text(model, *arguments, "--batch_size", batch_size, "--json").splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [(prompt, sample) for prompt in ("a", "the end") for sample in range(3)]
+
+
+def test_a_byte_order_mark_on_standard_input_is_not_part_of_the_prompt(model: str) -> None:
+    assert text(model, "-", stdin=b"\xef\xbb\xbfa\n") == text(model, "a")
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").stdout == f"gpt2kit {gpt2kit.__version__}\n"
 
 
 # --- tokenize --------------------------------------------------------------------------------------------------------

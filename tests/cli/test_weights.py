@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import add_vocabulary, hub_state, write_hub, write_nanogpt
-from conftest import GOLDEN
+from conftest import GOLDEN, make_model
 from servers import FakeHub
 from typer.testing import CliRunner, Result
 
@@ -18,6 +18,7 @@ from gpt2kit import store
 from gpt2kit.checkpoints import open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.cli.options import human_size
+from gpt2kit.config import GPT2Config
 from gpt2kit.model import GPT2
 
 
@@ -92,6 +93,18 @@ def test_rm_removes_only_models_of_the_weights_folder(model: Path, name: str) ->
     assert model.exists()
 
 
+def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_model: GPT2) -> None:
+    # It used to delete 124M-openai, and without asking, when 124M was not there.
+    original = add_vocabulary(write_hub(store.weights_dir() / "124M-openai", tiny_model))
+    failed(run("rm", "124M", "--yes"))
+    hub = add_vocabulary(write_hub(store.weights_dir() / "124M", tiny_model))
+    assert "Remove" in run("rm", "gpt2", stdin="n\n").stderr
+    assert hub.exists()
+    assert run("rm", "gpt2", stdin="y\n").exit_code == 0
+    assert not hub.exists()
+    assert original.exists()
+
+
 # --- download --------------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +112,6 @@ def test_rm_removes_only_models_of_the_weights_folder(model: Path, name: str) ->
     ("arguments", "message"),
     [
         (["125M"], "did you mean 124M"),
-        (["124M", "--source", "ftp"], "it is hub or openai"),
         (["distilgpt2", "--source", "openai"], "OpenAI did not publish distilgpt2"),
         (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
     ],
@@ -160,13 +172,68 @@ def test_convert_changes_the_dtype_and_takes_a_vocabulary_when_told(model: Path,
     assert (tmp_path / "out" / "vocab.json").exists()
 
 
-def test_convert_keeps_what_is_there_unless_forced(model: Path, tmp_path: Path) -> None:
+def test_convert_keeps_what_is_there_unless_forced(model: Path, tmp_path: Path, tiny_config: GPT2Config) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "diary").write_text("mine")
     assert "already exists" in failed(run("convert", str(model), "--to", str(tmp_path / "out")))
     assert (tmp_path / "out" / "diary").read_text() == "mine"
-    assert run("convert", str(model), "--to", str(tmp_path / "out"), "--force").exit_code == 0
-    assert not (tmp_path / "out" / "diary").exists()
+    write_hub(tmp_path / "older", make_model(tiny_config, seed=9))
+    assert run("convert", str(model), "--to", str(tmp_path / "older"), "--force").exit_code == 0
+    assert torch.equal(
+        open_checkpoint(tmp_path / "older").tensors["wte.weight"].read(), open_checkpoint(model).tensors["wte.weight"].read()
+    )
+
+
+@pytest.mark.parametrize("kind", ["a home", "a folder of models", "a file"])
+def test_force_replaces_a_model_and_nothing_else(model: Path, tmp_path: Path, kind: str) -> None:
+    # It used to delete whatever stood there.
+    target = tmp_path / "precious"
+    if kind == "a file":
+        target.write_text("thesis")
+    else:
+        target.mkdir()
+        (target / "thesis.txt").write_text("thesis")
+    if kind == "a folder of models":
+        write_model_like(target)
+    failed(run("convert", str(model), "--to", str(target), "--force"))
+    assert (target if kind == "a file" else target / "thesis.txt").read_text() == "thesis"
+
+
+def write_model_like(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "another").mkdir()
+
+
+@pytest.mark.parametrize("to", ["", ".", "/"])
+def test_convert_needs_a_name_to_write_to(model: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    failed(run("convert", str(model), "--to", to, "--force"))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_convert_writes_nothing_that_cannot_be_loaded(tmp_path: Path, tiny_model: GPT2) -> None:
+    state = hub_state(tiny_model)
+    heads = {**state, "lm_head.weight": torch.zeros(512, 16)}
+    assert "tie_word_embeddings" in failed(
+        run("convert", str(write_hub(tmp_path / "a", tiny_model, state=heads)), "--to", str(tmp_path / "out"))
+    )
+    state["transformer.ln_f.bias"][0] = 1e6
+    large = str(write_hub(tmp_path / "b", tiny_model, state=state))
+    message = failed(run("convert", large, "--to", str(tmp_path / "out"), "--dtype", "float16"))
+    assert "ln_f.bias holds 1 numbers that are NaN or infinite as float16; take a wider --dtype" in message
+    state["transformer.ln_f.bias"][0] = float("nan")
+    failed(run("convert", str(write_hub(tmp_path / "c", tiny_model, state=state)), "--to", str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_keeps_the_widest_dtype_of_a_mixed_file(tmp_path: Path, tiny_model: GPT2) -> None:
+    state = hub_state(tiny_model)
+    state["transformer.wte.weight"] = state["transformer.wte.weight"].bfloat16()
+    folder = write_hub(tmp_path / "a", tiny_model, state=state)
+    assert run("convert", str(folder), "--to", str(tmp_path / "out")).exit_code == 0
+    before, after = open_checkpoint(folder), open_checkpoint(tmp_path / "out")
+    assert all(torch.equal(after.tensors[name].read(), stored.read().float()) for name, stored in before.tensors.items())
 
 
 def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -217,7 +284,7 @@ def test_verify_fails_on_damage(tmp_path: Path, tiny_model: GPT2) -> None:
     result = run("verify", str(write_hub(tmp_path, tiny_model, state=state)), "--device", "cpu")
     assert result.exit_code == 1
     assert re.search(r"^FAIL +tensors +.*ln_f\.weight holds 1 numbers", result.stdout, re.MULTILINE)
-    assert result.stderr == "1 checks failed\n"
+    assert result.stderr == "1 check failed\n"
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "tokenize x --model", "convert --to out"])

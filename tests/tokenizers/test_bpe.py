@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from gpt2kit.errors import TokenizerError
+from gpt2kit.errors import Gpt2KitWarning, TokenizerError
 from gpt2kit.tokenizers import BPETokenizer, StreamDecoder, load_tokenizer
 
 SMALL = GOLDEN / "bpe" / "small"
@@ -182,6 +182,30 @@ def test_another_kind_of_tokenizer_json_is_refused(folder: Path, changes: dict[s
         load_tokenizer(tokenizer_json(folder, **changes))
 
 
+@pytest.mark.parametrize(
+    "model", [[], {"merges": [5]}, {"merges": [[1, 2]]}, {"merges": [[[1], [2]]]}, {"vocab": [], "merges": []}], ids=str
+)
+def test_a_tokenizer_json_of_another_shape_is_one_error(folder: Path, model: Any) -> None:
+    vocab = json.loads((folder / "vocab.json").read_text())
+    with pytest.raises(TokenizerError):
+        load_tokenizer(tokenizer_json(folder, model={"type": "BPE", "vocab": vocab, **model} if isinstance(model, dict) else model))
+
+
+def test_a_gap_in_the_numbering_is_shown_as_a_replacement_character(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 514}))
+    found = load_tokenizer(folder)
+    assert found is not None
+    assert found.decode([64, 513]) == "a\ufffd"
+
+
+def test_of_several_end_markers_the_first_is_used_and_that_is_said(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [64, 511]}))
+    with pytest.warns(Gpt2KitWarning, match="names 2 end markers; the first is used"):
+        found = load_tokenizer(folder)
+    assert found is not None
+    assert found.stop_id == 64
+
+
 def test_added_tokens_are_markers_and_are_saved(folder: Path, tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 512}))
     found = BPETokenizer.find(folder)
@@ -235,6 +259,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half a pair": (lambda folder: (folder / "merges.txt").unlink(), r"vocab\.json is here, but merges\.txt is missing"),
     "cut short": (_cut, "not valid JSON"),
     "a web page": (lambda folder: (folder / "vocab.json").write_text("<!DOCTYPE html>"), "web page"),
+    "merges cut short": (lambda folder: _merges(folder, lambda lines: lines[:200]), "made by no merge"),
+    "an empty token": (lambda folder: (folder / "added_tokens.json").write_text('{"": 512}'), "a token is empty"),
+    "a surrogate": (lambda folder: (folder / "added_tokens.json").write_text('{"\\ud800": 512}'), "not as tokenizers writes it"),
     "a list": (lambda folder: (folder / "vocab.json").write_text("[]"), "expected a JSON object"),
     "a byte missing": (lambda folder: _without(folder, "a", "b"), "lacks 2 of the 256 single bytes"),
     "a merge missing": (lambda folder: _without(folder, "he"), "is not in the vocabulary"),
