@@ -54,11 +54,8 @@ class KVCache:
         """Tokens that each row has room for."""
         return self.keys.shape[3]
 
-    def positions(self, n: int) -> Tensor:
-        """Positions of the next n tokens: (n,) where all rows are equally long, (B, n) otherwise.
-
-        Raises ContextLengthError where they do not fit.
-        """
+    def check_room(self, n: int) -> None:
+        """Raise ContextLengthError where n more tokens do not fit."""
         longest = max(self.lengths)
         if longest + n > self.capacity:
             raise ContextLengthError(
@@ -66,8 +63,15 @@ class KVCache:
                 requested=longest + n,
                 limit=self.capacity,
             )
+
+    def positions(self, n: int) -> Tensor:
+        """Positions of the next n tokens: (n,) where all rows are equally long, (B, n) otherwise.
+
+        Raises ContextLengthError where they do not fit.
+        """
+        self.check_room(n)
         steps = torch.arange(n, device=self.keys.device)
-        return longest + steps if self._starts is None else self._starts[:, None] + steps
+        return max(self.lengths) + steps if self._starts is None else self._starts[:, None] + steps
 
     def mask(self, n: int) -> Tensor | None:
         """Which of the S keys each of the next n tokens may look at, True for yes: (n, S), or (B, 1, n, S) for unequal rows.
@@ -83,16 +87,16 @@ class KVCache:
         return visible if self._same else visible[:, None]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values (B, H, T, D) and return all of that layer's, (B, H, S, D)."""
+        """Store a layer's new keys and values (B, H, T, D) and return all of that layer's, (B, H, S, D), in the dtype of the new ones."""
         n, longest = keys.shape[2], max(self.lengths)
         for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if self._starts is None:
                 stored[:, :, longest : longest + n] = new
             else:
                 rows = torch.arange(self.batch_size, device=stored.device)[:, None]
-                stored[rows, :, self.positions(n)] = new.transpose(1, 2)  # indexed as (B, T, H, D)
+                stored[rows, :, self.positions(n)] = new.transpose(1, 2).to(stored.dtype)  # indexed as (B, T, H, D)
         end = longest + n
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self.keys[layer, :, :, :end].to(keys.dtype), self.values[layer, :, :, :end].to(values.dtype)
 
     def advance(self, n: int) -> None:
         """Count n more tokens as read in every row; the model does this once all layers have appended."""

@@ -17,6 +17,8 @@ from typing import Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from gpt2kit.cache import KVCache
+from gpt2kit.decoder import Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
 from gpt2kit.model import GPT2
 from gpt2kit.sampling import Sampling, sample, sample_generator
@@ -53,6 +55,7 @@ class Continuation:
         self.history = [self._fit(list(prompt), max_tokens, overflow) for prompt in prompts]  # what each row's future depends on
         self.rows = list(range(len(prompts)))  # the rows still running, in the order of the cache
         self.logits: Tensor  # (running rows, V), of the step before the next token
+        self.decoder = Decoder(model)
         self._generators = list(generators)
         self._slides = overflow == "slide"
         longest = max(map(len, self.history))
@@ -119,12 +122,13 @@ class Continuation:
             prompt = self.history[row]
             by_length.setdefault(len(prompt), {}).setdefault(tuple(prompt), []).append(place)
         device = self.model.device
-        self.logits = torch.empty((len(self.rows), self.n_vocab), dtype=self.model.dtype, device=device)
+        precise = torch.promote_types(self.model.dtype, torch.float32)  # as the decoder gives them
+        self.logits = torch.empty((len(self.rows), self.n_vocab), dtype=precise, device=device)
         for length, group in by_length.items():
             ids = torch.tensor(list(group), device=device)  # (different prompts, T)
             all_differ = len(group) == len(self.rows)
             cache = self._cache if all_differ else self.model.new_cache(len(group), capacity=length)
-            logits = self._logits(self.model.hidden(ids, cache)[:, -1])
+            logits = self._logits(ids, cache)
             for number, places in enumerate(group.values()):
                 self.logits[places] = logits[number]
                 if not all_differ:
@@ -137,7 +141,7 @@ class Continuation:
             if self._cache.lengths[place] == n_ctx:
                 self._slide(place, row)
         ids = torch.tensor(self._unread, device=self.model.device)[:, None]  # (running rows, 1)
-        self.logits = self._logits(self.model.hidden(ids, self._cache)[:, -1])
+        self.logits = self._logits(ids, self._cache)
 
     def _slide(self, place: int, row: int) -> None:
         """Re-read the last half window of a row from position 0, all but its newest token."""
@@ -150,11 +154,11 @@ class Continuation:
             self._cache.truncate(lengths)
             return
         cache = self.model.new_cache(1, capacity=keep)
-        self.model.hidden(torch.tensor([tail], device=self.model.device), cache)
+        self.decoder.read(torch.tensor([tail], device=self.model.device), cache)
         self._cache.fill([place], cache, 0)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.model.head(hidden)[:, : self.n_vocab]  # (B, C) -> (B, V)
+    def _logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        return self.decoder.read(ids, cache)[:, : self.n_vocab]  # (B, T) -> (B, V)
 
     def _seen_tokens(self) -> Tensor | None:
         """Return which tokens each running row has had in its window, (B, V), where the repetition penalty asks for it."""

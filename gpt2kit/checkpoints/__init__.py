@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
+from gpt2kit.checkpoints.int8 import build_int8_model
 from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
@@ -28,25 +29,43 @@ __all__ = [
     "open_checkpoint",
     "pick_device",
     "pick_dtype",
+    "pick_numbers",
     "write_checkpoint",
     "write_model",
 ]
 
 
-def load(model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto") -> tuple[GPT2, Tokenizer | None]:
+def load(
+    model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+) -> tuple[GPT2, Tokenizer | None]:
     """Load a model that is on this machine, ready to run, and its tokenizer (None where the directory has no vocabulary).
 
     `model` is a size (`124M`), a directory, a checkpoint file or prefix, or the Hub id of a model downloaded before. `device`
     is `auto`, `cpu`, `cuda`, `mps`, …; `dtype` is `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, on CUDA
-    bfloat16. Raises CheckpointError or ConfigError where that cannot be; what it returns has been checked, name by name and
-    number by number.
+    bfloat16. `quantize="int8"` keeps the matrices in eight bits, on the CPU. Raises CheckpointError or ConfigError where that
+    cannot be; what it returns has been checked, name by name and number by number.
     """
-    place = pick_device(device)
-    number = pick_dtype(dtype, place)
+    place, number = pick_numbers(device, dtype, quantize)
     checkpoint = open_checkpoint(store.find(model))
     with ThreadPoolExecutor(1) as pool:  # while the weights are read, Python has time for the vocabulary
         tokenizer = pool.submit(load_vocabulary, checkpoint)
+        if quantize is not None:
+            return build_int8_model(checkpoint, lambda name: _read_checked(checkpoint, name)), tokenizer.result()
         return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
+
+
+def pick_numbers(device: str, dtype: str, quantize: str | None) -> tuple[torch.device, torch.dtype]:
+    """Return where and in what dtype to run; raise ConfigError for a wish, or a combination of wishes, that cannot be."""
+    if quantize is None:
+        place = pick_device(device)
+        return place, pick_dtype(dtype, place)
+    if quantize != "int8":
+        raise ConfigError(f"quantize is {quantize!r}, expected int8")
+    if device not in ("auto", "cpu") or dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"int8 weights run on the CPU, with the rest in float32; found device {device!r} and dtype {dtype!r}: leave them out"
+        )
+    return torch.device("cpu"), torch.float32
 
 
 def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -127,6 +146,19 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     torch.set_num_threads(threads)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
+
+
+def _read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    tensor = checkpoint.tensors[name].read()
+    _check_finite(checkpoint.path, name, tensor)
+    return tensor
+
+
+def _read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Read a tensor for another build than `build_model`, with all of its checks."""
+    if name == "wte.weight":
+        _check_tied_copy(checkpoint)
+    return _read_finite(checkpoint, name)
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor, what: str = "") -> None:

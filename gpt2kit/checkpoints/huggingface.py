@@ -235,7 +235,7 @@ def _checkpoint(path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {torch.int8: "I8"}
 
 
 def write_directory(
@@ -265,22 +265,25 @@ def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -
     return complete, {name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()}
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-    """Write a safetensors file: header length (uint64), JSON header, then the tensors end to end.
+def write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file: header length (uint64), JSON header, then the tensors end to end, each in its own dtype for None.
 
     Unlike the library's writer, which takes all tensors at once, this holds one tensor at a time: a model larger than half the
     memory can be converted.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, stored in tensors.items():
-        start, end = end, end + torch.Size(stored.shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+        own = dtype or stored.dtype
+        start, end = end, end + torch.Size(stored.shape).numel() * own.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[own], "shape": list(stored.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     file.write(struct.pack("<Q", len(text)) + text)
     for stored in tensors.values():
-        file.write(as_bytes(stored.read().to(dtype).contiguous()).numpy().data)
+        file.write(as_bytes(stored.read().to(dtype or stored.dtype).contiguous()).numpy().data)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

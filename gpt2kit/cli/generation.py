@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.options import Device, Dtype, Json, Model, Special, Unknown
+from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
     from gpt2kit.generate import Options, Piece
@@ -84,6 +84,7 @@ def generate(
     no_prompt: NoPrompt = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     json: Json = False,
     stats: ShowStats = False,
 ) -> None:
@@ -113,7 +114,7 @@ def generate(
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
-    gpt2, tokenizer = _load(model, device, dtype)
+    gpt2, tokenizer = _load(model, device, dtype, quantize)
     options.set_unknown(tokenizer, unknown)
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
     show_seed = seed is None and temperature > 0 and not json
@@ -138,11 +139,11 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
             yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
 
 
-def _load(model: str, device: str, dtype: str) -> tuple[GPT2, Tokenizer | None]:
-    from gpt2kit.checkpoints import load, pick_device, pick_dtype
+def _load(model: str, device: str, dtype: str, quantize: str | None) -> tuple[GPT2, Tokenizer | None]:
+    from gpt2kit.checkpoints import load, pick_numbers
 
-    pick_dtype(dtype, pick_device(device))  # refuses a wrong one before anything is downloaded
-    return load(options.locate(model), device=device, dtype=dtype)
+    pick_numbers(device, dtype, quantize)  # refuses a wrong one before anything is downloaded
+    return load(options.locate(model), device=device, dtype=dtype, quantize=quantize)
 
 
 def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
@@ -214,6 +215,7 @@ class Writer:
         if self.stats is not None and self.tokenizer is not None:
             lengths = [len(self.tokenizer.encode(prompt, special=wish["special"])) or 1 for prompt in prompts]
             pieces = self.stats.watch(pieces, sum(min(length, self.model.config.n_ctx) for length in lengths))
+            self.stats.rows = len(prompts) * wish["num_samples"]
         if self.json:
             for completion in collect(pieces, prompts, Request(**wish)):
                 options.print_json(dataclasses.asdict(completion))
@@ -278,6 +280,7 @@ class Stats:
     first_token_seconds: float | None = None
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
+    rows: int = 1  # texts written at once
 
     def watch(self, pieces: Iterable[Piece], prompt_tokens: int) -> Iterator[Piece]:
         """Pass pieces on and take their times; the first one ends the reading of the prompts."""
@@ -298,13 +301,16 @@ class Stats:
 
     def print(self, model: GPT2) -> None:
         """Print the figures on stderr."""
-        place = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
+        from gpt2kit.decoder import Decoder
+
+        place = f"{model.device}, {'int8' if model.is_quantised else str(model.dtype).removeprefix('torch.')}"
         weights = sum(parameter.nbytes for parameter in model.parameters())
         lines = [
             f"model   {options.human_size(weights)} of weights on {place}, loaded in {self.load_seconds:.2f} s",
             f"prompt  {self.prompt_tokens:,} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):,.1f} tokens/s, "
             f"first new token after {self.first_token_seconds or 0:.3f} s",
-            f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s",
+            f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s, "
+            f"by {Decoder(model).name(self.rows)}",
             f"memory  {options.human_size(_peak_memory())} at most",
         ]
         for line in lines:

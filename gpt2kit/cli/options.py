@@ -19,6 +19,9 @@ Model = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16.")]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="int8: matrices in eight bits, smaller and faster on a CPU.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
 Unknown = Annotated[

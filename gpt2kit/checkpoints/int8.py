@@ -1,0 +1,92 @@
+"""int8 weights: made once, and kept beside the weights that they were made of.
+
+The file NAME.gpt2kit-int8 is no model by itself, and no other program takes it for one: the directory stays what it was. It says
+which weights it was made of, and is made anew when they are others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt2kit.checkpoints.huggingface import write_safetensors
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
+from gpt2kit.quantize import Int8GPT2, quantized_state
+
+SUFFIX = ".gpt2kit-int8"
+_VERSION = "1"  # of how weights are rounded
+
+
+def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> Int8GPT2:
+    """Build the int8 model of a checkpoint, in evaluation mode, from the file beside it or else from its tensors, which `read` gives.
+
+    Where the file cannot be written, the model is made anew each time.
+    """
+    model = Int8GPT2(checkpoint.config)
+    path = checkpoint.folder / f"{'model' if checkpoint.path.is_dir() else checkpoint.path.stem}{SUFFIX}"
+    source = fingerprint(checkpoint)
+    state = _read(path, model, source)
+    if state is None:
+        # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
+        state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
+        for name, tensor in quantized_state(checkpoint.config, read):
+            state[name].copy_(tensor)
+        with contextlib.suppress(OSError):
+            _write(path, state, source)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a hash that changes with the checkpoint's files: their names, sizes, times of change and beginnings.
+
+    The headers are in the beginnings. Hashing all of the bytes would take longer than reading the int8 weights, and as long as making them.
+    """
+    digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.is_file() and SUFFIX not in path.name and not path.name.startswith("."):
+            status = path.stat()
+            digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**16))
+    return digest.hexdigest()
+
+
+def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
+    """Return the tensors in the file, or None unless it is whole and was made of this source."""
+    expected = model.state_dict()
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            if (file.metadata() or {}).get("source") != source or set(file.keys()) != expected.keys():
+                return None
+            state = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError):
+        return None
+    fits = all(tensor.shape == expected[name].shape and tensor.dtype == expected[name].dtype for name, tensor in state.items())
+    return state if fits else None
+
+
+def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
+    """Write the file, whole or not at all."""
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor)
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Tensors of equal alignment lie together, so that all are aligned.
+    ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
+    try:
+        with part.open("wb") as file:
+            write_safetensors(file, {name: stored(tensor) for name, tensor in ordered}, None, {"source": source})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+/* The kernels, compiled for each instruction set, and the choice among them at run time. */
+
+#include <math.h>
+#include <string.h>
+
+#include "step.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#define X86 1
+#include <immintrin.h>
+#else
+#define X86 0
+#endif
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
+
+/* One number of either kind, as a float. */
+static inline float read(const void *numbers, int kind, int64_t at) {
+    if (kind == FLOAT32) return ((const float *)numbers)[at];
+    uint32_t bits = (uint32_t)((const uint16_t *)numbers)[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+enum { AHEAD = 32768 };
+
+/* Ask for the weights that come a little after these bytes of a row: a matrix is one long stream. */
+static inline void fetch(const void *row, int64_t byte) { __builtin_prefetch((const char *)row + byte + AHEAD); }
+
+#define FN(name) name##_plain
+#define TARGET
+#define TILE_INPUTS 2
+#define UNROLL 2
+#define VNNI 0
+#include "kernels.h"
+
+#if X86
+
+#define FN(name) name##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define TILE_INPUTS 2
+#define UNROLL 2
+#define VNNI 0
+#include "kernels.h"
+
+#define FN(name) name##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define TILE_INPUTS 4
+#define UNROLL 4
+#define VNNI 0
+#include "kernels.h"
+
+#define FN(name) name##_avx512vnni
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+#define TILE_INPUTS 4
+#define UNROLL 4
+#define VNNI 1
+#include "kernels.h"
+
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+#endif
+
+static int always(void) { return 1; }
+
+static const struct {
+    const char *name;
+    const Kernels *kernels;
+    int (*runs_here)(void);
+} LEVELS[] = {
+#if X86
+    {"avx512vnni", &kernels_avx512vnni, has_avx512vnni},
+    {"avx512", &kernels_avx512, has_avx512},
+    {"avx2", &kernels_avx2, has_avx2},
+#endif
+    {"plain", &kernels_plain, always}, /* on ARM the compiler makes NEON of it */
+};
+
+enum { N_LEVELS = sizeof LEVELS / sizeof *LEVELS };
+
+const Kernels *find_kernels(const char *level) {
+    for (int i = 0; i < N_LEVELS; i++)
+        if ((!level || !strcmp(level, LEVELS[i].name)) && LEVELS[i].runs_here()) return LEVELS[i].kernels;
+    return NULL;
+}
+
+const char *best_level(void) {
+    for (int i = 0; i < N_LEVELS; i++)
+        if (LEVELS[i].runs_here()) return LEVELS[i].name;
+    return NULL;
+}

@@ -1,0 +1,86 @@
+/* What the decoder's files share: the model as the caller describes it, and the types of the kernels. */
+
+#ifndef GPT2KIT_STEP_H
+#define GPT2KIT_STEP_H
+
+#include <stdint.h>
+
+enum { FLOAT32, BFLOAT16, INT8 };                      /* kinds of numbers */
+enum { GELU_NEW, GELU, QUICK_GELU, RELU, SILU, TANH }; /* activations */
+enum { BLOCK = 64 };                                   /* int8 inputs share a scale in blocks of so many */
+
+/* A weight matrix (rows, columns), used where it lies: y = x weight^T + bias. */
+typedef struct {
+    const void *weight;
+    const float *scales; /* (rows,), of int8 weights: each row's own */
+    const void *bias;    /* (rows,) or NULL */
+    int64_t rows, columns;
+    int32_t kind, bias_kind;
+} Matrix;
+
+typedef struct {
+    const void *gain, *bias; /* (C,); the bias may be NULL */
+} Norm;
+
+typedef struct {
+    Norm ln_1, ln_2;
+    Matrix c_attn, attn_proj, c_fc, mlp_proj;
+    float attention_scale;
+} Layer;
+
+typedef struct {
+    int64_t n_layer, n_head, n_embd, n_inner;
+    int32_t activation, kind; /* the kind of norms and positions */
+    float epsilon;
+    Matrix wte, head;
+    const void *wpe;
+    Norm ln_f;
+    const Layer *layers;
+} Model;
+
+/* Some tokens to read, and where. Row i is the token at `positions[i]` of the cache's row `slots[i]`, and sees the keys up to
+ * its own. Tokens of one cache row must be adjacent, in order. */
+typedef struct {
+    int64_t count;
+    const int64_t *tokens, *slots, *positions;
+    const uint8_t *wanted;        /* of which rows the logits are wanted */
+    float *logits;                /* (wanted rows, V) */
+    void *keys, *values;          /* (n_layer, batch, n_head, capacity, D) */
+    int64_t batch, capacity;
+    int32_t cache_kind, threads;
+    char *scratch;                /* scratch_bytes() of memory */
+} Step;
+
+/* --- what the kernels take -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int8_t *numbers;  /* (K rounded up to a block,) */
+    int32_t *offsets; /* (K / 4,): minus 128 times the sum of four inputs, where the kernels need it */
+    float *scales;    /* (blocks,) */
+} Quantised;
+
+typedef struct {
+    const float *numbers; /* (count, K) */
+    Quantised *quantised; /* (count,), for int8 weights */
+    int64_t count;
+} Inputs;
+
+typedef struct {
+    float *numbers; /* (count, stride) */
+    int64_t stride;
+    int add; /* add to what is there */
+} Outputs;
+
+typedef struct {
+    void (*normalise)(const float *x, const void *gain, const void *bias, int kind, float epsilon, int64_t C, float *out);
+    void (*activate)(float *x, int64_t n, int activation);
+    void (*attend)(int kind, const float *q, const void *keys, const void *values, int64_t S, int64_t D, float scale, float *scores, float *out);
+    void (*quantise)(const float *x, int64_t K, Quantised *out);
+    void (*linear)(const Matrix *matrix, int64_t from, int64_t to, const Inputs *inputs, const Outputs *out);
+} Kernels;
+
+/* The kernels of a level by its name, NULL where the processor cannot run them; for NULL, the best ones. */
+const Kernels *find_kernels(const char *level);
+const char *best_level(void);
+
+#endif
