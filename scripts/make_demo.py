@@ -39,8 +39,10 @@ A GPT of {params:,} parameters that has read Dante's Comedy letter by letter and
 
     gpt2kit generate "{prompt}" --model dante
 
-Made by `python scripts/make_demo.py` from the recipe `demo`: {steps:,} steps of {batch} windows of {block} characters, on the first 90% of
-the text. sha256 of the text: `{sha256}` (Project Gutenberg's and other public-domain copies differ in their headings).
+Made by `python scripts/make_demo.py` from the recipe `demo`: {steps:,} steps of {batch} windows of {block} characters, on the first 90%
+of the text. The text's sha256:
+
+    {sha256}
 
 | on the last 10%, {val_characters:,} characters | |
 |---|---|
