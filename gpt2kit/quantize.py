@@ -1,4 +1,4 @@
-"""Weights as eight-bit whole numbers: a quarter of float32's memory, and nearly four times its speed where memory is the limit.
+"""Weights as eight-bit whole numbers: a quarter of float32's memory.
 
 Every row of a matrix is rounded to whole numbers from -127 to 127 times one scale of its own; biases, norms and positions stay
 float32. The vectors that meet such a matrix are rounded too, in blocks of 64 numbers with a scale each, so that products

@@ -52,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # --top-k is --top_k: people type both, and one spelling is enough in the help.
     context_settings={"token_normalize_func": lambda word: word.replace("-", "_"), "help_option_names": ["-h", "--help"]},
-    help="GPT-2: get its weights, prove them right, generate text, see what is inside.",
+    help="GPT-2: get its weights, prove them right, generate text, train it on yours, see what is inside.",
     epilog="MODEL is a size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id such as org/name.",
 )
 
