@@ -61,8 +61,8 @@ def read_text(path: Path, *, largest: int) -> str:
         raise CheckpointFormatError(path, f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
 
 
-def read_json(path: Path, *, largest: int = 2**20) -> dict[str, Any]:
-    """Return the object in a small JSON file; damage of any kind, also a key given twice, is a CheckpointFormatError."""
+def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[str, Any]:
+    """Return the object in a JSON file; damage, also a key given twice where they must be unique, is a CheckpointFormatError."""
     text = read_text(path, largest=largest)
     if explanation := impostor(text[:64].encode()):
         raise CheckpointFormatError(path, explanation)
@@ -74,7 +74,7 @@ def read_json(path: Path, *, largest: int = 2**20) -> dict[str, Any]:
         return result
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=once if unique else None)
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(path, f"not valid JSON: {error}") from error
     if not isinstance(value, dict):

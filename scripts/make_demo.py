@@ -39,7 +39,8 @@ A GPT of {params:,} parameters that has read Dante's Comedy letter by letter and
 
     gpt2kit generate "{prompt}" --model dante
 
-Made with the recipe `demo`, as `python scripts/make_demo.py` does it: {steps:,} steps of {batch} windows of {block} characters, on the first 90%
+Made with the recipe `demo`, as `python scripts/make_demo.py` does it: {steps:,} steps of {batch} windows of {block} characters,
+on the first 90%
 of the text. The text's sha256:
 
     {sha256}

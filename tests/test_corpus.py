@@ -26,7 +26,7 @@ TEXT = "".join(f"verso numero {n} è scritto qui\n" for n in range(60))
 def byte_tokenizer() -> BPETokenizer:
     """GPT-2's tokenizer without merges, but for one: the 256 bytes, "he", and the marker."""
     vocab = {character: byte for byte, character in byte_characters().items()} | {"he": 256, "<|endoftext|>": 257}
-    return BPETokenizer(vocab, [("h", "e")])
+    return BPETokenizer(vocab, ["h e"])
 
 
 def load(tmp_path: Path, text: str = TEXT, tokenizer: Tokenizer | None = None, **options: Any) -> Corpus:

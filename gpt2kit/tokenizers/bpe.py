@@ -27,19 +27,17 @@ _LARGEST = 2**26  # bytes of a vocabulary file
 # How markers look that are in the vocabulary and made by no merge: <|endoftext|>, <s>, [PAD].
 _MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 
-Merge = tuple[str, str]
-
 
 class BPETokenizer:
     """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back.
 
-    `vocab` maps tokens to ids and `merges` lists pairs, first merged first, both in GPT-2's spelling of bytes as printable
-    characters. What is in `vocab` or `added` and is no merge is a marker such as <|endoftext|>, which ends texts unless `stop_id`
+    `vocab` maps tokens to ids and `merges` lists pairs as "FIRST SECOND", first merged first, both in GPT-2's spelling of bytes as
+    printable characters. What is in `vocab` or `added` and is no merge is a marker such as <|endoftext|>, which ends texts unless `stop_id`
     is another token. Raises TokenizerError for tables that do not fit together.
     """
 
     def __init__(
-        self, vocab: Mapping[str, int], merges: Sequence[Merge], *, added: Mapping[str, int] | None = None, stop_id: int | None = None
+        self, vocab: Mapping[str, int], merges: Sequence[str], *, added: Mapping[str, int] | None = None, stop_id: int | None = None
     ) -> None:
         self._vocab, self._merges, self._added = dict(vocab), list(merges), dict(added or {})
         ranks = _ranks(self._vocab, self._merges)
@@ -69,7 +67,7 @@ class BPETokenizer:
                 if len(present) == 1:
                     raise TokenizerError(f"{folder}: {present[0]} is here, but {vocab if present[0] == merges else merges} is missing")
                 if present:
-                    table = _ids(folder / vocab, read_json(folder / vocab, largest=_LARGEST))
+                    table = _ids(folder / vocab, read_json(folder / vocab, largest=_LARGEST, unique=False))
                     return cls(table, _merges(folder / merges), added=_ids(folder / "added_tokens.json", added), stop_id=stop_id)
             if (folder / "tokenizer.json").exists():
                 return cls._from_tokenizer_json(folder / "tokenizer.json", stop_id)
@@ -84,15 +82,15 @@ class BPETokenizer:
     @classmethod
     def _from_tokenizer_json(cls, path: Path, stop_id: int | None) -> BPETokenizer:
         """Read the one file that recent versions of transformers save."""
-        content = read_json(path, largest=_LARGEST)
+        content = read_json(path, largest=_LARGEST, unique=False)
         model, cut = content.get("model") or {}, content.get("pre_tokenizer") or {}
         if model.get("type", "BPE") != "BPE" or cut.get("type") != "ByteLevel" or cut.get("add_prefix_space") or content.get("normalizer"):
             raise TokenizerError(
                 f"{path}: expected GPT-2's byte-level BPE (pre_tokenizer ByteLevel without add_prefix_space, no normalizer)"
             )
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-        return cls(_ids(path, model.get("vocab")), _pairs(path, merges), added=_ids(path, added), stop_id=stop_id)
+        return cls(_ids(path, model.get("vocab")), merges, added=_ids(path, added), stop_id=stop_id)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text; <|endoftext|> and its like are plain text unless `special`."""
@@ -114,8 +112,7 @@ class BPETokenizer:
     def save(self, folder: Path) -> None:
         """Write vocab.json and merges.txt, byte for byte OpenAI's where the vocabulary is theirs."""
         (folder / "vocab.json").write_text(json.dumps(self._vocab), encoding="utf-8")
-        lines = ["#version: 0.2", *(f"{first} {second}" for first, second in self._merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *self._merges]) + "\n", encoding="utf-8")
         if self._added:
             (folder / "added_tokens.json").write_text(json.dumps(self._added), encoding="utf-8")
 
@@ -143,13 +140,15 @@ def _unspell(tokens: Iterable[str]) -> list[bytes]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _ranks(vocab: Mapping[str, int], merges: Iterable[Merge]) -> dict[str, int]:
+def _ranks(vocab: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
     """Return token -> id for the single bytes and every merge, in the order that tiktoken takes for their priority."""
+    # Merges stay strings, not pairs: fifty thousand tuples would send Python's garbage collector over all that is loaded.
     if missing := [character for character in _CHARACTER.values() if character not in vocab]:
         raise TokenizerError(f"the vocabulary lacks {len(missing)} of the 256 single bytes; is it GPT-2's?")
     ranks = {character: vocab[character] for character in _CHARACTER.values()}
     last = -1
-    for first, second in merges:
+    for merge in merges:
+        first, _, second = merge.partition(" ")
         token = first + second
         number = vocab.get(token, -1)
         if number <= last or first not in ranks or second not in ranks:
@@ -159,6 +158,8 @@ def _ranks(vocab: Mapping[str, int], merges: Iterable[Merge]) -> dict[str, int]:
 
 
 def _what_is_wrong(first: str, second: str, vocab: Mapping[str, int], ranks: Mapping[str, int], last: int) -> str:
+    if not second or " " in second:
+        return f"a merge is {f'{first} {second}'[:40]!r}, expected two tokens"
     merge = f"the merge of {first[:40]!r} and {second[:40]!r}"
     if first + second not in vocab:
         return f"{merge} is not in the vocabulary; are the two files of one model?"
@@ -178,19 +179,9 @@ def _ids(path: Path, table: Any) -> dict[str, int]:
     return table
 
 
-def _merges(path: Path) -> list[Merge]:
+def _merges(path: Path) -> list[str]:
     lines = read_text(path, largest=_LARGEST).replace("\r\n", "\n").split("\n")
-    return _pairs(path, [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line])
-
-
-def _pairs(path: Path, merges: Sequence[Sequence[str]]) -> list[Merge]:
-    try:
-        pairs = [(first, second) for first, second in merges]
-        "".join(map("".join, pairs))  # a TypeError unless all are text
-        return pairs
-    except ValueError:
-        number, merge = next((number, merge) for number, merge in enumerate(merges, 1) if len(merge) != 2)
-        raise TokenizerError(f"{path}: merge {number} is {' '.join(merge)[:40]!r}, expected two tokens") from None
+    return [line for line in lines[lines[0].startswith("#version") :] if line]
 
 
 def _stop_id(folder: Path) -> int | None:

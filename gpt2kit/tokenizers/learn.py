@@ -47,7 +47,7 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
             _count(pieces[word], word, -times[word], counts, places)
             pieces[word] = _merge(pieces[word], best)
             _count(pieces[word], word, times[word], counts, places)
-    return BPETokenizer({**tokens, END_OF_TEXT: len(tokens)}, merges)
+    return BPETokenizer({**tokens, END_OF_TEXT: len(tokens)}, [f"{first} {second}" for first, second in merges])
 
 
 def _count(tokens: list[str], word: int, times: int, counts: Counter[Pair], places: defaultdict[Pair, set[int]]) -> None:
