@@ -72,6 +72,7 @@ def join() -> Ranks:
 
 
 def leave() -> None:
-    """Part from the other processes, where there are any."""
+    """Part from the other processes, where there are any, when all have come so far: one that left early would break the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()

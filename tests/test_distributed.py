@@ -67,6 +67,7 @@ def test_one_process_is_alone() -> None:
     assert Ranks().any(True)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one, two = together(1, tmp_path / "one"), together(2, tmp_path / "two", accumulate=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
@@ -74,6 +75,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], parameter, atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_gone_on_with_by_one(tmp_path: Path) -> None:
     together(1, tmp_path / "whole")
     together(2, tmp_path / "cut", stop_after=5)
@@ -82,6 +84,7 @@ def test_a_run_of_two_processes_is_gone_on_with_by_one(tmp_path: Path) -> None:
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_torchrun_prints_and_writes_once(tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text(VERSES * 3, encoding="utf-8")
