@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+_SCRATCH = 2**26  # bytes that a thread keeps for tensors on their way; larger ones get memory of their own, once
+
+
 def load(
     model: str | Path = "124M", *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
 ) -> tuple[GPT2, Tokenizer | None]:
@@ -124,16 +127,17 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     _check_tied_copy(checkpoint)
 
     local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache
-    largest = max(stored.nbytes for stored in checkpoint.tensors.values())
 
     def fill(name: str) -> None:
         stored, final = checkpoint.tensors[name], state[name]
-        if stored.transposed or (stored.dtype, "cpu") != (final.dtype, final.device.type):
-            if not hasattr(local, "scratch"):
-                local.scratch = torch.empty(largest, dtype=torch.uint8)
-            buffer = local.scratch
-        else:
+        if not stored.transposed and (stored.dtype, "cpu") == (final.dtype, final.device.type):
             buffer = as_bytes(final)
+        elif stored.nbytes > _SCRATCH:
+            buffer = None
+        else:
+            if not hasattr(local, "scratch"):
+                local.scratch = torch.empty(_SCRATCH, dtype=torch.uint8)
+            buffer = local.scratch
         tensor = stored.read(buffer)
         _check_finite(checkpoint.path, name, tensor)
         if tensor.data_ptr() != final.data_ptr():
@@ -143,7 +147,8 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     # would only hold more tensors at once.
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(fill, checkpoint.tensors))
+        # The largest come first, while most of the model's own memory is not touched yet.
+        list(pool.map(fill, sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].nbytes)))
     torch.set_num_threads(threads)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
