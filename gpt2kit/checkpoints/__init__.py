@@ -146,25 +146,23 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        # The largest come first, while most of the model's own memory is not touched yet.
-        list(pool.map(fill, sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].nbytes)))
-    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            # The largest come first, while most of the model's own memory is not touched yet.
+            list(pool.map(fill, sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].nbytes)))
+    finally:
+        torch.set_num_threads(threads)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
-
-
-def _read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
-    tensor = checkpoint.tensors[name].read()
-    _check_finite(checkpoint.path, name, tensor)
-    return tensor
 
 
 def _read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
     """Read a tensor for another build than `build_model`, with all of its checks."""
     if name == "wte.weight":
         _check_tied_copy(checkpoint)
-    return _read_finite(checkpoint, name)
+    tensor = checkpoint.tensors[name].read()
+    _check_finite(checkpoint.path, name, tensor)
+    return tensor
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor, what: str = "") -> None:
@@ -185,12 +183,8 @@ def _check_tied_copy(checkpoint: Checkpoint) -> None:
 
 def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
     """Write a model and its vocabulary into an existing folder, as a directory that transformers loads."""
-
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
-
     state: Mapping[str, Tensor] = dict(nn.Module.named_parameters(model))
-    _write(folder, model.config, {name: stored(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)
+    _write(folder, model.config, {name: StoredTensor.of(tensor) for name, tensor in state.items()}, model.dtype, tokenizer)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> None:

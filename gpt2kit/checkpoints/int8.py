@@ -75,16 +75,12 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
 
 def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     """Write the file, whole or not at all."""
-
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor)
-
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Tensors of equal alignment lie together, so that all are aligned.
     ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
     try:
         with part.open("wb") as file:
-            write_safetensors(file, {name: stored(tensor) for name, tensor in ordered}, None, {"source": source})
+            write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in ordered}, None, {"source": source})
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

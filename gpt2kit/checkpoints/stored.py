@@ -28,6 +28,11 @@ class StoredTensor:
     source: Callable[[Tensor | None], Tensor]  # reads it as it lies in the file
     transposed: bool = False  # whether it lies there the other way round
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoredTensor:
+        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, on the CPU."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
+
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor: into the memory of `buffer`, flat bytes and enough of them, where the format allows; else into its own.
 

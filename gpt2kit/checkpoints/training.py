@@ -289,11 +289,8 @@ def _beside(target: Path, write: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
-
     with path.open("wb") as file:
-        write_safetensors(file, {name: stored(tensor) for name, tensor in tensors.items()}, torch.float32)
+        write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}, torch.float32)
 
 
 def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> Progress:

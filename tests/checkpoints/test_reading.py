@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -601,6 +602,21 @@ def test_no_damage_escapes_as_anything_but_our_own_errors(tmp_path: Path, tiny_c
             except Gpt2KitError:
                 refused += 1
     assert refused > 30
+
+
+def test_a_refused_tensor_leaves_torch_its_threads(tmp_path: Path, tiny_model: GPT2) -> None:
+    # They were set to one for the reading, and stayed so for every thread begun later where it failed.
+    state = hub_state(tiny_model)
+    state["transformer.ln_f.bias"][0] = float("nan")
+    checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model, state=state))
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(CheckpointFormatError, match=r"ln_f\.bias"):
+            build_model(checkpoint)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_model_can_be_loaded_in_inference_mode(tmp_path: Path, tiny_model: GPT2) -> None:
