@@ -1,8 +1,8 @@
 /* The arithmetic of one decode step, written once and included once for each instruction set.
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
- * level's instructions; TILE_INPUTS, how many inputs one row of weights meets in registers; UNROLL, how many sums are taken at
- * once; and VNNI, 0 or 1.
+ * level's instructions; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights meet in registers; SUMS, how many sums (1 or
+ * 2) each pair of them is taken in; and VNNI, 0 or 1.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
@@ -34,6 +34,25 @@ INLINE float FN(sum)(f32x16 value) {
     union { f32x8 whole; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
     f32x4 c = b.half[0] + b.half[1];
     return (c[0] + c[2]) + (c[1] + c[3]);
+}
+
+/* Four numbers that are `apart`. */
+INLINE f32x4 FN(load4)(const void *numbers, int kind, int64_t at, int64_t apart) {
+    return (f32x4){read(numbers, kind, at), read(numbers, kind, at + apart), read(numbers, kind, at + 2 * apart), read(numbers, kind, at + 3 * apart)};
+}
+
+/* The sums of four vectors, each taken as `sum` takes it. */
+INLINE f32x4 FN(sum4)(const f32x16 *values) {
+    f32x4 quarter[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        union { f32x16 whole; f32x8 half[2]; } a = {values[i]};
+        union { f32x8 whole; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
+        quarter[i] = b.half[0] + b.half[1];
+    }
+    f32x4 low = SHUFFLE(quarter[0], quarter[1], 0, 1, 4, 5) + SHUFFLE(quarter[0], quarter[1], 2, 3, 6, 7);
+    f32x4 high = SHUFFLE(quarter[2], quarter[3], 0, 1, 4, 5) + SHUFFLE(quarter[2], quarter[3], 2, 3, 6, 7);
+    return SHUFFLE(low, high, 0, 2, 4, 6) + SHUFFLE(low, high, 1, 3, 5, 7);
 }
 
 /* e^x to 1 unit in the last place or two: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, n into the exponent. */
@@ -120,34 +139,49 @@ INLINE float FN(softmax)(float *scores, int64_t S) {
 
 /* --- attention ------------------------------------------------------------------------------------------------------- */
 
+/* The products of a query with R keys, R = 1 or 4; each is the same for either. */
+INLINE f32x4 FN(scores_of)(int kind, int R, const float *q, const void *keys, int64_t at, int64_t D) {
+    f32x16 sum[4] = {{0}};
+    int64_t whole = D - D % 16;
+    for (int64_t d = 0; d < whole; d += 16)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sum[r] += FN(load)(q, FLOAT32, d) * FN(load)(keys, kind, at + r * D + d);
+    f32x4 scores = FN(sum4)(sum);
+    for (int r = 0; r < R; r++)
+        for (int64_t d = whole; d < D; d++) scores[r] += q[d] * read(keys, kind, at + r * D + d);
+    return scores;
+}
+
+/* `vectors` times sixteen columns of the values, weighted by the scores and summed, two sums at a time. */
+INLINE void FN(weigh)(int kind, int vectors, const float *scores, const void *values, int64_t S, int64_t D, int64_t d, float total, float *out) {
+    f32x16 y[4][2] = {{{0}}};
+    int64_t j = 0;
+    for (; j + 2 <= S; j += 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++) {
+            y[i][0] += scores[j] * FN(load)(values, kind, j * D + d + 16 * i);
+            y[i][1] += scores[j + 1] * FN(load)(values, kind, (j + 1) * D + d + 16 * i);
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < vectors; i++) {
+        if (j < S) y[i][0] += scores[j] * FN(load)(values, kind, j * D + d + 16 * i);
+        FN(store)(out + d + 16 * i, (y[i][0] + y[i][1]) / total);
+    }
+}
+
 /* One query of one head over S keys and values, (S, D) each; `scores` is scratch for S + 16 numbers. */
 INLINE void FN(attend_to)(
     int kind, const float *q, const void *keys, const void *values, int64_t S, int64_t D, float scale, float *scores, float *out
 ) {
-    int64_t whole = D - D % 16;
-    for (int64_t j = 0; j < S; j++) {
-        f32x16 sum = {0};
-        for (int64_t d = 0; d < whole; d += 16) sum += FN(load)(q, FLOAT32, d) * FN(load)(keys, kind, j * D + d);
-        float score = FN(sum)(sum);
-        for (int64_t d = whole; d < D; d++) score += q[d] * read(keys, kind, j * D + d);
-        scores[j] = score * scale;
-    }
+    int64_t j = 0, d = 0;
+    for (; j + 4 <= S; j += 4) *(f32x4_unaligned *)(scores + j) = FN(scores_of)(kind, 4, q, keys, j * D, D) * scale;
+    for (; j < S; j++) scores[j] = FN(scores_of)(kind, 1, q, keys, j * D, D)[0] * scale;
     float total = FN(softmax)(scores, S);
-    int64_t d = 0;
-    for (; d + 64 <= D; d += 64) {
-        f32x16 y[4] = {{0}};
-        for (int64_t j = 0; j < S; j++)
-            for (int i = 0; i < 4; i++) y[i] += scores[j] * FN(load)(values, kind, j * D + d + 16 * i);
-        for (int i = 0; i < 4; i++) FN(store)(out + d + 16 * i, y[i] / total);
-    }
-    for (; d + 16 <= D; d += 16) {
-        f32x16 y = {0};
-        for (int64_t j = 0; j < S; j++) y += scores[j] * FN(load)(values, kind, j * D + d);
-        FN(store)(out + d, y / total);
-    }
+    for (; d + 64 <= D; d += 64) FN(weigh)(kind, 4, scores, values, S, D, d, total, out);
+    for (; d + 16 <= D; d += 16) FN(weigh)(kind, 1, scores, values, S, D, d, total, out);
     for (; d < D; d++) {
         float y = 0;
-        for (int64_t j = 0; j < S; j++) y += scores[j] * read(values, kind, j * D + d);
+        for (j = 0; j < S; j++) y += scores[j] * read(values, kind, j * D + d);
         out[d] = y / total;
     }
 }
@@ -163,169 +197,192 @@ TARGET static void FN(attend)(
 
 /* --- matrices -------------------------------------------------------------------------------------------------------- */
 
-/* Round K numbers to int8 in blocks of 64, each with its own scale; the last block is filled with zeros. */
-TARGET static void FN(quantise)(const float *x, int64_t K, Quantised *out) {
-    for (int64_t block = 0; block * BLOCK < K; block++) {
-        float numbers[BLOCK] = {0};
-        int64_t left = K - block * BLOCK;
-        memcpy(numbers, x + block * BLOCK, (left < BLOCK ? left : BLOCK) * sizeof(float));
-        f32x16 largest = {0};
-        for (int i = 0; i < BLOCK; i += 16) {
-            f32x16 value = FN(load)(numbers, FLOAT32, i);
-            largest = FN(larger)(largest, FN(larger)(value, -value));
-        }
-        float most = 0;
-        for (int i = 0; i < 16; i++) most = largest[i] > most ? largest[i] : most;
-        out->scales[block] = most / 127;
-        float factor = most > 0 ? 127 / most : 0;
-        const f32x16 round = FN(splat)(12582912.0f);  /* adding 1.5 * 2^23 leaves the nearest whole number in the low bits */
-        i32x16 whole[4];
-        for (int i = 0; i < 4; i++) whole[i] = (i32x16)(FN(load)(numbers, FLOAT32, 16 * i) * factor + round) - (i32x16)round;
-        for (int i = 0; i < 4; i++)
-            *(i8x16_unaligned *)(out->numbers + block * BLOCK + 16 * i) = __builtin_convertvector(whole[i], i8x16_unaligned);
+/* Round sixteen times four numbers to int8 with one scale. */
+INLINE void FN(round_block)(const float *numbers, int8_t *whole, float *scale) {
+    f32x16 largest = {0};
+    for (int i = 0; i < BLOCK; i += 16) {
+        f32x16 value = FN(load)(numbers, FLOAT32, i);
+        largest = FN(larger)(largest, FN(larger)(value, -value));
+    }
+    float most = 0;
+    for (int i = 0; i < 16; i++) most = largest[i] > most ? largest[i] : most;
+    *scale = most / 127;
+    float factor = most > 0 ? 127 / most : 0;
+    const f32x16 round = FN(splat)(12582912.0f);  /* adding 1.5 * 2^23 leaves the nearest whole number in the low bits */
+    for (int i = 0; i < BLOCK; i += 16) {
+        i32x16 nearest = (i32x16)(FN(load)(numbers, FLOAT32, i) * factor + round) - (i32x16)round;
+        *(i8x16_unaligned *)(whole + i) = __builtin_convertvector(nearest, i8x16_unaligned);
+    }
+}
+
+/* Arrange K numbers for a matrix of this kind. */
+TARGET static void FN(arrange)(int kind, const float *x, int64_t K, Input *out) {
+    for (int64_t at = 0; at < K; at += BLOCK) {
+        float rest[BLOCK] = {0};
+        const float *numbers = x + at;
+        if (K - at < BLOCK) numbers = memcpy(rest, x + at, (K - at) * sizeof(float));
+        if (kind == INT8) {
+            FN(round_block)(numbers, out->whole + at, out->scales + at / BLOCK);
 #if VNNI
-        /* Weights get 128 added where they are multiplied: this takes 128 times the inputs off. */
-        __m512i inputs = _mm512_loadu_si512(out->numbers + block * BLOCK);
-        __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), inputs);
-        _mm512_storeu_si512(out->offsets + block * BLOCK / 4, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
+            /* Weights get 128 added where they are multiplied: this takes 128 times the inputs off. */
+            __m512i whole = _mm512_loadu_si512(out->whole + at);
+            __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), whole);
+            _mm512_storeu_si512(out->offsets + at / 4, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
 #endif
-    }
-}
-
-/* One row of float32 or bfloat16 weights times B inputs. */
-INLINE void FN(row_float)(int kind, int B, const void *weight, int64_t K, const float *const *inputs, float *out) {
-    f32x16 sum[TILE_INPUTS][UNROLL];
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++)
-#pragma GCC unroll 4
-        for (int u = 0; u < UNROLL; u++) sum[b][u] = FN(splat)(0);
-    int64_t k = 0;
-    for (; k + 16 * UNROLL <= K; k += 16 * UNROLL)
-#pragma GCC unroll 4
-        for (int u = 0; u < UNROLL; u++) {
-            f32x16 w = FN(load)(weight, kind, k + 16 * u);
-            fetch(weight, (k + 16 * u) * (kind == BFLOAT16 ? 2 : 4));
-#pragma GCC unroll 4
-            for (int b = 0; b < B; b++) sum[b][u] += w * FN(load)(inputs[b], FLOAT32, k + 16 * u);
+        } else if (kind == BFLOAT16) {
+            for (int i = 0; i < BLOCK; i++) out->numbers[at + i / PAIRS * PAIRS + i % 2 * (PAIRS / 2) + i % PAIRS / 2] = numbers[i];
+        } else {
+            memcpy(out->numbers + at, numbers, BLOCK * sizeof(float));
         }
-    for (; k + 16 <= K; k += 16) {
-        f32x16 w = FN(load)(weight, kind, k);
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) sum[b][0] += w * FN(load)(inputs[b], FLOAT32, k);
-    }
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++) {
-        float rest = 0;
-        for (int64_t i = k; i < K; i++) rest += read(weight, kind, i) * inputs[b][i];
-#pragma GCC unroll 4
-        for (int u = 1; u < UNROLL; u++) sum[b][0] += sum[b][u];
-        out[b] = FN(sum)(sum[b][0]) + rest;
     }
 }
 
-#if VNNI
-
-/* One block of int8 weights times an input's, added to a sum. The instruction wants one factor without a sign: `w` has 128 added. */
-INLINE __m512 FN(block_int8)(__m512i w, const Quantised *input, int64_t k, __m512 sum) {
-    __m512i offset = _mm512_loadu_si512(input->offsets + k / 4);
-    __m512i dot = _mm512_dpbusd_epi32(offset, w, _mm512_loadu_si512(input->numbers + k));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(input->scales[k / BLOCK]), sum);
-}
-
-/* One row of int8 weights times B quantised inputs. */
-INLINE void FN(row_int8)(int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
-    __m512 sum[TILE_INPUTS][UNROLL];
-    const __m512i flip = _mm512_set1_epi8((char)128);
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++)
-#pragma GCC unroll 4
-        for (int u = 0; u < UNROLL; u++) sum[b][u] = _mm512_setzero_ps();
-    int64_t k = 0;
-    for (; k + BLOCK * UNROLL <= K; k += BLOCK * UNROLL)
-#pragma GCC unroll 4
-        for (int u = 0; u < UNROLL; u++) {
-            __m512i w = _mm512_xor_si512(_mm512_loadu_si512(weight + k + BLOCK * u), flip);
-            fetch(weight, k + BLOCK * u);
-#pragma GCC unroll 4
-            for (int b = 0; b < B; b++) sum[b][u] = FN(block_int8)(w, &inputs[b], k + BLOCK * u, sum[b][u]);
-        }
-    for (; k < K; k += BLOCK) {
-        __mmask64 there = K - k < BLOCK ? ((__mmask64)1 << (K - k)) - 1 : ~(__mmask64)0;
-        __m512i w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight + k), flip);
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) sum[b][0] = FN(block_int8)(w, &inputs[b], k, sum[b][0]);
-    }
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++) {
-#pragma GCC unroll 4
-        for (int u = 1; u < UNROLL; u++) sum[b][0] = _mm512_add_ps(sum[b][0], sum[b][u]);
-        out[b] = FN(sum)((f32x16)sum[b][0]);
-    }
-}
-
-#else
-
-INLINE void FN(row_int8)(int B, const int8_t *weight, int64_t K, const Quantised *inputs, float *out) {
-    for (int b = 0; b < B; b++) {
-        float sum = 0;
-        for (int64_t k = 0; k < K; k += BLOCK) {
-            const int8_t *w = weight + k, *x = inputs[b].numbers + k;
-            int32_t dot = 0;
-            fetch(w, 0);
-            if (K - k >= BLOCK)
-                for (int i = 0; i < BLOCK; i++) dot += w[i] * x[i];
-            else
-                for (int i = 0; i < K - k; i++) dot += w[i] * x[i];
-            sum += dot * inputs[b].scales[k / BLOCK];
-        }
-        out[b] = sum;
-    }
-}
-
-#endif
-
-/* Write, or add, one output of the inputs `first` to `first + B`. */
-INLINE void FN(row_out)(int kind, int B, const Matrix *matrix, int64_t row, const Inputs *inputs, int64_t first, const Outputs *out) {
-    int64_t K = matrix->columns;
-    float y[TILE_INPUTS];
-    if (kind == INT8) {
-        FN(row_int8)(B, (const int8_t *)matrix->weight + row * K, K, inputs->quantised + first, y);
+/* Two times sixteen weights, in the order in which inputs are arranged. */
+INLINE void FN(load_pairs)(const void *weight, int kind, int64_t at, f32x16 *first, f32x16 *second) {
+    if (kind == BFLOAT16) {
+        u32x16 pairs = *(const u32x16_unaligned *)((const uint16_t *)weight + at);
+        *first = (f32x16)(FIRST_OF_PAIRS(pairs));
+        *second = (f32x16)(SECOND_OF_PAIRS(pairs));
     } else {
-        const float *x[TILE_INPUTS];
-        for (int b = 0; b < B; b++) x[b] = inputs->numbers + (first + b) * K;
-        FN(row_float)(kind, B, (const char *)matrix->weight + row * K * (kind == BFLOAT16 ? 2 : 4), K, x, y);
-    }
-    for (int b = 0; b < B; b++) {
-        float value = kind == INT8 ? y[b] * matrix->scales[row] : y[b];
-        if (matrix->bias) value += read(matrix->bias, matrix->bias_kind, row);
-        float *place = out->numbers + (first + b) * out->stride + row;
-        *place = out->add ? *place + value : value;
+        *first = FN(load)(weight, FLOAT32, at);
+        *second = FN(load)(weight, FLOAT32, at + 16);
     }
 }
 
-INLINE void FN(linear_of)(int kind, const Matrix *matrix, int64_t from, int64_t to, const Inputs *inputs, const Outputs *out) {
-    for (int64_t row = from; row < to; row++) {
-        int64_t b = 0;
-        for (; b + TILE_INPUTS <= inputs->count; b += TILE_INPUTS) FN(row_out)(kind, TILE_INPUTS, matrix, row, inputs, b, out);
-        for (; b < inputs->count; b++) FN(row_out)(kind, 1, matrix, row, inputs, b, out);
+/* R rows of float32 or bfloat16 weights, so many bytes apart, times B inputs; sums[b][r] are sixteen numbers that add up to the product. */
+INLINE void FN(tile_float)(int kind, int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs, f32x16 (*sums)[TILE_ROWS]) {
+    f32x16 sum[TILE_INPUTS][TILE_ROWS][SUMS];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int s = 0; s < SUMS; s++) sum[b][r][s] = FN(splat)(0);
+    int size = kind == BFLOAT16 ? 2 : 4;
+    for (int64_t k = 0; k < K; k += PAIRS)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const char *place = weight + r * row_bytes + k * size;
+            char rest[PAIRS * 4];
+            if (K - k < PAIRS) {
+                memset(rest, 0, sizeof rest);
+                place = memcpy(rest, place, (K - k) * size);
+            } else {
+                fetch(place);
+                if (kind == FLOAT32) fetch(place + 64);
+            }
+            f32x16 first, second;
+            FN(load_pairs)(place, kind, 0, &first, &second);
+#pragma GCC unroll 2
+            for (int b = 0; b < B; b++) {
+                sum[b][r][0] += first * FN(load)(inputs[b].numbers, FLOAT32, k);
+                sum[b][r][SUMS - 1] += second * FN(load)(inputs[b].numbers, FLOAT32, k + 16);
+            }
+        }
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[b][r] = SUMS == 2 ? sum[b][r][0] + sum[b][r][1] : sum[b][r][0];
+}
+
+/* The same with int8 weights, but for the scale of each row. */
+INLINE void FN(tile_int8)(int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs, f32x16 (*sums)[TILE_ROWS]) {
+#if VNNI
+    __m512 sum[TILE_INPUTS][TILE_ROWS];
+    const __m512i flip = _mm512_set1_epi8((char)128);
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sum[b][r] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += BLOCK) {
+        __mmask64 there = K - k < BLOCK ? ((__mmask64)1 << (K - k)) - 1 : ~(__mmask64)0;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            fetch(weight + r * row_bytes + k);
+            /* The instruction wants one factor without a sign: 128 is added to the weights, and the offsets take it off again. */
+            __m512i w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight + r * row_bytes + k), flip);
+#pragma GCC unroll 2
+            for (int b = 0; b < B; b++) {
+                __m512i dot = _mm512_dpbusd_epi32(_mm512_loadu_si512(inputs[b].offsets + k / 4), w, _mm512_loadu_si512(inputs[b].whole + k));
+                sum[b][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(inputs[b].scales[k / BLOCK]), sum[b][r]);
+            }
+        }
     }
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[b][r] = (f32x16)sum[b][r];
+#else
+    for (int b = 0; b < B; b++)
+        for (int r = 0; r < R; r++) {
+            float sum = 0;
+            for (int64_t k = 0; k < K; k += BLOCK) {
+                const int8_t *w = (const int8_t *)weight + r * row_bytes + k, *x = inputs[b].whole + k;
+                int32_t dot = 0;
+                fetch((const char *)w);
+                if (K - k >= BLOCK)
+                    for (int i = 0; i < BLOCK; i++) dot += w[i] * x[i];
+                else
+                    for (int i = 0; i < K - k; i++) dot += w[i] * x[i];
+                sum += dot * inputs[b].scales[k / BLOCK];
+            }
+            sums[b][r] = (f32x16){sum};
+        }
+#endif
+}
+
+/* Write, or add, the outputs of R rows, R = 1 or 4, that are `apart`, for B inputs from `first` on. */
+INLINE void FN(tile)(int kind, int R, int B, const Matrix *matrix, int64_t row, int64_t apart, const Input *inputs, int64_t first, const Outputs *out) {
+    f32x16 sums[TILE_INPUTS][TILE_ROWS] = {{{0}}};
+    int64_t K = matrix->columns, row_bytes = K * (kind == INT8 ? 1 : kind == BFLOAT16 ? 2 : 4);
+    const char *weight = (const char *)matrix->weight + row * row_bytes;
+    if (kind == INT8)
+        FN(tile_int8)(R, B, weight, row_bytes * apart, K, inputs + first, sums);
+    else
+        FN(tile_float)(kind, R, B, weight, row_bytes * apart, K, inputs + first, sums);
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++) {
+        float *place = out->numbers + (first + b) * out->stride + row;
+        f32x4 y = FN(sum4)(sums[b]);
+        if (R == TILE_ROWS) {
+            if (kind == INT8) y *= FN(load4)(matrix->scales, FLOAT32, row, apart);
+            if (matrix->bias) y += FN(load4)(matrix->bias, matrix->bias_kind, row, apart);
+            for (int r = 0; r < 4; r++) place[r * apart] = out->add ? place[r * apart] + y[r] : y[r];
+        } else {
+            float value = kind == INT8 ? y[0] * matrix->scales[row] : y[0];
+            if (matrix->bias) value += read(matrix->bias, matrix->bias_kind, row);
+            *place = out->add ? value + *place : value;
+        }
+    }
+}
+
+INLINE void FN(rows)(int kind, int R, const Matrix *matrix, int64_t row, int64_t apart, const Input *inputs, int64_t count, const Outputs *out) {
+    int64_t b = 0;
+    for (; b + TILE_INPUTS <= count; b += TILE_INPUTS) FN(tile)(kind, R, TILE_INPUTS, matrix, row, apart, inputs, b, out);
+    for (; b < count; b++) FN(tile)(kind, R, 1, matrix, row, apart, inputs, b, out);
+}
+
+INLINE void FN(linear_of)(int kind, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count, const Outputs *out) {
+    int64_t apart = (to - from) / TILE_ROWS; /* so that memory sees four long streams coming, not four rows side by side */
+    for (int64_t row = from; row < from + apart; row++) FN(rows)(kind, TILE_ROWS, matrix, row, apart, inputs, count, out);
+    for (int64_t row = from + apart * TILE_ROWS; row < to; row++) FN(rows)(kind, 1, matrix, row, 0, inputs, count, out);
 }
 
 /* The outputs `from` to `to` of a matrix, for every input. */
-TARGET static void FN(linear)(const Matrix *matrix, int64_t from, int64_t to, const Inputs *inputs, const Outputs *out) {
+TARGET static void FN(linear)(const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count, const Outputs *out) {
     if (matrix->kind == INT8)
-        FN(linear_of)(INT8, matrix, from, to, inputs, out);
+        FN(linear_of)(INT8, matrix, from, to, inputs, count, out);
     else if (matrix->kind == BFLOAT16)
-        FN(linear_of)(BFLOAT16, matrix, from, to, inputs, out);
+        FN(linear_of)(BFLOAT16, matrix, from, to, inputs, count, out);
     else
-        FN(linear_of)(FLOAT32, matrix, from, to, inputs, out);
+        FN(linear_of)(FLOAT32, matrix, from, to, inputs, count, out);
 }
 
-static const Kernels FN(kernels) = {FN(normalise), FN(activate), FN(attend), FN(quantise), FN(linear)};
+static const Kernels FN(kernels) = {FN(normalise), FN(activate), FN(attend), FN(arrange), FN(linear)};
 
 #undef INLINE
 #undef FN
 #undef TARGET
 #undef TILE_INPUTS
-#undef UNROLL
+#undef SUMS
 #undef VNNI

@@ -15,9 +15,12 @@
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float f32x4_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t u32x16_unaligned __attribute__((vector_size(64), aligned(2), may_alias));
 typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 
@@ -30,15 +33,31 @@ static inline float read(const void *numbers, int kind, int64_t at) {
     return value;
 }
 
-enum { AHEAD = 32768 };
+/* Four numbers of two vectors of four, by their places in the two together. */
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i32x4){__VA_ARGS__})
+#endif
 
-/* Ask for the weights that come a little after these bytes of a row: a matrix is one long stream. */
-static inline void fetch(const void *row, int64_t byte) { __builtin_prefetch((const char *)row + byte + AHEAD); }
+/* Two bfloat16 numbers read as one of 32 bits: each is the upper half of a float32. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define FIRST_OF_PAIRS(pairs) ((pairs) << 16)
+#define SECOND_OF_PAIRS(pairs) ((pairs)&0xffff0000u)
+#else
+#define FIRST_OF_PAIRS(pairs) ((pairs)&0xffff0000u)
+#define SECOND_OF_PAIRS(pairs) ((pairs) << 16)
+#endif
+
+enum { TILE_ROWS = 4, AHEAD = 2048 };
+
+/* Ask for the weights that come a little after these. */
+static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHEAD); }
 
 #define FN(name) name##_plain
 #define TARGET
-#define TILE_INPUTS 2
-#define UNROLL 2
+#define TILE_INPUTS 1
+#define SUMS 1
 #define VNNI 0
 #include "kernels.h"
 
@@ -46,22 +65,22 @@ static inline void fetch(const void *row, int64_t byte) { __builtin_prefetch((co
 
 #define FN(name) name##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
-#define TILE_INPUTS 2
-#define UNROLL 2
+#define TILE_INPUTS 1
+#define SUMS 1
 #define VNNI 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
-#define TILE_INPUTS 4
-#define UNROLL 4
+#define TILE_INPUTS 2
+#define SUMS 2
 #define VNNI 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-#define TILE_INPUTS 4
-#define UNROLL 4
+#define TILE_INPUTS 2
+#define SUMS 2
 #define VNNI 1
 #include "kernels.h"
 

@@ -1,7 +1,8 @@
 /* One step of GPT-2 in C: read some tokens, append their keys and values to the cache, give the logits of the next ones.
  *
  * It computes what gpt2kit/model.py defines, on the same weights and the same cache. All threads go through the whole step
- * together; each job of a phase is done by the thread that is free, and between two phases they wait for one another.
+ * together; each job of a phase is done by the thread that is free, and between two phases they wait for one another. What is
+ * little work, such as norms, every thread does for itself: that costs less than to wait once more.
  *
  *     N tokens to read, C width, H heads, D head size, S keys, V vocabulary
  */
@@ -12,25 +13,28 @@
 
 #include "threads.h"
 
-enum { PHASES_PER_LAYER = 11, PHASES_BESIDE = 4, CHUNK_BYTES = 65536, ALIGNMENT = 64 };
+enum { PHASES_PER_LAYER = 5, PHASES_BESIDE = 2, CHUNK_BYTES = 262144, ALIGNMENT = 64 };
 
 /* Everything a thread needs to take its part; the arrays lie in the caller's scratch memory. */
 typedef struct {
     const Model *model;
     const Step *step;
     const Kernels *kernels;
-    int64_t *next_job;     /* (phases,): the first job of each phase that nobody has taken */
-    float *x, *y;          /* (N, C): the residual stream, and a normalised or attended copy */
-    float *qkv;            /* (N, 3C) */
-    float *hidden;         /* (N, inner) */
-    float *scores;         /* (threads, capacity + 16) */
-    Quantised *quantised;  /* (N,) */
-    int64_t wanted;        /* rows whose logits are wanted */
+    int64_t *next_job;  /* (phases,): the first job of each phase that nobody has taken */
+    float *x, *y;       /* (N, C): the residual stream, and what the heads give */
+    float *qkv;         /* (N, 3C) */
+    float *hidden;      /* (N, inner) */
+    float *own_numbers; /* (threads, capacity + 16 or C, whichever is more): scores, or a normalised vector */
+    Input *own_inputs;  /* (threads, N) */
+    int64_t own_count;  /* of own_numbers, for each thread */
+    int64_t wanted;     /* rows whose logits are wanted */
 } Run;
 
 /* One thread's place in the run. */
 typedef struct {
     const Run *run;
+    float *numbers; /* its own part of own_numbers */
+    Input *inputs;  /* and of own_inputs */
     int thread, threads, phase;
 } Worker;
 
@@ -50,23 +54,21 @@ static int64_t lay_out(Run *run) {
     const Model *model = run->model;
     const Step *step = run->step;
     int64_t N = step->count, C = model->n_embd, inner = model->n_inner, used = 0;
-    int64_t widest = round_up(C > inner ? C : inner, BLOCK);
+    int64_t widest = round_up(C > inner ? C : inner, BLOCK), room = round_up(step->capacity + 16, 16);
     char *memory = step->scratch;
+    run->own_count = room > C ? room : round_up(C, 16);
     run->next_job = take(&memory, &used, (PHASES_PER_LAYER * model->n_layer + PHASES_BESIDE) * sizeof(int64_t));
     run->x = take(&memory, &used, N * C * sizeof(float));
     run->y = take(&memory, &used, N * C * sizeof(float));
     run->qkv = take(&memory, &used, N * 3 * C * sizeof(float));
     run->hidden = take(&memory, &used, N * inner * sizeof(float));
-    run->scores = take(&memory, &used, step->threads * (step->capacity + 16) * sizeof(float));
-    run->quantised = take(&memory, &used, N * sizeof(Quantised));
-    int64_t quantised = round_up(widest, ALIGNMENT) + round_up(widest, ALIGNMENT) + round_up(widest / BLOCK * sizeof(float), ALIGNMENT);
-    char *numbers = take(&memory, &used, N * quantised);
-    if (memory)
-        for (int64_t i = 0; i < N; i++, numbers += quantised) {
-            run->quantised[i].numbers = (int8_t *)numbers;
-            run->quantised[i].offsets = (int32_t *)(numbers + round_up(widest, ALIGNMENT));
-            run->quantised[i].scales = (float *)(numbers + 2 * round_up(widest, ALIGNMENT));
-        }
+    run->own_numbers = take(&memory, &used, step->threads * run->own_count * sizeof(float));
+    run->own_inputs = take(&memory, &used, step->threads * N * sizeof(Input));
+    for (int64_t i = 0; i < step->threads * N; i++) {
+        float *numbers = take(&memory, &used, widest * sizeof(float));
+        int8_t *whole = (int8_t *)numbers;
+        if (memory) run->own_inputs[i] = (Input){numbers, whole, (int32_t *)(whole + widest), (float *)(whole + 2 * widest)};
+    }
     return used;
 }
 
@@ -82,40 +84,51 @@ static void end_phase(Worker *worker) {
     worker->phase++;
 }
 
-/* Round every input to int8 if the matrix is int8. */
-static void quantise(Worker *worker, const Matrix *matrix, const float *inputs, int64_t N) {
+static int64_t row_bytes(const Matrix *matrix) {
+    return matrix->columns * (matrix->kind == FLOAT32 ? 4 : matrix->kind == BFLOAT16 ? 2 : 1);
+}
+
+/* Return how many rows a thread takes at once: few enough that none waits long for another at the end. */
+static int64_t chunk_of(const Matrix *matrix, int threads) {
+    int64_t rows = CHUNK_BYTES / row_bytes(matrix), fair = matrix->rows / (4 * threads);
+    rows = round_up(rows < fair ? rows : fair, 4);
+    return rows ? rows : 4;
+}
+
+/* Where vectors come from: some rows, or of all rows those that are wanted, normalised where there is a norm. */
+typedef struct {
+    const float *numbers; /* (N, columns) */
+    const Norm *norm;
+    const uint8_t *wanted;
+} Source;
+
+/* Arrange the vectors for a matrix, each thread for itself, and return how many there are. */
+static int64_t arrange(Worker *worker, const Matrix *matrix, Source source) {
     const Run *run = worker->run;
-    if (matrix->kind != INT8) return;
-    for (int64_t i; (i = next_jobs(worker, 1)) < N;) run->kernels->quantise(inputs + i * matrix->columns, matrix->columns, &run->quantised[i]);
-    end_phase(worker);
+    const Model *model = run->model;
+    int64_t K = matrix->columns, count = 0;
+    for (int64_t i = 0; i < run->step->count; i++) {
+        if (source.wanted && !source.wanted[i]) continue;
+        const float *x = source.numbers + i * K;
+        if (source.norm) {
+            run->kernels->normalise(x, source.norm->gain, source.norm->bias, model->kind, model->epsilon, K, worker->numbers);
+            x = worker->numbers;
+        }
+        run->kernels->arrange(matrix->kind, x, K, &worker->inputs[count++]);
+    }
+    return count;
 }
 
 /* What becomes of the outputs that a thread has just computed; `from` and `to` are columns of `out`. */
 typedef void (*Then)(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to);
 
-static void linear(Worker *worker, const Matrix *matrix, const float *numbers, int64_t N, Outputs out, Then then, int64_t layer) {
-    const Run *run = worker->run;
-    quantise(worker, matrix, numbers, N);
-    int64_t row_bytes = matrix->columns * (matrix->kind == FLOAT32 ? 4 : matrix->kind == BFLOAT16 ? 2 : 1);
-    int64_t chunk = CHUNK_BYTES / row_bytes, fair = matrix->rows / (8 * worker->threads);
-    chunk = round_up(chunk < fair ? chunk : fair, 4);
-    if (!chunk) chunk = 4;
-    Inputs inputs = {numbers, run->quantised, N};
+static void linear(Worker *worker, const Matrix *matrix, Source source, Outputs out, Then then, int64_t layer) {
+    int64_t chunk = chunk_of(matrix, worker->threads), count = arrange(worker, matrix, source);
     for (int64_t from; (from = next_jobs(worker, chunk)) < matrix->rows;) {
         int64_t to = from + chunk < matrix->rows ? from + chunk : matrix->rows;
-        run->kernels->linear(matrix, from, to, &inputs, &out);
-        if (then) then(run, layer, &out, from, to);
+        worker->run->kernels->linear(matrix, from, to, worker->inputs, count, &out);
+        if (then) then(worker->run, layer, &out, from, to);
     }
-    end_phase(worker);
-}
-
-static void normalise(Worker *worker, const Norm *norm) {
-    const Run *run = worker->run;
-    const Model *model = run->model;
-    int64_t C = model->n_embd;
-    for (int64_t i; (i = next_jobs(worker, 1)) < run->step->count;)
-        run->kernels->normalise(run->x + i * C, norm->gain, norm->bias, model->kind, model->epsilon, C, run->y + i * C);
-    end_phase(worker);
 }
 
 static float read_one(const void *numbers, int kind, int64_t at) {
@@ -151,7 +164,6 @@ static void embed(Worker *worker) {
             run->x[i * C + c] = value + read_one(model->wpe, model->kind, position * C + c);
         }
     }
-    end_phase(worker);
 }
 
 /* --- attention ----------------------------------------------------------------------------------------------------------- */
@@ -164,15 +176,16 @@ static void *cached(const Run *run, void *all, int64_t layer, int64_t slot, int6
     return (char *)all + numbers * (step->cache_kind == BFLOAT16 ? 2 : 4);
 }
 
-/* Put the keys and values among these columns of qkv into the cache. */
+/* Put the keys and values among these columns of qkv into the cache, a head's at a time. */
 static void append(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to) {
     const Step *step = run->step;
     int64_t C = run->model->n_embd, D = C / run->model->n_head;
     for (int64_t i = 0; i < step->count; i++)
-        for (int64_t column = from > C ? from : C; column < to; column++) {
-            int64_t c = column % C;
+        for (int64_t column = from > C ? from : C; column < to;) {
+            int64_t c = column % C, end = column - c % D + D;
             void *place = cached(run, column < 2 * C ? step->keys : step->values, layer, step->slots[i], c / D);
-            write_one(place, step->cache_kind, step->positions[i] * D + c % D, out->numbers[i * out->stride + column]);
+            int64_t at = step->positions[i] * D + c % D;
+            for (; column < end && column < to; column++) write_one(place, step->cache_kind, at++, out->numbers[i * out->stride + column]);
         }
 }
 
@@ -181,16 +194,14 @@ static void attend(Worker *worker, int64_t layer) {
     const Run *run = worker->run;
     const Step *step = run->step;
     int64_t C = run->model->n_embd, H = run->model->n_head, D = C / H;
-    float *scores = run->scores + worker->thread * (step->capacity + 16);
     for (int64_t job; (job = next_jobs(worker, 1)) < step->count * H;) {
         int64_t i = job / H, head = job % H;
         const void *keys = cached(run, step->keys, layer, step->slots[i], head);
         const void *values = cached(run, step->values, layer, step->slots[i], head);
         const float *q = run->qkv + i * 3 * C + head * D;
         float scale = run->model->layers[layer].attention_scale;
-        run->kernels->attend(step->cache_kind, q, keys, values, step->positions[i] + 1, D, scale, scores, run->y + i * C + head * D);
+        run->kernels->attend(step->cache_kind, q, keys, values, step->positions[i] + 1, D, scale, worker->numbers, run->y + i * C + head * D);
     }
-    end_phase(worker);
 }
 
 /* --- the step ------------------------------------------------------------------------------------------------------------- */
@@ -201,37 +212,28 @@ static void activate(const Run *run, int64_t layer, const Outputs *out, int64_t 
         run->kernels->activate(out->numbers + i * out->stride + from, to - from, run->model->activation);
 }
 
-/* Normalise the tokens whose logits are wanted, one after the other at the beginning of y. */
-static void normalise_wanted(Worker *worker) {
-    const Run *run = worker->run;
-    const Model *model = run->model;
-    int64_t C = model->n_embd, place = 0;
-    if (worker->thread == 0)
-        for (int64_t i = 0; i < run->step->count; i++)
-            if (run->step->wanted[i])
-                run->kernels->normalise(run->x + i * C, model->ln_f.gain, model->ln_f.bias, model->kind, model->epsilon, C, run->y + C * place++);
-    end_phase(worker);
-}
-
 static void work(void *task, int thread, int threads) {
     const Run *run = task;
     const Model *model = run->model;
-    int64_t C = model->n_embd, N = run->step->count;
-    Worker worker = {run, thread, threads, 0};
+    int64_t C = model->n_embd;
+    Worker worker = {run, run->own_numbers + thread * run->own_count, run->own_inputs + thread * run->step->count, thread, threads, 0};
     embed(&worker);
+    end_phase(&worker);
     for (int64_t i = 0; i < model->n_layer; i++) {
         const Layer *layer = &model->layers[i];
-        normalise(&worker, &layer->ln_1);
-        linear(&worker, &layer->c_attn, run->y, N, (Outputs){run->qkv, 3 * C, 0}, append, i);
+        linear(&worker, &layer->c_attn, (Source){run->x, &layer->ln_1}, (Outputs){run->qkv, 3 * C, 0}, append, i);
+        end_phase(&worker);
         attend(&worker, i);
-        linear(&worker, &layer->attn_proj, run->y, N, (Outputs){run->x, C, 1}, NULL, i);
-        normalise(&worker, &layer->ln_2);
-        linear(&worker, &layer->c_fc, run->y, N, (Outputs){run->hidden, model->n_inner, 0}, activate, i);
-        linear(&worker, &layer->mlp_proj, run->hidden, N, (Outputs){run->x, C, 1}, NULL, i);
+        end_phase(&worker);
+        linear(&worker, &layer->attn_proj, (Source){run->y}, (Outputs){run->x, C, 1}, NULL, i);
+        end_phase(&worker);
+        linear(&worker, &layer->c_fc, (Source){run->x, &layer->ln_2}, (Outputs){run->hidden, model->n_inner, 0}, activate, i);
+        end_phase(&worker);
+        linear(&worker, &layer->mlp_proj, (Source){run->hidden}, (Outputs){run->x, C, 1}, NULL, i);
+        end_phase(&worker);
     }
-    if (!run->wanted) return;
-    normalise_wanted(&worker);
-    linear(&worker, &model->head, run->y, run->wanted, (Outputs){run->step->logits, model->head.rows, 0}, NULL, 0);
+    if (run->wanted)
+        linear(&worker, &model->head, (Source){run->x, &model->ln_f, run->step->wanted}, (Outputs){run->step->logits, model->head.rows, 0}, NULL, 0);
 }
 
 /* Return the bytes of scratch memory that a step needs. */

@@ -7,7 +7,7 @@
 
 enum { FLOAT32, BFLOAT16, INT8 };                      /* kinds of numbers */
 enum { GELU_NEW, GELU, QUICK_GELU, RELU, SILU, TANH }; /* activations */
-enum { BLOCK = 64 };                                   /* int8 inputs share a scale in blocks of so many */
+enum { BLOCK = 64, PAIRS = 32 };                       /* int8 inputs share a scale in blocks of so many; see Input */
 
 /* A weight matrix (rows, columns), used where it lies: y = x weight^T + bias. */
 typedef struct {
@@ -53,17 +53,13 @@ typedef struct {
 
 /* --- what the kernels take -------------------------------------------------------------------------------------------- */
 
+/* One vector that meets a matrix, arranged for the matrix's kind of numbers and filled up with zeros. */
 typedef struct {
-    int8_t *numbers;  /* (K rounded up to a block,) */
-    int32_t *offsets; /* (K / 4,): minus 128 times the sum of four inputs, where the kernels need it */
-    float *scales;    /* (blocks,) */
-} Quantised;
-
-typedef struct {
-    const float *numbers; /* (count, K) */
-    Quantised *quantised; /* (count,), for int8 weights */
-    int64_t count;
-} Inputs;
+    float *numbers;   /* FLOAT32: as they are; BFLOAT16: of every PAIRS numbers those at even places, then those at odd ones */
+    int8_t *whole;    /* INT8: rounded, */
+    int32_t *offsets; /* minus 128 times the sum of every four, where the kernels need it, */
+    float *scales;    /* and what a block was divided by; the three lie where `numbers` would */
+} Input;
 
 typedef struct {
     float *numbers; /* (count, stride) */
@@ -75,8 +71,8 @@ typedef struct {
     void (*normalise)(const float *x, const void *gain, const void *bias, int kind, float epsilon, int64_t C, float *out);
     void (*activate)(float *x, int64_t n, int activation);
     void (*attend)(int kind, const float *q, const void *keys, const void *values, int64_t S, int64_t D, float scale, float *scores, float *out);
-    void (*quantise)(const float *x, int64_t K, Quantised *out);
-    void (*linear)(const Matrix *matrix, int64_t from, int64_t to, const Inputs *inputs, const Outputs *out);
+    void (*arrange)(int kind, const float *x, int64_t K, Input *out);
+    void (*linear)(const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count, const Outputs *out);
 } Kernels;
 
 /* The kernels of a level by its name, NULL where the processor cannot run them; for NULL, the best ones. */
