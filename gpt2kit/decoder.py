@@ -7,6 +7,9 @@ The model's definition is model.py; a decoder only chooses who computes it, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -27,6 +30,7 @@ class Decoder:
         self.model = model
         self._level = native.level()
         self._description: native.Description | None = None
+        self._read_natively = False
 
     def name(self, tokens: int = 1) -> str:
         """Say who reads so many tokens at once: "torch", or "native" and the instructions that it uses."""
@@ -38,7 +42,9 @@ class Decoder:
         Raises ContextLengthError where they do not fit.
         """
         description = self._native(ids.numel())
-        if description is None or torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu":
+        in_torch = torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu"
+        self._read_natively = not (description is None or in_torch)
+        if description is None or in_torch:
             logits = self.model.head(self.model.hidden(ids, cache)[:, -1])
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
         B, T = ids.shape
@@ -50,6 +56,21 @@ class Decoder:
         pieces = [self._read_piece(description, rows, start, min(T, start + n), cache) for start in range(0, T, n)]
         cache.advance(T)
         return pieces[-1]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep torch to one thread meanwhile, if the native step read last and will again.
+
+        Whatever torch does with several threads, be it over in microseconds, leaves them looking for more work for milliseconds, on
+        the very cores that the next step needs.
+        """
+        threads = torch.get_num_threads()
+        if self._read_natively:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _read_piece(self, description: native.Description, rows: list[list[int]], start: int, end: int, cache: KVCache) -> Tensor:
         """Read the tokens `start` to `end` of every row."""

@@ -70,7 +70,8 @@ class Continuation:
                 self._read()
             else:
                 self._read_prompts()
-            chosen = sample(self.logits, self.sampling, [self._generators[row] for row in self.rows], self._seen_tokens()).tolist()
+            with self.decoder.quiet():
+                chosen = sample(self.logits, self.sampling, [self._generators[row] for row in self.rows], self._seen_tokens()).tolist()
         for row, token in zip(self.rows, chosen, strict=True):
             self.history[row].append(token)
         self._unread = chosen
@@ -80,7 +81,8 @@ class Continuation:
         """Return the natural logarithm of the probability that the model itself gave to each token of the last step."""
         chosen = torch.tensor(self._unread, device=self.logits.device)[:, None]
         logits = self.logits.float()
-        return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(dim=-1)).tolist()
+        with self.decoder.quiet():
+            return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(dim=-1)).tolist()
 
     def is_full(self, row: int) -> bool:
         """Whether a row has as many tokens as the model has positions, and must not slide."""

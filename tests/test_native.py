@@ -24,7 +24,7 @@ from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.generate import generate_tokens
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, quantized_state
-from gpt2kit.sampling import Sampling
+from gpt2kit.sampling import Sampling, sample
 
 ROOT = Path(__file__).parents[1]
 SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
@@ -240,6 +240,23 @@ def test_generation_gives_the_same_tokens_with_and_without_it(monkeypatch: pytes
 
 
 @compiled
+@compiled
+def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def watched(*arguments: Any) -> Tensor:
+        threads.append(torch.get_num_threads())
+        return sample(*arguments)
+
+    monkeypatch.setattr("gpt2kit.generate.sample", watched)
+    torch.set_num_threads(2)
+    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
+    monkeypatch.setenv(native.VARIABLE, "0")
+    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=2))
+    assert threads == [1, 1, 1, 2, 2]
+    assert torch.get_num_threads() == 2
+
+
 def test_tokens_that_do_not_fit_or_do_not_exist_are_refused() -> None:
     model = model_of(SMALL)
     cache = model.new_cache(capacity=2)
