@@ -248,7 +248,7 @@ def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.
         threads.append(torch.get_num_threads())
         return sample(*arguments)
 
-    monkeypatch.setattr("gpt2kit.generate.sample", watched)
+    monkeypatch.setattr(sys.modules["gpt2kit.generate"], "sample", watched)
     torch.set_num_threads(2)
     list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
     monkeypatch.setenv(native.VARIABLE, "0")
