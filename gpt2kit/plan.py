@@ -12,7 +12,7 @@ from gpt2kit.corpus import Corpus
 from gpt2kit.distributed import Ranks
 from gpt2kit.model import GPT2
 from gpt2kit.optim import is_hidden_matrix, set_learning_rate
-from gpt2kit.train import LOGITS_AT_ONCE, TrainConfig, prepare
+from gpt2kit.train import FEW_LOGITS, LOGITS_AT_ONCE, TrainConfig, prepare
 
 _MARGIN = 0.9  # of the free memory may be planned for
 
@@ -42,7 +42,8 @@ def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
     if shape.attn_pdrop and not torch.cuda.is_available():
         block += 13 * T * shape.n_head  # a CPU keeps the attention weights where some are dropped
     blocks = shape.n_layer * 4 * C + block if config.checkpointing else shape.n_layer * block
-    logits = 3 * 4 * min(windows * T * shape.n_vocab, LOGITS_AT_ONCE)
+    logits = windows * T * shape.n_vocab
+    logits = 3 * 4 * logits if logits <= FEW_LOGITS else size * min(logits, LOGITS_AT_ONCE)
     return windows * T * (blocks + 16 * C) + logits
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt2kit.allocator import keep_freed_memory
 from gpt2kit.checkpoints.training import Progress, Run
 from gpt2kit.corpus import Corpus
 from gpt2kit.distributed import Ranks
@@ -44,7 +45,9 @@ from gpt2kit.optim import (
 Dtype = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
 
-LOGITS_AT_ONCE = 2**24  # beyond this many, the loss goes through them in pieces
+FEW_LOGITS = 2**22  # beyond this many, the loss writes their gradient into their place,
+LOGITS_AT_ONCE = 2**26  # and has at most so many in memory at a time
+_LOGITS_IN_CACHE = 2**19
 _NARROW = 128  # widths below are not faster in bfloat16
 
 
@@ -191,14 +194,14 @@ class NextTokenLoss(nn.Module):
         with autocast(ids.device, self.dtype), _checkpointed(self.model, self.checkpointing and self.training):
             hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (B * T, C)
             weight = self.model.head_weight  # (V, C)
-            if len(targets) * len(weight) > LOGITS_AT_ONCE:
+            if len(targets) * len(weight) > FEW_LOGITS:
                 return _PiecewiseLoss.apply(hidden, weight, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
             logits = F.linear(hidden, weight)  # (B * T, V)
         return F.cross_entropy(logits.float(), targets)
 
 
 class _PiecewiseLoss(torch.autograd.Function):
-    """Cross entropy after a linear layer, some rows at a time, so that all logits are never in memory.
+    """Cross entropy after a linear layer, with the logits in memory once, in the working precision, and not all if they are many.
 
     The gradients are made in the forward pass, while the logits are at hand. torch's F.linear_cross_entropy can do this too; on a
     CPU it took four times as long.
@@ -208,28 +211,23 @@ class _PiecewiseLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: Dtype) -> Tensor:
         working = torch.bfloat16 if dtype == "bfloat16" else hidden.dtype
         h, w, n = hidden.to(working), weight.to(working), len(targets)
-        wanted = any(ctx.needs_input_grad)
-        hidden_grad = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(h) if wants_hidden else None
+        weight_grad: Tensor | None = None
         total = torch.zeros((), device=h.device)
         rows = max(1, LOGITS_AT_ONCE // len(w))
-        for piece in (slice(start, start + rows) for start in range(0, n, rows)):
-            target = targets[piece, None]  # (rows, 1)
-            logits = (h[piece] @ w.T).float()  # (rows, V)
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (rows, 1)
-            total += (log_sum - logits.gather(1, target)).sum()
-            if not wanted:
-                continue
-            gradient = logits.sub_(log_sum).exp_()  # (rows, V): the probabilities, less one at the target
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient = (gradient / n).to(working)
+        for start in range(0, n, rows):
+            piece = slice(start, start + rows)
+            logits = h[piece] @ w.T  # (rows, V)
+            total += _cross_entropy_(logits, targets[piece], n)
             if hidden_grad is not None:
-                hidden_grad[piece] = gradient @ w
-            if weight_grad is not None:
-                weight_grad += gradient.T @ h[piece]
+                hidden_grad[piece] = logits @ w
+            if wants_weight:
+                gradient = (logits.T @ h[piece]).to(weight.dtype)  # (V, C)
+                weight_grad = gradient if weight_grad is None else weight_grad.add_(gradient)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.hidden_dtype = hidden.dtype
-        return total / n
+        return total
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -241,6 +239,22 @@ class _PiecewiseLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _cross_entropy_(logits: Tensor, targets: Tensor, n: int) -> Tensor:
+    """Return the sum of the cross entropies of some rows over n, and leave its gradient in the place of the logits: (rows, V), (rows,).
+
+    A few rows at a time, which a processor's cache holds while float32 goes over them again and again.
+    """
+    total = torch.zeros((), device=logits.device)
+    rows = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for piece, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+        logprobs = torch.log_softmax(piece, dim=-1, dtype=torch.promote_types(piece.dtype, torch.float32))
+        total -= logprobs.gather(1, target).sum()
+        gradient = logprobs.exp_().div_(n)  # the probabilities, less one at the target
+        gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1 / n))
+        piece.copy_(gradient)
+    return total / n
 
 
 def autocast(device: torch.device, dtype: Dtype) -> torch.autocast | nullcontext[None]:
@@ -278,6 +292,8 @@ def prepare(
     if model.dtype != torch.float32:
         found = str(model.dtype).removeprefix("torch.")
         raise ConfigError(f"the weights are {found}, expected float32; the configuration's dtype is that of matrix products")
+    if model.device.type == "cpu":
+        keep_freed_memory()
     module = ranks.wrap(NextTokenLoss(model, config.dtype, config.checkpointing))
     optimizers = build_optimizers(model, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
     if config.batch_size % (ranks.world_size * config.accumulate):
