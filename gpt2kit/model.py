@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
+from gpt2kit.dropout import attention, dropout
 from gpt2kit.errors import ContextLengthError
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,7 +68,7 @@ class GPT2(nn.Module):
         mask = None if cache is None else cache.mask(n)
         x = self.wte(ids)  # (B, T, C)
         x = x + self.wpe(positions).to(x.dtype)
-        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        x = dropout(x, self.config.embd_pdrop, self.training)
         for block in self.h:
             x = block(x, mask, cache)
         if cache is not None:
@@ -150,13 +151,13 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         if self.config.reorder_and_upcast_attn and x.dtype.itemsize < 4:
             q, k, v = q.float(), k.float(), v.float()
-        dropout = self.config.attn_pdrop if self.training else 0.0
+        p = self.config.attn_pdrop if self.training else 0.0
         # Without a mask, one new token sees all keys and several see the keys up to their own. `is_causal` lines up the first
         # query with the first key, which is right only where nothing was read before: elsewhere the cache gives a mask.
         causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale)
+        y = attention(q, k, v, mask=mask, p=p, causal=causal, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # (B, H, T, D) -> (B, T, C)
-        return F.dropout(self.c_proj(y), self.config.resid_pdrop, self.training)
+        return dropout(self.c_proj(y), self.config.resid_pdrop, self.training)
 
 
 class MLP(nn.Module):
@@ -177,7 +178,7 @@ class MLP(nn.Module):
             x = F.silu(gate) * x
         else:
             x = self.activation(x)
-        return F.dropout(self.c_proj(x), self.config.resid_pdrop, self.training)  # (B, T, C)
+        return dropout(self.c_proj(x), self.config.resid_pdrop, self.training)  # (B, T, C)
 
 
 class Sinusoids(nn.Module):

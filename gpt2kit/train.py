@@ -248,7 +248,7 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, n: int) -> Tensor:
     """
     total = torch.zeros((), device=logits.device)
     rows = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    for piece, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+    for piece, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):  # type: ignore[no-untyped-call]
         logprobs = torch.log_softmax(piece, dim=-1, dtype=torch.promote_types(piece.dtype, torch.float32))
         total -= logprobs.gather(1, target).sum()
         gradient = logprobs.exp_().div_(n)  # the probabilities, less one at the target

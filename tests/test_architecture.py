@@ -15,7 +15,7 @@ README = PACKAGE.parent / "README.md"
 
 # From the foundations up; a module may import from lines above its own, and from its own package.
 LAYERS = [
-    {"errors", "allocator"},
+    {"errors", "allocator", "dropout"},
     {"files"},
     {"config", "sampling"},
     {"catalogue", "store", "recipes", "loss_curve", "distributed"},
