@@ -111,9 +111,9 @@ class SmallModel(Drafter):
     """Proposes what a smaller model of the same vocabulary would write, with the same options of sampling."""
 
     def __init__(self, model: GPT2, batch_size: int, most: int, *, sampling: Sampling, n_vocab: int, capacity: int) -> None:
-        n_ctx = model.config.n_ctx
-        self._stride = max(1, n_ctx // 2)
-        super().__init__(batch_size, min(most, max(1, n_ctx - self._stride)))
+        self._n_ctx = model.config.n_ctx
+        self._stride = max(1, self._n_ctx // 2)
+        super().__init__(batch_size, min(most, max(1, self._n_ctx - self._stride)))
         self._decoder = Decoder(model)
         self._cache = model.new_cache(batch_size, capacity=capacity)
         self._read: list[list[int]] = [[] for _ in range(batch_size)]  # what each row of the cache holds
@@ -164,7 +164,7 @@ class SmallModel(Drafter):
             if not counts[place]:
                 missing.append([])
                 continue
-            excess = len(history) + self.most - 1 - self._cache.capacity
+            excess = len(history) + self.most - 1 - self._n_ctx
             window = history[max(0, -(-excess // self._stride) * self._stride) :]
             lengths[place] = min(common_length(self._read[place], window), len(window) - 1)
             if len(window) - lengths[place] > MOST_TOKENS:
