@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from torch import Tensor
 
-import gpt2kit
-from gpt2kit import continuation
+from gpt2kit import continuation, store
+from gpt2kit.cache import KVCache
 from gpt2kit.checkpoints import load
 from gpt2kit.config import GPT2Config
 from gpt2kit.decoder import Decoder
@@ -82,8 +84,8 @@ def test_long_greedy_texts_of_random_models_are_the_same(seed: int) -> None:
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_long_greedy_texts_of_the_bundled_model_are_the_same(quantize: str | None) -> None:
-    model, tokenizer = load(Path(gpt2kit.__file__).parents[1] / "weights" / "dante", device="cpu", quantize=quantize)
+def test_long_greedy_texts_of_the_bundled_model_are_the_same(quantize: str | None, tmp_path: Path) -> None:
+    model, tokenizer = load(shutil.copytree(store.BUNDLED / "dante", tmp_path / "dante"), device="cpu", quantize=quantize)
     small = make_model(replace(model.config, n_layer=1, n_embd=32, n_head=2, n_ctx=64))
     options: Any = {"max_tokens": 400, "temperature": 0}
     expected = complete(model, tokenizer, "Nel mezzo del cammin ", **options)[0].tokens
@@ -181,9 +183,14 @@ def test_a_model_that_is_its_own_draft_is_always_right(tiny_config: GPT2Config, 
 
 
 def test_a_text_that_repeats_itself_takes_fewer_steps(tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
+    steps: list[int] = []
     read_each = Decoder.read_each
-    monkeypatch.setattr(Decoder, "read_each", lambda self, ids, cache: steps.append(len(ids[0])) or read_each(self, ids, cache))
+
+    def counted(self: Decoder, ids: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
+        steps.append(len(ids[0]))
+        return read_each(self, ids, cache)
+
+    monkeypatch.setattr(Decoder, "read_each", counted)
     text = rows(tiny_model, [[5, 6, 7]], 200)[0]
     assert len(set(text[-60:])) < 20  # greedy texts of tiny models run in circles
     assert rows(tiny_model, [[5, 6, 7]], 200, draft="lookup")[0] == text
@@ -224,7 +231,7 @@ def test_lookup_proposes_what_followed_the_same_tokens(history: list[int], expec
 # --- the same distribution -------------------------------------------------------------------------------------------
 
 V = 4
-ROWS = 4000
+ROWS = 2000
 CHOICES = [
     Sampling(top_k=0),
     Sampling(top_k=3, temperature=0.7, repetition_penalty=1.5),
@@ -238,7 +245,7 @@ def tiny_pair() -> tuple[GPT2, GPT2]:
     return make_model(config, seed=4), make_model(replace(config, n_embd=4), seed=5)
 
 
-def next_token(logits: np.ndarray, sampling: Sampling, history: Sequence[int]) -> np.ndarray:
+def next_token(logits: Any, sampling: Sampling, history: Sequence[int]) -> Any:
     """Return the distribution of the next token: penalty, temperature, top-k, top-p, min-p, in plain NumPy."""
     logits = logits.astype(np.float64)
     for token in set(history):
@@ -255,13 +262,13 @@ def next_token(logits: np.ndarray, sampling: Sampling, history: Sequence[int]) -
 
 def exact(model: GPT2, prompt: list[int], n: int, sampling: Sampling) -> dict[tuple[int, ...], float]:
     """Return the probability of every continuation of n tokens."""
-    found = {}
+    texts = list(itertools.product(range(V), repeat=n))
     with torch.no_grad():
-        for tokens in itertools.product(range(V), repeat=n):
-            logits = model(torch.tensor([[*prompt, *tokens]]))[0].numpy()
-            steps = (next_token(logits[len(prompt) + i - 1], sampling, [*prompt, *tokens[:i]])[tokens[i]] for i in range(n))
-            found[tokens] = math.prod(steps)
-    return found
+        logits = model(torch.tensor([[*prompt, *tokens] for tokens in texts])).numpy()[:, len(prompt) - 1 :]  # (texts, n + 1, V)
+    return {
+        tokens: math.prod(float(next_token(own[i], sampling, [*prompt, *tokens[:i]])[tokens[i]]) for i in range(n))
+        for tokens, own in zip(texts, logits, strict=True)
+    }
 
 
 def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
@@ -272,8 +279,8 @@ def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
     cells = [(counts[cell], n * expected[cell]) for cell in common]
     cells.append((n - sum(found for found, _ in cells), n - sum(wanted for _, wanted in cells) + 1e-9))
     square = sum((found - wanted) ** 2 / max(wanted, 1) for found, wanted in cells)
-    df = len(cells) - 1
-    return ((square / df) ** (1 / 3) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
+    df = len(cells) - 1  # degrees of freedom
+    return (math.cbrt(square / df) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
 
 
 def draft_surprise(sampling: Sampling, with_model: bool) -> float:

@@ -165,9 +165,9 @@ def _load(model: str, device: str, dtype: str, quantize: str | None) -> tuple[GP
 
 
 def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:
-    if draft is None or draft == "lookup":
-        return draft and "lookup", None
-    return _load(draft, device, dtype, quantize)
+    if draft is None:
+        return None, None
+    return ("lookup", None) if draft == "lookup" else _load(draft, device, dtype, quantize)
 
 
 def _check_draft(draft: str | None, draft_tokenizer: Tokenizer | None, model: str, tokenizer: Tokenizer | None) -> None:
