@@ -61,9 +61,9 @@ DraftName = Annotated[
     typer.Option(
         "--draft",
         metavar="MODEL|lookup",
-        help="Let a smaller model of the same vocabulary propose tokens, which the model reads several at once and keeps where it agrees; "
-        "or `lookup`: what followed the same words earlier in the text, which pays for texts that repeat themselves. "
-        "The text is as without; drawn with a model's help, it is another one for the same seed, just as likely.",
+        help="For speed: a smaller model of the same vocabulary proposes tokens, and the model keeps those it agrees with; or lookup: "
+        "what followed the same words before, a gain for texts that repeat themselves, a small loss for others. The text stays the "
+        "same, but with a draft model and a temperature above 0 it is another one for the same seed, just as likely.",
         show_default=False,
     ),
 ]
@@ -353,7 +353,7 @@ class Stats:
             f"prompt  {self.prompt_tokens:,} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):,.1f} tokens/s, "
             f"first new token after {self.first_token_seconds or 0:.3f} s",
             f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s, "
-            f"by {Decoder(model).name(self.rows)}",
+            f"by {Decoder(model).name(1 if self.draft_steps else self.rows)}",
             *self._draft(),
             f"memory  {options.human_size(_peak_memory())} at most",
         ]
