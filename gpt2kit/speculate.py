@@ -44,7 +44,7 @@ class Proposal(NamedTuple):
     """What may come next in one row."""
 
     tokens: list[int]
-    drawn_from: Tensor | None = None  # (len(tokens), V): the distribution of each; None where nothing was drawn
+    drawn_from: list[Tensor] | None = None  # the distribution (V,) of each; None where nothing was drawn
 
     def at(self, i: int) -> tuple[int, Tensor]:
         """Return a drawn token and the distribution (V,) that it comes from."""
@@ -149,7 +149,7 @@ class SmallModel(Drafter):
             for place, token in zip(places, chosen.tolist(), strict=True):
                 tokens[place].append(token)
                 unread[place] = [token] if counts[place] > i + 1 else []
-        return [Proposal(some, torch.stack(rows) if rows else None) for some, rows in zip(tokens, drawn_from, strict=True)]
+        return [Proposal(some, rows or None) for some, rows in zip(tokens, drawn_from, strict=True)]
 
     def _catch_up(self, histories: Sequence[list[int]], counts: Sequence[int]) -> list[list[int]]:
         """Bring the cache up to where the texts are now, all but a few of their last tokens, and return those.
