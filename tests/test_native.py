@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gpt2kit import native
+from gpt2kit import continuation, native
 from gpt2kit.cache import KVCache
 from gpt2kit.config import ACTIVATIONS, GPT2Config
 from gpt2kit.decoder import MOST_TOKENS, Decoder
@@ -295,7 +295,7 @@ def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.
         threads.append(torch.get_num_threads())
         return sample(*arguments)
 
-    monkeypatch.setattr(sys.modules["gpt2kit.generate"], "sample", watched)
+    monkeypatch.setattr(continuation, "sample", watched)
     torch.set_num_threads(2)
     list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
     monkeypatch.setenv(native.VARIABLE, "0")
