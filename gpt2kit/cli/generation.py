@@ -62,7 +62,7 @@ DraftName = Annotated[
         "--draft",
         metavar="MODEL|lookup",
         help="For speed: a smaller model of the same vocabulary proposes tokens, and the model keeps those it agrees with; or lookup: "
-        "what followed the same words before, a gain for texts that repeat themselves, a small loss for others. The text stays the "
+        "what followed the same words before, a gain for texts that repeat themselves, hardly for others. The text stays the "
         "same, but with a draft model and a temperature above 0 it is another one for the same seed, just as likely.",
         show_default=False,
     ),
