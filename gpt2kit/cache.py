@@ -54,15 +54,18 @@ class KVCache:
         """Tokens that each row has room for."""
         return self.keys.shape[3]
 
-    def check_room(self, n: int) -> None:
-        """Raise ContextLengthError where n more tokens do not fit."""
-        longest = max(self.lengths)
-        if longest + n > self.capacity:
-            raise ContextLengthError(
-                f"{longest} tokens are read and {n} more were given, but the cache has room for {self.capacity}",
-                requested=longest + n,
-                limit=self.capacity,
-            )
+    def check_room(self, n: int | Sequence[int]) -> None:
+        """Raise ContextLengthError where n more tokens, or n[b] more in row b, do not fit."""
+        for length, new in zip(self.lengths, self._each(n), strict=True):
+            if length + new > self.capacity:
+                raise ContextLengthError(
+                    f"{length} tokens are read and {new} more were given, but the cache has room for {self.capacity}",
+                    requested=length + new,
+                    limit=self.capacity,
+                )
+
+    def _each(self, n: int | Sequence[int]) -> Sequence[int]:
+        return [n] * self.batch_size if isinstance(n, int) else n
 
     def positions(self, n: int) -> Tensor:
         """Positions of the next n tokens: (n,) where all rows are equally long, (B, n) otherwise.
@@ -98,9 +101,9 @@ class KVCache:
         end = longest + n
         return self.keys[layer, :, :, :end].to(keys.dtype), self.values[layer, :, :, :end].to(values.dtype)
 
-    def advance(self, n: int) -> None:
-        """Count n more tokens as read in every row; the model does this once all layers have appended."""
-        self._set_lengths([length + n for length in self.lengths])
+    def advance(self, n: int | Sequence[int]) -> None:
+        """Count n more tokens as read in every row, or n[b] in row b; the model does this once all layers have appended."""
+        self._set_lengths([length + new for length, new in zip(self.lengths, self._each(n), strict=True)])
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths[b]` tokens of each row."""

@@ -7,7 +7,7 @@ The model's definition is model.py; a decoder only chooses who computes it, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -41,21 +41,60 @@ class Decoder:
 
         Raises ContextLengthError where they do not fit.
         """
-        description = self._native(ids.numel())
-        in_torch = torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu"
-        self._read_natively = not (description is None or in_torch)
-        if description is None or in_torch:
-            logits = self.model.head(self.model.hidden(ids, cache)[:, -1])
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        description = self._native(ids.numel(), cache)
+        self._read_natively = description is not None
+        if description is None:
+            return _precise(self.model.head(self.model.hidden(ids, cache)[:, -1]))
         B, T = ids.shape
         cache.check_room(T)
-        rows = ids.tolist()
+        rows = self._checked(ids.tolist())
+        n = max(1, PIECE // B)
+        pieces = [[(row, j) for row in range(B) for j in range(start, min(T, start + n))] for start in range(0, T, n)]
+        logits = [self._read_piece(description, rows, piece, cache, [j == T - 1 for _, j in piece]) for piece in pieces][-1]
+        cache.advance(T)
+        return logits
+
+    def read_each(self, rows: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
+        """Read some ids of each row, of one row more than of another or none, and return the logits after each: (T, V) for a row.
+
+        The native step gives the same numbers, bit for bit, as if the tokens were read one at a time. Raises ContextLengthError
+        where they do not fit.
+        """
+        counts = [len(row) for row in rows]
+        cache.check_room(counts)
+        description = self._native(1, cache)
+        self._read_natively = description is not None
+        if description is None:
+            return self._read_padded(rows, cache)
+        self._checked(rows)
+        places = [(row, j) for row, count in enumerate(counts) for j in range(count)]
+        n = PIECE if self.model.is_quantised else MOST_TOKENS
+        pieces = [places[start : start + n] for start in range(0, len(places), n)]
+        found = [self._read_piece(description, rows, piece, cache, [True] * len(piece)) for piece in pieces]
+        cache.advance(counts)
+        return list(torch.split(found[0] if len(found) == 1 else torch.cat(found), counts))
+
+    def _read_padded(self, rows: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
+        """Let torch read rows of different lengths: all at once, the shorter ones filled up, or one by one where that has no room."""
+        counts, T = [len(row) for row in rows], max(map(len, rows))
+        ends = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        if max(cache.lengths) + T <= cache.capacity:
+            ids = torch.tensor([[*row, *[0] * (T - len(row))] for row in rows], device=self.model.device)  # (B, T)
+            logits = self.model(ids, cache)  # (B, T, V)
+            cache.truncate(ends)
+            return [_precise(logits[row, :count]) for row, count in enumerate(counts)]
+        found = []
+        for row, tokens in enumerate(rows):
+            own = self.model.new_cache(1, capacity=ends[row])
+            own.fill([0], cache, row)
+            found.append(_precise(self.model(torch.tensor([tokens], device=self.model.device, dtype=torch.long), own)[0]))
+            cache.fill([row], own, 0)
+        return found
+
+    def _checked(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         if not all(0 <= token < self.model.config.n_vocab for row in rows for token in row):
             raise IndexError(f"an id is outside of the vocabulary of {self.model.config.n_vocab:,}")
-        n = max(1, PIECE // B)
-        pieces = [self._read_piece(description, rows, start, min(T, start + n), cache) for start in range(0, T, n)]
-        cache.advance(T)
-        return pieces[-1]
+        return rows
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -72,23 +111,36 @@ class Decoder:
         finally:
             torch.set_num_threads(threads)
 
-    def _read_piece(self, description: native.Description, rows: list[list[int]], start: int, end: int, cache: KVCache) -> Tensor:
-        """Read the tokens `start` to `end` of every row."""
-        places = [(slot, j) for slot in range(len(rows)) for j in range(start, end)]
-        last = len(rows[0]) - 1
+    def _read_piece(
+        self,
+        description: native.Description,
+        rows: Sequence[Sequence[int]],
+        places: Sequence[tuple[int, int]],  # (row, number of the token in it)
+        cache: KVCache,
+        wanted: Sequence[bool],
+    ) -> Tensor:
+        """Read some of the tokens, and return the logits after those that are wanted."""
         return description.step(
-            tokens=[rows[slot][j] for slot, j in places],
-            slots=[slot for slot, _ in places],
-            positions=[cache.lengths[slot] + j for slot, j in places],
-            wanted=[j == last for _, j in places],
+            tokens=[rows[row][j] for row, j in places],
+            slots=[row for row, _ in places],
+            positions=[cache.lengths[row] + j for row, j in places],
+            wanted=wanted,
             cache=cache,
             level=str(self._level),
         )
 
-    def _native(self, tokens: int) -> native.Description | None:
-        """Return what the native step needs to read so many tokens, or None where torch should."""
+    def _native(self, tokens: int, cache: KVCache | None = None) -> native.Description | None:
+        """Return what the native step needs to read so many tokens into a cache, or None where torch should."""
         if self._level is None or self.model.training or (tokens > MOST_TOKENS and not self.model.is_quantised):
+            return None
+        if cache is not None and (
+            torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu"
+        ):
             return None
         if self._description is None or not self._description.is_current():
             self._description = native.describe(self.model)
         return self._description
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

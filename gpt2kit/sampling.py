@@ -50,6 +50,17 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     stream alone. `seen` (B, V) marks the tokens that the repetition penalty is for. Raises GenerationError for logits that are
     NaN or all minus infinity.
     """
+    probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
+    if ids.shape[1] == 1:
+        return ids[:, 0]
+    return ids.gather(1, draw(probabilities, generators)[:, None])[:, 0]
+
+
+def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return what `sample` draws from: the probabilities of the candidates, which need not sum to 1, and their ids, (B, K) twice.
+
+    At temperature 0 that is one candidate. `seen` and errors are those of `sample`.
+    """
     logits = logits.float()
     if seen is not None and sampling.repetition_penalty != 1:
         logits = penalize(logits, seen, sampling.repetition_penalty)
@@ -57,7 +68,7 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     if not torch.isfinite(best.values).all():
         raise GenerationError("the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32")
     if sampling.temperature == 0:
-        return best.indices
+        return torch.ones_like(best.values)[:, None], best.indices[:, None]
     # The largest logit is taken off first, and the temperature bounded, so that a tiny one gives neither infinities nor 0 / 0.
     logits = (logits - best.values[:, None]) / max(sampling.temperature, 1e-30)
     logits, ids = candidates(logits, sampling.top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
@@ -66,7 +77,24 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         probabilities = keep_min_p(probabilities, sampling.min_p)
-    return ids.gather(1, draw(probabilities, generators)[:, None])[:, 0]
+    return probabilities, ids
+
+
+def full_distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """Return the probability with which `sample` takes each token of the vocabulary: (B, V) -> (B, V)."""
+    probabilities, ids = distribution(logits, sampling, seen)
+    full = torch.zeros(logits.shape, dtype=_precise(logits), device=logits.device).scatter(1, ids, probabilities.to(_precise(logits)))
+    return full / full.sum(dim=-1, keepdim=True)
+
+
+def seen_tokens(histories: Sequence[Sequence[int]], logits: Tensor, sampling: Sampling) -> Tensor | None:
+    """Return which tokens each row has had, (B, V), where the repetition penalty asks for it."""
+    if sampling.repetition_penalty == 1:
+        return None
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, history in enumerate(histories):
+        seen[row, [token for token in history if token < logits.shape[1]]] = True
+    return seen.to(logits.device)
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -100,12 +128,19 @@ def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw one place in each row of unnormalised probabilities, by inverting their running sum: (B, K) -> (B,)."""
-    uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])  # (B,)
-    precise = torch.float32 if probabilities.device.type == "mps" else torch.float64
-    total = probabilities.to(precise).cumsum(dim=-1)  # (B, K)
-    point = uniform.to(total)[:, None] * total[:, -1:]
+    total = probabilities.to(_precise(probabilities)).cumsum(dim=-1)  # (B, K)
+    point = uniform(generators).to(total)[:, None] * total[:, -1:]
     places = torch.searchsorted(total, point, right=True)[:, 0]  # to the right: a token of probability 0 is never drawn
     return places.clamp(max=probabilities.shape[-1] - 1)
+
+
+def uniform(generators: Sequence[torch.Generator]) -> Tensor:
+    """Return one number from 0 to 1 of each stream, on the CPU: (B,)."""
+    return torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+
+
+def _precise(numbers: Tensor) -> torch.dtype:
+    return torch.float32 if numbers.device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def sample_generator(seed: int, sample: int) -> torch.Generator:

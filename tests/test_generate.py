@@ -17,8 +17,9 @@ from conftest import GOLDEN, make_model
 import gpt2kit
 from gpt2kit.checkpoints import build_model, open_checkpoint
 from gpt2kit.config import GPT2Config
+from gpt2kit.continuation import Continuation
 from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError, Gpt2KitWarning, TokenizerError
-from gpt2kit.generate import Continuation, Request, StopTexts, complete, generate, generate_tokens, stream
+from gpt2kit.generate import Request, StopTexts, complete, generate, generate_tokens, stream
 from gpt2kit.model import GPT2
 from gpt2kit.sampling import Sampling, sample_generator
 from gpt2kit.tokenizers import BPETokenizer
@@ -159,7 +160,7 @@ def test_rows_of_padding_are_never_sampled(tiny_config: GPT2Config) -> None:
     with torch.no_grad():
         model.wte.weight[500:] *= 100  # the largest logits by far
     state = Continuation(model, [[1]], max_tokens=50, sampling=Sampling(top_k=0), generators=[sample_generator(0, 0)], n_vocab=500)
-    assert all(state.step()[0] < 500 for _ in range(30))
+    assert all(state.step()[0][0] < 500 for _ in range(30))
 
 
 def test_damaged_weights_are_an_error_and_not_a_text(tiny_model: GPT2) -> None:
@@ -186,7 +187,7 @@ def test_sample_three_alone_is_sample_three_of_eight(tiny_model: GPT2, small_bpe
     assert len({completion.text for completion in eight}) == 8
     ids = small_bpe.encode("a")
     state = Continuation(tiny_model, [ids], max_tokens=20, sampling=Sampling(), generators=[sample_generator(11, 3)])
-    assert [state.step()[0] for _ in range(20)] == eight[3].tokens
+    assert [state.step()[0][0] for _ in range(20)] == eight[3].tokens
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

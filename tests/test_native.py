@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gpt2kit import native
+from gpt2kit import continuation, native
 from gpt2kit.cache import KVCache
 from gpt2kit.config import ACTIVATIONS, GPT2Config
 from gpt2kit.decoder import MOST_TOKENS, Decoder
@@ -217,6 +217,53 @@ def test_a_long_prompt_of_an_int8_model_is_read_in_pieces() -> None:
     assert torch.equal(whole.keys[..., :150, :], single.keys[..., :150, :])
 
 
+ROWS = [[5, 6, 7, 8], [9], [], list(range(20))]  # more than are read at once
+
+
+@compiled
+@pytest.mark.parametrize("make", [model_of, lambda config: int8_of(model_of(config)), lambda config: model_of(config, torch.bfloat16)])
+def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(make: object, level: str) -> None:
+    model: GPT2 = make(SMALL)  # type: ignore[operator]
+    decoder, together = Decoder(model), model.new_cache(4)
+    decoder.read(ids_of(4, 3), together)
+    together.truncate([3, 1, 2, 0])
+    found = decoder.read_each(ROWS, together)
+    assert together.lengths == [7, 2, 2, 20]
+    for row, tokens in enumerate(ROWS):
+        single = model.new_cache()
+        decoder.read(ids_of(4, 3)[row : row + 1], single)
+        single.truncate([[3, 1, 2, 0][row]])
+        expected = [decoder.read(torch.tensor([[token]]), single) for token in tokens]
+        assert torch.equal(found[row], torch.cat([torch.empty(0, SMALL.n_vocab), *expected]))
+        assert torch.equal(together.keys[:, row, :, : single.lengths[0]], single.keys[:, 0, :, : single.lengths[0]])
+
+
+@pytest.mark.parametrize("capacity", [48, 23])  # with room to fill the shorter rows up, and without
+def test_torch_reads_several_tokens_of_each_row_too(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.VARIABLE, "0")
+    model = model_of(SMALL)
+    decoder, cache = Decoder(model), model.new_cache(4, capacity=capacity)
+    decoder.read(ids_of(4, 5), cache)
+    cache.truncate([5, 5, 4, 3])
+    found = decoder.read_each(ROWS, cache)
+    assert cache.lengths == [9, 6, 4, 23]
+    for row, tokens in enumerate(ROWS):
+        start = ids_of(4, 5)[row, : [5, 5, 4, 3][row]].tolist()
+        expected = model(torch.tensor([[*start, *tokens]]))[0, len(start) :]
+        assert found[row].shape == expected.shape
+        assert difference(found[row], expected) < TOLERANCE if tokens else True
+
+
+def test_what_does_not_fit_into_a_row_is_refused_before_it_is_read() -> None:
+    model = model_of(SMALL)
+    cache = model.new_cache(2, capacity=5)
+    with pytest.raises(ContextLengthError, match="0 tokens are read and 6 more were given, but the cache has room for 5"):
+        Decoder(model).read_each([[1], [1, 2, 3, 4, 5, 6]], cache)
+    with pytest.raises(IndexError, match="outside of the vocabulary"):
+        Decoder(model).read_each([[1], [SMALL.n_vocab]], cache)
+    assert cache.lengths == [0, 0]
+
+
 @compiled
 def test_damaged_weights_give_no_finite_logits() -> None:
     model = model_of(SMALL)
@@ -248,7 +295,7 @@ def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.
         threads.append(torch.get_num_threads())
         return sample(*arguments)
 
-    monkeypatch.setattr(sys.modules["gpt2kit.generate"], "sample", watched)
+    monkeypatch.setattr(continuation, "sample", watched)
     torch.set_num_threads(2)
     list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
     monkeypatch.setenv(native.VARIABLE, "0")

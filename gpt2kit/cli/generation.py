@@ -19,6 +19,7 @@ from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, U
 if TYPE_CHECKING:
     from gpt2kit.generate import Options, Piece
     from gpt2kit.model import GPT2
+    from gpt2kit.speculate import Draft
     from gpt2kit.tokenizers import Tokenizer
 
 
@@ -55,6 +56,18 @@ PromptsFile = Annotated[
     typer.Option("--prompts_file", metavar="FILE", help="Continue every line of a file; - is standard input.", show_default=False),
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Texts to write at once.")]
+DraftName = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL|lookup",
+        help="For speed: a smaller model of the same vocabulary proposes tokens, and the model keeps those it agrees with; or lookup: "
+        "what followed the same words before, a gain for texts that repeat themselves, hardly for others. The text stays the "
+        "same, but with a draft model and a temperature above 0 it is another one for the same seed, just as likely.",
+        show_default=False,
+    ),
+]
+DraftTokens = Annotated[int, typer.Option("--draft_tokens", min=1, help="Tokens proposed at once, at most; fewer where they do not hold.")]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
@@ -79,6 +92,8 @@ def generate(
     prompts_file: PromptsFile = None,
     batch_size: BatchSize = 16,
     overflow: Overflow = "slide",
+    draft: DraftName = None,
+    draft_tokens: DraftTokens = 7,
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
@@ -110,11 +125,14 @@ def generate(
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json,
+        "draft_tokens": draft_tokens,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
+    wish["draft"], draft_tokenizer = _load_draft(draft, device, dtype, quantize)
     gpt2, tokenizer = _load(model, device, dtype, quantize)
+    _check_draft(draft, draft_tokenizer, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
     show_seed = seed is None and temperature > 0 and not json
@@ -144,6 +162,24 @@ def _load(model: str, device: str, dtype: str, quantize: str | None) -> tuple[GP
 
     pick_numbers(device, dtype, quantize)  # refuses a wrong one before anything is downloaded
     return load(options.locate(model), device=device, dtype=dtype, quantize=quantize)
+
+
+def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:
+    if draft is None:
+        return None, None
+    return ("lookup", None) if draft == "lookup" else _load(draft, device, dtype, quantize)
+
+
+def _check_draft(draft: str | None, draft_tokenizer: Tokenizer | None, model: str, tokenizer: Tokenizer | None) -> None:
+    """Raise ConfigError where a draft model has a vocabulary, and it is not the model's."""
+    from gpt2kit.errors import ConfigError
+    from gpt2kit.tokenizers import identity
+
+    if tokenizer and draft_tokenizer and identity(tokenizer) != identity(draft_tokenizer):
+        raise ConfigError(
+            f"the draft model {draft} has another vocabulary than {model} ({draft_tokenizer.n_vocab:,} and {tokenizer.n_vocab:,} tokens); "
+            "expected the same: take a smaller model of its family, or --draft lookup"
+        )
 
 
 def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
@@ -281,6 +317,9 @@ class Stats:
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     rows: int = 1  # texts written at once
+    draft_steps: int = 0  # steps of a text in which a draft may have proposed something
+    proposed: int = 0
+    accepted: int = 0
 
     def watch(self, pieces: Iterable[Piece], prompt_tokens: int) -> Iterator[Piece]:
         """Pass pieces on and take their times; the first one ends the reading of the prompts."""
@@ -294,6 +333,10 @@ class Stats:
                     self.prompt_seconds += first - start
                     self.first_token_seconds = self.first_token_seconds or first - start
                 self.new_tokens += 1
+                if piece.checked is not None:
+                    self.draft_steps += 1
+                    self.proposed += piece.checked.proposed
+                    self.accepted += piece.checked.accepted
                 yield piece
         finally:  # also where a text is stopped
             if first is not None:
@@ -310,11 +353,20 @@ class Stats:
             f"prompt  {self.prompt_tokens:,} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):,.1f} tokens/s, "
             f"first new token after {self.first_token_seconds or 0:.3f} s",
             f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s, "
-            f"by {Decoder(model).name(self.rows)}",
+            f"by {Decoder(model).name(1 if self.draft_steps else self.rows)}",
+            *self._draft(),
             f"memory  {options.human_size(_peak_memory())} at most",
         ]
         for line in lines:
             typer.secho(line, err=True, dim=True)
+
+    def _draft(self) -> list[str]:
+        if not self.draft_steps:
+            return []
+        return [
+            f"draft   {self.proposed:,} tokens proposed, {self.accepted / max(self.proposed, 1):.1%} of them accepted, "
+            f"{1 + self.accepted / self.draft_steps:.2f} tokens per step"
+        ]
 
 
 def _peak_memory() -> int:

@@ -87,6 +87,7 @@ CHANGES: list[list[str]] = [
     ["--seed", "2"],
     ["--num_samples", "2"],
     ["--overflow", "stop"],
+    ["--draft", "MODEL"],
     ["--no_prompt"],
     ["--json"],
 ]
@@ -96,6 +97,7 @@ CHANGES: list[list[str]] = [
 def test_every_option_changes_the_output(model: str, option: list[str]) -> None:
     plain = ["generate", "the end", "--model", model, "--device", "cpu", "--ignore_eos"]
     before = run(*plain, "--seed", "1").stdout
+    option = [model if word == "MODEL" else word for word in option]
     after = run(*plain, *([] if option[0] == "--seed" else ["--seed", "1"]), *option)
     assert after.exit_code == 0, after.stderr
     assert after.stdout != before
@@ -153,6 +155,26 @@ def test_every_dtype_writes_text(model: str, dtype: str) -> None:
     assert dtype in result.stderr
 
 
+@pytest.mark.parametrize("draft", ["lookup", "MODEL"])
+def test_a_draft_changes_no_text_that_is_not_drawn(model: str, tmp_path: Path, draft: str) -> None:
+    (tmp_path / "prompts").write_text("the end of the end of\na\nPerché no?\n")
+    options = ["--prompts_file", str(tmp_path / "prompts"), "--temperature", "0", "--num_samples", "2", "--stop", "zz"]
+    plain = text(model, *options)
+    assert text(model, *options, "--draft", draft.replace("MODEL", model)) == plain
+    assert text(model, *options, "--draft", draft.replace("MODEL", model), "--draft_tokens", "2", "--batch_size", "1") == plain
+    seeded = ["a", "--num_samples", "3", "--repetition_penalty", "1.1"]
+    assert text(model, *seeded, "--draft", "lookup") == text(model, *seeded)
+
+
+def test_stats_say_how_many_proposals_were_accepted(model: str) -> None:
+    pattern = r"draft +(\d+) tokens proposed, ([\d.]+)% of them accepted, ([\d.]+) tokens per step\n"
+    arguments = ["a", "--stats", "--ignore_eos", "--max_tokens", "25", "--temperature", "0"]
+    found = re.search(pattern, generate(model, *arguments, "--draft", model, "--draft_tokens", "3").stderr)
+    assert found is not None
+    assert found.groups() == ("18", "100.0", "4.00")
+    assert "draft" not in generate(model, *arguments).stderr
+
+
 # --- stderr ----------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +218,9 @@ def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
         (["a", "--seed", "99999999999999999999999"], "seed is 99999999999999999999999"),
         (["--prompts_file", "/nowhere/prompts"], "/nowhere/prompts: No such file"),
         (["--prompts_file", os.devnull], "no prompts"),
+        (["a", "--draft", "dante"], "the draft model dante has another vocabulary than"),
+        (["a", "--draft", "my-novel"], "no model is called my-novel"),
+        (["a", "--draft", "lookup", "--draft_tokens", "65"], "draft_tokens is 65, expected a whole number from 1 to 64"),
         (["a", "--num_samples", "1000000000000"], "num_samples is 1000000000000"),
         (["a " * 60, "--overflow", "error"], "reads at most 32"),
     ],
