@@ -48,6 +48,7 @@ FinishReason = Literal["steps", "patience", "stopped"]
 FEW_LOGITS = 2**22  # beyond this many, the loss writes their gradient into their place,
 LOGITS_AT_ONCE = 2**26  # and has at most so many in memory at a time
 _LOGITS_IN_CACHE = 2**19
+_ROWS_AT_ONCE = 2**13  # of the head's gradient, before they are added up in float32
 _NARROW = 128  # widths below are not faster in bfloat16
 
 
@@ -213,7 +214,7 @@ class _PiecewiseLoss(torch.autograd.Function):
         h, w, n = hidden.to(working), weight.to(working), len(targets)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(h) if wants_hidden else None
-        weight_grad: Tensor | None = None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=h.device)
         rows = max(1, LOGITS_AT_ONCE // len(w))
         for start in range(0, n, rows):
@@ -222,9 +223,9 @@ class _PiecewiseLoss(torch.autograd.Function):
             total += _cross_entropy_(logits, targets[piece], n)
             if hidden_grad is not None:
                 hidden_grad[piece] = logits @ w
-            if wants_weight:
-                gradient = (logits.T @ h[piece]).to(weight.dtype)  # (V, C)
-                weight_grad = gradient if weight_grad is None else weight_grad.add_(gradient)
+            if weight_grad is not None:
+                for part, logits_part in zip(weight_grad.split(_ROWS_AT_ONCE), logits.split(_ROWS_AT_ONCE, dim=1), strict=True):  # type: ignore[no-untyped-call]
+                    part += logits_part.T @ h[piece]  # (rows, C)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.hidden_dtype = hidden.dtype
         return total
