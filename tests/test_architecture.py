@@ -22,6 +22,7 @@ LAYERS = [
     {"cache", "tokenizers", "download"},
     {"model", "reference", "texts"},
     {"optim", "lora", "corpus", "quantize"},
+    {"sharding"},
     {"native", "checkpoints", "originality"},
     {"decoder", "train"},
     {"prompts"},

@@ -85,9 +85,12 @@ FINETUNE = _table(
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. Default: weights/CORPUS-MODEL.", show_default=False)
 ]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Divide the model among the processes of torchrun, where it does not fit on one device.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out exactly where it stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the run that is in --out.")]
-RUN: dict[str, Any] = {"out": Out, "resume": Resume, "force": Force, "json": Json}
+RUN: dict[str, Any] = {"shard": Shard, "out": Out, "resume": Resume, "force": Force, "json": Json}
 RECIPE = {"recipe": _option(str, "recipe", "Take the options of a recipe that `gpt2kit recipes` lists; those given here win.")}
 
 
@@ -102,7 +105,7 @@ def command(name: str, *tables: dict[str, Any]) -> Callable[[Callable[[str, dict
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("corpus", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=CORPUS)]
         for option, kind in kinds.items():
-            is_flag = option in ("resume", "force", "json")
+            is_flag = option in ("shard", "resume", "force", "json")
             parameters.append(inspect.Parameter(option, keyword, default=False if is_flag else None, annotation=kind))
         run.__name__, run.__doc__ = name, function.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

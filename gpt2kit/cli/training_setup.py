@@ -21,6 +21,7 @@ from gpt2kit.distributed import Ranks, join
 from gpt2kit.errors import ConfigError, TokenizerError, TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.optim import freeze
+from gpt2kit.sharding import shard
 from gpt2kit.texts import Text, read_texts
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 _MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-_FLAGS = ("out", "resume", "force", "json")
+_FLAGS = ("out", "resume", "force", "json", "shard")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
     options = stored.get("options", {}) | options
     if "max_steps" in options and "epochs" in options:
         raise ConfigError("max_steps and epochs are both given; leave one out")
-    ranks = join()
-    device = pick_device(options.get("device", "auto"))
+    ranks = join(shard=given.get("shard", False))
+    # What is to be divided stays in memory until then: it may not fit on one device.
+    device = torch.device("cpu") if ranks.sharded else pick_device(options.get("device", "auto"))
     tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(source, options)
     corpus = _corpus(source, texts, tokenizer, options)
     model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
@@ -86,6 +88,8 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
         write = partial(lora.save_adapters, base=options.get("model", "124M"), base_sha256=start)
         read = lora.load_adapters
     freeze(model, options.get("freeze", ""))
+    if ranks.sharded:
+        shard(model, ranks)
     settled = {name: options[name] for name in options.keys() & _TRAIN_FIELDS}
     config = TrainConfig(**(stored["training"] | settled)) if stored else _configuration(kind, settled, options, model, corpus, ranks)
     settings = {
@@ -206,4 +210,4 @@ def _configuration(
     sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}
     config = TrainConfig(**(defaults | settled | sizes))
     free = plan.free_memory(model.device)
-    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), world_size=ranks.world_size)
+    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), ranks=ranks)
