@@ -102,7 +102,7 @@ def is_divided(tensor: Tensor) -> bool:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Return a tensor whole; of one in shards all processes must ask for it, in the same order."""
-    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def take_part(tensors: Iterable[Tensor]) -> None:

@@ -23,6 +23,7 @@ def shard(model: GPT2, ranks: Ranks) -> None:
 
     The blocks go to this process's accelerator, where it has one, one after the other: the whole model need never fit there.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     if isinstance(model, FSDPModule):
@@ -31,7 +32,7 @@ def shard(model: GPT2, ranks: Ranks) -> None:
     if trained <= {"lm_head.weight"}:  # no gradient would pass through what is gathered for the backward pass
         raise ConfigError("only the head is trained, which needs no --shard: leave it out, or freeze less")
     kind = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    mesh = torch.distributed.init_device_mesh(kind, (ranks.world_size,))
+    mesh = init_device_mesh(kind, (ranks.world_size,))
     for block in model.h:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -297,6 +297,8 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> Progres
             if _sha256(folder / name) != about["sha256"]:
                 raise CheckpointFormatError(folder / name, "damaged: its sha256 is not the one in the manifest")
         progress = Progress(**read_json(folder / "state.json"))
+        weights: Any
+        moments: Any
         weights, moments = (
             safe_open(folder / name, framework="pt", backend="pread") for name in ("weights.safetensors", "optimizer.safetensors")
         )
@@ -310,10 +312,10 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> Progres
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(parameter, weights.get_tensor(name)))
-    for name, parameter, state in named_state(optimizers):
+    for name, moved, state in named_state(optimizers):
         for key in [key for key in moments.keys() if key.rpartition(".")[0] == name]:  # noqa: SIM118
             tensor = moments.get_tensor(key)
-            state[key.rpartition(".")[2]] = like(parameter, tensor) if tensor.shape == parameter.shape else tensor.to(parameter.device)
+            state[key.rpartition(".")[2]] = like(moved, tensor) if tensor.shape == moved.shape else tensor.to(moved.device)
     return progress
 
 

@@ -192,11 +192,11 @@ class Reporter:
         if self._last.finish_reason == "stopped" and not self.stop:
             _say(f"\nstopped and saved in {self._run.folder}; the same command with --resume goes on from step {self._last.step:,}")
             return
-        model = shlex.quote(str(self._run.folder))
+        made = shlex.quote(str(self._run.folder))
         if self._setup.options.get("lora_rank"):
-            _say(f"\nthe adapters become a model with: gpt2kit merge {model} --out {model}-merged")
-            model += "-merged"
-        _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {model}")
+            _say(f"\nthe adapters become a model with: gpt2kit merge {made} --out {made}-merged")
+            made += "-merged"
+        _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {made}")
 
     def _summary(self, metrics: list[dict[str, Any]], model: GPT2 | None) -> dict[str, Any]:
         """Return the figures of the run: losses before and after, what the best weights write, and how much of that is copied."""
