@@ -29,7 +29,7 @@ LAYERS = [
     {"speculate"},
     {"continuation"},
     {"generate", "plan"},
-    {"inspection", "verify"},
+    {"inspection", "verify", "training_setup"},
     {"cli"},
     {"__init__", "__main__"},
 ]

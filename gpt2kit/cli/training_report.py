@@ -26,8 +26,8 @@ from gpt2kit.sharding import whole
 from gpt2kit.train import StepReport
 
 if TYPE_CHECKING:
-    from gpt2kit.cli.training_setup import Setup
     from gpt2kit.model import GPT2
+    from gpt2kit.training_setup import Setup
 
 _SAMPLE_SEED = 1
 _RECENT = 100  # steps whose training losses are averaged
