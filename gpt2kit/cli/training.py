@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, Force, command
+from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, command
 from gpt2kit.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def plan(corpus: str, given: dict[str, Any]) -> None:
 
 
 def list_recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this one.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.", show_default=False)] = None,
     json: options.Json = False,
 ) -> None:
     """List the recipes of `train --recipe`, or show one."""
@@ -67,7 +67,7 @@ def list_recipes(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run with --lora_rank.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the folder that is in --out.")] = False,
 ) -> None:
     """Fold a run's adapters into its model's weights, as a folder that transformers loads."""
     from gpt2kit import lora
