@@ -6,6 +6,8 @@ that, or with `sharded` a part of every tensor, as `gpt2kit.sharding` divides th
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -81,14 +83,21 @@ def join(*, shard: bool = False) -> Ranks:
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # This module keeps the group that is there when it is imported in the defaults of its functions, for ever; DDP and FSDP
+        # import it. The group's threads would then outlive `leave`, and the interpreter: at exit they could end the process.
+        importlib.import_module("torch.distributed.nn.functional")
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), shard)
 
 
 def leave() -> None:
-    """Part from the other processes, where there are any, when all have come so far: one that left early would break the others."""
+    """Part from the other processes, where there are any, when all have come so far: one that left early would break the others.
+
+    The group's threads end here, if no wrapped module is in use any more.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+        gc.collect()  # modules that DDP wraps hold the group, and are in cycles
         torch.distributed.destroy_process_group()
 
 

@@ -108,6 +108,7 @@ def scenarios(rank: int, port: int, root: Path) -> None:
     go(fsdp, root / "fsdp-then-fsdp", dropout=True, resume=True)
     (root / f"facts-{rank}.json").write_text(json.dumps(shard_facts(fsdp)))
     leave()
+    (root / f"threads-{rank}.json").write_text(json.dumps([path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]))
 
 
 def shard_facts(ranks: Ranks) -> dict[str, Any]:
@@ -241,6 +242,15 @@ def test_what_shards_cannot_do_is_refused_in_one_line(root: Path) -> None:
     assert "leave out --compile or --shard" in compiled
     assert "batch_size is 3, expected a multiple of the 2 processes" in uneven
     assert "only the head is trained" in head
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_no_thread_of_the_group_outlives_it(root: Path) -> None:
+    # They did, held by the defaults of torch's own functions: one that still wanted Python at exit could abort the process.
+    for rank in (0, 1):
+        threads = json.loads((root / f"threads-{rank}.json").read_text())
+        assert threads
+        assert not [name for name in threads if "gloo" in name or "tcpstore" in name]
 
 
 def test_torchrun_prints_and_writes_once(tmp_path: Path) -> None:
