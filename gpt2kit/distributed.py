@@ -93,7 +93,7 @@ def join(*, shard: bool = False) -> Ranks:
 def leave() -> None:
     """Part from the other processes, where there are any, when all have come so far: one that left early would break the others.
 
-    The group's threads end here, if no wrapped module is in use any more.
+    The group's threads end here, where every process had a whole model; of shards, torch keeps a group to the end of the process.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

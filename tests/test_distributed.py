@@ -108,6 +108,13 @@ def scenarios(rank: int, port: int, root: Path) -> None:
     go(fsdp, root / "fsdp-then-fsdp", dropout=True, resume=True)
     (root / f"facts-{rank}.json").write_text(json.dumps(shard_facts(fsdp)))
     leave()
+
+
+def whole_models_alone(rank: int, port: int, root: Path) -> None:
+    """Train once with a whole model in each process, and tell which threads are left."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    go(join(), root / "run", max_steps=3)
+    leave()
     (root / f"threads-{rank}.json").write_text(json.dumps([path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]))
 
 
@@ -244,11 +251,13 @@ def test_what_shards_cannot_do_is_refused_in_one_line(root: Path) -> None:
     assert "only the head is trained" in head
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
-def test_no_thread_of_the_group_outlives_it(root: Path) -> None:
-    # They did, held by the defaults of torch's own functions: one that still wanted Python at exit could abort the process.
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    # They lived on after `leave`, to the end of the interpreter: defaults of torch's own functions held the group.
+    spawn(whole_models_alone, args=(free_port(), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in (0, 1):
-        threads = json.loads((root / f"threads-{rank}.json").read_text())
+        threads = json.loads((tmp_path / f"threads-{rank}.json").read_text())
         assert threads
         assert not [name for name in threads if "gloo" in name or "tcpstore" in name]
 
