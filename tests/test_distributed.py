@@ -69,7 +69,7 @@ def go(
         add_adapters(model, 2)
         write = lambda place, model: save_adapters(place, model, base="base", base_sha256="")  # noqa: E731
     freeze(model, frozen)
-    vars(sys.modules["gpt2kit.train"])["LOGITS_AT_ONCE"] = 200 if in_pieces else 2**24
+    vars(sys.modules["gpt2kit.train"]).update(FEW_LOGITS=200 if in_pieces else 2**22, LOGITS_AT_ONCE=200 if in_pieces else 2**26)
     run = Run(folder, {}, resume=resume, ranks=ranks, write=write)
     reports: list[StepReport] = []
     stream = train(model, small_corpus(), small_config(**settings), run=run, ranks=ranks, stop=lambda: len(reports) == stop_after)
