@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gpt2kit.train import StepReport as StepReport
     from gpt2kit.train import TrainConfig as TrainConfig
     from gpt2kit.train import train as train
+    from gpt2kit.training_setup import finetune as finetune
 
 _EXPORTS = {
     "CheckpointError": "gpt2kit.errors",
@@ -74,6 +75,7 @@ _EXPORTS = {
     "TrainingError": "gpt2kit.errors",
     "complete": "gpt2kit.generate",
     "download": "gpt2kit.download",
+    "finetune": "gpt2kit.training_setup",
     "generate": "gpt2kit.generate",
     "generate_tokens": "gpt2kit.generate",
     "load": "gpt2kit.checkpoints",

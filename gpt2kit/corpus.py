@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit.errors import CheckpointError, ConfigError, CorpusError
-from gpt2kit.files import check_regular, fsync_directory
+from gpt2kit.files import check_regular, new_file
 from gpt2kit.texts import Oddities, Source, Text, examine, read_texts
 from gpt2kit.tokenizers import Tokenizer, identity
 
@@ -272,17 +270,8 @@ def _write_ids(path: Path, ids: Ids) -> None:
     """Write a file of ids that appears whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.save(file, ids)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-        fsync_directory(path.parent)
+        with new_file(path) as file:
+            np.save(file, ids)
     except OSError as error:
         raise CorpusError(f"{path}: cannot write the encoded text: {error.strerror}; choose another cache folder", path=path) from error
 

@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, Gpt2KitError
 
@@ -84,12 +85,26 @@ def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that after a crash it is the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with new_file(path, part=path.with_name(f"{path.name}.tmp")) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
+    """Give a file to write, which becomes `path` when the block ends, and vanishes if it fails.
+
+    Until then it is `part`, which nobody else may be writing, or else has a name of this thread's own.
+    """
+    part = part or path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        fsync_directory(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,12 @@ def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: in
             setattr(parent, layer, LoRALinear.beside(getattr(parent, layer), rank, alpha, generator))
 
 
+def settings(model: GPT2) -> dict[str, Any] | None:
+    """Return the rank and alpha of a model's adapters, or None where it has none."""
+    layer = next((layer for layer in model.modules() if isinstance(layer, LoRALinear)), None)
+    return None if layer is None else {"rank": len(layer.lora_a), "alpha": layer.scale * len(layer.lora_a)}
+
+
 def merge_adapters(model: GPT2) -> None:
     """Fold all adapters into the weights: the model computes the same, and is a plain one again."""
     for block in model.h:
@@ -90,10 +96,7 @@ def merge_adapters(model: GPT2) -> None:
 def save_adapters(folder: Path, model: GPT2, *, base: str, base_sha256: str) -> None:
     """Write the adapters, and which model's they are, into an existing folder."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters() if ".lora_" in name}
-    layer = model.get_submodule("h.0.attn.c_attn")
-    assert isinstance(layer, LoRALinear)
-    rank = len(layer.lora_a)
-    about = {"base": base, "base_sha256": base_sha256, "rank": rank, "alpha": layer.scale * rank}
+    about = {"base": base, "base_sha256": base_sha256, **(settings(model) or {})}
     save_file(tensors, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

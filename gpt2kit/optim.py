@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from gpt2kit.distributed import gathered
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 
@@ -82,7 +83,7 @@ def learning_rate(step: int, *, lr: float, max_steps: int, warmup: int, schedule
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
     """Scale the gradients down to the norm `largest` (0: leave them) and return the norm they had; one that is not finite is left."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients))
+    norm = float(gathered(nn.utils.get_total_norm(gradients)))
     if math.isfinite(norm) and norm > largest > 0:
         torch._foreach_mul_(gradients, largest / norm)
     return norm

@@ -17,20 +17,29 @@ from gpt2kit.train import FEW_LOGITS, LOGITS_AT_ONCE, TrainConfig, prepare
 _MARGIN = 0.9  # of the free memory may be planned for
 
 
-def memory(model: GPT2, config: TrainConfig, *, world_size: int = 1) -> dict[str, int]:
-    """Return the bytes that a training needs, by part; activations are an estimate."""
+def memory(model: GPT2, config: TrainConfig, ranks: Ranks | None = None) -> dict[str, int]:
+    """Return the bytes that a training needs in each process, by part; activations are an estimate."""
+    ranks = ranks or Ranks()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     n_trained = sum(parameter.numel() for parameter in trained.values())
     # AdamW keeps two averages of each parameter, Muon one.
     n_muon = sum(p.numel() for name, p in trained.items() if config.optimizer == "muon" and is_hidden_matrix(name, p))
     n_params = sum(parameter.numel() for parameter in model.parameters())
-    windows = config.batch_size // config.accumulate // world_size
+    windows = config.batch_size // config.accumulate // ranks.world_size
+    shards = ranks.world_size if ranks.sharded else 1
+    gathered = _gathered(model) if ranks.sharded else 0
     return {
-        "weights": 4 * n_params,
-        "gradients": 4 * n_trained,
-        "optimizer": 4 * (2 * n_trained - n_muon),
+        "weights": 4 * (n_params // shards + gathered),
+        "gradients": 4 * (n_trained // shards + min(n_trained, gathered)),
+        "optimizer": 4 * (2 * n_trained - n_muon) // shards,
         "activations": _activations(model.config, config, max(1, windows)) + (2 * n_params if config.dtype == "bfloat16" else 0),
     }
+
+
+def _gathered(model: GPT2) -> int:
+    """Return how many parameters of a model in shards are whole at once: those outside of the blocks, and two blocks."""
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.h]
+    return sum(parameter.numel() for parameter in model.parameters()) - sum(blocks) + sum(blocks[:2])
 
 
 def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
@@ -59,15 +68,16 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def fit(model: GPT2, config: TrainConfig, free: int, *, fixed: set[str], world_size: int = 1) -> TrainConfig:
+def fit(model: GPT2, config: TrainConfig, free: int, *, fixed: set[str], ranks: Ranks | None = None) -> TrainConfig:
     """Return the configuration, with smaller parts of a batch or with checkpointing where it needs more memory than is free.
 
     Both change what a step costs and not what it computes; what is in `fixed` stays. The result may still not fit.
     """
 
     def fits(candidate: TrainConfig) -> bool:
-        return sum(memory(model, candidate, world_size=world_size).values()) <= _MARGIN * free
+        return sum(memory(model, candidate, ranks).values()) <= _MARGIN * free
 
+    world_size = 1 if ranks is None else ranks.world_size
     if "accumulate" not in fixed:
         for accumulate in range(config.accumulate + 1, config.batch_size // world_size + 1):
             if fits(config):
@@ -84,7 +94,8 @@ def advice(needed: int, free: int) -> str | None:
     if needed <= _MARGIN * free:
         return None
     return (
-        "this will not fit: --lora_rank 8 trains few parameters, --block_size 128 and --batch_size 1 take less, and so does a smaller model"
+        "this will not fit: --lora_rank 8 trains few parameters, --block_size 128 and --batch_size 1 take less, and so does a smaller "
+        "model; torchrun with --shard divides the model among several devices"
     )
 
 

@@ -180,17 +180,18 @@ def _what_to_type(model: str | Path, path: Path) -> str:
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model of weights_dir()."""
+    """A model of weights_dir(), or one that comes with the package."""
 
     name: str
     path: Path
     size: int  # bytes of everything in the directory
     manifest: Manifest | None  # None for what was not downloaded
+    is_bundled: bool = False  # whether it comes with the package
 
 
 def installed() -> list[InstalledModel]:
-    """List the directories of weights_dir() that hold a model, by name."""
-    models = []
+    """List the directories of weights_dir() that hold a model, by name, and then the bundled models that none of them hides."""
+    models: list[InstalledModel] = []
     with contextlib.suppress(OSError):
         for path in sorted(weights_dir().iterdir()):
             if not path.name.startswith(".") and path.is_dir() and holds_model(path):
@@ -198,7 +199,9 @@ def installed() -> list[InstalledModel]:
                 with contextlib.suppress(CheckpointFormatError):  # a damaged record does not hide the model
                     manifest = Manifest.read(path)
                 models.append(InstalledModel(path.name, path, _bytes_in(path), manifest))
-    return models
+    hidden = {model.name for model in models}
+    bundled = [path for path in sorted(BUNDLED.iterdir()) if holds_model(path) and path.name not in hidden]
+    return models + [InstalledModel(path.name, path, _bytes_in(path), None, is_bundled=True) for path in bundled]
 
 
 def _bytes_in(directory: Path) -> int:
@@ -224,7 +227,9 @@ def removable(name: str) -> Path:
             return target
         if os.path.isdir(target):
             raise CheckpointNotFoundError(f"{target} holds no model, so it is left alone", path=target)
-    here = ", ".join(model.name for model in installed()) or "none"
+    if holds_model(BUNDLED / name):
+        raise CheckpointError(f"{name} comes with gpt2kit and is not removed; a model of your own with that name is taken before it")
+    here = ", ".join(model.name for model in installed() if not model.is_bundled) or "none"
     raise CheckpointNotFoundError(f"there is no model {name!r} in {folder}; models there: {here}")
 
 

@@ -41,6 +41,7 @@ from gpt2kit.optim import (
     learning_rate,
     set_learning_rate,
 )
+from gpt2kit.sharding import let_go_without_backward, shard
 
 Dtype = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
@@ -138,6 +139,7 @@ def train(
 
     def measure() -> tuple[float | None, bool]:
         val_loss = evaluate_loss(module, corpus, config, ranks)
+        val_loss = val_loss and ranks.mean(val_loss)  # so that all decide alike
         return val_loss, val_loss is None or progress.note(val_loss)  # with nothing to tell by, the latest is the best
 
     if run is None or run.last_step is None:
@@ -172,7 +174,8 @@ def train(
         try:
             yield report
         except GeneratorExit:  # closed between two steps, where the state is whole
-            _save(run, None, model, optimizers, progress)
+            if not ranks.sharded:  # a state in shards takes all processes, and the others may not be here
+                _save(run, None, model, optimizers, progress)
             raise
         if reason is not None:
             return
@@ -295,25 +298,31 @@ def prepare(
         raise ConfigError(f"the weights are {found}, expected float32; the configuration's dtype is that of matrix products")
     if model.device.type == "cpu":
         keep_freed_memory()
-    module = ranks.wrap(NextTokenLoss(model, config.dtype, config.checkpointing))
+    module: nn.Module = NextTokenLoss(model, config.dtype, config.checkpointing)
+    if ranks.sharded:
+        if config.compile:
+            raise ConfigError("--compile does not work on a model in shards; leave out --compile or --shard")
+        shard(model, ranks)
+        let_go_without_backward(module, model)
+    else:
+        module = ranks.wrap(module)
     optimizers = build_optimizers(model, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
-    if config.batch_size % (ranks.world_size * config.accumulate):
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, expected a multiple of {ranks.world_size} processes x {config.accumulate} parts"
-        )
+    if config.batch_size % ranks.world_size:
+        raise ConfigError(f"batch_size is {config.batch_size}, expected a multiple of the {ranks.world_size} processes that share it")
+    n_parts = math.gcd(config.accumulate, config.batch_size // ranks.world_size)  # fewer windows cannot be cut into as many parts
 
     def batch(step: int) -> Tensor:
         options = {"block_size": config.block_size, "batch_size": config.batch_size, "seed": config.seed}
         return corpus.batch("train", step, **options, rank=ranks.rank, world_size=ranks.world_size).to(model.device)
 
-    compute = _compiled(module, batch(0).chunk(config.accumulate)[0]) if config.compile else module
+    compute = _compiled(module, batch(0).chunk(n_parts)[0]) if config.compile else module
 
     def step_loss(step: int) -> float:
         key = (step, ranks.rank)
         torch.manual_seed(int(np.random.SeedSequence(config.seed, spawn_key=key).generate_state(1, np.uint64)[0]))
         model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=model.device)
-        for part, ids in enumerate(parts := batch(step).chunk(config.accumulate)):
+        for part, ids in enumerate(parts := batch(step).chunk(n_parts)):
             with ranks.gradients_together(module, part == len(parts) - 1):
                 loss = compute(ids) / len(parts)
                 loss.backward()

@@ -68,12 +68,18 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, help="the Comedy, as a .txt in UTF-8")
     parser.add_argument("--run", type=Path, default=Path("weights/demo-run"), help="the folder to train in")
     parser.add_argument("--out", type=Path, default=BUNDLED / "dante", help="the folder to write the model to")
+    parser.add_argument("--max_steps", type=int, help="steps, in place of the recipe's: a few show that all of this works")
     arguments = parser.parse_args()
+    if arguments.max_steps is not None and arguments.out == BUNDLED / "dante":
+        parser.error("--max_steps makes another model than the bundled one: name another folder with --out")
     sha256 = hashlib.sha256(arguments.corpus.read_bytes()).hexdigest()
     print(f"{arguments.corpus}: sha256 {sha256}", file=sys.stderr)
     command = [sys.executable, "-m", "gpt2kit", "train", str(arguments.corpus), "--recipe", "demo", "--out", str(arguments.run)]
-    resumed = ["--resume"] if (arguments.run / "run.json").exists() else []
-    subprocess.run(command + resumed, check=True)
+    if (arguments.run / "run.json").exists():
+        command += ["--resume"]
+    elif arguments.max_steps is not None:
+        command += ["--max_steps", str(arguments.max_steps)]
+    subprocess.run(command, check=True)
     write(arguments.corpus, arguments.run, arguments.out, sha256)
 
 

@@ -9,6 +9,7 @@ import torch
 from training_builders import same, small_config, small_corpus, small_model, weights
 
 from gpt2kit import plan
+from gpt2kit.distributed import Ranks
 from gpt2kit.optim import freeze
 
 
@@ -22,6 +23,14 @@ def test_memory_is_counted_by_part() -> None:
     rest = plan.memory(model, small_config(optimizer="adamw"))
     assert rest["weights"] == 4 * n
     assert rest["optimizer"] == 2 * rest["gradients"] < 4 * n
+
+
+def test_in_shards_each_process_has_its_part_and_what_is_gathered() -> None:
+    model, config = small_model(n_layer=8), small_config(optimizer="adamw")
+    whole, part = plan.memory(model, config, Ranks(0, 2)), plan.memory(model, config, Ranks(0, 2, sharded=True))
+    assert part["optimizer"] == whole["optimizer"] // 2
+    assert whole["weights"] // 2 < part["weights"] < whole["weights"]
+    assert part["activations"] == whole["activations"]
 
 
 def test_activations_are_estimated_near_what_they_are() -> None:
@@ -61,7 +70,7 @@ def test_what_was_given_stays() -> None:
 
 
 def test_parts_leave_a_share_for_every_process() -> None:
-    assert plan.fit(small_model(), small_config(batch_size=12), 1, fixed=set(), world_size=4).accumulate == 3
+    assert plan.fit(small_model(), small_config(batch_size=12), 1, fixed=set(), ranks=Ranks(0, 4)).accumulate == 3
 
 
 def test_help_is_offered_only_where_it_is_needed() -> None:

@@ -137,15 +137,20 @@ def test_installed_lists_the_models_with_size_and_origin(weights: Path) -> None:
     (weights / "notes").mkdir()
     (weights / "corpus.txt").write_text("")
     listed = {model.name: (model.size, model.manifest) for model in store.installed()}
-    assert list(listed) == ["124M", "damaged", "run"]
+    assert list(listed) == ["124M", "damaged", "run", "dante"]
     assert listed["run"] == (7, None)
     assert listed["124M"][1] == MANIFEST
     assert listed["damaged"][1] is None
 
 
-def test_nothing_is_installed_where_the_folder_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_bundled_is_installed_where_the_folder_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2KIT_WEIGHTS", "/nowhere/at/all")
-    assert store.installed() == []
+    assert [(model.name, model.is_bundled) for model in store.installed()] == [("dante", True)]
+
+
+def test_a_model_of_ones_own_hides_the_bundled_one_of_its_name(weights: Path) -> None:
+    _model(weights, "dante")
+    assert [(model.name, model.is_bundled) for model in store.installed()] == [("dante", False)]
 
 
 def test_a_manifest_is_read_as_it_was_written(weights: Path) -> None:

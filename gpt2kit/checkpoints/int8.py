@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints.huggingface import write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
+from gpt2kit.files import new_file
 from gpt2kit.quantize import Int8GPT2, quantized_state
 
 SUFFIX = ".gpt2kit-int8"
@@ -75,14 +75,7 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
 
 def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     """Write the file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Tensors of equal alignment lie together, so that all are aligned.
     ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
-    try:
-        with part.open("wb") as file:
-            write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in ordered}, None, {"source": source})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(path) as file:
+        write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in ordered}, None, {"source": source})

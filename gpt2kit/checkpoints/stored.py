@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints.names import is_transposed
 from gpt2kit.config import GPT2Config
+from gpt2kit.distributed import gathered
 from gpt2kit.errors import CheckpointMismatchError
 
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
@@ -30,8 +31,8 @@ class StoredTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
-        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, on the CPU."""
-        return cls(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
+        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, whole and on the CPU."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda _: gathered(tensor.detach()).cpu())
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor: into the memory of `buffer`, flat bytes and enough of them, where the format allows; else into its own.

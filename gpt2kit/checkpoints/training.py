@@ -7,7 +7,8 @@
     └── config.json, model.safetensors, …     the best weights so far, as a directory that transformers loads
 
 A state is written beside its place, synced and renamed, and only then are older ones removed; the manifest holds the size and sha256
-of its files. Nothing is pickled. Random streams and the order of the data are functions of seed and step, so no state of theirs exists.
+of its files. Nothing is pickled. Tensors are whole there, also those of a model in shards, so that any number of processes can go on with
+them. Random streams and the order of the data are functions of seed and step, so no state of theirs exists.
 """
 
 from __future__ import annotations
@@ -20,31 +21,33 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2kit.checkpoints import write_model
 from gpt2kit.checkpoints.huggingface import write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
-from gpt2kit.distributed import Ranks
+from gpt2kit.distributed import Ranks, like, take_part
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning, TrainingError
-from gpt2kit.files import fsync_directory, read_json, write_whole
+from gpt2kit.files import fsync_directory, new_directory, read_json, write_whole
 from gpt2kit.model import GPT2
 from gpt2kit.optim import named_state
+from gpt2kit.sharding import whole
 
 SETTINGS = "run.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 STATES = "states"
 _MANIFEST = "manifest.json"
+_BEST = ".best"  # what becomes the best weights, until they are whole
 _KEPT = 2  # states: the newest, and the one before in case it is damaged
 
 
@@ -83,14 +86,13 @@ class Run:
         ranks: Ranks | None = None,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
-        self.is_main = ranks is None or ranks.is_main  # of several processes, only the main one writes; all read
+        self._ranks = ranks or Ranks()  # of several processes, only the main one writes; all read
         self.last_step: int | None = None  # of the newest whole state
         self._write = write
-        if self.is_main:
+        if self._ranks.is_main:
             with _writing(self.folder):
                 self._claim(dict(settings), resume, force)
-        if ranks is not None:
-            ranks.wait()
+        self._ranks.wait()
 
     def _claim(self, settings: dict[str, Any], resume: bool, force: bool) -> None:
         occupied = self.folder.is_file() or (self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()))
@@ -113,7 +115,11 @@ class Run:
                     shutil.rmtree(path)
                 elif path.name != ".lock":
                     path.unlink()
-        for unfinished in [*self.folder.glob(".best-*"), *self._states.glob(".step-*")]:  # a kill left them
+        for unfinished in [
+            *self.folder.glob(f"{_BEST}*"),
+            *self.folder.glob(f".{_BEST}*"),
+            *self._states.glob(".step-*"),
+        ]:  # a kill left them
             shutil.rmtree(unfinished, ignore_errors=True)
         if not resume:
             write_whole(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
@@ -121,7 +127,7 @@ class Run:
 
     def close(self) -> None:
         """Let others use the folder."""
-        if self.is_main:
+        if self._ranks.is_main:
             self._lock.release()
 
     @property
@@ -138,7 +144,7 @@ class Run:
                 progress = _load(folder, model, optimizers)
             except CheckpointFormatError as error:
                 warnings.warn(f"{error}; going on from the state before", Gpt2KitWarning, stacklevel=2)
-                if self.is_main:
+                if self._ranks.is_main:
                     folder.rename(folder.with_name(f".damaged-{folder.name}"))
                 continue
             self.last_step = progress.step
@@ -150,38 +156,47 @@ class Run:
         return Progress()
 
     def save(self, model: GPT2, optimizers: Sequence[Optimizer], progress: Progress) -> None:
-        """Save a state, then remove the ones that are too old."""
-        if progress.step == self.last_step or not self.is_main:
+        """Save a state, then remove the ones that are too old; of a model in shards, the processes save it together."""
+        if progress.step == self.last_step:
             return
-        target = self._states / f"step-{progress.step:08d}"
         weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        moments = {f"{name}.{key}": tensor for name, _, state in named_state(optimizers) for key, tensor in state.items()}
-        state = json.dumps(asdict(progress), indent=2) + "\n"
+        moments = {f"{name}.{key}": tensor for name, _, state in named_state(optimizers) for key, tensor in sorted(state.items())}
+        if self._ranks.is_main:
+            self._write_state(weights, moments, progress)
+        else:
+            take_part([*weights.values(), *moments.values()])
+        self.last_step = progress.step
 
-        def write(folder: Path) -> None:
+    def _write_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], progress: Progress) -> None:
+        with self._new_directory(self._states / f"step-{progress.step:08d}") as folder:
             _write_tensors(folder / "weights.safetensors", weights)
             _write_tensors(folder / "optimizer.safetensors", moments)
-            (folder / "state.json").write_text(state)
+            (folder / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
             files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in folder.iterdir()}
             (folder / _MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-
-        with _beside(target, write) as building:
-            building.rename(target)
-        self.last_step = progress.step
         for old in sorted(path for path in self._states.iterdir() if path.name.startswith("step-"))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def write_best(self, model: GPT2) -> None:
-        """Make these weights the ones that the run's folder is a model of."""
-        if not self.is_main:
+        """Make these weights the ones that the run's folder is a model of; all processes must call it."""
+        complete = whole(model, self._ranks)
+        if complete is None or not self._ranks.is_main:
             return
-        with _beside(self.folder / "best", lambda folder: self._write(folder, model)) as building:
-            for path in building.iterdir():
+        finished = self.folder / _BEST
+        with self._new_directory(finished) as folder:
+            self._write(folder, complete)
+        with _writing(self.folder):
+            for path in finished.iterdir():
                 path.replace(self.folder / path.name)
+            finished.rmdir()
+            fsync_directory(self.folder)
+
+    def _new_directory(self, target: Path) -> AbstractContextManager[Path]:
+        return new_directory(target, replace=True, error=lambda message: TrainingError(f"{message}; what was saved before is whole"))
 
     def record(self, report: Mapping[str, Any], file: str = METRICS) -> None:
         """Add a line to metrics.jsonl, or another file of that kind."""
-        if not self.is_main:
+        if not self._ranks.is_main:
             return
         with _writing(self.folder), (self.folder / file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(dict(report), ensure_ascii=False) + "\n")
@@ -189,7 +204,7 @@ class Run:
     def _trim_records(self, step: int) -> None:
         """Take back the records of steps that will be done again, and a last line that is not whole."""
         for path in (self.folder / METRICS, self.folder / SAMPLES):
-            if path.exists() and self.is_main:
+            if path.exists() and self._ranks.is_main:
                 kept = [line for line in _read_lines(path) if line.get("step", 0) <= step]
                 with _writing(self.folder):
                     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
@@ -269,25 +284,6 @@ def _writing(folder: Path) -> Iterator[None]:
         raise TrainingError(f"cannot write in {folder}: {error.strerror or error}; what was saved before is whole") from error
 
 
-@contextlib.contextmanager
-def _beside(target: Path, write: Callable[[Path], None]) -> Iterator[Path]:
-    """Write a folder beside its place, whole and synced, and give it to be moved there; it vanishes if that fails."""
-    building = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        with _writing(target.parent):
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-            write(building)
-            for path in building.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            fsync_directory(building)
-            yield building
-            fsync_directory(target.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with path.open("wb") as file:
         write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}, torch.float32)
@@ -300,29 +296,32 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> Progres
         for name, about in files.items():
             if _sha256(folder / name) != about["sha256"]:
                 raise CheckpointFormatError(folder / name, "damaged: its sha256 is not the one in the manifest")
-        weights = load_file(folder / "weights.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
         progress = Progress(**read_json(folder / "state.json"))
+        weights: Any
+        moments: Any
+        weights, moments = (
+            safe_open(folder / name, framework="pt", backend="pread") for name in ("weights.safetensors", "optimizer.safetensors")
+        )
     except CheckpointFormatError:
         raise
     except (OSError, SafetensorError, CheckpointError, KeyError, TypeError) as error:
         raise CheckpointFormatError(folder, f"damaged: {error}") from error
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _check_same(folder, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, weights)
+    found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    _check_same(folder, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, found)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    for name, tensor, state in named_state(optimizers):
-        for key in [key for key in moments if key.rpartition(".")[0] == name]:
-            state[key.rpartition(".")[2]] = moments[key].to(tensor.device)
+            parameter.copy_(like(parameter, weights.get_tensor(name)))
+    for name, moved, state in named_state(optimizers):
+        for key in [key for key in moments.keys() if key.rpartition(".")[0] == name]:  # noqa: SIM118
+            tensor = moments.get_tensor(key)
+            state[key.rpartition(".")[2]] = like(moved, tensor) if tensor.shape == moved.shape else tensor.to(moved.device)
     return progress
 
 
-def _check_same(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
+def _check_same(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise TrainingError unless a state has the parameters of this model, by name and shape."""
-    different = sorted(
-        name for name in expected.keys() | found.keys() if name not in found or expected.get(name) != tuple(found[name].shape)
-    )
+    different = sorted(name for name in expected.keys() | found.keys() if name not in found or expected.get(name) != found[name])
     if different:
         raise TrainingError(f"{folder} is another model's state: {len(different)} parameters differ, such as {different[0]}")
 

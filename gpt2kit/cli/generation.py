@@ -45,7 +45,7 @@ Stop = Annotated[
         "--stop", metavar="TEXT", help="Stop before this text; may be given several times. A line end is $'\\n'.", show_default=False
     ),
 ]
-IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", metavar="", help="Go on after <|endoftext|>.")]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="The same seed gives the same text; without it one is drawn and shown.", show_default=False),
@@ -72,8 +72,8 @@ Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
-NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
-ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
+NoPrompt = Annotated[bool, typer.Option("--no_prompt", metavar="", help="Print the continuation without the prompt.")]
+ShowStats = Annotated[bool, typer.Option("--stats", metavar="", help="Report speed and memory on stderr.")]
 
 
 def generate(

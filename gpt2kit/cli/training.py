@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, Force, command
+from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, command
+from gpt2kit.errors import ConfigError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,17 +34,20 @@ def finetune(corpus: str, given: dict[str, Any]) -> None:
     _run("finetune", corpus, given)
 
 
-@command("plan", FINETUNE, TRAINING, {"json": options.Json})
+@command("plan", RECIPE, FINETUNE, MODEL, TRAINING, {"json": options.Json})
 def plan(corpus: str, given: dict[str, Any]) -> None:
-    """Show what fine-tuning would need: parameters, steps, memory and time."""
+    """Show what fine-tuning would need, or with --recipe or a model's shape, training from scratch: parameters, steps, memory, time."""
     from gpt2kit.cli.training_report import show_plan
-    from gpt2kit.cli.training_setup import set_up
+    from gpt2kit.training_setup import set_up
 
-    show_plan(set_up("finetune", corpus, given), json=given["json"])
+    kind = "train" if given.keys() & (RECIPE.keys() | MODEL.keys()) else "finetune"
+    if kind == "train" and (both := given.keys() & FINETUNE.keys()):
+        raise ConfigError(f"--{min(both)} is for fine-tuning a model, but the other options are for one from scratch; leave one out")
+    show_plan(set_up(kind, corpus, given, locate=options.locate), json=given["json"])
 
 
 def list_recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this one.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.", show_default=False)] = None,
     json: options.Json = False,
 ) -> None:
     """List the recipes of `train --recipe`, or show one."""
@@ -63,7 +67,7 @@ def list_recipes(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run with --lora_rank.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the folder that is in --out.")] = False,
 ) -> None:
     """Fold a run's adapters into its model's weights, as a folder that transformers loads."""
     from gpt2kit import lora
@@ -87,14 +91,13 @@ def merge(
 
 def _run(kind: str, corpus: str, given: dict[str, Any]) -> None:
     """Set up a training, report what it will be, go through it, and report what became of it."""
-    from gpt2kit.checkpoints.training import Run
     from gpt2kit.cli.training_report import Reporter
-    from gpt2kit.cli.training_setup import set_up
     from gpt2kit.distributed import leave
     from gpt2kit.train import train as steps
+    from gpt2kit.training_setup import set_up
 
-    setup = set_up(kind, corpus, given)
-    run = Run(setup.folder, setup.settings, resume=given["resume"], force=given["force"], write=setup.write, ranks=setup.ranks)
+    setup = set_up(kind, corpus, given, locate=options.locate)
+    run = setup.open_run(resume=given["resume"], force=given["force"])
     with _Stop() as stop, Reporter(setup, run, json=given["json"]) as reporter:
         for report in steps(setup.model, setup.corpus, setup.config, run=run, ranks=setup.ranks, stop=lambda: stop() or reporter.stop):
             reporter.step(report)

@@ -22,10 +22,12 @@ from gpt2kit.errors import MissingDependencyError
 from gpt2kit.generate import generate
 from gpt2kit.loss_curve import draw
 from gpt2kit.originality import TextIndex, baseline
+from gpt2kit.sharding import whole
 from gpt2kit.train import StepReport
 
 if TYPE_CHECKING:
-    from gpt2kit.cli.training_setup import Setup
+    from gpt2kit.model import GPT2
+    from gpt2kit.training_setup import Setup
 
 _SAMPLE_SEED = 1
 _RECENT = 100  # steps whose training losses are averaged
@@ -41,7 +43,7 @@ def _say(text: str, **style: Any) -> None:
 
 def show_plan(setup: Setup, *, json: bool) -> None:
     """Print what a training will be and need: with --json one object on stdout, else lines."""
-    needed, free = plan.memory(setup.model, setup.config, world_size=setup.ranks.world_size), plan.free_memory(setup.model.device)
+    needed, free = plan.memory(setup.model, setup.config, setup.ranks), plan.free_memory(setup.model.device)
     seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)  # all processes take part in it
     if not setup.ranks.is_main:
         return
@@ -122,22 +124,24 @@ class Reporter:
             self._bar.stop()
 
     def step(self, report: StepReport) -> None:
-        """Show what a step did."""
+        """Show what a step did; all processes must call it."""
+        every = self._setup.options.get("sample_every", self._setup.config.eval_every)
+        due = every and report.step % every == 0 and report.finish_reason is None
+        model = whole(self._setup.model, self._setup.ranks) if due else None  # in shards, this takes all processes
+        self._last = report
         if self._quiet:
             return
-        self._last = report
         if self._json:
             options.print_json({name: value for name, value in asdict(report).items() if value is not None})
         elif self._bar:
             self._bar.show(report)
         if report.val_loss is not None and not self._json:
             self._tell(_line(report))
-        every = self._setup.options.get("sample_every", self._setup.config.eval_every)
-        if every and report.step % every == 0 and report.finish_reason is None:
-            self._sample(report.step)
+        if model is not None:
+            self._sample(report.step, model)
 
-    def _sample(self, step: int) -> None:
-        text = self._write(self._setup.options.get("sample_tokens", 100), _SAMPLE_SEED)
+    def _sample(self, step: int, model: GPT2) -> None:
+        text = self._write(model, self._setup.options.get("sample_tokens", 100), _SAMPLE_SEED)
         if self._sample_before is None:
             self._sample_before = text
         copied = None
@@ -151,9 +155,9 @@ class Reporter:
             if self.stop:
                 self._tell(f"{copied:.0%} of this is copied from the corpus: stopping")
 
-    def _write(self, n: int, seed: int) -> str:
+    def _write(self, model: GPT2, n: int, seed: int) -> str:
         """Let the model as it is write."""
-        return self._prompt + generate(self._setup.model.eval(), self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
+        return self._prompt + generate(model, self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
 
     def _tell(self, text: str, **style: Any) -> None:
         if self._bar:
@@ -165,13 +169,16 @@ class Reporter:
         """Report what became of the model."""
         if self._bar:
             self._bar.stop()
+        copied = self._setup.ranks.any(self.stop)
+        ended = self._last is not None and (self._last.finish_reason in ("steps", "patience") or copied)
+        model = whole(self._setup.model, self._setup.ranks) if ended else None
         if self._quiet:
             return
         if self._last is None:
             _say(f"this run has ended already; its model is in {self._run.folder}")
             return
         metrics = read_metrics(self._run.folder)
-        summary = self._summary(metrics)
+        summary = self._summary(metrics, model)
         (self._run.folder / "report.json").write_text(json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         with contextlib.suppress(MissingDependencyError):
             draw(metrics, self._run.folder / "loss.png")
@@ -185,13 +192,13 @@ class Reporter:
         if self._last.finish_reason == "stopped" and not self.stop:
             _say(f"\nstopped and saved in {self._run.folder}; the same command with --resume goes on from step {self._last.step:,}")
             return
-        model = shlex.quote(str(self._run.folder))
+        made = shlex.quote(str(self._run.folder))
         if self._setup.options.get("lora_rank"):
-            _say(f"\nthe adapters become a model with: gpt2kit merge {model} --out {model}-merged")
-            model += "-merged"
-        _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {model}")
+            _say(f"\nthe adapters become a model with: gpt2kit merge {made} --out {made}-merged")
+            made += "-merged"
+        _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {made}")
 
-    def _summary(self, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, metrics: list[dict[str, Any]], model: GPT2 | None) -> dict[str, Any]:
         """Return the figures of the run: losses before and after, what the best weights write, and how much of that is copied."""
         assert self._last is not None
         report = self._setup.corpus.report
@@ -208,10 +215,10 @@ class Reporter:
             summary["best_step"] = best["step"]
             for name, line in (("before", measured[0]), ("after", best)):
                 summary[name] = loss_figures(line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters)
-        if self._last.finish_reason in ("steps", "patience") or self.stop:
+        if model is not None:
             if "best_step" in summary:
-                self._setup.read(self._run.folder, self._setup.model)
-            summary["sample"] = self._write(_MEASURED_TOKENS, _SAMPLE_SEED)
+                self._setup.read(self._run.folder, model)
+            summary["sample"] = self._write(model, _MEASURED_TOKENS, _SAMPLE_SEED)
             if self._index is not None:
                 found = self._index.measure(summary["sample"][len(self._prompt) :])
                 usual = baseline(self._setup.texts.documents) if self._setup.texts else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gpt2kit.cli import options
 from gpt2kit.cli.options import Device, Json, ModelArgument, human_size
+
+if TYPE_CHECKING:
+    from gpt2kit.store import InstalledModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace what is there, once the new one is whole.")]
 
 
 def download(
@@ -26,7 +29,7 @@ def download(
     source: Annotated[Literal["hub", "openai"], typer.Option("--source", help="openai has the original TensorFlow files.")] = "hub",
     revision: Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit of the Hub.", show_default=False)] = None,
     force: Force = False,
-    no_verify: Annotated[bool, typer.Option("--no_verify", help="Check sizes but no hashes.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no_verify", metavar="", help="Check sizes but no hashes.")] = False,
 ) -> None:
     """Fetch weights, verified, and go on where an interrupted download stopped."""
     from gpt2kit.cli.progress import download_with_bars
@@ -38,24 +41,21 @@ def models(json: Json = False) -> None:
     """List the models on this machine."""
     from gpt2kit import store
 
-    rows = [(model.name, model.size, _source(model.manifest), _format(model.path), str(model.path)) for model in store.installed()]
+    rows = [(model.name, model.size, _source(model), _format(model.path), str(model.path)) for model in store.installed()]
     if json:
         for row in rows:
             options.print_json(dict(zip(("name", "size", "source", "format", "path"), row, strict=True)))
-        return
-    if not rows:
-        typer.echo(f"no models in {store.weights_dir()}; run: gpt2kit download 124M", err=True)
         return
     table = [(name, human_size(size), source, kind, path) for name, size, source, kind, path in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    if all(source == "bundled" for _, _, source, _, _ in rows):
+        typer.echo(f"no models in {store.weights_dir()}; run: gpt2kit download 124M", err=True)
 
 
-def _source(manifest: object) -> str:
-    from gpt2kit.store import Manifest
-
-    return manifest.repository if isinstance(manifest, Manifest) else "-"
+def _source(model: InstalledModel) -> str:
+    return "bundled" if model.is_bundled else model.manifest.repository if model.manifest else "-"
 
 
 def _format(path: Path) -> str:
@@ -70,7 +70,7 @@ def _format(path: Path) -> str:
 
 def rm(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model that `gpt2kit models` lists.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model from this machine, after asking."""
     from gpt2kit import store

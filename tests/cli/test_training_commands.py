@@ -23,7 +23,7 @@ from gpt2kit.checkpoints.training import read_metrics, read_settings
 from gpt2kit.cli import app
 from gpt2kit.cli.training_options import FINETUNE, MODEL, TRAINING
 from gpt2kit.cli.training_report import human_time, loss_figures
-from gpt2kit.cli.training_setup import set_up
+from gpt2kit.training_setup import set_up
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -327,6 +327,16 @@ def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: P
     assert fewer["parameters_trained"] < plan["parameters_trained"] / 4
     assert fewer["memory"]["optimizer"] < plan["memory"]["optimizer"] / 4
     assert "a step, validations aside" in run("plan", book, "--model", base).stderr
+
+
+def test_a_plan_of_a_recipe_or_a_shape_is_that_of_training_from_scratch(book: Path, base: Path) -> None:
+    plan = json.loads(run("plan", book, "--recipe", "names", "--block_size", 16, "--json").stdout)
+    expected = set_up("train", str(book), {"recipe": "names", "block_size": 16})
+    assert plan["parameters"] == expected.model.config.n_params
+    assert plan["training"]["max_steps"] == expected.config.max_steps
+    assert "model     names" in run("plan", book, "--recipe", "names", "--block_size", 16).stderr
+    assert json.loads(run("plan", book, "--n_layer", 1, "--n_head", 1, "--n_embd", 8, "--json").stdout)["parameters"] < 5000
+    assert "--model is for fine-tuning" in run("plan", book, "--recipe", "names", "--model", base, code=1).stderr
 
 
 def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -> None:

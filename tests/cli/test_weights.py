@@ -52,13 +52,15 @@ def failed(result: Result) -> str:
 def test_models_lists_what_is_here(installed: Path) -> None:
     shutil.copytree(GOLDEN / "tf" / "micro-a", store.weights_dir() / "old-run")
     lines = run("models").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["novel", "old-run"]
+    assert [line.split()[0] for line in lines] == ["novel", "old-run", "dante"]
     assert re.search(r"novel +\d+\.\d kB +- +safetensors +", lines[0])
     assert "OpenAI TensorFlow" in lines[1]
+    assert re.search(r"dante +\d\.\d MB +bundled +safetensors +", lines[2])
     rows = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
     assert [(row["name"], row["format"], row["path"]) for row in rows] == [
         ("novel", "safetensors", str(installed)),
         ("old-run", "OpenAI TensorFlow", str(store.weights_dir() / "old-run")),
+        ("dante", "safetensors", str(store.BUNDLED / "dante")),
     ]
 
 
@@ -69,8 +71,14 @@ def test_a_damaged_model_is_listed_as_such(installed: Path) -> None:
 
 def test_no_models_says_what_to_type() -> None:
     result = run("models")
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["dante"]
     assert "gpt2kit download 124M" in result.stderr
+
+
+def test_the_bundled_model_is_not_removed(installed: Path) -> None:
+    assert "dante comes with gpt2kit and is not removed" in failed(run("rm", "dante", "--yes"))
+    assert (store.BUNDLED / "dante" / "model.safetensors").exists()
 
 
 def test_rm_asks_first(installed: Path) -> None:

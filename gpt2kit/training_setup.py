@@ -1,9 +1,14 @@
-"""From the options of a training command to a model, a corpus and a configuration."""
+"""From options to a training: its model, its corpus and its configuration, chosen where nothing was said.
+
+for report in finetune("divina.txt", model="124M", out="weights/divina"):
+    print(report.step, report.train_loss, report.val_loss)
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +18,18 @@ import torch
 
 from gpt2kit import lora, plan, recipes, store
 from gpt2kit.checkpoints import build_model, load_vocabulary, open_checkpoint, pick_device, write_model
-from gpt2kit.checkpoints.training import fingerprint, read_settings
-from gpt2kit.cli import options as shared
+from gpt2kit.checkpoints.training import Run, fingerprint, read_settings
 from gpt2kit.config import GPT2Config
 from gpt2kit.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.distributed import Ranks, join
 from gpt2kit.errors import ConfigError, TokenizerError, TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.optim import freeze
+from gpt2kit.sharding import shard
 from gpt2kit.texts import Text, read_texts
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
-from gpt2kit.train import TrainConfig, best_dtype
+from gpt2kit.train import StepReport, TrainConfig, best_dtype, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +37,12 @@ if TYPE_CHECKING:
 _TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 _MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-_FLAGS = ("out", "resume", "force", "json")
+_FLAGS = ("out", "resume", "force", "json", "shard")
+_OPTIONS = _TRAIN_FIELDS | {  # of `finetune`
+    *("epochs", "dropout", "freeze", "lora_rank", "lora_alpha", "val_fraction", "val", "encoding", "text_field", "device"),
+}
+
+Locate = Callable[[str], Path]  # finds a model by its name
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class Setup:
     write: Callable[[Path, GPT2], None]  # puts the model into a folder,
     read: Callable[[Path, GPT2], None]  # and sets the model to what is in one
 
+    def open_run(self, *, resume: bool = False, force: bool = False) -> Run:
+        """Return the folder to train in, held by this process; raises TrainingError where it is taken."""
+        return Run(self.folder, self.settings, resume=resume, force=force, write=self.write, ranks=self.ranks)
+
     @property
     def train_documents(self) -> list[str]:
         """Return the text that is trained on."""
@@ -61,7 +75,42 @@ class Setup:
         return split_documents(self.texts.documents, held_out)[0]
 
 
-def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
+def finetune(
+    corpus: str | Path,
+    *,
+    model: str | Path = "124M",
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    shard: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Iterator[StepReport]:
+    """Fine-tune a model that is on this machine on a text, and report every step, as `gpt2kit finetune` does without its pictures.
+
+    Window, steps, learning rate, precision, parts of a batch and when to stop suit the text, the model and the machine; `options` are
+    the command's, under the same names: `max_steps=300, lr=1e-4, lora_rank=8`. The best weights are in the folder `out`, a model for
+    `load`, by default one named after text and model; a run that is there is gone on with (`resume`), replaced (`force`) or refused.
+    What cannot be is a Gpt2KitError at once, before the first report.
+    """
+    if unknown := sorted(options.keys() - _OPTIONS):
+        near = difflib.get_close_matches(unknown[0], _OPTIONS, 1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_OPTIONS))}"
+        raise ConfigError(f"finetune has no option {unknown[0]!r}; {advice}")
+    given = options | {"model": str(model), "resume": resume, "shard": shard} | ({} if out is None else {"out": Path(out)})
+    setup = set_up("finetune", str(corpus), given)
+    run = setup.open_run(resume=resume, force=force)
+
+    def reports() -> Iterator[StepReport]:
+        try:
+            yield from train(setup.model, setup.corpus, setup.config, run=run, ranks=setup.ranks, stop=stop)
+        finally:
+            run.close()
+
+    return reports()
+
+
+def set_up(kind: str, source: str, given: Mapping[str, Any], *, locate: Locate = store.find) -> Setup:
     """Return the training that `train` or `finetune` is asked for; refuses what cannot be before anything is written."""
     options = {name: value for name, value in given.items() if name not in _FLAGS}
     if "recipe" in options:
@@ -74,9 +123,10 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
     options = stored.get("options", {}) | options
     if "max_steps" in options and "epochs" in options:
         raise ConfigError("max_steps and epochs are both given; leave one out")
-    ranks = join()
-    device = pick_device(options.get("device", "auto"))
-    tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(source, options)
+    ranks = join(shard=given.get("shard", False))
+    # What is to be divided stays in memory until then: it may not fit on one device.
+    device = torch.device("cpu") if ranks.sharded else pick_device(options.get("device", "auto"))
+    tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(source, options, locate)
     corpus = _corpus(source, texts, tokenizer, options)
     model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
     start = fingerprint(model)
@@ -86,6 +136,8 @@ def set_up(kind: str, source: str, given: Mapping[str, Any]) -> Setup:
         write = partial(lora.save_adapters, base=options.get("model", "124M"), base_sha256=start)
         read = lora.load_adapters
     freeze(model, options.get("freeze", ""))
+    if ranks.sharded:
+        shard(model, ranks)
     settled = {name: options[name] for name in options.keys() & _TRAIN_FIELDS}
     config = TrainConfig(**(stored["training"] | settled)) if stored else _configuration(kind, settled, options, model, corpus, ranks)
     settings = {
@@ -110,10 +162,10 @@ def _unless_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 _Start = tuple[Tokenizer, Text | None, Callable[[int], GPT2]]
 
 
-def _from_scratch(source: str, options: Mapping[str, Any]) -> _Start:
+def _from_scratch(source: str, options: Mapping[str, Any], locate: Locate) -> _Start:
     """Return a new tokenizer, the text, and what makes a new model with so many positions."""
     texts = _texts(source, options)
-    tokenizer = _tokenizer(texts, options)
+    tokenizer = _tokenizer(texts, options, locate)
     shape: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 192}
     shape |= {name: options[name] for name in options.keys() & _MODEL_FIELDS} | _dropout(options, 0.1)
 
@@ -125,12 +177,12 @@ def _from_scratch(source: str, options: Mapping[str, Any]) -> _Start:
     return tokenizer, texts, build
 
 
-def _tokenizer(texts: Text | None, options: Mapping[str, Any]) -> Tokenizer:
+def _tokenizer(texts: Text | None, options: Mapping[str, Any], locate: Locate) -> Tokenizer:
     kind = options.get("tokenizer", "char")
     if kind not in ("char", "word", "bpe"):
         raise ConfigError(f"tokenizer is {kind!r}, expected char, word or bpe")
     if kind == "bpe" and "vocabulary" in options:
-        tokenizer = load_tokenizer(shared.locate(options["vocabulary"]))
+        tokenizer = load_tokenizer(locate(options["vocabulary"]))
         if tokenizer is None:
             raise TokenizerError(f"{options['vocabulary']} has no vocabulary; expected vocab.json and merges.txt in it")
         return tokenizer
@@ -142,10 +194,10 @@ def _tokenizer(texts: Text | None, options: Mapping[str, Any]) -> Tokenizer:
     return CharTokenizer.from_text(every) if kind == "char" else WordTokenizer.from_text(every)
 
 
-def _from_weights(source: str, options: Mapping[str, Any]) -> _Start:
+def _from_weights(source: str, options: Mapping[str, Any], locate: Locate) -> _Start:
     """Return a model's tokenizer, the text, and what reads the model's weights."""
     name = options.get("model", "124M")
-    checkpoint = open_checkpoint(shared.locate(name))
+    checkpoint = open_checkpoint(locate(name))
     tokenizer = load_vocabulary(checkpoint)
     if tokenizer is None:
         raise TokenizerError(f"{name} has no vocabulary beside its weights; put vocab.json and merges.txt there")
@@ -206,4 +258,4 @@ def _configuration(
     sizes = {"max_steps": steps, "block_size": block_size, "batch_size": batch_size, "eval_every": eval_every}
     config = TrainConfig(**(defaults | settled | sizes))
     free = plan.free_memory(model.device)
-    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), world_size=ranks.world_size)
+    return config if free is None else plan.fit(model, config, ranks.least(free), fixed=set(settled), ranks=ranks)
