@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,12 +25,11 @@ from gpt2kit.corpus import Ids, load_corpus
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
 from gpt2kit.generate import Overflow
 from gpt2kit.model import GPT2
-from gpt2kit.surprisal import BATCH_SIZE, Window, by_length, surprisals, windows
+from gpt2kit.surprisal import BATCH_SIZE, Progress, Window, by_length, ignore, surprisals, windows
 from gpt2kit.texts import Text
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.bpe import END_OF_TEXT
 
-Progress = Callable[[int], None]  # is told how many more tokens, lines or questions are done
 _LARGEST_EXPONENT = 700.0  # of a perplexity, so that it stays a number
 _LINES_AT_ONCE = 512  # among which those of like length are read together
 
@@ -60,7 +59,7 @@ def evaluate(
     *,
     stride: int | None = None,
     batch_size: int = BATCH_SIZE,
-    progress: Progress = lambda _: None,
+    progress: Progress = ignore,
 ) -> Evaluation:
     """Measure a model on a text: a string, the Path of what `load_corpus` reads, a Text, or ids.
 
@@ -100,13 +99,15 @@ def text_ids(text: str | Path | Text, tokenizer: Tokenizer) -> Ids:
     return load_corpus(text, tokenizer, val_fraction=0.0).train_ids
 
 
-def token_surprisals(model: GPT2, ids: Ids, *, stride: int, batch_size: int = BATCH_SIZE, progress: Progress = lambda _: None) -> Tensor:
+def token_surprisals(model: GPT2, ids: Ids, *, stride: int, batch_size: int = BATCH_SIZE, progress: Progress = ignore) -> Tensor:
     """Return the surprisal in nats of every token of a text but the first, (n - 1,) float64."""
-    found = []
+    nats = torch.empty(len(ids) - 1, dtype=torch.float64)
+    done = 0
     for surprisal in surprisals(model, windows(ids, n_ctx=model.config.n_ctx, stride=stride), batch_size=batch_size):
-        found.append(surprisal.nats.double())
-        progress(len(surprisal.nats))
-    return torch.cat(found)
+        nats[done : done + len(surprisal.nats)] = surprisal.nats
+        done += len(surprisal.nats)
+        progress(done, len(nats))
+    return nats
 
 
 def default_stride(n_ctx: int) -> int:

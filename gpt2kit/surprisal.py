@@ -20,6 +20,8 @@ from gpt2kit.decoder import Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
 from gpt2kit.model import GPT2
 
+Progress = Callable[[int, int], None]  # is told how much is done, and how much there is
+
 BATCH_SIZE = 8
 # Logits that are in memory at once. Beyond 32 MiB of them the C library would fetch new pages for every piece.
 LOGITS_AT_ONCE = 2**23
@@ -39,6 +41,10 @@ class Surprisal:
 
     nats: Tensor  # (N,) float32, or float64 for a model of that; on the CPU
     greedy: Tensor  # (N,) bool: whether the token is the one that the model held most likely
+
+
+def ignore(done: int, of: int) -> None:
+    """Be told about progress and do nothing."""
 
 
 def windows(ids: Sequence[int] | Any, *, n_ctx: int, stride: int) -> Iterator[Window]:
@@ -80,15 +86,13 @@ def surprisals(model: GPT2, work: Iterable[Window], *, batch_size: int = BATCH_S
         yield from (Surprisal(nats[start:end], greedy[start:end]) for start, end in pairwise(ends))
 
 
-def by_length(
-    model: GPT2, work: Sequence[Window], *, batch_size: int = BATCH_SIZE, progress: Callable[[int], None] = lambda _: None
-) -> list[Surprisal]:
+def by_length(model: GPT2, work: Sequence[Window], *, batch_size: int = BATCH_SIZE, progress: Progress = ignore) -> list[Surprisal]:
     """Return what a model makes of each window, in order; windows of like length are read together, so that little is padded."""
     order = sorted(range(len(work)), key=lambda place: -len(work[place].ids))  # the longest first: what needs most memory fails at once
     found: dict[int, Surprisal] = {}
     for place, surprisal in zip(order, surprisals(model, (work[place] for place in order), batch_size=batch_size), strict=True):
         found[place] = surprisal
-        progress(1)
+        progress(len(found), len(work))
     return [found[place] for place in range(len(work))]
 
 

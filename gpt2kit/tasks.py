@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
-from gpt2kit.evaluate import Progress, exponential, present, standard_error
+from gpt2kit.evaluate import exponential, present, standard_error
 from gpt2kit.model import GPT2
-from gpt2kit.surprisal import BATCH_SIZE, Window, by_length
+from gpt2kit.surprisal import BATCH_SIZE, Progress, Window, by_length, ignore
 from gpt2kit.texts import json_objects, read_file
 from gpt2kit.tokenizers import Tokenizer
 
@@ -43,9 +43,7 @@ class HellaSwag:
     accuracy_normalised_standard_error: float | None
 
 
-def lambada(
-    model: GPT2, tokenizer: Tokenizer | None, path: Path, *, batch_size: int = BATCH_SIZE, progress: Progress = lambda _: None
-) -> Lambada:
+def lambada(model: GPT2, tokenizer: Tokenizer | None, path: Path, *, batch_size: int = BATCH_SIZE, progress: Progress = ignore) -> Lambada:
     """Ask for the last word of every passage of a .jsonl file: objects with a `text`.
 
     The word is what stands behind the last white space, and is predicted with a blank before it. Of a passage that is too long the
@@ -61,7 +59,7 @@ def lambada(
 
 
 def hellaswag(
-    model: GPT2, tokenizer: Tokenizer | None, path: Path, *, batch_size: int = BATCH_SIZE, progress: Progress = lambda _: None
+    model: GPT2, tokenizer: Tokenizer | None, path: Path, *, batch_size: int = BATCH_SIZE, progress: Progress = ignore
 ) -> HellaSwag:
     """Ask which ending follows each context of a .jsonl file: objects with `ctx`, `endings` and `label`, the number of the right one.
 
@@ -108,10 +106,10 @@ def _lambada_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str, 
 def _hellaswag_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str, list[str], int]:
     """Return the context, the endings and the number of the right one."""
     ctx, endings, label = (value.get(key) for key in ("ctx", "endings", "label"))
+    endings = endings if isinstance(endings, list) and all(isinstance(ending, str) and ending for ending in endings) else []
     if isinstance(label, str) and label.isdecimal():  # as some copies of the data have it
         label = int(label)
-    sound = isinstance(endings, list) and len(endings) > 1 and all(isinstance(ending, str) and ending for ending in endings)
-    if not (isinstance(ctx, str) and ctx and sound and type(label) is int and 0 <= label < len(endings)):
+    if not (isinstance(ctx, str) and ctx and len(endings) > 1 and type(label) is int and 0 <= label < len(endings)):
         raise _bad(path, number, '{"ctx": a text, "endings": [two texts or more], "label": the number of the right one, from 0}', value)
     return ctx, endings, label
 

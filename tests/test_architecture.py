@@ -27,8 +27,9 @@ LAYERS = [
     {"prompts"},
     {"speculate"},
     {"continuation"},
-    {"generate", "plan"},
-    {"inspection", "verify"},
+    {"generate", "plan", "surprisal"},
+    {"evaluate", "inspection", "verify"},
+    {"tasks", "compare"},
     {"cli"},
     {"__init__", "__main__"},
 ]
