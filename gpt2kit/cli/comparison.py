@@ -134,7 +134,7 @@ def blend(
     b: Second,
     alpha: Annotated[
         float | None,
-        typer.Option("--alpha", help="The share of B: 0 is A, 1 is B. With --corpus the best unless given.", show_default=False),
+        typer.Option("--alpha", help="The share of B: 0 is A, 1 is B. With --corpus, the best one.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write.", show_default=False)] = None,
     corpus: Corpus = None,

@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=f"One or several. {options.MODEL_HELP}")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help=f"One or several. {options.MODEL_HELP}")],
     corpus: Corpus = None,
     task: Annotated[
         tuple[str, Path] | None,
@@ -53,11 +53,12 @@ def evaluate(
     from gpt2kit import tasks
     from gpt2kit.cli.progress import counting
     from gpt2kit.evaluate import evaluate as measure
+    from gpt2kit.tokenizers import identity
 
     text = None if corpus is None else options.read_corpus(corpus, encoding, text_field)
     for name in models[1:]:
         options.locate(name)  # so that a mistyped one is found out before the first has been measured
-    found = []
+    found, vocabularies = [], set()
     for name in models:
         model, tokenizer = options.load(name, device, dtype, quantize)
         options.set_unknown(tokenizer, unknown)
@@ -71,28 +72,32 @@ def evaluate(
         found.append({"model": name, **asdict(result)})
         if json:
             options.print_json(found[-1])
+        if tokenizer is not None:
+            vocabularies.add(identity(tokenizer))
     if not json:
         _print_columns(found)
+    if text is not None and len(vocabularies) > 1:
+        typer.secho("these models cut a text into different tokens: bits per byte compare, losses and perplexities do not", err=True)
 
 
 def _print_columns(found: Sequence[dict[str, Any]]) -> None:
     """Print a line for each figure, with a column for each model; a standard error stands behind what it is of."""
-    lines = []
-    for key in found[0]:
-        if key.endswith("standard_error"):
-            continue
-        error_key = next((name for name in (f"{key}_standard_error", "standard_error") if name in found[0] and key != "model"), None)
-        if error_key == "standard_error" and key != "loss":
-            error_key = None
-        cells = [_cell(row[key], row.get(error_key) if error_key else None) for row in found]
-        lines.append([key.replace("_", " "), *cells])
+    names = [Path(row["model"]).name for row in found]
+    if len(set(names)) < len(names):
+        names = [row["model"] for row in found]
+    lines = [["", *names]]
+    for key in [key for key in found[0] if key != "model" and not key.endswith("standard_error")]:
+        error = "standard_error" if key == "loss" else f"{key}_standard_error"
+        lines.append([key.replace("_", " "), *(_cell(row[key], row.get(error)) for row in found)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for label, *cells in lines:
         typer.echo("  ".join([label.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]))
 
 
-def _cell(value: Any, error: float | None) -> str:
-    shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _cell(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if value < 1e7 else f"{value:.4g}"
     return shown if error is None else f"{shown} ± {error:.4f}"
 
 
@@ -108,9 +113,7 @@ def score(
     ] = None,
     overflow: Annotated[
         Literal["slide", "stop", "error"],
-        typer.Option(
-            "--overflow", help="Lines longer than the model's window: in windows that overlap by half, or its beginning, or refuse."
-        ),
+        typer.Option("--overflow", help="Lines longer than the model's window: read in windows that overlap, or only begin, or refuse."),
     ] = "slide",
     batch_size: WindowsAtOnce = 8,
     special: Special = False,

@@ -31,9 +31,7 @@ Unknown = Annotated[
 ]
 Corpus = Annotated[
     str | None,
-    typer.Option(
-        "--corpus", metavar="FILE", help="A .txt or .jsonl file, a folder or glob of them, or ids (.npy, .bin).", show_default=False
-    ),
+    typer.Option("--corpus", metavar="FILE", help="A .txt or .jsonl file, a folder or glob, or ids (.npy, .bin).", show_default=False),
 ]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text.")]
 TextField = Annotated[str, typer.Option("--text_field", help="Where in each object of a .jsonl file the text is.")]
@@ -42,8 +40,8 @@ Stride = Annotated[
     typer.Option(
         "--stride",
         min=1,
-        help="Windows of n_ctx tokens begin so many tokens apart, and each scores the tokens that are new in it; half of n_ctx unless given, "
-        "and n_ctx is the classic figure.",
+        help="Windows of n_ctx tokens begin so many tokens apart, and each scores what is new in it: half of n_ctx unless given; "
+        "n_ctx gives the classic figure.",
         show_default=False,
     ),
 ]
