@@ -232,7 +232,8 @@ def evaluate_hf(kind: str, task: dict[str, Any]) -> float:
     from transformers import GPT2LMHeadModel
 
     ids, stride = evaluate_text(task)
-    model: Any = GPT2LMHeadModel.from_pretrained(task["model"], dtype=getattr(torch, kind)).eval()
+    model: Any = GPT2LMHeadModel.from_pretrained(task["model"], dtype=getattr(torch, kind))
+    model.eval()
     n_ctx = model.config.n_positions
     starts = range(0, len(ids) - n_ctx, stride)
 
@@ -456,9 +457,7 @@ def main() -> None:
     parser.add_argument("--model", default="124M", help="a size, a folder, or a Hub id")
     parser.add_argument("--work", type=Path, default=Path("weights/benchmark"), help="where the peers' converted weights are kept")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--tokens", type=int, help="new tokens of a text, 128 by default; for evaluate, tokens of the text, 2560; for train, steps, 6"
-    )
+    parser.add_argument("--tokens", type=int, help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6")
     parser.add_argument("--batch_size", type=int, default=8, help="for batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()

@@ -96,7 +96,7 @@ def test_a_word_counts_when_all_of_its_tokens_are_the_likeliest(
 def test_hellaswag_is_what_a_plain_loop_over_transformers_says(
     batch_size: int, model: GPT2, peer: Any, small_bpe: BPETokenizer, tmp_path: Path
 ) -> None:
-    questions = []
+    questions: list[dict[str, Any]] = []
     for number in range(12):
         endings = [" ".join(WORDS[(number + 3 * place) % 11 :][: 1 + (number + place) % 4]) for place in range(4)]
         questions.append({"ctx": " ".join(WORDS[number : number + 3]), "endings": endings, "label": number % 4, "ind": number})
