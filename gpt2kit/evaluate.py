@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2kit.continuation import Overflow
 from gpt2kit.corpus import Ids, load_corpus
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
-from gpt2kit.generate import Overflow
 from gpt2kit.model import GPT2
 from gpt2kit.surprisal import BATCH_SIZE, Progress, Window, by_length, ignore, surprisals, windows
 from gpt2kit.texts import Text
