@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gpt2kit.errors import MissingDependencyError as MissingDependencyError
     from gpt2kit.errors import TokenizerError as TokenizerError
     from gpt2kit.errors import TrainingError as TrainingError
+    from gpt2kit.evaluate import Evaluation as Evaluation
+    from gpt2kit.evaluate import evaluate as evaluate
     from gpt2kit.generate import Completion as Completion
     from gpt2kit.generate import Piece as Piece
     from gpt2kit.generate import complete as complete
@@ -59,6 +61,7 @@ _EXPORTS = {
     "Corpus": "gpt2kit.corpus",
     "CorpusError": "gpt2kit.errors",
     "DownloadError": "gpt2kit.errors",
+    "Evaluation": "gpt2kit.evaluate",
     "GPT2": "gpt2kit.model",
     "GPT2Config": "gpt2kit.config",
     "GenerationError": "gpt2kit.errors",
@@ -75,6 +78,7 @@ _EXPORTS = {
     "TrainingError": "gpt2kit.errors",
     "complete": "gpt2kit.generate",
     "download": "gpt2kit.download",
+    "evaluate": "gpt2kit.evaluate",
     "finetune": "gpt2kit.training_setup",
     "generate": "gpt2kit.generate",
     "generate_tokens": "gpt2kit.generate",

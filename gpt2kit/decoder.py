@@ -74,6 +74,26 @@ class Decoder:
         cache.advance(counts)
         return list(torch.split(found[0] if len(found) == 1 else torch.cat(found), counts))
 
+    def reads_rows(self) -> bool:
+        """Whether whole rows are better read by `read_rows` than by the torch model: int8 weights, as they are when it generates."""
+        return self.model.is_quantised and self._native(1) is not None
+
+    def read_rows(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:
+        """Read rows from their beginnings, and yield the logits after the last `wanted` tokens of each, row after row, (some, V) float32.
+
+        Only where `reads_rows`. Rows may be of any lengths up to n_ctx; the logits of one piece are in memory at a time.
+        """
+        cache = self.model.new_cache(len(rows), capacity=max(map(len, rows)))
+        description = self._native(1, cache)
+        if description is None:
+            raise ValueError("the native step cannot read this model; see reads_rows")
+        self._checked(rows)
+        places = [(row, j) for row, tokens in enumerate(rows) for j in range(len(tokens))]
+        for piece in (places[start : start + PIECE] for start in range(0, len(places), PIECE)):
+            logits = self._read_piece(description, rows, piece, cache, [j >= len(rows[row]) - wanted[row] for row, j in piece])
+            if len(logits):
+                yield logits
+
     def _read_padded(self, rows: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
         """Let torch read rows of different lengths: all at once, the shorter ones filled up, or one by one where that has no room."""
         counts, T = [len(row) for row in rows], max(map(len, rows))

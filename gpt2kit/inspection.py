@@ -50,11 +50,16 @@ def summarize(checkpoint: Checkpoint) -> Iterator[TensorSummary]:
         )
 
 
+def part_of(name: str) -> str:
+    """Return the part of the model that a tensor belongs to: "attention", "MLP" …"""
+    return next(part for piece, part in _PARTS if piece in name)
+
+
 def count_parameters(config: GPT2Config) -> dict[str, int]:
     """Return the number of parameters of each part of the model; a tied head is the token embedding and adds none."""
     counts: dict[str, int] = {}
     for name, shape in config.shapes().items():
-        part = next(part for piece, part in _PARTS if piece in name)
+        part = part_of(name)
         counts[part] = counts.get(part, 0) + math.prod(shape)
     return counts
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2kit.errors import CheckpointError, CorpusError
 from gpt2kit.files import check_regular, impostor
@@ -73,6 +74,11 @@ def read_texts(source: Source, *, encoding: str = "utf-8", text_field: str = "te
         what = files[0] if len(files) == 1 else f"the {len(files)} files of {source}"
         raise CorpusError(f"{what}: {'nothing but white space' if n_bytes else 'empty'}; expected a text", path=files[0])
     return Text(tuple(documents), tuple(files), n_bytes)
+
+
+def read_file(path: Path, *, encoding: str = "utf-8") -> str:
+    """Read one file as it is, whatever is in it, without a byte order mark. Raises CorpusError for what cannot be read."""
+    return decode(_read(path), path, encoding)
 
 
 def find_files(source: Source) -> list[Path]:
@@ -170,8 +176,8 @@ def _plausible(piece: str) -> int:
     return marks + latin + cyrillic - 2 * strange - 2 * swapped - 3 * max(0, latin - 2)
 
 
-def _json_texts(text: str, path: Path, field: str) -> Iterator[str]:
-    """Yield the text of each object of a .jsonl file."""
+def json_objects(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number, from 1 on, and the object of each line of a .jsonl file that is not blank; CorpusError for any other line."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -179,13 +185,21 @@ def _json_texts(text: str, path: Path, field: str) -> Iterator[str]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{path}: line {number:,} is not valid JSON: {error}", path=path) from error
-        if not isinstance(value, dict) or not isinstance(value.get(field), str):
-            keys = f"it has {', '.join(map(repr, value))[:80]}" if isinstance(value, dict) and value else f"found {line.strip()[:40]!r}"
-            raise CorpusError(f"{path}: line {number:,} has no text under {field!r}: {keys}; --text_field names another key", path=path)
+        if not isinstance(value, dict):
+            raise CorpusError(f"{path}: line {number:,} is no JSON object: found {line.strip()[:40]!r}", path=path)
         try:
-            value[field].encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise CorpusError(f"{path}: line {number:,} has half a surrogate pair, which is no character", path=path) from None
+        yield number, value
+
+
+def _json_texts(text: str, path: Path, field: str) -> Iterator[str]:
+    """Yield the text of each object of a .jsonl file."""
+    for number, value in json_objects(text, path):
+        if not isinstance(value.get(field), str):
+            keys = f"it has {', '.join(map(repr, value))[:80]}" if value else "it is empty"
+            raise CorpusError(f"{path}: line {number:,} has no text under {field!r}: {keys}; --text_field names another key", path=path)
         yield value[field]
 
 

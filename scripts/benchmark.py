@@ -6,6 +6,8 @@
     python scripts/benchmark.py prefill [--against hf,llama]       tokens/s at which a prompt of 1,000 tokens is read
     python scripts/benchmark.py load    [--against hf]             seconds to load a model, and the memory that took
     python scripts/benchmark.py cold    [--against hf]             seconds of a whole process that writes 20 tokens
+    python scripts/benchmark.py evaluate [--against hf]            tokens/s of a text that are scored, in batches of 4 windows that overlap
+                                                                   by half; the peer is the loop of transformers' documentation
     python scripts/benchmark.py train   [--against hf]             tokens/s and memory of training on batches of 4 x 256, in
                                                                    bfloat16; the peer is the plain loop that everyone writes
 
@@ -194,6 +196,60 @@ def write_gguf(model: Path, out: Path, kind: str) -> None:
     os.replace(out.with_suffix(".part"), out)
 
 
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+EVALUATE_BATCH = 4
+
+
+def evaluate_text(task: dict[str, Any]) -> tuple[list[int], int]:
+    """Return ids that whole windows cover, and their stride."""
+    from gpt2kit import store
+    from gpt2kit.checkpoints import open_checkpoint
+
+    config = open_checkpoint(store.find(Path(task["model"]))).config
+    stride = config.n_ctx // 2
+    n = config.n_ctx + stride * max(1, task["tokens"] // stride - 2) + 1
+    return [(SEED_TOKEN + 7 * place) % config.n_vocab for place in range(n)], stride
+
+
+def evaluate_kit(kind: str, task: dict[str, Any]) -> float:
+    """`gpt2kit.evaluate` without the cutting of the text into tokens."""
+    import numpy as np
+
+    import gpt2kit
+    from gpt2kit.evaluate import token_surprisals
+
+    ids, stride = evaluate_text(task)
+    options: dict[str, Any] = {"quantize": kind} if kind == "int8" else {"dtype": kind}
+    model, _ = gpt2kit.load(Path(task["model"]), device="cpu", **options)
+    token_surprisals(model, np.array(ids[:65]), stride=stride)
+    return (len(ids) - 1) / seconds(lambda: token_surprisals(model, np.array(ids), stride=stride, batch_size=EVALUATE_BATCH))
+
+
+def evaluate_hf(kind: str, task: dict[str, Any]) -> float:
+    """The loop of transformers' page on perplexity, several windows at once."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    ids, stride = evaluate_text(task)
+    model: Any = GPT2LMHeadModel.from_pretrained(task["model"], dtype=getattr(torch, kind))
+    model.eval()
+    n_ctx = model.config.n_positions
+    starts = range(0, len(ids) - n_ctx, stride)
+
+    def go() -> None:
+        for first in range(0, len(starts), EVALUATE_BATCH):
+            read = torch.tensor([ids[start : start + n_ctx] for start in starts[first : first + EVALUATE_BATCH]])
+            labels = read.clone()
+            labels[0 if first else 1 :, : n_ctx - stride] = -100
+            with torch.inference_mode():
+                float(model(read, labels=labels).loss)
+
+    with torch.inference_mode():
+        model(torch.tensor([ids[:64]]))
+    return (len(ids) - 1) / seconds(go)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 TRAIN_BATCH, TRAIN_BLOCK = 4, 256
@@ -275,6 +331,11 @@ def in_this_process(engine: str, task: dict[str, Any]) -> None:
 
         torch.set_num_threads(task["threads"])
         value = train_kit(task) if family == "kit" else train_hf(task)
+    elif task["what"] == "evaluate":
+        import torch
+
+        torch.set_num_threads(task["threads"])
+        value = (evaluate_kit if family == "kit" else evaluate_hf)(kind, task)
     else:
         value = load_seconds(engine, task) if task["what"] == "load" else RUN[family](kind, task)
     print(json.dumps([value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
@@ -334,7 +395,9 @@ def matrix_weights(model: str) -> int:
 def engines_of(what: str, against: str) -> list[str]:
     if what == "train":
         return [f"{family}-bfloat16" for family in [*("hf" for family in against.split(",") if family == "hf"), "kit"]]
-    able = {"decode": "hf ct2 llama", "batch": "hf ct2", "prefill": "hf ct2 llama", "load": "hf", "cold": "hf"}[what].split()
+    able = {"decode": "hf ct2 llama", "batch": "hf ct2", "prefill": "hf ct2 llama", "load": "hf", "cold": "hf", "evaluate": "hf"}[
+        what
+    ].split()
     families = [family for family in against.split(",") if family]
     if unknown := set(families) - KINDS.keys():
         raise SystemExit(f"--against knows hf, ct2 and llama, not {', '.join(sorted(unknown))}")
@@ -345,7 +408,7 @@ def engines_of(what: str, against: str) -> list[str]:
 def compare(task: dict[str, Any], engines: list[str], rounds: int) -> dict[str, Any]:
     """Run every engine in every round and return the medians."""
     measure = cold_seconds if task["what"] == "cold" else in_its_own_process
-    speed = task["what"] in ("decode", "batch", "prefill", "train")
+    speed = task["what"] in ("decode", "batch", "prefill", "train", "evaluate")
     found: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
     bandwidths = []
     for _ in range(rounds):
@@ -388,13 +451,13 @@ def main() -> None:
         in_this_process(sys.argv[2], json.loads(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode", "batch", "prefill", "load", "cold", "train"])
+    parser.add_argument("what", choices=["decode", "batch", "prefill", "load", "cold", "evaluate", "train"])
     parser.add_argument("--against", default="", metavar="hf,ct2,llama", help="peers that are installed; none by default")
     parser.add_argument("--engines", help="exactly these, such as hf-float32,kit-int8; the first is what the ratios are to")
     parser.add_argument("--model", default="124M", help="a size, a folder, or a Hub id")
     parser.add_argument("--work", type=Path, default=Path("weights/benchmark"), help="where the peers' converted weights are kept")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, help="new tokens of a text, 128 by default; for train, steps, 6 by default")
+    parser.add_argument("--tokens", type=int, help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6")
     parser.add_argument("--batch_size", type=int, default=8, help="for batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -405,8 +468,8 @@ def main() -> None:
         "what": options.what,
         "model": str(store.find(options.model)),
         "work": str(options.work),
-        "tokens": options.tokens or (6 if options.what == "train" else 128),
-        "batch": options.batch_size if options.what == "batch" else 1,
+        "tokens": options.tokens or {"train": 6, "evaluate": 2560}.get(options.what, 128),
+        "batch": {"batch": options.batch_size, "evaluate": EVALUATE_BATCH}.get(options.what, 1),
         "threads": options.threads,
     }
     options.work.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,9 @@ LAYERS = [
     {"prompts"},
     {"speculate"},
     {"continuation"},
-    {"generate", "plan"},
-    {"inspection", "verify", "training_setup"},
+    {"generate", "plan", "surprisal"},
+    {"evaluate", "inspection", "verify", "training_setup"},
+    {"tasks", "compare"},
     {"cli"},
     {"__init__", "__main__"},
 ]

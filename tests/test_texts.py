@@ -61,7 +61,7 @@ def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("{", "line 2 is not valid JSON"),
-        ("[1]", "line 2 has no text under 'text': found '\\[1\\]'"),
+        ("[1]", "line 2 is no JSON object: found '\\[1\\]'"),
         ('{"body": "x"}', "line 2 has no text under 'text': it has 'body'; --text_field"),
         ('{"text": 1}', "line 2 has no text"),
         ('{"text": "\\ud83d"}', "line 2 has half a surrogate pair"),

@@ -131,7 +131,7 @@ def generate(
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
     wish["draft"], draft_tokenizer = _load_draft(draft, device, dtype, quantize)
-    gpt2, tokenizer = _load(model, device, dtype, quantize)
+    gpt2, tokenizer = options.load(model, device, dtype, quantize)
     _check_draft(draft, draft_tokenizer, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
@@ -157,17 +157,10 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
             yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
 
 
-def _load(model: str, device: str, dtype: str, quantize: str | None) -> tuple[GPT2, Tokenizer | None]:
-    from gpt2kit.checkpoints import load, pick_numbers
-
-    pick_numbers(device, dtype, quantize)  # refuses a wrong one before anything is downloaded
-    return load(options.locate(model), device=device, dtype=dtype, quantize=quantize)
-
-
 def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:
     if draft is None:
         return None, None
-    return ("lookup", None) if draft == "lookup" else _load(draft, device, dtype, quantize)
+    return ("lookup", None) if draft == "lookup" else options.load(draft, device, dtype, quantize)
 
 
 def _check_draft(draft: str | None, draft_tokenizer: Tokenizer | None, model: str, tokenizer: Tokenizer | None) -> None:

@@ -11,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from gpt2kit.checkpoints import Checkpoint
+    from gpt2kit.model import GPT2
+    from gpt2kit.texts import Text
     from gpt2kit.tokenizers import Tokenizer
 
 MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
@@ -29,6 +31,39 @@ Special = Annotated[
 Unknown = Annotated[
     Literal["error", "skip"], typer.Option("--unknown", help="What a model of characters or words does with those it does not know.")
 ]
+Corpus = Annotated[
+    str | None,
+    typer.Option("--corpus", metavar="FILE", help="A .txt or .jsonl file, a folder or glob, or ids (.npy, .bin).", show_default=False),
+]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of the text.")]
+TextField = Annotated[str, typer.Option("--text_field", help="Where in each object of a .jsonl file the text is.")]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        min=1,
+        help="Windows of n_ctx tokens begin so many tokens apart, and each scores what is new in it: half of n_ctx unless given; "
+        "n_ctx gives the classic figure.",
+        show_default=False,
+    ),
+]
+WindowsAtOnce = Annotated[int, typer.Option("--batch_size", min=1, help="Texts or windows to read at once.")]
+
+
+def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
+    """Return the texts that --corpus names, or the path of a file of ids."""
+    from gpt2kit.texts import read_texts
+
+    path = Path(corpus)
+    return path if path.suffix in (".npy", ".bin") else read_texts(corpus, encoding=encoding, text_field=text_field)
+
+
+def load(model: str, device: str, dtype: str, quantize: str | None = None) -> tuple[GPT2, Tokenizer | None]:
+    """Load a model, which is downloaded first if need be and can be; a wrong device or dtype is refused before that."""
+    from gpt2kit.checkpoints import load, pick_numbers
+
+    pick_numbers(device, dtype, quantize)
+    return load(locate(model), device=device, dtype=dtype, quantize=quantize)
 
 
 def locate(model: str) -> Path:

@@ -1,8 +1,10 @@
-"""Progress of downloads on stderr: bars on a terminal, a line for each file elsewhere."""
+"""Progress on stderr: bars on a terminal; elsewhere a line for each file of a download, and nothing for what only computes."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import typer
@@ -16,6 +18,21 @@ def download_with_bars(model: str, *, source: str = "hub", revision: str | None 
 
     with _Bars() if sys.stderr.isatty() else _Lines() as progress:
         return download(model, source=source, revision=revision, force=force, verify=verify, progress=progress)
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to tell how much is done and how much there is, which a bar shows while the block lasts."""
+    if not sys.stderr.isatty():
+        yield lambda done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<18}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 class _Lines:

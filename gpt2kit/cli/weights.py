@@ -100,7 +100,7 @@ def convert(
     from gpt2kit.files import new_directory
 
     checkpoint = options.open_model(path)
-    _check_target(to, force)
+    check_target(to, force, "--to")
     if dtype == "auto":
         stored = functools.reduce(torch.promote_types, (tensor.dtype for tensor in checkpoint.tensors.values()))
     else:
@@ -113,13 +113,13 @@ def convert(
     typer.echo(to)
 
 
-def _check_target(to: Path, force: bool) -> None:
+def check_target(to: Path, force: bool, option: str) -> None:
     """Raise CheckpointError for a folder that a model must not take the place of."""
     from gpt2kit.errors import CheckpointError
     from gpt2kit.store import holds_model
 
     if not to.name:
-        raise CheckpointError(f"--to is {str(to)!r}, expected the name of a new folder")
+        raise CheckpointError(f"{option} is {str(to)!r}, expected the name of a new folder")
     is_model = to.is_dir() and holds_model(to) and not any(path.is_dir() for path in to.iterdir())
     if force and to.exists() and not is_model and not (to.is_dir() and not any(to.iterdir())):
         raise CheckpointError(f"{to} is there and is not just a model, so it is not replaced; name another folder")
