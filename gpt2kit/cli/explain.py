@@ -77,8 +77,10 @@ def explain(
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
     from gpt2kit.checkpoints import load, pick_numbers
     from gpt2kit.errors import TokenizerError
+    from gpt2kit.files import write_whole
     from gpt2kit.inspection import Wish
     from gpt2kit.inspection import explain as find_out
+    from gpt2kit.inspection.page import entries_to_keep, write_page
 
     head = _head(attention)
     text = options.read_stdin() if text == "-" else options.as_typed(text) or ""
@@ -87,20 +89,24 @@ def explain(
     if tokenizer is None:
         raise TokenizerError(f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there")
     options.set_unknown(tokenizer, unknown)
+    ids = tokenizer.encode(text, special=special)
     wish = Wish(
         top=top,
         lens=lens,
         head=head,
-        strongest=16 if html else 0,
+        strongest=entries_to_keep(gpt2, len(ids)) if html else 0,
         attribution=attribution,
         target=_token(tokenizer, target),
         against=_token(tokenizer, against),
     )
-    ids = tokenizer.encode(text, special=special)
     found = find_out(gpt2, ids, wish, overflow=overflow, n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab))
     if json:
         for each in _objects(found, tokenizer, head):
             options.print_json(each)
+    elif html:
+        page = write_page(found, tokenizer.token_bytes, model=model, head=head)
+        write_whole(html, page)
+        typer.secho(f"{html}: {options.human_size(len(page.encode()))}; open it in a browser", err=True)
     else:
         for line in _Report(found, tokenizer, colour.wanted(colours)).lines(head):
             typer.echo(line)

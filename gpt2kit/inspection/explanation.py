@@ -144,7 +144,7 @@ class Strongest:
     """The largest entries of every row of every head's attention, in two small arrays for a page to carry."""
 
     distances: Tensor  # (T, L, H, N) int32: how far before the token
-    weights: Tensor  # (T, L, H, N) uint8: 255 is all of its attention, 0 an entry that is not there
+    weights: Tensor  # (T, L, H, N) uint8: 255 times the square root, which is finer where weights are small; 0 is nothing
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def strongest_weights(seen: Trace, known: int, n: int) -> Strongest:
     distances, weights = [], []
     for layer in seen.layers:
         largest = layer.weights[0, :, known:].topk(n, dim=-1)  # (H, T, N)
-        rounded = (largest.values * 255).round().to(torch.uint8)
+        rounded = (largest.values.sqrt() * 255).round().to(torch.uint8)
         distances.append((places - largest.indices).clamp_min(0).masked_fill(rounded == 0, 0).to(torch.int32))
         weights.append(rounded)
     if not seen.layers:
