@@ -28,6 +28,20 @@ def add_to(app: typer.Typer) -> None:
     app.command("explain")(explain)
 
 
+Text = Annotated[str, typer.Argument(metavar="TEXT|-", help="The text to explain; - is standard input.")]
+Top = Annotated[int, typer.Option("--top", min=1, max=1000, help="Alternatives to show in each place.")]
+ShowLens = Annotated[bool, typer.Option("--lens", help="What each layer would say: the logit lens, layer x token.")]
+Head = Annotated[
+    str | None,
+    typer.Option("--attention", metavar="LAYER.HEAD", help="Who looks at whom in this head; both count from 0.", show_default=False),
+]
+Attribute = Annotated[bool, typer.Option("--attribution", help="Which layer and head pushed the next token, compared with the runner-up.")]
+Target = Annotated[str | None, typer.Option("--target", metavar="TOKEN", help="Attribute this next token instead.", show_default=False)]
+Against = Annotated[str | None, typer.Option("--against", metavar="TOKEN", help="Compare it with this one instead.", show_default=False)]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write one self-contained page to explore, and print nothing.", show_default=False),
+]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option(
@@ -39,25 +53,14 @@ Overflow = Annotated[
 
 def explain(
     model: ModelArgument,
-    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text to explain; - is standard input.")],
-    top: Annotated[int, typer.Option("--top", min=1, max=1000, help="Alternatives to show in each place.")] = 5,
-    lens: Annotated[bool, typer.Option("--lens", help="What each layer would say: the logit lens, layer x token.")] = False,
-    attention: Annotated[
-        str | None,
-        typer.Option("--attention", metavar="LAYER.HEAD", help="Who looks at whom in this head; both count from 0.", show_default=False),
-    ] = None,
-    attribution: Annotated[
-        bool, typer.Option("--attribution", help="Which layer and head pushed the next token, compared with the runner-up.")
-    ] = False,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="TOKEN", help="Attribute this next token instead.", show_default=False)
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="TOKEN", help="Compare it with this one instead.", show_default=False)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page to explore instead.", show_default=False)
-    ] = None,
+    text: Text,
+    top: Top = 5,
+    lens: ShowLens = False,
+    attention: Head = None,
+    attribution: Attribute = False,
+    target: Target = None,
+    against: Against = None,
+    html: Html = None,
     overflow: Overflow = "slide",
     special: Special = False,
     unknown: Unknown = "error",
@@ -104,12 +107,13 @@ def explain(
         for each in _objects(found, tokenizer, head):
             options.print_json(each)
     elif html:
-        page = write_page(found, tokenizer.token_bytes, model=model, head=head)
+        page = write_page(found, tokenizer.token_bytes, model=Path(model).name, head=head)
         write_whole(html, page)
         typer.secho(f"{html}: {options.human_size(len(page.encode()))}; open it in a browser", err=True)
     else:
-        for line in _Report(found, tokenizer, colour.wanted(colours)).lines(head):
-            typer.echo(line)
+        coloured = colour.wanted(colours)
+        for line in _Report(found, tokenizer, coloured).lines(head):
+            typer.echo(line, color=coloured)
 
 
 def _head(name: str | None) -> tuple[int, int] | None:
@@ -169,10 +173,10 @@ class _Report:
             perplexity = 2**self.found.surprisal
             yield f"\n{self.found.surprisal:.2f} bits per token, perplexity {perplexity:,.2f}"
         if self.found.lens:
-            yield "\nlogit lens: the likeliest next token, by how many layers were asked"
+            yield "\nlogit lens: the likeliest next token by layers asked"
             yield from self.lens(self.found.lens)
         if head and self.found.attention:
-            yield f"\nattention of layer {head[0]}, head {head[1]}: what each token looks at most"
+            yield f"\nattention of head {head[0]}.{head[1]}: what each token looks at most"
             yield from self.attention(self.found.attention)
         if self.found.attribution:
             yield ""
@@ -249,8 +253,8 @@ class _Report:
 
     def attribution(self, found: Attribution) -> Iterator[str]:
         """Yield the strongest parts, what the others come to, and the sum."""
-        rival = "" if found.against is None else f" less that of {self.name(found.against)}"
-        yield f"attribution: the logit of {self.name(found.token)}{rival}, by who wrote it"
+        rival = "" if found.against is None else f" less that of {self.short(found.against)}"
+        yield f"attribution: the logit of {self.short(found.token)}{rival}, by who wrote it"
         order = sorted(found.contributions, key=lambda each: abs(each.value), reverse=True)
         shown, others = order[:_PARTS], order[_PARTS:]
         largest = max(abs(each.value) for each in order) or 1.0

@@ -91,7 +91,7 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
     """Describe what (T, V) logits expect in the places of the T tokens that came."""
     found = []
     for start in range(0, len(tokens), _ROWS_AT_ONCE):
-        bits = logits[start : start + _ROWS_AT_ONCE].float().log_softmax(dim=-1) / -math.log(2)
+        bits = _precise(logits[start : start + _ROWS_AT_ONCE]).log_softmax(dim=-1) / -math.log(2)
         best = bits.topk(min(top, bits.shape[-1]), dim=-1, largest=False)
         for row, token in enumerate(tokens[start : start + _ROWS_AT_ONCE]):
             pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
@@ -99,6 +99,10 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
             rank = None if token is None else int((bits[row] < bits[row, token]).sum()) + 1
             found.append(Expectation(token, surprisal, rank, tuple(Alternative(other, 2.0**-value) for other, value in pairs)))
     return found
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # --- logit lens ------------------------------------------------------------------------------------------------------
@@ -129,7 +133,7 @@ def lens(seen: Trace, known: int = 0, n_vocab: int | None = None) -> Lens:
     """
     tokens, probabilities = [], []
     for layer in range(len(seen.layers) + 1):
-        logits = lens_logits(seen, layer)[0, known:, :n_vocab].float()  # (T, V)
+        logits = _precise(lens_logits(seen, layer)[0, known:, :n_vocab])  # (T, V)
         best, chosen = logits.max(dim=-1)
         tokens.append(chosen)
         probabilities.append((best - logits.logsumexp(dim=-1)).exp())
