@@ -254,7 +254,7 @@ class _Report:
     def attribution(self, found: Attribution) -> Iterator[str]:
         """Yield the strongest parts, what the others come to, and the sum."""
         rival = "" if found.against is None else f" less that of {self.short(found.against)}"
-        yield f"attribution: the logit of {self.short(found.token)}{rival}, by who wrote it"
+        yield f"attribution: the logit of {self.short(found.token)}{rival}, part by part"
         order = sorted(found.contributions, key=lambda each: abs(each.value), reverse=True)
         shown, others = order[:_PARTS], order[_PARTS:]
         largest = max(abs(each.value) for each in order) or 1.0

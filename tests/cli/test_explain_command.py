@@ -55,7 +55,7 @@ def test_the_table_has_a_row_for_every_token_and_one_for_what_comes_next(model: 
     assert f"{found.surprisal:.2f} bits per token, perplexity {2 ** (found.surprisal or 0):,.2f}" in result.stdout
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [64, 80, 120])
 def test_no_line_is_wider_than_the_terminal(model: str, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     result = run(model, TEXT, "--top", "9", "--lens", "--attention", "1.0", "--attribution")
