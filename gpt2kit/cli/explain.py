@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -76,7 +77,7 @@ def explain(
     """
     if json and html:
         raise typer.BadParameter("give --json or --html, not both")
-    if (target or against) and not attribution:
+    if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
     from gpt2kit.checkpoints import load, pick_numbers
     from gpt2kit.errors import TokenizerError
@@ -102,7 +103,7 @@ def explain(
         target=_token(tokenizer, target),
         against=_token(tokenizer, against),
     )
-    found = find_out(gpt2, ids, wish, overflow=overflow, n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab))
+    found = find_out(gpt2, ids, wish, overflow=overflow, n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab), progress=_progress)
     if json:
         for each in _objects(found, tokenizer, head):
             options.print_json(each)
@@ -114,6 +115,12 @@ def explain(
         coloured = colour.wanted(colours)
         for line in _Report(found, tokenizer, coloured).lines(head):
             typer.echo(line, color=coloured)
+
+
+def _progress(done: int, n: int) -> None:
+    """Show on a terminal how far the reading of a long text is."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{done:,} of {n:,} tokens" if done < n else "\r\x1b[K", nl=False, err=True)
 
 
 def _head(name: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,14 +108,16 @@ def _precise(logits: Tensor) -> Tensor:
 # --- logit lens ------------------------------------------------------------------------------------------------------
 
 
-def lens_logits(seen: Trace, layer: int) -> Tensor:
-    """Return what the model would say if it ended before this layer: (B, T, V); with `layer` n_layer, its very logits.
+def lens_logits(seen: Trace, layer: int, known: int = 0) -> Tensor:
+    """Return what the model would say if it ended before this layer, (B, T, V), but for the first `known` places.
+
+    With `layer` n_layer these are its very logits.
 
     The residual stream is normalised and read by the head as at the end (nostalgebraist 2020, "interpreting GPT: the logit lens").
     """
     stream = seen.final if layer == len(seen.layers) else seen.layers[layer].before
     with torch.no_grad():
-        return seen.model.head(seen.model.ln_f(stream))
+        return seen.model.head(seen.model.ln_f(stream[:, known:]))
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def lens(seen: Trace, known: int = 0, n_vocab: int | None = None) -> Lens:
     """
     tokens, probabilities = [], []
     for layer in range(len(seen.layers) + 1):
-        logits = _precise(lens_logits(seen, layer)[0, known:, :n_vocab])  # (T, V)
+        logits = _precise(lens_logits(seen, layer, known)[0, :, :n_vocab])  # (T, V)
         best, chosen = logits.max(dim=-1)
         tokens.append(chosen)
         probabilities.append((best - logits.logsumexp(dim=-1)).exp())
@@ -184,11 +186,17 @@ class Explanation:
 
 
 def explain(
-    model: GPT2, ids: Sequence[int], wish: Wish | None = None, *, overflow: Overflow = "slide", n_vocab: int | None = None
+    model: GPT2,
+    ids: Sequence[int],
+    wish: Wish | None = None,
+    *,
+    overflow: Overflow = "slide",
+    n_vocab: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
     """Read a text and find out what is wished for; ids from `n_vocab` on are padding of the matrix, not tokens.
 
-    For `overflow` see `fit`. Raises ConfigError for a head that is not there, and what `attribute` raises.
+    `progress` is called after each window with the tokens that are done and those there are. For `overflow` see `fit`. Raises ConfigError for a head that is not there, and what `attribute` raises.
     """
     wish = wish or Wish()
     ids = fit(ids, model, overflow)
@@ -208,6 +216,8 @@ def explain(
             attention += [row[: known + place + 1] for place, row in enumerate(weights)]
         if wish.strongest:
             strongest.append(strongest_weights(seen, known, wish.strongest))
+        if progress:
+            progress(end, len(ids))
     return Explanation(
         ids=tuple(ids),
         expectations=tuple(expected),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2, Attention
 
 
@@ -83,8 +84,10 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
 
     The memory is that of the activations, in each layer B * T * (8 C + 2 I) numbers: for 1,024 tokens 0.6 GB with 124M
     parameters and 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0), and takes half of that.
-    Raises ContextLengthError for more tokens than the model has positions.
+    Raises ConfigError for ids of another shape, ContextLengthError for more tokens than the model has positions.
     """
+    if ids.dim() != 2:
+        raise ConfigError(f"expected (B, T) ids, found the shape {tuple(ids.shape)}; for one text: torch.tensor([ids])")
     made: dict[str, Tensor] = {}  # what modules returned
     read: dict[str, Tensor] = {}  # what modules were given
     ids = ids.to(model.device)

@@ -49,7 +49,9 @@ def test_ids_that_are_only_padding_are_never_expected(tiny_model: GPT2) -> None:
 
 
 def test_a_long_text_is_judged_whole_with_half_a_window_of_context(tiny_model: GPT2) -> None:
-    found = explain(tiny_model, TEXT, Wish(lens=True, head=(1, 0), strongest=4))
+    done: list[tuple[int, int]] = []
+    found = explain(tiny_model, TEXT, Wish(lens=True, head=(1, 0), strongest=4), progress=lambda *seen: done.append(seen))
+    assert done == [(32, 75), (48, 75), (64, 75), (75, 75)]
     assert len(found.expectations) == 76
     assert found.starts == (0,) * 32 + (16,) * 16 + (32,) * 16 + (48,) * 11
     assert found.attention is not None

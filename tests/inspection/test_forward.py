@@ -14,7 +14,7 @@ from test_model import VARIANTS, weights_of
 from gpt2kit import reference
 from gpt2kit.checkpoints import build_model, open_checkpoint
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import ContextLengthError
+from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.inspection import LayerTrace, Trace, trace
 from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
@@ -78,6 +78,8 @@ def test_a_trace_changes_nothing_and_leaves_nothing_behind(tiny_model: GPT2) -> 
     assert tiny_model.training
     with pytest.raises(ContextLengthError):
         trace(tiny_model, torch.zeros(1, 33, dtype=torch.long))
+    with pytest.raises(ConfigError, match=r"found the shape \(3,\)"):
+        trace(tiny_model, torch.arange(3))
     assert not any(module._forward_hooks for module in tiny_model.modules())
 
 
