@@ -196,7 +196,8 @@ def explain(
 ) -> Explanation:
     """Read a text and find out what is wished for; ids from `n_vocab` on are padding of the matrix, not tokens.
 
-    `progress` is called after each window with the tokens that are done and those there are. For `overflow` see `fit`. Raises ConfigError for a head that is not there, and what `attribute` raises.
+    `progress` is called after each window with the tokens that are done and those there are. For `overflow` see `fit`. Raises
+    ConfigError for a head that is not there, and what `attribute` raises.
     """
     wish = wish or Wish()
     ids = fit(ids, model, overflow)
