@@ -179,6 +179,8 @@ class _Report:
         if self.found.surprisal is not None:
             perplexity = 2**self.found.surprisal
             yield f"\n{self.found.surprisal:.2f} bits per token, perplexity {perplexity:,.2f}"
+        if (n := len(set(self.found.starts))) > 1:
+            yield f"read in {n} windows, each with the last half of the one before as context"
         if self.found.lens:
             yield "\nlogit lens: the likeliest next token by layers asked"
             yield from self.lens(self.found.lens)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -223,15 +224,21 @@ def explain(
         ids=tuple(ids),
         expectations=tuple(expected),
         starts=tuple(starts),
-        lens=Lens(torch.cat([each.tokens for each in lenses], dim=1), torch.cat([each.probabilities for each in lenses], dim=1))
-        if lenses
-        else None,
+        lens=_joined(lenses, dim=1),
         attention=tuple(attention) if wish.head else None,
-        strongest=Strongest(torch.cat([each.distances for each in strongest]), torch.cat([each.weights for each in strongest]))
-        if strongest
-        else None,
+        strongest=_joined(strongest, dim=0),
         attribution=attribute(seen, *_compared(seen.logits[0, -1, :n_vocab], wish)) if wish.attribution else None,
     )
+
+
+_Tensors = TypeVar("_Tensors", Lens, Strongest)
+
+
+def _joined(parts: Sequence[_Tensors], dim: int) -> _Tensors | None:
+    """Put what several windows gave side by side."""
+    if not parts:
+        return None
+    return type(parts[0])(*(torch.cat([getattr(part, field.name) for part in parts], dim=dim) for field in fields(parts[0])))
 
 
 def check_head(model: GPT2, layer: int, head: int) -> None:
@@ -253,16 +260,14 @@ def _compared(logits: Tensor, wish: Wish) -> tuple[int, int | None]:
 
 def strongest_weights(seen: Trace, known: int, n: int) -> Strongest:
     """Keep the n largest weights of every row of every head, but for the first `known` tokens."""
-    n = min(n, seen.ids.shape[1])
-    places = torch.arange(known, seen.ids.shape[1], device=seen.ids.device)[:, None]  # (T, 1)
-    distances, weights = [], []
-    for layer in seen.layers:
-        largest = layer.weights[0, :, known:].topk(n, dim=-1)  # (H, T, N)
+    T, config = seen.ids.shape[1], seen.model.config
+    places = torch.arange(known, T, device=seen.ids.device)[:, None]  # (T, 1)
+    shape = (T - known, config.n_layer, config.n_head, n)
+    distances, weights = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.uint8)
+    for number, layer in enumerate(seen.layers):
+        largest = layer.weights[0, :, known:].topk(min(n, T), dim=-1)  # (H, T, N)
         rounded = (largest.values.sqrt() * 255).round().to(torch.uint8)
-        distances.append((places - largest.indices).clamp_min(0).masked_fill(rounded == 0, 0).to(torch.int32))
-        weights.append(rounded)
-    if not seen.layers:
-        nothing = torch.empty(len(places), 0, seen.model.config.n_head, n)
-        return Strongest(nothing.to(torch.int32), nothing.to(torch.uint8))
-    # each layer's (H, T, N) becomes (T, L, H, N)
-    return Strongest(*(torch.stack(parts).permute(2, 0, 1, 3).cpu().contiguous() for parts in (distances, weights)))
+        behind = (places - largest.indices).masked_fill(rounded == 0, 0)
+        distances[:, number, :, : min(n, T)] = behind.transpose(0, 1)
+        weights[:, number, :, : min(n, T)] = rounded.transpose(0, 1)
+    return Strongest(distances, weights)

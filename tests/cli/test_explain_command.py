@@ -163,6 +163,8 @@ def test_long_texts_slide_or_stop_or_are_refused(model: str) -> None:
     whole = objects(model, text)
     assert len(whole) > 40
     assert all(each["surprisal"] is not None for each in whole[1:-1])
+    assert "read in 3 windows" in run(model, text).stdout
+    assert "windows" not in run(model, "the end").stdout
     result = run(model, text, "--overflow", "stop", "--json")
     assert len(result.stdout.splitlines()) == 33
     assert "the model reads 32: the last" in result.stderr

@@ -73,11 +73,13 @@ def test_a_long_text_is_judged_whole_with_half_a_window_of_context(tiny_model: G
         assert found.strongest.distances[place, 1, 0, 0] == len(weights) - 1 - largest.indices[0]
 
 
-@pytest.mark.parametrize("n_ctx", [1, 2, 3])
+@pytest.mark.parametrize("n_ctx", [1, 2, 3, 6])  # of 6: the last window has 4 tokens, fewer than the entries to keep
 def test_the_smallest_windows_judge_every_token_too(tiny_config: GPT2Config, n_ctx: int) -> None:
-    found = explain(make_model(replace(tiny_config, n_ctx=n_ctx)), TEXT[:9], Wish(strongest=4, head=(0, 0)))
-    assert [each.token for each in found.expectations] == [*TEXT[:9], None]
-    assert len(found.starts) == len(found.attention or ()) == 9
+    found = explain(make_model(replace(tiny_config, n_ctx=n_ctx)), TEXT[:10], Wish(strongest=6, head=(0, 0), lens=True))
+    assert found.strongest is not None
+    assert found.strongest.weights.shape == (10, 2, 2, 6)
+    assert [each.token for each in found.expectations] == [*TEXT[:10], None]
+    assert len(found.starts) == len(found.attention or ()) == 10
 
 
 def test_a_long_text_can_be_cut_or_refused(tiny_model: GPT2) -> None:
