@@ -72,13 +72,14 @@ def explain(
 ) -> None:
     """Show what a model makes of a text: how surprising it finds each token, what it expected, and why.
 
-    The first token has nothing before it, and so no surprisal; with --special the text can begin with <|endoftext|>. --lens,
-    --attention and --attribution can be put together.
+    The first token has nothing before it, and so no surprisal; with --special the text can begin with <|endoftext|>.
     """
     if json and html:
         raise typer.BadParameter("give --json or --html, not both")
     if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
+    if html and not html.parent.is_dir():
+        raise typer.BadParameter(f"--html is {html}, but there is no folder {html.parent}")
     from gpt2kit.checkpoints import load, pick_numbers
     from gpt2kit.errors import TokenizerError
     from gpt2kit.files import write_whole

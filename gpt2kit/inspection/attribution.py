@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.forward import Trace
-from gpt2kit.model import Attention
+from gpt2kit.model import GPT2, Attention
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,48 @@ class Attribution:
     contributions: tuple[Contribution, ...]  # in the order of the forward pass
 
 
+def check_sum(model: GPT2) -> None:
+    """Raise ConfigError for a model whose residual stream is not the sum of what its parts wrote.
+
+    These are models that normalise after adding, and numbers so rounded that it does not hold (half precision, int8).
+    """
+    if not model.config.norm_first:
+        raise ConfigError("attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum")
+    if model.is_quantised or model.dtype.itemsize < 4:
+        raise ConfigError("attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32")
+
+
 def attribute(seen: Trace, token: int, against: int | None = None, *, place: int = -1) -> Attribution:
     """Split the logit of a token after a place, less that of another one if given, into what each part wrote for it.
 
     Direct logit attribution: the residual stream is a sum, and the final norm is linear once its scale is what it was. The
-    contributions add up to the total. Raises ConfigError for models without such a sum: those that normalise after adding, and
-    those whose numbers are so rounded that it does not hold (half precision, int8).
+    contributions add up to the total. Raises ConfigError for models without such a sum: see `check_sum`.
     """
     model, config = seen.model, seen.model.config
-    if not config.norm_first:
-        raise ConfigError("attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum")
-    if model.is_quantised or model.dtype.itemsize < 4:
-        raise ConfigError("attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32")
+    check_sum(model)
     with torch.no_grad():
-        towards = model.head_weight[token].double()  # (C,)
+        towards = _exact(model.head_weight[token])  # (C,)
         if against is not None:
-            towards = towards - model.head_weight[against].double()
+            towards = towards - _exact(model.head_weight[against])
         bias = getattr(model.ln_f, "bias", None)
-        of_norm = [] if bias is None else [Contribution("bias", None, None, float(bias.double() @ towards))]
-        final = seen.final[0, place].double()
+        of_norm = [] if bias is None else [Contribution("bias", None, None, float(_exact(bias) @ towards))]
+        final = _exact(seen.final[0, place])
         if config.norm == "layernorm":
             final = final - final.mean()
-        gain = model.ln_f.get_parameter("weight").double() / (final.square().mean() + config.layer_norm_epsilon).sqrt()
+        gain = _exact(model.ln_f.get_parameter("weight")) / (final.square().mean() + config.layer_norm_epsilon).sqrt()
         towards = towards * gain
         if config.norm == "layernorm":
             towards = towards - towards.mean()  # what the norm subtracts from the stream can as well be taken from what reads it
         parts = [*_parts(seen, place)]
-        values = (torch.stack([vector.double() for *_, vector in parts]) @ towards).tolist()
-        logits = seen.logits[0, place].double()
+        values = (torch.stack([_exact(vector) for *_, vector in parts]) @ towards).tolist()
+        logits = _exact(seen.logits[0, place])
         total = float(logits[token] - (0 if against is None else logits[against]))
     found = [Contribution(part, layer, head, value) for (part, layer, head, _), value in zip(parts, values, strict=True)]
     return Attribution(token, against, total, (*found, *of_norm))
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double()  # in this order, for not every device has float64
 
 
 def _parts(seen: Trace, place: int) -> Iterator[tuple[str, int | None, int | None, Tensor]]:

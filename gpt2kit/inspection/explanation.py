@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
 from gpt2kit.generate import Overflow
-from gpt2kit.inspection.attribution import Attribution, attribute
+from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
 from gpt2kit.model import GPT2
 
@@ -198,12 +198,14 @@ def explain(
     """Read a text and find out what is wished for; ids from `n_vocab` on are padding of the matrix, not tokens.
 
     `progress` is called after each window with the tokens that are done and those there are. For `overflow` see `fit`. Raises
-    ConfigError for a head that is not there, and what `attribute` raises.
+    ConfigError for a head that is not there, or an attribution that cannot be had.
     """
     wish = wish or Wish()
     ids = fit(ids, model, overflow)
     if wish.head:
         check_head(model, *wish.head)
+    if wish.attribution:
+        check_sum(model)
     expected, starts, lenses, attention, strongest = [Expectation(ids[0], None, None, ())], [], [], [], []
     for window in windows(model, ids):
         seen, known = window.trace, window.known

@@ -192,7 +192,7 @@ def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: 
     assert data["attention"]["first"] == [1, 1]
     assert len(data["alternatives"][1]) == 3
     assert len(data["lens"]["tokens"][0]) == 3
-    assert run(model, TEXT, "--html", str(tmp_path / "no" / "page.html")).exit_code == 1
+    assert run(model, TEXT, "--html", str(tmp_path / "no" / "page.html")).exit_code == 2
 
 
 @pytest.mark.parametrize(
