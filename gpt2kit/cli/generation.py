@@ -119,7 +119,6 @@ def generate(
 
     if json and in_colour:
         raise typer.BadParameter("--json has no colours; its logprobs say the same")
-    coloured = in_colour and sys.stdout.isatty()
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -135,7 +134,7 @@ def generate(
         "seed": draw_seed() if seed is None else seed,
         "num_samples": num_samples,
         "overflow": overflow,
-        "logprobs": json or coloured,
+        "logprobs": json or (in_colour := in_colour and sys.stdout.isatty()),
         "draft_tokens": draft_tokens,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
@@ -146,7 +145,7 @@ def generate(
     _check_draft(draft, draft_tokenizer, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started) if stats else None
-    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
+    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=in_colour, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
         _prompt_loop(writer, wish, show_seed)
