@@ -82,11 +82,11 @@ def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[
     return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that after a crash it is the old one or the new one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, text as UTF-8, so that after a crash it is the old one or the new one."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "allocator", "dropout"},
     {"files"},
     {"config", "sampling"},
-    {"catalogue", "store", "recipes", "loss_curve", "distributed"},
+    {"catalogue", "store", "recipes", "distributed"},
     {"cache", "tokenizers", "download"},
     {"model", "reference", "texts"},
     {"optim", "lora", "corpus", "quantize"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"continuation"},
     {"generate", "plan"},
     {"inspection", "verify"},
+    {"plots"},
     {"cli"},
     {"__init__", "__main__"},
 ]
