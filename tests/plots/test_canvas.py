@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from gpt2kit import plots
 from gpt2kit.errors import ConfigError, MissingDependencyError
 from gpt2kit.plots import readable, save
 from gpt2kit.plots.canvas import around_zero, check_picture, explain_colours, name_positions, new_figure, paint, rooted, thinned
@@ -125,4 +127,6 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 def test_no_picture_touches_pyplot() -> None:
-    assert "matplotlib.pyplot" not in sys.modules
+    sources = {path: path.read_text(encoding="utf-8") for path in Path(plots.__file__).parent.glob("*.py")}
+    assert len(sources) == 7
+    assert not [path.name for path, source in sources.items() if re.search(r"^ *(from|import) .*pyplot", source, re.MULTILINE)]
