@@ -83,10 +83,10 @@ def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[
     return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that after a crash it is the old one or the new one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, text as UTF-8, so that after a crash it is the old one or the new one."""
     with new_file(path, part=path.with_name(f"{path.name}.tmp")) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

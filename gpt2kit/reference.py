@@ -18,21 +18,35 @@ from gpt2kit.config import GPT2Config
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, NDArray[np.floating]]
+Notes = dict[str, Array]
 
 
-def logits(config: GPT2Config, w: Weights, ids: Sequence[int]) -> Array:
-    """Return the (T, V) logits after each of the ids; the weights have the names and (out, in) shapes of `config.shapes()`."""
-    x = double(w["wte.weight"][list(ids)]) + positions(config, w, len(ids))  # (T, C)
+def logits(config: GPT2Config, w: Weights, ids: Sequence[int], notes: Notes | None = None) -> Array:
+    """Return the (T, V) logits after each of the ids; the weights have the names and (out, in) shapes of `config.shapes()`.
+
+    `notes` is given what is computed on the way, under the names of `gpt2kit.inspection.Trace`: notes["embeddings"], and for
+    the layers notes["0.weights"].
+    """
+    notes = {} if notes is None else notes
+    notes["token_embeddings"] = double(w["wte.weight"][list(ids)])  # (T, C)
+    notes["position_embeddings"] = positions(config, w, len(ids))
+    notes["embeddings"] = x = notes["token_embeddings"] + notes["position_embeddings"]
     for layer in range(config.n_layer):
         here = f"h.{layer}."
+        notes[f"{layer}.before"] = x
         if config.norm_first:
-            x = x + attention(config, w, layer, norm(config, w, here + "ln_1", x))
-            x = x + mlp(config, w, here + "mlp.", norm(config, w, here + "ln_2", x))
+            x = x + attention(config, w, layer, norm(config, w, here + "ln_1", x), notes)
+            notes[f"{layer}.middle"] = x
+            x = x + mlp(config, w, layer, norm(config, w, here + "ln_2", x), notes)
         else:
-            x = norm(config, w, here + "ln_1", x + attention(config, w, layer, x))
-            x = norm(config, w, here + "ln_2", x + mlp(config, w, here + "mlp.", x))
+            x = norm(config, w, here + "ln_1", x + attention(config, w, layer, x, notes))
+            notes[f"{layer}.middle"] = x
+            x = norm(config, w, here + "ln_2", x + mlp(config, w, layer, x, notes))
+        notes[f"{layer}.after"] = x
     head = w["wte.weight"] if config.tie_word_embeddings else w["lm_head.weight"]
-    return norm(config, w, "ln_f", x) @ double(head).T  # (T, V)
+    notes["final"] = x
+    notes["normalised"] = norm(config, w, "ln_f", x)
+    return notes["normalised"] @ double(head).T  # (T, V)
 
 
 def double(array: NDArray[np.floating]) -> Array:
@@ -50,7 +64,7 @@ def positions(config: GPT2Config, w: Weights, n: int) -> Array:
     return table
 
 
-def attention(config: GPT2Config, w: Weights, layer: int, x: Array) -> Array:
+def attention(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes) -> Array:
     n, D = len(x), config.head_size
     qkv = linear(w, f"h.{layer}.attn.c_attn", x)  # (T, 3C)
     heads = []
@@ -61,18 +75,27 @@ def attention(config: GPT2Config, w: Weights, layer: int, x: Array) -> Array:
             scores = scores / math.sqrt(D)
         if config.scale_attn_by_inverse_layer_idx:
             scores = scores / (layer + 1)
-        scores = np.where(np.tril(np.ones((n, n))) == 1, scores, -np.inf)
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        heads.append(shares / shares.sum(axis=1, keepdims=True) @ v)  # (T, D)
-    return linear(w, f"h.{layer}.attn.c_proj", np.concatenate(heads, axis=1))
+        masked = np.where(np.tril(np.ones((n, n))) == 1, scores, -np.inf)
+        shares = np.exp(masked - masked.max(axis=1, keepdims=True))
+        shares = shares / shares.sum(axis=1, keepdims=True)
+        heads.append((q, k, v, scores, masked, shares, shares @ v))
+    names = ("queries", "keys", "values", "scores", "masked_scores", "weights", "head_outputs")
+    notes |= {f"{layer}.{name}": np.stack(parts) for name, parts in zip(names, zip(*heads, strict=True), strict=True)}  # (H, T, …)
+    y = np.concatenate([outputs for *_, outputs in heads], axis=1)  # (T, C)
+    notes[f"{layer}.attention_update"] = linear(w, f"h.{layer}.attn.c_proj", y)
+    return notes[f"{layer}.attention_update"]
 
 
-def mlp(config: GPT2Config, w: Weights, here: str, x: Array) -> Array:
-    x = linear(w, here + "c_fc", x)
+def mlp(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes) -> Array:
+    before = linear(w, f"h.{layer}.mlp.c_fc", x)
     if config.mlp == "swiglu":
-        gate, x = np.split(x, 2, axis=1)
-        return linear(w, here + "c_proj", gate / (1 + np.exp(-gate)) * x)
-    return linear(w, here + "c_proj", ACTIVATION[config.activation_function](x))
+        before, x = np.split(before, 2, axis=1)
+        after = before / (1 + np.exp(-before)) * x
+    else:
+        after = ACTIVATION[config.activation_function](before)
+    notes[f"{layer}.mlp_before"], notes[f"{layer}.mlp_after"] = before, after
+    notes[f"{layer}.mlp_update"] = linear(w, f"h.{layer}.mlp.c_proj", after)
+    return notes[f"{layer}.mlp_update"]
 
 
 ACTIVATION: dict[str, Callable[[Array], Array]] = {

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "allocator", "dropout"},
     {"files"},
     {"config", "sampling"},
-    {"catalogue", "store", "recipes", "loss_curve", "distributed"},
+    {"catalogue", "store", "recipes", "distributed"},
     {"cache", "tokenizers", "download"},
     {"model", "reference", "texts"},
     {"optim", "lora", "corpus", "quantize"},
@@ -31,6 +31,7 @@ LAYERS = [
     {"generate", "plan", "surprisal"},
     {"evaluate", "inspection", "verify", "training_setup"},
     {"tasks", "compare"},
+    {"plots"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -210,9 +210,9 @@ class Run:
                     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the reports of a run; a last line that a kill cut short is left out."""
-    return _read_lines(folder / METRICS)
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the reports of a run, of its folder or its metrics.jsonl; a last line that a kill cut short is left out."""
+    return _read_lines(path / METRICS if path.is_dir() else path)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

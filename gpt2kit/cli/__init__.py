@@ -85,10 +85,12 @@ def main() -> None:
     app(prog_name="gpt2kit")
 
 
-from gpt2kit.cli import comparison, evaluation, generation, originality, training, weights  # noqa: E402
+from gpt2kit.cli import comparison, evaluation, explain, generation, originality, plots, training, weights  # noqa: E402
 
 generation.add_to(app)
 weights.add_to(app)
+explain.add_to(app)
+plots.add_to(app)
 originality.add_to(app)
 evaluation.add_to(app)
 comparison.add_to(app)

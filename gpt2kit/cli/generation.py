@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2kit.cli import options
+from gpt2kit.cli import colour, options
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ Overflow = Annotated[
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
 NoPrompt = Annotated[bool, typer.Option("--no_prompt", metavar="", help="Print the continuation without the prompt.")]
+InColour = Annotated[
+    bool,
+    typer.Option(
+        "--colour",
+        "--color",
+        metavar="",
+        help="Colour new tokens by how surprising the model finds them; on a terminal, not in files and pipes.",
+    ),
+]
 ShowStats = Annotated[bool, typer.Option("--stats", metavar="", help="Report speed and memory on stderr.")]
 
 
@@ -97,6 +107,7 @@ def generate(
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
+    in_colour: InColour = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -109,6 +120,8 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
+    if json and in_colour:
+        raise typer.BadParameter("--json has no colours; its logprobs say the same")
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -124,7 +137,7 @@ def generate(
         "seed": draw_seed() if seed is None else seed,
         "num_samples": num_samples,
         "overflow": overflow,
-        "logprobs": json,
+        "logprobs": json or (in_colour := in_colour and sys.stdout.isatty()),
         "draft_tokens": draft_tokens,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
@@ -134,7 +147,8 @@ def generate(
     gpt2, tokenizer = options.load(model, device, dtype, quantize)
     _check_draft(draft, draft_tokenizer, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
-    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, stats=Stats(time.perf_counter() - started) if stats else None)
+    shown_stats = Stats(time.perf_counter() - started) if stats else None
+    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=in_colour, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
         _prompt_loop(writer, wish, show_seed)
@@ -233,6 +247,7 @@ class Writer:
     tokenizer: Tokenizer | None
     json: bool
     no_prompt: bool
+    coloured: bool
     stats: Stats | None
     _texts: int = 0
 
@@ -258,14 +273,20 @@ class Writer:
     def _print(self, prompts: Sequence[str], pieces: Iterable[Piece]) -> None:
         """Print the rows in their order; each is live from when those before it have ended."""
         texts = [""] * len(prompts)
+        highest = [0.0] * len(prompts)  # bits, of the tokens whose text is still held back
         ended = [False] * len(prompts)
         row = 0
         self._begin(prompts[row])
         for piece in pieces:
-            texts[piece.row] += piece.text
+            text = piece.text
+            if self.coloured and piece.logprob is not None:
+                highest[piece.row] = max(highest[piece.row], -piece.logprob / math.log(2))
+                if text:
+                    text, highest[piece.row] = colour.paint(text, highest[piece.row]), 0.0
+            texts[piece.row] += text
             ended[piece.row] = piece.finish_reason is not None
             if piece.row == row:
-                _echo(piece.text)
+                _echo(text)
             while ended[row] and row + 1 < len(prompts):
                 row += 1
                 self._begin(prompts[row])
@@ -282,6 +303,8 @@ class Writer:
     def report(self, seed: int | None) -> None:
         """End the last line, and print what belongs on stderr after the texts."""
         self._end_line()
+        if self.coloured:
+            typer.echo(f"\n{colour.legend()}", err=True)
         if seed is not None:
             typer.secho(f"seed {seed}", err=True, dim=True)
         if self.stats is not None:

@@ -20,8 +20,8 @@ from gpt2kit.cli.options import human_size
 from gpt2kit.corpus import ENGLISH_CHARACTERS_PER_TOKEN
 from gpt2kit.errors import MissingDependencyError
 from gpt2kit.generate import generate
-from gpt2kit.loss_curve import draw
 from gpt2kit.originality import TextIndex, baseline
+from gpt2kit.plots import Average, losses, save
 from gpt2kit.sharding import whole
 from gpt2kit.train import StepReport
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gpt2kit.training_setup import Setup
 
 _SAMPLE_SEED = 1
+_AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # in the picture of the losses
 _RECENT = 100  # steps whose training losses are averaged
 _MEASURED_TOKENS = 400  # of a text whose originality is measured
 
@@ -181,7 +182,7 @@ class Reporter:
         summary = self._summary(metrics, model)
         (self._run.folder / "report.json").write_text(json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         with contextlib.suppress(MissingDependencyError):
-            draw(metrics, self._run.folder / "loss.png")
+            save(losses({self._run.folder.name: metrics}, _AVERAGES), self._run.folder / "loss.png")
         if self._json:
             options.print_json(summary)
             return

@@ -236,7 +236,15 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: lis
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--max_tokens", "-1"], ["--top_k", "x"], ["--nonsense"], ["a", "b"], ["a", "--prompts_file", "x"], ["a", "--overflow", "wrap"]],
+    [
+        ["--max_tokens", "-1"],
+        ["--top_k", "x"],
+        ["--nonsense"],
+        ["a", "b"],
+        ["a", "--prompts_file", "x"],
+        ["a", "--overflow", "wrap"],
+        ["--json", "--colour"],
+    ],
 )
 def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
     assert run("generate", *arguments, "--model", model).exit_code == 2
@@ -461,3 +469,13 @@ def test_a_model_without_a_vocabulary_cannot_tokenize(tmp_path: Path, tiny_model
     result = run("tokenize", "a", "--model", str(write_hub(tmp_path, tiny_model)))
     assert result.exit_code == 1
     assert "no vocabulary; expected vocab.json and merges.txt" in result.stderr
+
+
+def test_colours_are_for_terminals_and_change_nothing_else(model: str) -> None:
+    plain = text(model, "the end", "--max_tokens", "20")
+    assert text(model, "the end", "--max_tokens", "20", "--colour") == plain  # not a terminal
+    terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--colour")
+    shown = terminal.read_until("12 and more").replace("\r\n", "\n")
+    assert terminal.leave() == 0
+    assert "\x1b[48;5;" in shown
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown).startswith(plain)

@@ -1,4 +1,4 @@
-"""What is inside a checkpoint."""
+"""What is inside a checkpoint: its tensors, its parameters by part, its memory."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""An explanation as one web page, that needs no network and no other file.
+
+The page is `page.html`; what differs from text to text is one JSON object inside it, and the page's script draws it. Attention
+would be far too large to carry whole (12 layers of 12 heads on 1,024 tokens are 150 million numbers), so of each row the largest
+entries are kept: two bytes for the distance and one for the square root of the weight.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from gpt2kit.inspection.explanation import Explanation
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import StreamDecoder
+
+_BUDGET = 12_000_000  # bytes of attention, before they are written in base64
+_MOST, _FEWEST = 16, 2  # entries of each row
+
+
+def entries_to_keep(model: GPT2, n_tokens: int) -> int:
+    """Return how many entries of each row of attention a page can carry without becoming too large to open."""
+    rows = max(1, model.config.n_layer * model.config.n_head * n_tokens)
+    return max(_FEWEST, min(_MOST, _BUDGET // (3 * rows)))
+
+
+def write_page(found: Explanation, token_bytes: Callable[[int], bytes], *, model: str, head: tuple[int, int] | None = None) -> str:
+    """Return the page of an explanation, as HTML.
+
+    `token_bytes` gives the bytes of a token, `model` is the name to show, and `head` is the layer and head to show first.
+    """
+    shown = json.dumps(_data(found, token_bytes, model, head), ensure_ascii=False, separators=(",", ":"))
+    shown = shown.replace("<", "\\u003c")  # so that no text can end the script element, or open a comment in it
+    page = files("gpt2kit.inspection").joinpath("page.html").read_text(encoding="utf-8")
+    return page.replace("{{data}}", shown).replace("{{title}}", html.escape(model), 1)
+
+
+def _data(found: Explanation, token_bytes: Callable[[int], bytes], model: str, head: tuple[int, int] | None) -> dict[str, Any]:
+    """Return what the page's script reads; names of tokens are listed once, and then named by their ids."""
+    decoder = StreamDecoder(token_bytes)
+    pieces = [decoder.feed(token) for token in found.ids]
+    pieces[-1] += decoder.finish()
+    used = set(found.ids) | {each.token for expected in found.expectations for each in expected.alternatives}
+    data: dict[str, Any] = {
+        "model": model,
+        "bits": found.surprisal,
+        "ids": found.ids,
+        "pieces": pieces,  # the text; half a character is an empty piece
+        "starts": found.starts,
+        "surprisal": [_short(each.surprisal) for each in found.expectations],
+        "ranks": [each.rank for each in found.expectations],
+        "alternatives": [[[each.token, _short(each.probability)] for each in expected.alternatives] for expected in found.expectations],
+    }
+    if found.lens:
+        used |= set(found.lens.tokens.flatten().tolist())
+        shares = [[_short(share) for share in row] for row in found.lens.probabilities.T.tolist()]
+        data["lens"] = {"tokens": found.lens.tokens.T.tolist(), "probabilities": shares}  # [place][layer]
+    if found.strongest and found.strongest.weights.numel():
+        _, layers, heads, n = found.strongest.weights.shape
+        data["attention"] = {
+            "layers": layers,
+            "heads": heads,
+            "n": n,
+            "first": head or (0, 0),
+            "distances": base64.b64encode(found.strongest.distances.numpy().astype("<u2").tobytes()).decode(),
+            "weights": base64.b64encode(found.strongest.weights.numpy().tobytes()).decode(),
+        }
+    if found.attribution:
+        used |= {token for token in (found.attribution.token, found.attribution.against) if token is not None}
+        parts = [[each.name, _short(each.value)] for each in found.attribution.contributions]
+        data["attribution"] = {
+            "token": found.attribution.token,
+            "against": found.attribution.against,
+            "total": _short(found.attribution.total),
+            "parts": parts,
+        }
+    data["names"] = {token: token_bytes(token).decode("utf-8", errors="backslashreplace") for token in sorted(used)}
+    return data
+
+
+def _short(value: float | None) -> float | None:
+    """Round to four digits, all that a page shows."""
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,35 @@
+"""Pictures of runs, weights and activations (needs gpt2kit[plots]).
+
+    trace = gpt2kit.inspection.trace(model, ids)  # (1, T) ids
+    tokens = [tokenizer.token_bytes(token) for token in ids[0].tolist()]
+    gpt2kit.plots.attention(trace, tokens, layer=0, head=3)
+
+Every function returns a matplotlib Figure, which a notebook shows and `save` writes; none touches pyplot or asks for a screen.
+Of a trace of several rows, the first is drawn. Layers, heads and positions count from 0.
+"""
+
+from gpt2kit.plots.canvas import check_picture, readable, save
+from gpt2kit.plots.choices import temperature
+from gpt2kit.plots.heads import attention, attention_bars
+from gpt2kit.plots.inputs import embeddings, norms, positions, tokens
+from gpt2kit.plots.layers import lens, mlp, residual, updates
+from gpt2kit.plots.runs import Average, losses
+
+__all__ = [
+    "Average",
+    "attention",
+    "attention_bars",
+    "check_picture",
+    "embeddings",
+    "lens",
+    "losses",
+    "mlp",
+    "norms",
+    "positions",
+    "readable",
+    "residual",
+    "save",
+    "temperature",
+    "tokens",
+    "updates",
+]

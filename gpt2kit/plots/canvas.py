@@ -1,0 +1,254 @@
+"""What every picture is drawn on: figures without a screen, tokens as labels, colours that everyone can tell apart."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from gpt2kit.errors import ConfigError, MissingDependencyError
+from gpt2kit.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ft2font import FT2Font
+    from matplotlib.image import AxesImage
+
+Token = bytes | str
+Array = np.ndarray[Any, np.dtype[Any]]
+
+WIDTH = 9.0  # inches
+FONT = "DejaVu Sans"  # of token labels; it comes with matplotlib, so that what it can draw is known
+# Okabe and Ito's colours, which those who see fewer colours can tell apart too.
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+GREY, PALE = "0.45", "0.9"
+SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
+_SUFFIXES = (".png", ".svg", ".pdf")
+_LABEL = 0.16  # inches that a line of a label takes across
+_LETTER = 0.085  # inches that a letter takes along
+_CELLS = 64  # rows or columns that are drawn one by one
+_LONGEST = 12  # characters of a token's label
+_EXTREME = 0.998  # share of the numbers that a colour scale reaches, so that a few large ones do not leave the rest in the dark
+_BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+
+
+def new_figure(title: str, height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure, sizes in inches; raises MissingDependencyError without matplotlib."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def check_matplotlib() -> None:
+    """Raise MissingDependencyError unless matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("matplotlib", extra="plots") from None
+
+
+def check_picture(path: Path) -> None:
+    """Raise unless a picture can be drawn and written: ConfigError unless the name says PNG, SVG or PDF and its folder exists."""
+    check_matplotlib()
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"{path}: expected a name that ends in .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first, or name another file")
+
+
+def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
+    """Write a figure as PNG, SVG or PDF, as the file's name says; the same figure gives the same bytes."""
+    import matplotlib
+
+    check_picture(path)
+    kind = path.suffix.lower().removeprefix(".")
+    undated: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gpt2kit"}):
+        figure.savefig(content, format=kind, dpi=dpi, metadata=undated[kind])
+    write_whole(path, content.getvalue())
+
+
+def numbers(tensor: Tensor) -> Array:
+    """Return a tensor as an array of float32."""
+    return tensor.detach().float().cpu().numpy()
+
+
+def check_tokens(tokens: Sequence[Token], T: int) -> None:
+    """Raise ConfigError unless there is a token for every position."""
+    if len(tokens) != T:
+        raise ConfigError(f"{len(tokens)} tokens for {T} positions; expected the tokens of the ids that were traced")
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def readable(token: Token, longest: int = _LONGEST) -> str:
+    """Return a token as a short label: blanks visible, and escapes for bytes and characters that cannot be drawn."""
+    text = token.decode("utf-8", errors="backslashreplace") if isinstance(token, bytes) else token
+    pieces = [_visible(character) for character in text]
+    if sum(map(len, pieces)) > longest:
+        while sum(map(len, pieces)) > longest - 1 and len(pieces) > 1:
+            pieces.pop()
+        pieces.append("…")
+    return "".join(pieces) or "''"
+
+
+def _visible(character: str) -> str:
+    if character in _BLANKS:
+        return _BLANKS[character]
+    if character.isprintable() and ord(character) in _drawable():
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    """Return the characters that the labels' font has."""
+    return frozenset(_font().get_charmap())
+
+
+@functools.cache
+def _font() -> FT2Font:
+    from matplotlib.font_manager import findfont, get_font
+
+    return get_font(findfont(FONT))
+
+
+def label_size(label: str, size: float) -> Array:
+    """Return how much room a label needs, width and height, in the units of its letters' size."""
+    font = _font()
+    font.set_size(size, 72)
+    font.set_text(label, 0.0)
+    return np.array([font.get_width_height()[0] / 64 * 1.1 + 1, size * 1.35])  # a screen rounds letters up to whole pixels
+
+
+def name_positions(axes: Axes, which: Literal["x", "y"], tokens: Sequence[Token], room: float, first: int = 0) -> None:
+    """Label an axis of positions with their tokens, or, where its `room` in inches is too little, with some of them.
+
+    Where not every position has a label, labels begin with the position's number, which counts from `first`.
+    """
+    step = thinned(len(tokens), room)
+    places = range(0, len(tokens), step)
+    labels = [readable(tokens[place]) if step == 1 else f"{first + place} {readable(tokens[place], 8)}" for place in places]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    upright = which == "y" or room / len(labels) > _LETTER * (max(map(len, labels)) + 0.7)
+    axis.set_ticks(list(places), labels, rotation=0 if upright else 90, fontfamily=FONT, fontsize=8, parse_math=False)
+    axis.set_label_text("token" if step == 1 else "position and token")
+
+
+def name_numbers(axes: Axes, which: Literal["x", "y"], n: int, room: float, label: str) -> None:
+    """Label an axis with whole numbers from 0, as many as have room."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(range(0, n, thinned(n, room, each=_LABEL if which == "y" else 3 * _LABEL)))
+    axis.set_label_text(label)
+
+
+def thinned(n: int, room: float, each: float = _LABEL) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, 50, … such that every so many of n labels have room, in inches."""
+    needed = max(1.0, n * each / room)
+    scale = 10 ** math.floor(math.log10(needed))
+    return int(next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= needed))
+
+
+# --- heat maps -------------------------------------------------------------------------------------------------------
+
+
+def paint(
+    axes: Axes, values: Array, cmap: str = SEQUENTIAL, norm: Normalize | None = None, extent: Sequence[float] | None = None
+) -> AxesImage:
+    """Draw a matrix as colours; what is masked or not a number stays pale. `extent` is left, right, bottom, top."""
+    import matplotlib
+
+    colours = matplotlib.colormaps[cmap].with_extremes(bad=PALE)
+    place = None if extent is None else (extent[0], extent[1], extent[2], extent[3])
+    smooth = "auto" if min(values.shape) > _CELLS else "nearest"  # a few rows, such as layers, must not blur into each other
+    return axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", extent=place, interpolation=smooth)
+
+
+def heat(axes: Axes, values: Array, title: str, meaning: str, *, cmap: str = SEQUENTIAL, norm: Normalize | None = None) -> AxesImage:
+    """Draw a matrix as colours, with a title, and a bar that says what the colours mean."""
+    image = paint(axes, values, cmap, norm)
+    axes.set_title(title, fontsize=10)
+    explain_colours(image, [axes], meaning)
+    return image
+
+
+def explain_colours(image: AxesImage, panels: Sequence[Axes], meaning: str) -> None:
+    """Add a bar that says what the colours of one panel or several mean; a point at its end says that there is more beyond."""
+    values: Array = np.ma.masked_invalid(np.ma.asarray(image.get_array())).compressed()
+    low, high = image.get_clim()
+    above = high is not None and bool((values > high * (1 + 1e-6)).any())
+    below = low is not None and bool((values < low - abs(low) * 1e-6).any())
+    extend = ("both" if below else "max") if above else "min" if below else "neither"
+    bar = panels[0].figure.colorbar(image, ax=list(panels), label=meaning, extend=extend, fraction=0.05)
+    if bar.ax.get_yscale() == "log":
+        plain_numbers(bar.ax.yaxis)
+
+
+def around_zero(values: Array) -> Normalize:
+    """Return the colour scale for numbers of both signs, with zero in its middle."""
+    from matplotlib.colors import Normalize
+
+    largest = _almost_largest(np.abs(values))
+    return Normalize(-largest, largest)
+
+
+def rooted(values: Array) -> Normalize:
+    """Return the colour scale for probabilities, by their square root, so that small ones differ too."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, 0, _almost_largest(values))
+
+
+def _almost_largest(values: Array) -> float:
+    finite = np.ma.masked_invalid(values).compressed()
+    return float(np.quantile(finite, _EXTREME, method="higher")) or 1.0 if finite.size else 1.0
+
+
+def logarithmic(values: Array) -> Normalize:
+    """Return the colour scale for lengths, which may be a hundred times as large in one place as elsewhere."""
+    from matplotlib.colors import LogNorm
+
+    high = float(values.max()) or 1.0
+    return LogNorm(min(max(float(values.min()), high / 1e6), high * 0.999), high)
+
+
+def spread(values: Array) -> tuple[Array, Array, Array]:
+    """Return the lower quartile, the median and the upper quartile of each row: (N, T) -> (N,) each."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+    return low, middle, high
+
+
+def draw_spread(axes: Axes, values: Array, label: str, colour: str, marker: str = "o") -> None:
+    """Draw the median of each row as a line, and the middle half as a band: (layers, T) values."""
+    low, middle, high = spread(values)
+    layers = np.arange(len(values))
+    axes.plot(layers, middle, color=colour, marker=marker, markersize=4, label=label)
+    axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def plain_log(axes: Axes) -> None:
+    """Give the y axis a logarithmic scale with plain numbers."""
+    axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
+    axes.grid(alpha=0.3)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis plainly; where it is short, also at 2 and 5 times the powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:g}" if high / low < 300 and f"{x:e}"[0] in "25" else "")

@@ -1,0 +1,102 @@
+"""Make the pictures of docs/images: one of each kind, of the demo model and of two small runs.
+
+    python scripts/make_images.py
+
+The runs learn what the demo model writes, in a minute or so. The same versions of torch and matplotlib give the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+import gpt2kit
+from gpt2kit import plots
+from gpt2kit.files import write_whole
+from gpt2kit.inspection import trace
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import CharTokenizer, Tokenizer
+
+PROMPT = "Nel mezzo del cammin di nostra vita"
+WIDTH = 900  # pixels
+COLOURS = 256  # of a picture's palette: a third of the bytes
+TEXT_TOKENS = 8000  # of the text that the runs learn
+STEPS = 300
+
+
+def main() -> None:
+    """Draw every kind and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images", help="the folder to write to")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = gpt2kit.load("dante", device="cpu")
+    assert tokenizer is not None
+    figures = of_a_text(model, tokenizer) | {"losses": plots.losses(train_two(model, tokenizer))}
+    for kind, figure in figures.items():
+        path = out / f"{kind}.png"
+        write_small(figure, path)
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
+    """Return a picture of each kind that shows a text."""
+    ids = tokenizer.encode(PROMPT)
+    seen, tokens = trace(model, torch.tensor([ids])), [tokenizer.token_bytes(token) for token in ids]
+    return {
+        "tokens": plots.tokens(seen, tokens),
+        "positions": plots.positions(seen, tokens),
+        "norms": plots.norms(seen, tokens),
+        "embeddings": plots.embeddings(seen, tokens),
+        "attention": plots.attention(seen, tokens, layer=3, head=1),
+        "attention-layer": plots.attention(seen, tokens, layer=3),
+        "attention-all": plots.attention(seen, tokens),
+        "attention-bars": plots.attention_bars(seen, tokens, layer=5, head=1),
+        "updates": plots.updates(seen, tokens),
+        "mlp": plots.mlp(seen, tokens),
+        "residual": plots.residual(seen, tokens),
+        "lens": plots.lens(seen, tokens, tokenizer),
+        "temperature": plots.temperature(seen.logits[0, -1], tokenizer),
+    }
+
+
+def train_two(model: GPT2, tokenizer: Tokenizer) -> dict[str, Sequence[dict[str, Any]]]:
+    """Let the model write a text, teach it to two small ones, with dropout and without, and return their reports."""
+    (written,) = gpt2kit.complete(model, tokenizer, PROMPT, max_tokens=TEXT_TOKENS, temperature=0.8, seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_text(PROMPT + written.text, encoding="utf-8")
+        learned = CharTokenizer.from_text(PROMPT + written.text)
+        corpus = gpt2kit.load_corpus(path, learned)
+    runs: dict[str, Sequence[dict[str, Any]]] = {}
+    for name, dropout in (("dropout 0.2", 0.2), ("no dropout", 0.0)):
+        shape = gpt2kit.GPT2Config(
+            n_vocab=learned.n_vocab, n_ctx=64, n_embd=64, n_head=2, n_layer=2, embd_pdrop=dropout, attn_pdrop=0.0, resid_pdrop=dropout
+        )
+        small = gpt2kit.GPT2(shape)
+        small.init_weights(torch.Generator().manual_seed(0))
+        config = gpt2kit.TrainConfig(max_steps=STEPS, block_size=64, batch_size=16, eval_every=STEPS // 12, patience=0)
+        runs[name] = [vars(report) for report in gpt2kit.train(small, corpus, config)]
+    return runs
+
+
+def write_small(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG with a palette, 900 pixels wide at most."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=min(100, WIDTH / figure.get_figwidth()))
+    picture = Image.open(content).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    smaller = io.BytesIO()
+    picture.save(smaller, format="png", optimize=True)
+    write_whole(path, smaller.getvalue())
+
+
+if __name__ == "__main__":
+    main()

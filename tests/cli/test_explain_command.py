@@ -1,0 +1,230 @@
+"""explain, as a user types it: tables that line up, colours where they are wanted, and each option's effect."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import add_vocabulary, write_hub
+from rich.cells import cell_len
+from typer.testing import CliRunner
+
+import gpt2kit
+from gpt2kit.cli import app, colour
+from gpt2kit.config import GPT2Config
+from gpt2kit.inspection import Wish, explain
+from gpt2kit.model import GPT2
+
+TEXT = "the end\nof 日本 🙂 is near"
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: GPT2) -> str:
+    return str(add_vocabulary(write_hub(tmp_path / "model", tiny_model)))
+
+
+def run(model: str, *arguments: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["explain", model, *arguments, "--device", "cpu"], input=stdin)
+
+
+def objects(model: str, *arguments: str) -> list[dict[str, Any]]:
+    result = run(model, *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_the_table_has_a_row_for_every_token_and_one_for_what_comes_next(model: str) -> None:
+    loaded, tokenizer = gpt2kit.load(model, device="cpu")
+    assert tokenizer is not None
+    ids = tokenizer.encode(TEXT)
+    found = explain(loaded, ids, Wish(top=2))
+    result = run(model, TEXT, "--top", "2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    rows = [line.split() for line in result.stdout.splitlines() if re.match(r" *\d+  ", line)]
+    assert [int(row[0]) for row in rows] == list(range(len(ids)))
+    for row, expected in list(zip(rows, found.expectations, strict=False))[1:]:
+        assert float(row[2]) == pytest.approx(expected.surprisal, abs=0.006)
+        assert int(row[4]) == expected.rank
+        assert row[5] == colour.visible(tokenizer.token_bytes(expected.alternatives[0].token))
+    assert sum(line.startswith("next  ") for line in result.stdout.splitlines()) == 1
+    assert f"{found.surprisal:.2f} bits per token, perplexity {2 ** (found.surprisal or 0):,.2f}" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [64, 80, 120])
+def test_no_line_is_wider_than_the_terminal(model: str, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = run(model, TEXT, "--top", "9", "--lens", "--attention", "1.0", "--attribution")
+    assert max(map(cell_len, result.stdout.splitlines())) <= columns
+    assert "\\xf0" in result.stdout  # half of the emoji
+    assert "⏎" in result.stdout
+    assert "␣" in result.stdout
+
+
+def test_numbers_stand_in_columns_whatever_the_tokens_are(model: str) -> None:
+    lines = [line for line in run(model, TEXT, "--top", "1").stdout.splitlines() if re.match(r" *\d+  ", line)]
+    ends = {cell_len(re.match(r" *\d+  .*?\d+\.\d\d(?= )", line).group()) for line in lines[1:]}  # type: ignore[union-attr]
+    assert len(ends) == 1
+
+
+def test_the_text_comes_from_standard_input(model: str) -> None:
+    assert run(model, "-", stdin=TEXT + "\n").stdout == run(model, TEXT).stdout
+
+
+def test_colours_are_for_terminals_and_for_those_who_ask(model: str) -> None:
+    plain = run(model, "the end").stdout
+    assert "\x1b" not in plain
+    coloured = run(model, "the end", "--colour", "always").stdout
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).endswith(plain)
+    assert coloured.startswith("the" if "the" in coloured[:3] else coloured[:1])
+    assert "bits" in coloured.split("\n\n")[1]  # the legend
+    assert coloured != plain
+    assert run(model, "the end", "--color", "never").stdout == plain
+
+
+def test_colour_is_wanted_on_terminals_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert colour.wanted()
+    assert not colour.wanted("never")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not colour.wanted()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour.wanted()
+    assert colour.wanted("always")
+
+
+def test_more_surprising_is_another_colour_and_line_ends_have_none() -> None:
+    shades = {colour.paint("x", bits) for bits in (0, 0.5, 1, 3, 5, 7, 10, 20)}
+    assert len(shades) == 7
+    assert colour.paint("x", None) == "x"
+    assert re.sub(r"\x1b\[[0-9;]*m", "|", colour.paint("a\nb\n", 3)) == "|a|\n|b|\n"
+
+
+def test_nothing_in_a_text_reaches_the_terminal_as_a_command(model: str) -> None:
+    assert "\x1b]0;title" not in run(model, "the \x1b]0;title\x07 end", "--colour", "always").stdout
+    assert colour.visible(b"a b\n\t\x1b\xc2\xa0\xf0\x9f") == "a␣b⏎⇥\\x1b\\xa0\\xf0\\x9f"
+
+
+def test_tokens_are_padded_and_cut_to_columns() -> None:
+    assert colour.fit("ab", 4) == "ab  "
+    assert colour.fit("日本", 5) == "日本 "
+    assert cell_len(colour.fit("日本語日本語", 6)) == 6
+    assert colour.fit("abcdef", 4) == "abc…"
+
+
+def test_json_tells_everything_place_by_place(model: str) -> None:
+    loaded, tokenizer = gpt2kit.load(model, device="cpu")
+    assert tokenizer is not None
+    ids = tokenizer.encode("the end is near")
+    found = explain(loaded, ids, Wish(top=3, lens=True, head=(1, 1), attribution=True))
+    *places, last = objects(model, "the end is near", "--top", "3", "--lens", "--attention", "1.1", "--attribution")
+    assert [each["token"] for each in places] == [*ids, None]
+    assert "".join(each["text"] or "" for each in places) == "the end is near"
+    for place, (line, expected) in enumerate(zip(places, found.expectations, strict=True)):
+        assert (line["place"], line["surprisal"], line["rank"]) == (place, expected.surprisal, expected.rank)
+        assert [each["token"] for each in line["alternatives"]] == [each.token for each in expected.alternatives]
+        if place:
+            assert line["lens"][-1]["token"] == line["alternatives"][0]["token"]
+        if place < len(ids):
+            assert line["attention"]["from"] == 0
+            assert sum(line["attention"]["weights"]) == pytest.approx(1)
+            assert len(line["attention"]["weights"]) == place + 1
+    attribution = last["attribution"]
+    assert attribution["target"]["token"] == places[-1]["alternatives"][0]["token"]
+    assert sum(each["value"] for each in attribution["contributions"]) == pytest.approx(attribution["total"], abs=1e-4)
+
+
+def test_the_token_to_attribute_can_be_named(model: str) -> None:
+    named = objects(model, "the end", "--attribution", "--target", "a", "--against", "b")[-1]["attribution"]
+    assert (named["target"]["text"], named["against"]["text"]) == ("a", "b")
+    result = run(model, "the end", "--attribution", "--target", "near")
+    assert result.exit_code == 1
+    assert "'near' is not one token but" in result.stderr
+    assert run(model, "the end", "--target", "a").exit_code == 2
+
+
+def test_a_marker_can_stand_before_the_first_token(model: str) -> None:
+    plain, marked = objects(model, "the end"), objects(model, "<|endoftext|>the end", "--special")
+    assert len(marked) == len(plain) + 1
+    assert plain[0]["surprisal"] is None
+    assert marked[1]["surprisal"] > 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_long_texts_slide_or_stop_or_are_refused(model: str) -> None:
+    text = "the end is near " * 10
+    whole = objects(model, text)
+    assert len(whole) > 40
+    assert all(each["surprisal"] is not None for each in whole[1:-1])
+    assert "read in 3 windows" in run(model, text).stdout
+    assert "windows" not in run(model, "the end").stdout
+    result = run(model, text, "--overflow", "stop", "--json")
+    assert len(result.stdout.splitlines()) == 33
+    assert "the model reads 32: the last" in result.stderr
+    result = run(model, text, "--overflow", "error")
+    assert result.exit_code == 1
+    assert "use --overflow slide" in result.stderr
+
+
+def test_numbers_can_be_computed_in_another_dtype(model: str) -> None:
+    single, double = objects(model, "the end"), objects(model, "the end", "--dtype", "float64")
+    assert single[1]["surprisal"] != double[1]["surprisal"] == pytest.approx(single[1]["surprisal"], abs=1e-4)
+    result = run(model, "the end", "--dtype", "bfloat16", "--attribution")
+    assert result.exit_code == 1
+    assert "use --dtype float32" in result.stderr
+
+
+def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run(model, TEXT, "--html", str(page), "--attention", "1.1", "--lens", "--top", "3")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert str(page) in result.stderr
+    data = json.loads(page.read_text(encoding="utf-8").split('type="application/json">')[1].split("</script>")[0])
+    assert "".join(data["pieces"]) == TEXT
+    assert data["attention"]["first"] == [1, 1]
+    assert len(data["alternatives"][1]) == 3
+    assert len(data["lens"]["tokens"][0]) == 3
+    assert run(model, TEXT, "--html", str(tmp_path / "no" / "page.html")).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([""], 1, "the text has no tokens"),
+        (["a", "--attention", "5.0"], 1, "there is no head 5.0: the layers are 0 to 1"),
+        (["a", "--attention", "5"], 2, "such as 0.1"),
+        (["a", "--attention", "1.x"], 2, "such as 0.1"),
+        (["a", "--json", "--html", "x.html"], 2, "not both"),
+        (["a", "--top", "0"], 2, "top"),
+        (["a", "--dtype", "int3"], 1, "int3"),
+    ],
+)
+def test_what_cannot_be_is_refused(model: str, arguments: list[str], code: int, says: str) -> None:
+    result = run(model, *arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert says in result.stderr
+
+
+def test_a_model_without_a_vocabulary_cannot_be_explained(tmp_path: Path) -> None:
+    bare = GPT2(GPT2Config(n_vocab=16, n_ctx=8, n_embd=4, n_head=1, n_layer=1))
+    result = run(str(write_hub(tmp_path / "bare", bare)), "a")
+    assert result.exit_code == 1
+    assert "no vocabulary" in result.stderr
+
+
+def test_ids_beyond_the_vocabulary_are_no_alternatives(tmp_path: Path, small_bpe: Any) -> None:
+    padded = GPT2(GPT2Config(n_vocab=520, n_ctx=32, n_embd=16, n_head=2, n_layer=1))
+    with torch.no_grad():
+        padded.wte.weight[512:] *= 100  # padding that would win
+    model = str(add_vocabulary(write_hub(tmp_path / "padded", padded)))
+    tokens = [each["token"] for line in objects(model, "the end", "--top", "600") for each in line["alternatives"]]
+    assert max(tokens) < 512

@@ -1,0 +1,92 @@
+"""Pictures of attention: every map and bar is the trace's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from trace_builders import IDS, Seen, look, panels
+
+from gpt2kit import plots
+from gpt2kit.errors import ConfigError
+from gpt2kit.tokenizers import BPETokenizer
+
+VISIBLE = np.tril(np.ones((len(IDS), len(IDS)), dtype=bool))
+
+
+@pytest.fixture
+def seen(small_bpe: BPETokenizer) -> Seen:
+    return look(small_bpe)
+
+
+def test_one_head_is_drawn_from_scores_to_output(seen: Seen) -> None:
+    figure = plots.attention(seen.trace, seen.tokens, layer=2, head=1)
+    layer = seen.trace.layers[2]
+    scores, masked, weights, output = (axes.images[0].get_array() for axes in panels(figure)[:4])
+    np.testing.assert_array_equal(scores, layer.scores[0, 1])
+    np.testing.assert_array_equal(masked.mask, ~VISIBLE)
+    np.testing.assert_array_equal(masked[VISIBLE], layer.masked_scores[0, 1].numpy()[VISIBLE])
+    np.testing.assert_array_equal(weights[VISIBLE], layer.weights[0, 1].numpy()[VISIBLE])
+    np.testing.assert_array_equal(output, layer.head_outputs[0, 1])
+    assert figure.get_suptitle() == "Attention of layer 2, head 1"
+
+
+def test_a_layer_has_a_map_for_each_head(seen: Seen) -> None:
+    figure = plots.attention(seen.trace, seen.tokens, layer=1)
+    maps = [axes for axes in panels(figure) if axes.images]
+    assert [axes.get_title() for axes in maps] == ["head 0", "head 1"]
+    for head, axes in enumerate(maps):
+        np.testing.assert_array_equal(axes.images[0].get_array()[VISIBLE], seen.trace.layers[1].weights[0, head].numpy()[VISIBLE])
+
+
+def test_the_model_has_a_map_for_each_head_of_each_layer(seen: Seen) -> None:
+    tiles = panels(plots.attention(seen.trace, seen.tokens))[0].images[0].get_array()
+    T = len(IDS)
+    assert tiles.shape == (3 * (T + 1), 2 * (T + 1))
+    for layer, head in np.ndindex(3, 2):
+        tile = tiles[layer * (T + 1) :, head * (T + 1) :][:T, :T]
+        np.testing.assert_array_equal(tile.mask, ~VISIBLE)
+        np.testing.assert_array_equal(tile[VISIBLE], seen.trace.layers[layer].weights[0, head].numpy()[VISIBLE])
+
+
+def test_maps_of_a_long_text_keep_the_largest_weight_of_each_part(small_bpe: BPETokenizer) -> None:
+    seen = look(small_bpe, [place % 500 for place in range(256)], n_head=1, n_layer=1)
+    tiles = panels(plots.attention(seen.trace, seen.tokens))[0].images[0].get_array()
+    weights = seen.trace.layers[0].weights[0, 0].numpy()
+    assert tiles.shape == (129, 129)
+    for row, column in ((0, 0), (100, 40), (127, 127)):
+        assert tiles[row, column] == weights[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].max()
+
+
+def test_bars_are_what_each_position_looks_at(seen: Seen) -> None:
+    figure = plots.attention_bars(seen.trace, seen.tokens, layer=1, head=1)
+    assert len(panels(figure)) == len(IDS)
+    for place, axes in enumerate(panels(figure)):
+        drawn = axes.patches[0].get_data()
+        np.testing.assert_array_equal(drawn.values, seen.trace.layers[1].weights[0, 1, place, : place + 1])
+        assert drawn.edges[0] == -0.5
+        assert axes.get_ylabel() == f"{place} {plots.readable(seen.tokens[place])}"
+
+
+def test_of_a_long_text_some_positions_have_bars(small_bpe: BPETokenizer) -> None:
+    seen = look(small_bpe, [place % 500 for place in range(200)])
+    figure = plots.attention_bars(seen.trace, seen.tokens)
+    assert figure.get_suptitle().endswith("where 12 of 200 tokens look")
+    assert [int(axes.get_ylabel().split()[0]) for axes in panels(figure)][:2] == [0, 18]
+    assert panels(figure)[-1].get_ylabel().startswith("199 ")
+
+
+def test_layers_and_heads_that_are_not_there_are_refused(seen: Seen, small_bpe: BPETokenizer) -> None:
+    for arguments, message in (((3,), "layer is 3, expected 0 to 2"), ((-1,), "layer is -1"), ((None, 0), "a layer too")):
+        with pytest.raises(ConfigError, match=message):
+            plots.attention(seen.trace, seen.tokens, *arguments)
+    for draw in (plots.attention, plots.attention_bars):
+        with pytest.raises(ConfigError, match=re.escape("no head 0.2")):
+            draw(seen.trace, seen.tokens, 0, 2)
+    empty = look(small_bpe, IDS, n_layer=0)
+    of_layers: tuple[Any, ...] = (plots.attention, plots.attention_bars, plots.updates, plots.mlp)
+    for draw_layers in of_layers:
+        with pytest.raises(ConfigError, match="no layers"):
+            draw_layers(empty.trace, empty.tokens)

@@ -1,0 +1,85 @@
+"""The picture of runs' losses, and the averages in it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trace_builders import panels
+
+from gpt2kit import plots
+from gpt2kit.errors import ConfigError
+from gpt2kit.plots import Average, losses
+from gpt2kit.plots.runs import exponential_average, simple_average
+
+METRICS = [{"step": 0, "val_loss": 4.0}, *({"step": step, "train_loss": 4 / step} for step in range(1, 30)), {"step": 30, "val_loss": 1.0}]
+
+
+def test_averages_begin_with_the_first_value_and_follow_the_rest() -> None:
+    assert simple_average([2.0, 4.0, 6.0, 8.0], 2) == [2.0, 3.0, 5.0, 7.0]
+    assert exponential_average([2.0, 4.0], 0.5) == pytest.approx([2.0, 10 / 3])
+    assert exponential_average([3.0] * 9, 0.9) == pytest.approx([3.0] * 9)
+    assert exponential_average([2.0, 4.0], 0.0) == [2.0, 4.0]
+
+
+def test_averages_equal_their_definitions() -> None:
+    generator = random.Random(0)
+    values = [generator.random() for _ in range(60)]
+    for place, average in enumerate(Average.parse("simple:7").of(values)):
+        window = [values[other] for other in range(60) if 0 <= place - other < 7]
+        assert average == pytest.approx(sum(window) / len(window))
+    for place, average in enumerate(Average.parse("exponential:0.9").of(values)):
+        weights = [0.9 ** (place - other) for other in range(place + 1)]
+        assert average == pytest.approx(sum(weight * value for weight, value in zip(weights, values, strict=False)) / sum(weights))
+
+
+@pytest.mark.parametrize(
+    "text", ["simple", "simple:0", "simple:2.5", "exponential:1", "exponential:-1", "median:3", "simple:x", "simple:nan", ""]
+)
+def test_an_average_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="average"):
+        Average.parse(text)
+
+
+def test_a_run_is_drawn_raw_averaged_and_validated() -> None:
+    figure = losses({"names": METRICS}, [Average("simple", 20), Average("exponential", 0.95)])
+    (axes,) = panels(figure)
+    raw, simple, exponential, validation = axes.lines
+    values = [4 / step for step in range(1, 30)]
+    assert list(raw.get_xdata()) == list(range(1, 30))
+    assert list(raw.get_ydata()) == values
+    assert list(simple.get_ydata()) == simple_average(values, 20)
+    assert list(exponential.get_ydata()) == exponential_average(values, 0.95)
+    assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([0, 30], [4, 1])
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["training", "training, mean of 20 steps", "training, exponential mean (0.95)", "validation"]
+    assert figure.get_suptitle() == "Losses of names"
+
+
+def test_several_runs_are_told_apart() -> None:
+    # A name that begins with _ was left out of the legend.
+    (axes,) = panels(losses({"first": METRICS, "_second": METRICS[:-1]}, []))
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["first: training", "first: validation", "_second: training", "_second: validation"]
+    colours = [line.get_color() for line in axes.lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+
+
+def test_what_is_no_number_is_left_out_and_nothing_at_all_is_refused() -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "train_loss": None},
+        {"step": 2, "train_loss": float("nan")},
+        {"step": 3, "train_loss": 2.0},
+        {"train_loss": 9.0},
+    ]
+    (axes,) = panels(losses({"run": lines}))
+    assert list(axes.lines[0].get_xdata()) == [3]
+    with pytest.raises(ConfigError, match="run: no losses"):
+        losses({"run": lines[:2]})
+
+
+def test_a_picture_is_written(tmp_path: Path) -> None:
+    plots.save(losses({"names": METRICS}), tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
