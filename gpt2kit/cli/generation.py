@@ -120,8 +120,7 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
-    if json and in_colour:
-        raise typer.BadParameter("--json has no colours; its logprobs say the same")
+    coloured = _in_colour(in_colour, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -137,7 +136,7 @@ def generate(
         "seed": draw_seed() if seed is None else seed,
         "num_samples": num_samples,
         "overflow": overflow,
-        "logprobs": json or (in_colour := in_colour and sys.stdout.isatty()),
+        "logprobs": json or coloured,
         "draft_tokens": draft_tokens,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
@@ -148,7 +147,7 @@ def generate(
     _check_draft(draft, draft_tokenizer, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started) if stats else None
-    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=in_colour, stats=shown_stats)
+    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
         _prompt_loop(writer, wish, show_seed)
@@ -156,6 +155,13 @@ def generate(
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
+
+
+def _in_colour(wanted: bool, json: bool) -> bool:
+    """Whether to colour the text: where that is wanted, and a terminal shows it."""
+    if wanted and json:
+        raise typer.BadParameter("--json has no colours; its logprobs say the same")
+    return wanted and sys.stdout.isatty()
 
 
 def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:
