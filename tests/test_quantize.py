@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_still_loads(folder: Path, monkeypatch: 
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("gpt2kit.checkpoints.int8.os.replace", refuse)
+    monkeypatch.setattr("gpt2kit.files.os.replace", refuse)
     model, _ = gpt2kit.load(folder, quantize="int8")
     assert isinstance(model, Int8GPT2)
     assert not list(folder.glob(f"*{int8.SUFFIX}*"))
