@@ -28,7 +28,7 @@ from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
 
 VARIABLE = "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
-LEVELS = ("avx512vnni", "avx512", "avx2", "plain")
+LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "plain")
 
 # What it knows; anything else, a subclass too, may compute something else.
 _MODULES = {GPT2, Block, Attention, MLP, Embedding, Linear, nn.ModuleList, nn.LayerNorm, Int8GPT2, Int8Embedding, Int8Linear}

@@ -2,7 +2,8 @@
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
  * level's instructions; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights meet in registers; SUMS, how many sums (1 or
- * 2) each pair of them is taken in; and VNNI, 0 or 1.
+ * 2) each pair of them is taken in; and VNNI and BF16,
+ * 0 or 1, whether it has the processor's products of int8 and of bfloat16 numbers.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
@@ -230,7 +231,12 @@ TARGET static void FN(arrange)(int kind, const float *x, int64_t K, Input *out) 
             _mm512_storeu_si512(out->offsets + at / 4, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
 #endif
         } else if (kind == BFLOAT16) {
+#if BF16
+            for (int i = 0; i < BLOCK; i += 16)
+                _mm256_storeu_si256((__m256i *)((uint16_t *)out->numbers + at + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(numbers + i)));
+#else
             for (int i = 0; i < BLOCK; i++) out->numbers[at + i / PAIRS * PAIRS + i % 2 * (PAIRS / 2) + i % PAIRS / 2] = numbers[i];
+#endif
         } else {
             memcpy(out->numbers + at, numbers, BLOCK * sizeof(float));
         }
@@ -285,6 +291,35 @@ INLINE void FN(tile_float)(int kind, int R, int B, const char *weight, int64_t r
         for (int r = 0; r < R; r++) sums[b][r] = SUMS == 2 ? sum[b][r][0] + sum[b][r][1] : sum[b][r][0];
 }
 
+#if BF16
+
+/* The same with inputs that were rounded to bfloat16 too; products and sums are float32. */
+INLINE void FN(tile_bfloat16)(int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs, f32x16 (*sums)[TILE_ROWS]) {
+    __m512 sum[TILE_INPUTS][TILE_ROWS];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sum[b][r] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += PAIRS) {
+        __mmask32 there = K - k < PAIRS ? ((__mmask32)1 << (K - k)) - 1 : ~(__mmask32)0;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const char *place = weight + r * row_bytes + k * 2;
+            fetch(place);
+            __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(there, place);
+#pragma GCC unroll 2
+            for (int b = 0; b < B; b++)
+                sum[b][r] = _mm512_dpbf16_ps(sum[b][r], w, (__m512bh)_mm512_loadu_si512((const uint16_t *)inputs[b].numbers + k));
+        }
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[b][r] = (f32x16)sum[b][r];
+}
+
+#endif
+
 /* The same with int8 weights, but for the scale of each row. */
 INLINE void FN(tile_int8)(int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs, f32x16 (*sums)[TILE_ROWS]) {
 #if VNNI
@@ -338,6 +373,10 @@ INLINE void FN(tile)(int kind, int R, int B, const Matrix *matrix, int64_t row, 
     const char *weight = (const char *)matrix->weight + row * row_bytes;
     if (kind == INT8)
         FN(tile_int8)(R, B, weight, row_bytes * apart, K, inputs + first, sums);
+#if BF16
+    else if (kind == BFLOAT16)
+        FN(tile_bfloat16)(R, B, weight, row_bytes * apart, K, inputs + first, sums);
+#endif
     else
         FN(tile_float)(kind, R, B, weight, row_bytes * apart, K, inputs + first, sums);
 #pragma GCC unroll 2
@@ -386,3 +425,4 @@ static const Kernels FN(kernels) = {FN(normalise), FN(activate), FN(attend), FN(
 #undef TILE_INPUTS
 #undef SUMS
 #undef VNNI
+#undef BF16

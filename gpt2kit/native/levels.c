@@ -7,6 +7,7 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #define X86 1
+#include <cpuid.h>
 #include <immintrin.h>
 #else
 #define X86 0
@@ -59,6 +60,7 @@ static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHE
 #define TILE_INPUTS 1
 #define SUMS 1
 #define VNNI 0
+#define BF16 0
 #include "kernels.h"
 
 #if X86
@@ -68,6 +70,7 @@ static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHE
 #define TILE_INPUTS 1
 #define SUMS 1
 #define VNNI 0
+#define BF16 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512
@@ -75,6 +78,7 @@ static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHE
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 0
+#define BF16 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
@@ -82,6 +86,15 @@ static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHE
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 1
+#define BF16 0
+#include "kernels.h"
+
+#define FN(name) name##_avx512bf16
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
+#define TILE_INPUTS 2
+#define SUMS 2
+#define VNNI 1
+#define BF16 1
 #include "kernels.h"
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -93,6 +106,11 @@ static int has_avx512(void) {
 
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
+static int has_avx512bf16(void) {
+    unsigned eax, ebx, ecx, edx; /* asked for by its bit: not every compiler knows the name */
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 5 & 1;
+}
+
 #endif
 
 static int always(void) { return 1; }
@@ -103,6 +121,7 @@ static const struct {
     int (*runs_here)(void);
 } LEVELS[] = {
 #if X86
+    {"avx512bf16", &kernels_avx512bf16, has_avx512bf16},
     {"avx512vnni", &kernels_avx512vnni, has_avx512vnni},
     {"avx512", &kernels_avx512, has_avx512},
     {"avx2", &kernels_avx2, has_avx2},

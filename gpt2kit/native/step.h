@@ -55,7 +55,7 @@ typedef struct {
 
 /* One vector that meets a matrix, arranged for the matrix's kind of numbers and filled up with zeros. */
 typedef struct {
-    float *numbers;   /* FLOAT32: as they are; BFLOAT16: of every PAIRS numbers those at even places, then those at odd ones */
+    float *numbers;   /* FLOAT32: as they are; BFLOAT16: rounded to it, or of every PAIRS numbers those at even places, then those at odd ones */
     int8_t *whole;    /* INT8: rounded, */
     int32_t *offsets; /* minus 128 times the sum of every four, where the kernels need it, */
     float *scales;    /* and what a block was divided by; the three lie where `numbers` would */
