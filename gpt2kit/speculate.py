@@ -200,4 +200,6 @@ def keep_or_replace(p: Tensor, q: Tensor, tokens: Tensor, generators: Sequence[t
     proposed = tokens[:, None]
     ratio = (p.gather(1, proposed) / q.gather(1, proposed))[:, 0]  # (B,); what was drawn has q > 0
     kept = uniform(generators).to(ratio) < ratio
-    return tokens.where(kept, draw((p - q).clamp(min=0), generators))
+    rest = (p - q).clamp(min=0)  # (B, V)
+    rest = rest.where(rest.sum(dim=1, keepdim=True) > 0, p)  # where p and q differ by rounding only, nothing may be left
+    return tokens.where(kept, draw(rest, generators))

@@ -334,3 +334,9 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny_model: GPT2, tiny_config:
 def test_an_option_that_cannot_be_is_refused(tiny_model: GPT2, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         rows(tiny_model, [[1]], 1, **{name: value})
+
+
+def test_where_rounding_leaves_nothing_to_replace_a_token_by_the_replacement_is_one_that_can_be() -> None:
+    p = torch.tensor([[0.5, 0.0, 0.0]])  # nowhere more than q
+    q = torch.tensor([[0.5, 0.5, 0.0]])
+    assert keep_or_replace(p, q, torch.tensor([1]), [sample_generator(0, 0)]).tolist() == [0]  # it was the last token, impossible or not
