@@ -1,14 +1,17 @@
-"""Make the pictures of docs/images: one of each kind, of the demo model and of two small runs.
+"""Make the pictures of docs/images: one of each kind, of the demo model and of two small runs, and the page of `explain`.
 
     python scripts/make_images.py
 
-The runs learn what the demo model writes, in a minute or so. The same versions of torch and matplotlib give the same pictures.
+The runs learn what the demo model writes, in a minute or so; where chromium is installed, it takes the page's picture. The same versions of torch and matplotlib give the same pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +33,7 @@ WIDTH = 900  # pixels
 COLOURS = 256  # of a picture's palette: a third of the bytes
 TEXT_TOKENS = 8000  # of the text that the runs learn
 STEPS = 300
+PRESSES = 13  # of the arrow key, to the token that the picture of the page is about
 
 
 def main() -> None:
@@ -45,6 +49,7 @@ def main() -> None:
         path = out / f"{kind}.png"
         write_small(figure, path)
         print(f"{path}: {path.stat().st_size:,} bytes")
+    write_explanation(out)
 
 
 def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
@@ -92,7 +97,34 @@ def write_small(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG with a palette, 900 pixels wide at most."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=min(100, WIDTH / figure.get_figwidth()))
-    picture = Image.open(content).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    compress(Image.open(content), path)
+
+
+def write_explanation(out: Path) -> None:
+    """Write what `explain --html` writes and, where chromium is installed, a picture of it."""
+    page = out / "explain.html"
+    options = ["--lens", "--attribution", "--attention", "3.1", "--html", str(page)]
+    subprocess.run([sys.executable, "-m", "gpt2kit", "explain", "dante", PROMPT, *options], check=True)
+    if chromium := shutil.which("chromium"):
+        photograph(chromium, page, out / "explain.png")
+
+
+def photograph(chromium: str, page: Path, path: Path) -> None:
+    """Write a picture of a web page as a browser shows it to someone who has pressed the arrow key a few times."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
+        press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+        script = f"<script>{PRESSES * press}</script></body>"
+        copy.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={WIDTH},800"]
+        command = [chromium, *options, f"--user-data-dir={folder}/profile", f"--screenshot={shot}", copy.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        compress(Image.open(shot), path)
+
+
+def compress(picture: Image.Image, path: Path) -> None:
+    """Write a picture as a PNG with a palette."""
+    picture = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     smaller = io.BytesIO()
     picture.save(smaller, format="png", optimize=True)
     write_whole(path, smaller.getvalue())
