@@ -1,0 +1,288 @@
+"""README.md and docs/: every command in them runs, prints what they show, and every link leads somewhere.
+
+In a console block a line that begins with "$ " is a command, and the lines below it are what it prints; "…" stands for what is left
+out. Below a command that needs GPT-2 or a large text there is nothing in its block: here such things are small stand-ins, laid out
+by `desk`. Trainings are made short by SHORTER. What runs outside of `gpt2kit` is listed in ELSEWHERE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from builders import add_vocabulary, write_hub, write_nanogpt
+from conftest import GOLDEN
+from servers import FakeHub, FakeOpenAI
+from training_builders import VERSES
+from typer.testing import CliRunner
+
+from gpt2kit import catalogue
+from gpt2kit.catalogue import Publication, PublishedFile
+from gpt2kit.cli import app
+from gpt2kit.config import GPT2Config
+from gpt2kit.model import GPT2
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+# Appended to these commands, where the last word counts: a training of three steps of a model of one layer.
+_TINY = "--max_steps 3 --block_size 8 --batch_size 2 --warmup 1 --eval_every 3 --sample_tokens 4 --dtype float32"
+SHORTER = {"finetune": _TINY, "train": f"{_TINY} --n_layer 1 --n_head 2 --n_embd 16 --n_inner 32"}
+# The page's own options are tested by these, where a command is not run.
+ELSEWHERE = {
+    "torchrun": "tests/test_distributed.py",
+    "python": "the script is there; tests/scripts",
+    "pip": ".ci/run",
+    "lm_eval": "another project's program",
+}
+# Options in the text that are not gpt2kit's.
+OTHERS_OPTIONS = {"--nproc-per-node", "--model_args", "--tasks", "--against", "--rounds"}
+
+
+# --- reading the pages -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command of a page, and the lines that the page shows below it."""
+
+    command: str
+    shown: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """The words as a shell has them: comments gone, quotes undone, < > | on their own."""
+        plain = re.sub(r"\$'([^']*)'", lambda found: "'" + found[1].replace(r"\n", "\n") + "'", self.command)
+        words = shlex.shlex(plain, posix=True, punctuation_chars="<>|")
+        words.whitespace_split = True
+        return list(words)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 1 where the page shows an error, 0 elsewhere."""
+        return 1 if any(line.startswith("error: ") for line in self.shown) else 0
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def examples(page: Path) -> list[Example]:
+    found: list[Example] = []
+    for block in blocks(page, "console"):
+        for command, rest in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            found.append(Example(command, tuple(rest.rstrip("\n").split("\n")) if rest.strip() else ()))
+    return found
+
+
+def commands() -> dict[str, set[str]]:
+    """Return the commands of gpt2kit, `plot KIND` among them, and the options of each."""
+    found = {}
+
+    def walk(command: object, name: str) -> None:
+        found[name] = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}  # type: ignore[attr-defined]
+        for below, one in getattr(command, "commands", {}).items():
+            if not one.hidden:
+                walk(one, f"{name} {below}".strip())
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+# --- a desk with what the pages talk about ---------------------------------------------------------------------------
+
+
+def stand_in(folder: Path, seed: int) -> Path:
+    """Write a random GPT-2 with GPT-2's files and a vocabulary of 512 tokens."""
+    model = GPT2(GPT2Config(n_vocab=512, n_ctx=64, n_embd=16, n_head=8, n_layer=6))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    (folder / "generation_config.json").parent.mkdir(parents=True)
+    (folder / "generation_config.json").write_text("{}")
+    return add_vocabulary(write_hub(folder, model))
+
+
+def publish(weights: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub, bucket: FakeOpenAI) -> None:
+    """Let the stand-in for 124M be what the Hub has, and a golden TensorFlow checkpoint what OpenAI has."""
+    files = {path.name: path.read_bytes() for path in (weights / "124M").iterdir()}
+    tf, small = GOLDEN / "tf" / "micro-a", GOLDEN / "bpe" / "small"
+    theirs = {path.name: path.read_bytes() for path in tf.iterdir() if path.suffix != ".npz" and path.name != "tensors.json"}
+    theirs |= {"encoder.json": (small / "vocab.json").read_bytes(), "vocab.bpe": (small / "merges.txt").read_bytes()}
+    known = [
+        tuple(PublishedFile(name, len(body), hashlib.sha256(body).hexdigest()) for name, body in each.items()) for each in (files, theirs)
+    ]
+    hub.add("openai-community/gpt2", files)
+    hub.add("someone/gpt2-novel", files)
+    bucket.add("124M", theirs)
+    small_catalogue = {"124M": Publication(repository="openai-community/gpt2", hub_files=known[0], openai_directory="124M", openai_files=known[1])}
+    monkeypatch.setattr(catalogue, "PUBLICATIONS", small_catalogue)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("GPT2KIT_OPENAI_URL", bucket.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with models, texts and checkpoints under the names that the pages use."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"GPT2KIT_WEIGHTS": "weights", "COLUMNS": "100", "HF_HOME": str(tmp_path / "hf"), "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    weights = tmp_path / "weights"
+    for seed, name in enumerate(("124M", "355M", "novel")):
+        stand_in(weights / name, seed)
+    for name in ("divina", "book", "val", "letter", "names", "the-verdict", "tinyshakespeare"):
+        Path(f"{name}.txt").write_text(VERSES * 6, encoding="utf-8")
+    for name in ("prompts", "sentences"):
+        Path(f"{name}.txt").write_text("The dog\nThe cat sat\n")
+    Path("lambada.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
+    endings = ["barks.", "sings an aria.", "is a cat.", "flies."]
+    Path("hellaswag.jsonl").write_text(json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n")
+    shutil.copytree(GOLDEN / "tf" / "micro-adam", "checkpoint/run1")
+    write_nanogpt(Path("out/ckpt.pt"), GPT2(GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2, activation_function="gelu")))
+    hub, bucket = FakeHub(), FakeOpenAI()
+    publish(weights, monkeypatch, hub, bucket)
+    yield tmp_path
+    hub.close()
+    bucket.close()
+
+
+# --- running what they say -------------------------------------------------------------------------------------------
+
+
+def run(example: Example) -> tuple[int, str]:
+    """Run a line with its redirections, and return the exit code and what a terminal would show."""
+    steps: list[list[str]] = [[]]
+    for word in example.words:
+        if word == "|":
+            steps.append([])
+        else:
+            steps[-1].append(word)
+    given, said, code = "", "", 0
+    for step in steps:
+        environment = dict(step.pop(0).split("=", 1) for _ in list(step) if re.fullmatch(r"[A-Z0-9_]+=.*", step[0]))
+        target = None
+        while len(step) > 2 and step[-2] in ("<", ">"):
+            name, sign = step.pop(), step.pop()
+            given, target = (Path(name).read_text(encoding="utf-8"), target) if sign == "<" else (given, name)
+        assert step[0] == "gpt2kit", f"{step[0]} is not in ELSEWHERE"
+        arguments = step[1:] + (shlex.split(SHORTER.get(step[1], "")))
+        result = CliRunner(env=environment).invoke(app, arguments, input=given)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        given, code = result.stdout, code or result.exit_code
+        said = result.output
+        if target:
+            Path(target).write_text(result.stdout, encoding="utf-8")
+            said = result.stderr
+    return code, said
+
+
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def same_number(shown: str, found: str) -> bool:
+    """Whether two numbers agree but for one unit in the last place, or a hundredth: machines round differently."""
+    unit = 10.0 ** -len(shown.partition(".")[2].partition("e")[0])
+    first, second = (float(text.replace(",", "")) for text in (shown, found))
+    return "e-" in shown or math.isclose(first, second, rel_tol=0.01, abs_tol=1.01 * unit)
+
+
+def same_line(shown: str, found: str) -> bool:
+    """Whether a line is as the page shows it; the page may end it with "…"."""
+    if shown.endswith("…"):
+        return found.split()[: len(shown.split()) - 1] == shown.removesuffix("…").split()
+    if NUMBER.sub("0", shown).split() != NUMBER.sub("0", found).split():
+        return False
+    return all(map(same_number, NUMBER.findall(shown), NUMBER.findall(found)))
+
+
+def missing_line(shown: tuple[str, ...], found: list[str]) -> str | None:
+    """Return the first line that the page shows and the command did not print there; None where there is none."""
+    place, gap = 0, False
+    for line in shown:
+        if line == "…":
+            gap = True
+            continue
+        while gap and place < len(found) and not same_line(line, found[place]):
+            place += 1
+        if place == len(found) or not same_line(line, found[place]):
+            return line
+        place, gap = place + 1, False
+    return None if gap or place == len(found) else f"(the end; there is more: {found[place]!r})"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_runs_and_prints_what_the_page_shows(page: Path, desk: Path) -> None:
+    for example in examples(page):
+        if example.words[0] in ELSEWHERE:
+            continue
+        code, said = run(example)
+        assert code == example.code, f"$ {example.command}\n{said}"
+        if example.shown:
+            wrong = missing_line(example.shown, [line for line in said.split("\n") if line.strip() or "" in example.shown][: None])
+            assert wrong is None, f"$ {example.command}\nnot printed: {wrong}\n--- printed\n{said}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_python_example_runs(page: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(block.replace("max_steps=300", "max_steps=3").replace("block_size=256", "block_size=16"), names)
+
+
+# --- what they name is there -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_link_and_picture_is_there(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("https://", "http://")):
+            target, _, anchor = link.partition("#")
+            there = (page.parent / target).resolve() if target else page
+            assert there.exists(), f"{page.name}: {link}"
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings], link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_and_option_named_exists(page: Path) -> None:
+    known = commands()
+    options = set().union(*known.values()) | OTHERS_OPTIONS
+    text = re.sub(r"^```text.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for named in re.findall(r"(?<![\w-])--[a-z][\w-]*", text):
+        assert named in options, f"{page.name}: {named}"
+    for named in re.findall(r"(?:^\$ |`|-m )gpt2kit ([a-z]+)", text, re.MULTILINE):
+        assert named in known, f"{page.name}: gpt2kit {named}"
+    for example in examples(page):
+        words = example.words
+        if words[0] == "torchrun":
+            own = words[words.index("gpt2kit") + 1 :]
+            assert {word for word in own if word.startswith("--")} <= known[own[0]], example.command
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists(), example.command
+
+
+def test_every_command_of_the_program_is_on_a_page() -> None:
+    run_there = [" ".join(example.words) for page in PAGES if page.parent.name == "docs" for example in examples(page)]
+    for command in commands().keys() - {"", "plot"}:
+        assert any(re.search(rf"\bgpt2kit {re.escape(command)}(?![\w-])", words) for words in run_there), f"no page shows {command}"
+
+
+def test_every_page_and_every_picture_is_shown() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    everything = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert all(f"({page.name})" in index for page in PAGES if page.parent.name == "docs" and page.name != "README.md")
+    assert all(f"images/{path.name})" in everything for path in (ROOT / "docs" / "images").iterdir())
