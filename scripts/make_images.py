@@ -2,7 +2,8 @@
 
     python scripts/make_images.py
 
-The runs learn what the demo model writes, in a minute or so; where chromium is installed, it takes the page's picture. The same versions of torch and matplotlib give the same pictures.
+The runs learn what the demo model writes, in a minute or so. Where chromium is installed, it takes the page's picture. The same
+versions of torch and matplotlib give the same pictures.
 """
 
 from __future__ import annotations
