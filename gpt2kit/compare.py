@@ -87,6 +87,8 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
         precise = torch.promote_types(dtype, torch.float32)
 
         def read(_: Tensor | None) -> Tensor:
+            if alpha in (0, 1):  # for lerp would make 0.0 of -0.0
+                return (theirs if alpha else ours).read().to(dtype)
             return torch.lerp(ours.read().to(precise), theirs.read().to(precise), alpha).to(dtype)
 
         return StoredTensor(ours.shape, dtype, read)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from gpt2kit.continuation import Overflow
 from gpt2kit.corpus import Ids, load_corpus
-from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
+from gpt2kit.errors import ContextLengthError, CorpusError, Gpt2KitWarning, TokenizerError
 from gpt2kit.model import GPT2
 from gpt2kit.surprisal import BATCH_SIZE, Progress, Window, by_length, ignore, surprisals, windows
 from gpt2kit.texts import Text
@@ -169,8 +170,8 @@ def score(
     """Yield the log-probability of each line that is not blank, every one as a text of its own.
 
     The first token of a line is predicted from the tokenizer's stop_id; without one it cannot be, and is not scored. A line of more
-    than n_ctx tokens is scored in windows of that many, half of which overlap (`slide`), or as far as one window goes (`stop`), or
-    raises ContextLengthError (`error`).
+    than n_ctx tokens is scored in windows of that many, half of which overlap (`slide`), or as far as one window goes, with a
+    warning (`stop`), or raises ContextLengthError (`error`).
     """
     tokenizer = present(tokenizer)
     numbered = ((number, text) for number, text in enumerate(lines, 1) if text.strip())
@@ -179,7 +180,7 @@ def score(
         found = iter(by_length(model, [window for line in cut for window in line], batch_size=batch_size))
         for (number, text), line in zip(some, cut, strict=True):
             nats = [next(found).nats.double() for _ in line]
-            total, tokens = -sum(float(part.sum()) for part in nats), sum(map(len, nats))
+            total, tokens = 0.0 - sum(float(part.sum()) for part in nats), sum(map(len, nats))
             yield Line(number, text, tokens, total, total / tokens if tokens else None)
 
 
@@ -193,6 +194,8 @@ def _line_windows(number: int, text: str, n_ctx: int, tokenizer: Tokenizer, over
     if len(ids) > n_ctx + 1 and overflow == "error":
         message = f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most {n_ctx:,}; use --overflow slide"
         raise ContextLengthError(message, requested=len(ids) - 1, limit=n_ctx)
-    if overflow == "stop":
+    if len(ids) > n_ctx + 1 and overflow == "stop":
+        message = f"line {number:,} has {len(ids) - 1:,} tokens to predict and the model reads {n_ctx:,}: the rest is not scored"
+        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
         ids = ids[: n_ctx + 1]
     return list(windows(ids, n_ctx=n_ctx, stride=default_stride(n_ctx)))

@@ -93,8 +93,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
     """Give a file to write, which becomes `path` when the block ends, and vanishes if it fails.
 
-    Until then it is `part`, which nobody else may be writing, or else has a name of this thread's own.
+    Until then it is `part`, which nobody else may be writing, or else has a name of this thread's own. A pipe or device such as
+    /dev/stdout is written straight, for nothing may take its place.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:  # raises for a folder
+            yield file
+        return
     part = part or path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("wb") as file:

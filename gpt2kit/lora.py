@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 from gpt2kit.files import read_json
 from gpt2kit.model import GPT2
+from gpt2kit.store import ADAPTERS_FILE
 
 WEIGHTS_FILE = "adapter.safetensors"
-CONFIG_FILE = "adapter.json"
+CONFIG_FILE = ADAPTERS_FILE
 _LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 

@@ -30,6 +30,7 @@ _OPENAI_SUFFIX = "-openai"
 _LARGEST_MANIFEST = 2**20  # bytes
 # A directory holds a model when one of these is in it; which format it is, the readers tell from the contents.
 _MODEL_FILES = ("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt")
+ADAPTERS_FILE = "adapter.json"  # what a run with --lora_rank leaves in its place
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ def _candidates(name: str) -> list[str]:
     return names
 
 
+def adapters_alone(path: Path) -> str | None:
+    """Say what to do with a folder that holds low-rank adapters and no model; None for any other."""
+    if not os.path.isfile(path / ADAPTERS_FILE):
+        return None
+    return f"{path} holds LoRA adapters, which are no model alone. Run: gpt2kit merge {path} --out {path}-merged"
+
+
 def _what_to_type(model: str | Path, path: Path) -> str:
     name = str(model)
     canonical, source = split_source(name)
@@ -161,6 +169,8 @@ def _what_to_type(model: str | Path, path: Path) -> str:
         return (
             f"{name} is not on this machine (looked in {folder}). Run: gpt2kit download {canonical}{' --source openai' if source else ''}"
         )
+    if advice := adapters_alone(path) or adapters_alone(folder / name):
+        return advice
     if isinstance(model, str) and HUB_ID.fullmatch(name):
         return (
             f"there is no directory {name}, and the Hub's {name} is not on this machine (looked in {folder}). Run: gpt2kit download {name}"

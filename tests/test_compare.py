@@ -12,7 +12,7 @@ from builders import add_vocabulary, write_hub
 from conftest import GOLDEN, make_model
 
 from gpt2kit.checkpoints import build_model, open_checkpoint, write_checkpoint
-from gpt2kit.checkpoints.stored import Checkpoint
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
 from gpt2kit.compare import blend, check_alike, text_difference, weight_differences
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, ConfigError
@@ -156,3 +156,11 @@ def test_a_token_that_did_not_change_is_not_listed(a: Checkpoint, small_bpe: BPE
     nats = token_surprisals(build_model(a), ids, stride=16)
     found = text_difference(nats, nats, ids, small_bpe)
     assert (found.changes, found.better, found.worse, found.change) == ([], 0, 0, 0.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_a_blend_keep_the_sign_of_zero(alpha: float, a: Checkpoint, b: Checkpoint) -> None:
+    name = "h.0.attn.c_attn.bias"
+    negative = StoredTensor(a.tensors[name].shape, torch.float32, lambda _: -torch.zeros(a.tensors[name].shape))
+    both = [replace(each, tensors={**each.tensors, name: negative}) for each in (a, b)]
+    assert blend(both[0], both[1], alpha).tensors[name].read().signbit().all()

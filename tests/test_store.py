@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2kit import store
+from gpt2kit.checkpoints import open_checkpoint
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, DownloadError
 from gpt2kit.files import put_in_place
 
@@ -114,6 +115,20 @@ def test_what_is_not_here_says_what_to_type_and_is_never_guessed(weights: Path, 
     with pytest.raises(CheckpointNotFoundError) as caught:
         store.find(model)
     assert advice in str(caught.value)
+
+
+def test_a_run_of_adapters_says_how_it_becomes_a_model(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (weights / "named", tmp_path / "here"):
+        place.mkdir()
+        (place / "adapter.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for model, place in (("named", weights / "named"), ("here", Path("here"))):
+        with pytest.raises(CheckpointNotFoundError) as caught:
+            store.find(model)
+        assert f"{place} holds LoRA adapters" in str(caught.value)
+        assert str(caught.value).endswith(f"Run: gpt2kit merge {place} --out {place}-merged")
+    with pytest.raises(CheckpointNotFoundError, match="holds LoRA adapters"):
+        open_checkpoint(store.find("./here"))
 
 
 @pytest.mark.parametrize("model", [".hidden", ".124M.download", "..", "sub/../../outside"])

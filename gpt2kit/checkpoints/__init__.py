@@ -107,7 +107,8 @@ def _open_directory(path: Path) -> Checkpoint:
     saved = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
     if len(saved) == 1:
         return nanogpt.open_file(saved[0])
-    message = f"{path}: no model; expected config.json with model.safetensors, hparams.json with model.ckpt.index, or one nanoGPT ckpt.pt"
+    expected = "expected config.json with model.safetensors, hparams.json with model.ckpt.index, or one nanoGPT ckpt.pt"
+    message = store.adapters_alone(path) or f"{path}: no model; {expected}"
     raise CheckpointNotFoundError(message, path=path, missing=[huggingface.CONFIG_FILE])
 
 

@@ -172,7 +172,10 @@ def blend(
         alpha = best if alpha is None else alpha
     if out is not None and alpha is not None:
         _write(compare.blend(first, second, alpha), out, tokenizer, force)
-        typer.echo(out)
+        if json:
+            options.print_json({"path": str(out), "alpha": alpha})
+        else:
+            typer.echo(out)
 
 
 def _try(

@@ -98,7 +98,7 @@ def _cell(value: float | None, error: float | None) -> str:
     if value is None:
         return "-"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if value < 1e7 else f"{value:.4g}"
-    return shown if error is None else f"{shown} ± {error:.4f}"
+    return shown if error is None else f"{shown} ± {_cell(error, None)}"
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def score(
     from gpt2kit.evaluate import score as score_lines
     from gpt2kit.texts import read_file
 
-    text = options.read_stdin() if file == "-" else read_file(Path(file), encoding=encoding)
+    text = options.read_stdin(encoding) if file == "-" else read_file(Path(file), encoding=encoding)
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     if not any(map(str.strip, lines)):
         raise CorpusError(f"{'standard input' if file == '-' else file}: no lines; expected a sentence on each")
@@ -153,7 +153,7 @@ def score(
 
 
 def _by_total(line: Line) -> float:
-    return -line.logprob
+    return -line.logprob if line.tokens else float("inf")  # a line of which nothing was scored is not the likeliest, but the last
 
 
 def _by_mean(line: Line) -> float:

@@ -78,6 +78,8 @@ def explain(
         raise typer.BadParameter("give --json or --html, not both")
     if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
+    if html and html.is_dir():
+        raise typer.BadParameter(f"--html is {html}, which is a folder; name a file in it")
     if html and not html.parent.is_dir():
         raise typer.BadParameter(f"--html is {html}, but there is no folder {html.parent}")
     from gpt2kit.checkpoints import load, pick_numbers

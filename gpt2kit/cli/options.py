@@ -99,9 +99,15 @@ def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) 
         tokenizer.unknown = unknown
 
 
-def read_stdin() -> str:
-    """Return standard input as text, without the newline that `echo` ends it with."""
-    text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+def read_stdin(encoding: str | None = None) -> str:
+    """Return standard input as text, without the newline that `echo` ends it with.
+
+    With an `encoding` a byte that is not of it is a CorpusError, as in a file; without one it is U+FFFD, as a terminal would show it.
+    """
+    from gpt2kit.texts import decode
+
+    data = sys.stdin.buffer.read()
+    text = decode(data, Path("standard input"), encoding) if encoding else data.decode("utf-8", errors="replace")
     return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 

@@ -39,7 +39,7 @@ def originality(
     from gpt2kit.texts import read_texts
 
     there = read_texts(corpus, encoding=encoding).documents
-    text = options.read_stdin() if file == "-" else "\n".join(read_texts(file, encoding=encoding).documents)
+    text = options.read_stdin(encoding) if file == "-" else "\n".join(read_texts(file, encoding=encoding).documents)
     if as_list:
         _compare_lists(text, there, json)
     else:

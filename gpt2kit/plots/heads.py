@@ -65,8 +65,10 @@ def attention(trace: Trace, tokens: Sequence[Token], layer: int | None = None, h
 def find_layer(trace: Trace, layer: int) -> LayerTrace:
     """Return a layer of a trace; raises ConfigError where the model does not have it."""
     n = len(trace.layers)
+    if not n:
+        raise ConfigError("this model has no layers, and nothing that this picture shows")
     if not 0 <= layer < n:
-        expected = f"0 to {n - 1}" if n > 1 else "0 alone" if n else "none: the model has no layers, and nothing that this picture shows"
+        expected = f"0 to {n - 1}" if n > 1 else "0 alone"
         raise ConfigError(f"layer is {layer}, expected {expected}")
     return trace.layers[layer]
 

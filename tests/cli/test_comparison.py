@@ -48,7 +48,7 @@ def run(*arguments: object) -> Any:
 
 def objects(result: Any) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_diff_shows_every_part_of_every_layer(a: Path, b: Path) -> None:
@@ -110,11 +110,12 @@ def test_a_folder_is_replaced_only_with_force(a: Path, b: Path, tmp_path: Path) 
 def test_a_text_finds_the_best_share_which_is_written(a: Path, b: Path, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = objects(run("blend", a, b, "--corpus", book, "--json", "--out", out))
-    tried = {line["alpha"]: line["loss"] for line in found[:-1]}
+    tried = {line["alpha"]: line["loss"] for line in found[:-2]}
     assert list(tried) == [tenth / 10 for tenth in range(11)]
     assert tried[0.0] == pytest.approx(evaluate(*load(a), book).loss)
     assert tried[1.0] == pytest.approx(evaluate(*load(b), book).loss)
-    best = found[-1]["best_alpha"]
+    best = found[-2]["best_alpha"]
+    assert found[-1] == {"path": str(out), "alpha": best}
     assert tried[best] == min(tried.values())
     assert evaluate(*load(out), book).loss == pytest.approx(tried[best])
     table = run("blend", a, b, "--corpus", book).stdout.splitlines()

@@ -161,14 +161,34 @@ def test_the_table_has_a_line_for_each(model: Path, tmp_path: Path) -> None:
     assert "per token" in result.stderr
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_long_line_follows_overflow_and_markers_follow_special(model: Path) -> None:
     def tokens(*more: str) -> int:
         return int(objects(run("score", "-", "--model", model, "--json", *more, stdin="x<|endoftext|> " * 20))[0]["tokens"])
 
     assert tokens() > tokens("--special") > tokens("--overflow", "stop") == 24
+    stopped = run("score", "-", "--model", model, "--overflow", "stop", stdin="x\n" + "x " * 40)
+    assert stopped.stderr.count("tokens to predict and the model reads 24: the rest is not scored") == 1
+    assert "warning: line 2 has" in stopped.stderr
     result = run("score", "-", "--model", model, "--overflow", "error", stdin="x " * 40)
     assert result.exit_code == 1
     assert "line 1 has 40 tokens to predict" in result.stderr or "use --overflow slide" in result.stderr
+
+
+def test_standard_input_is_decoded_as_a_file_is(model: Path) -> None:
+    data = "perché\n".encode("latin-1")
+    refused = CliRunner().invoke(app, ["score", "-", "--model", str(model)], input=data)
+    assert refused.exit_code == 1
+    assert "standard input: byte 5 (line 1) is 0xe9, which is not utf-8" in refused.stderr
+    found = objects(CliRunner().invoke(app, ["score", "-", "--model", str(model), "--json", "--encoding", "latin-1"], input=data))
+    assert found[0]["text"] == "perché"
+
+
+def test_a_line_without_scored_tokens_is_never_the_likeliest(characters: Path) -> None:
+    for sort in ("total", "per_token"):
+        printed = objects(run("score", "-", "--model", characters, "--json", "--sort", sort, stdin="x\nanna"))
+        assert [line["text"] for line in printed] == ["anna", "x"]
+        assert repr(printed[-1]["logprob"]) == "0.0"
 
 
 def test_nothing_to_score_is_an_error(model: Path) -> None:

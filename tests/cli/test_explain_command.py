@@ -228,3 +228,10 @@ def test_ids_beyond_the_vocabulary_are_no_alternatives(tmp_path: Path, small_bpe
     model = str(add_vocabulary(write_hub(tmp_path / "padded", padded)))
     tokens = [each["token"] for line in objects(model, "the end", "--top", "600") for each in line["alternatives"]]
     assert max(tokens) < 512
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_page_that_would_be_a_folder_is_a_mistake_of_usage(name: str, model: str) -> None:
+    result = run(model, TEXT, "--html", name)
+    assert result.exit_code == 2
+    assert "which is a folder" in result.stderr
