@@ -68,7 +68,15 @@ DraftName = Annotated[
         show_default=False,
     ),
 ]
-DraftTokens = Annotated[int, typer.Option("--draft_tokens", min=1, help="Tokens proposed at once, at most; fewer where they do not hold.")]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--draft_tokens",
+        min=1,
+        help="With --draft: tokens proposed at once, at most; fewer where they do not hold. Default: 7.",
+        show_default=False,
+    ),
+]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
@@ -103,7 +111,7 @@ def generate(
     batch_size: BatchSize = 16,
     overflow: Overflow = "slide",
     draft: DraftName = None,
-    draft_tokens: DraftTokens = 7,
+    draft_tokens: DraftTokens = None,
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
@@ -121,6 +129,8 @@ def generate(
     from gpt2kit.generate import Request, draw_seed
 
     coloured = _in_colour(in_colour, json)
+    if draft_tokens is not None and draft is None:
+        raise typer.BadParameter("--draft_tokens is for --draft; say which draft, or leave it out")
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -137,8 +147,9 @@ def generate(
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json or coloured,
-        "draft_tokens": draft_tokens,
     }
+    if draft_tokens is not None:
+        wish["draft_tokens"] = draft_tokens
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
