@@ -35,7 +35,7 @@ class EventWriter:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=report.step)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._folder), purge_step=report.step)
         writer: Any = self._writer
         for name in FIGURES:
             if (value := getattr(report, name)) is not None:
@@ -45,4 +45,4 @@ class EventWriter:
     def close(self) -> None:
         """End the file."""
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()

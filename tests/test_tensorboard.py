@@ -14,7 +14,8 @@ from gpt2kit.cli import app
 from gpt2kit.errors import MissingDependencyError
 from gpt2kit.tensorboard import FIGURES, EventWriter
 
-OPTIONS = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_steps=6 --warmup=1 --eval_every=3 --save_every=2 --sample_every=0"
+SHAPE = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4"
+OPTIONS = f"{SHAPE} --max_steps=6 --warmup=1 --eval_every=3 --save_every=2 --sample_every=0".split()
 
 
 def train(folder: Path, *arguments: str) -> str:
@@ -28,8 +29,8 @@ def train(folder: Path, *arguments: str) -> str:
 def test_a_run_gone_on_with_has_every_figure_of_every_step_once(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     plain, run = tmp_path / "plain", tmp_path / "run"
-    train(plain, *OPTIONS.split())
-    train(run, *OPTIONS.split(), "--tensorboard")
+    train(plain, *OPTIONS)
+    train(run, *OPTIONS, "--tensorboard")
     newest = run / "states" / "step-00000006"
     expected = (newest / "weights.safetensors").read_bytes()
     assert expected == (plain / "states" / newest.name / "weights.safetensors").read_bytes()
@@ -52,6 +53,6 @@ def test_without_tensorboard_the_extra_is_named_before_anything_is_done(tmp_path
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingDependencyError, match=r"gpt2kit\[tensorboard\]"):
         EventWriter(tmp_path)
-    said = train(tmp_path / "run", *OPTIONS.split(), "--tensorboard")
+    said = train(tmp_path / "run", *OPTIONS, "--tensorboard")
     assert said == "error: this needs tensorboard, which is not installed; run: pip install 'gpt2kit[tensorboard]'\n"
     assert not (tmp_path / "run").exists()

@@ -129,8 +129,6 @@ def generate(
     from gpt2kit.generate import Request, draw_seed
 
     coloured = _in_colour(in_colour, json)
-    if draft_tokens is not None and draft is None:
-        raise typer.BadParameter("--draft_tokens is for --draft; say which draft, or leave it out")
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -147,9 +145,8 @@ def generate(
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json or coloured,
+        "draft_tokens": _draft_tokens(draft_tokens, draft),
     }
-    if draft_tokens is not None:
-        wish["draft_tokens"] = draft_tokens
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
@@ -186,6 +183,14 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
     for prompt in prompts:
         for first in range(0, n, batch_size):
             yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
+
+
+def _draft_tokens(given: int | None, draft: str | None) -> int:
+    from gpt2kit.speculate import DRAFT_TOKENS
+
+    if given is not None and draft is None:
+        raise typer.BadParameter("--draft_tokens is for --draft; name a draft, or leave it out")
+    return DRAFT_TOKENS if given is None else given
 
 
 def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:
