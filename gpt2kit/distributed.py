@@ -93,7 +93,8 @@ def join(*, shard: bool = False) -> Ranks:
 def leave() -> None:
     """Part from the other processes, where there are any, when all have come so far: one that left early would break the others.
 
-    The group's threads end here, where every process had a whole model; of shards, torch keeps a group to the end of the process.
+    The group's threads end here, where every process had a whole model; of shards, torch keeps a group to the end of the process,
+    which the command line therefore makes a short one.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 _MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-_FLAGS = ("out", "resume", "force", "json", "shard")
+_FLAGS = ("out", "resume", "force", "tensorboard", "json", "shard")
 _OPTIONS = _TRAIN_FIELDS | {  # of `finetune`
     *("epochs", "dropout", "freeze", "lora_rank", "lora_alpha", "val_fraction", "val", "encoding", "text_field", "device"),
 }

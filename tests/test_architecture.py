@@ -28,7 +28,7 @@ LAYERS = [
     {"prompts"},
     {"speculate"},
     {"continuation"},
-    {"generate", "plan", "surprisal"},
+    {"generate", "plan", "surprisal", "tensorboard"},
     {"evaluate", "inspection", "verify", "training_setup"},
     {"tasks", "compare"},
     {"plots"},

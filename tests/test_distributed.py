@@ -22,6 +22,7 @@ from training_builders import TOKENIZER, VERSES, small_config, small_corpus, sma
 
 from gpt2kit.checkpoints import load, write_model
 from gpt2kit.checkpoints.training import Run, read_metrics
+from gpt2kit.cli import main
 from gpt2kit.distributed import Ranks, gathered, is_divided, join, leave
 from gpt2kit.errors import ConfigError
 from gpt2kit.generate import generate
@@ -32,6 +33,7 @@ from gpt2kit.sharding import whole
 from gpt2kit.train import StepReport, prepare, train
 
 ROOT = Path(__file__).parents[1]
+FEW_STEPS = {"max_steps": 6, "eval_every": 3, "save_every": 2}
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_steps=4 --warmup=1 --eval_every=2 --sample_tokens=5"
 
@@ -72,7 +74,8 @@ def go(
     vars(sys.modules["gpt2kit.train"]).update(FEW_LOGITS=200 if in_pieces else 2**22, LOGITS_AT_ONCE=200 if in_pieces else 2**26)
     run = Run(folder, {}, resume=resume, ranks=ranks, write=write)
     reports: list[StepReport] = []
-    stream = train(model, small_corpus(), small_config(**settings), run=run, ranks=ranks, stop=lambda: len(reports) == stop_after)
+    config = small_config(**(FEW_STEPS | settings))
+    stream = train(model, small_corpus(), config, run=run, ranks=ranks, stop=lambda: len(reports) == stop_after)
     for report in stream:
         reports.append(report)
     run.close()
@@ -86,7 +89,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pieces": {"optimizer": "adamw", "in_pieces": True, "frozen": "blocks:0"},
     "adapters": {"adapters": True, "optimizer": "adamw", "lr": 1e-2},
 }
-_CUT: dict[str, Any] = {"stop_after": 5}
+_CUT: dict[str, Any] = {"stop_after": 3}
 
 
 def scenarios(rank: int, port: int, root: Path) -> None:
@@ -107,7 +110,15 @@ def scenarios(rank: int, port: int, root: Path) -> None:
     go(fsdp, root / "fsdp-then-fsdp", dropout=True, **_CUT)
     go(fsdp, root / "fsdp-then-fsdp", dropout=True, resume=True)
     (root / f"facts-{rank}.json").write_text(json.dumps(shard_facts(fsdp)))
-    leave()
+    command_line(root, rank)
+
+
+def command_line(root: Path, rank: int) -> None:
+    """Train by the command line, which ends this process."""
+    with (root / f"printed-{rank}.jsonl").open("w") as printed:
+        os.dup2(printed.fileno(), sys.stdout.fileno())
+    sys.argv = ["gpt2kit", "train", str(root / "book.txt"), *SMALL.split(), "--out", str(root / "command"), "--json", "--shard"]
+    main()
 
 
 def whole_models_alone(rank: int, port: int, root: Path) -> None:
@@ -155,6 +166,7 @@ def _numbers_here(tensors: list[Any]) -> int:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have gone through all scenarios, and one through what is to be compared with them."""
     root = tmp_path_factory.mktemp("distributed")
+    (root / "book.txt").write_text(VERSES * 3, encoding="utf-8")
     for name, kind in KINDS.items():
         go(Ranks(), root / f"one-{name}", **kind)
     go(Ranks(), root / "one-then-fsdp", **_CUT)
@@ -170,7 +182,7 @@ def losses(folder: Path) -> list[float]:
 
 def assert_alike(folder: Path, other: Path) -> None:
     """Two runs have the same losses and end with the same weights, roundings aside."""
-    assert [line["step"] for line in read_metrics(folder)] == list(range(13))
+    assert [line["step"] for line in read_metrics(folder)] == list(range(7))
     assert losses(folder) == pytest.approx(losses(other), **LOSSES)
     (first, _), (second, _) = (load(place, device="cpu") for place in (folder, other))
     for name, parameter in weights(second).items():
@@ -224,7 +236,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_processes(root: Path, name: 
 
 
 def test_a_run_in_shards_is_gone_on_with_bit_for_bit_by_as_many_processes(root: Path) -> None:
-    last = "states/step-00000012"
+    last = "states/step-00000006"
     for file in (f"{last}/weights.safetensors", f"{last}/optimizer.safetensors", "model.safetensors"):
         assert (root / "fsdp-then-fsdp" / file).read_bytes() == (root / "fsdp-dropped" / file).read_bytes(), file
     assert losses(root / "fsdp-dropped") != pytest.approx(losses(root / "one-muon"), **LOSSES)  # what is dropped depends on the process
@@ -262,16 +274,42 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
         assert not [name for name in threads if "gloo" in name or "tcpstore" in name]
 
 
+def test_of_two_processes_one_prints_and_writes(root: Path) -> None:
+    printed, nothing = ((root / f"printed-{rank}.jsonl").read_text() for rank in (0, 1))
+    assert not nothing
+    assert_trained_once(printed, root / "command")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["generate", "a", "--model", "nowhere"], 1), (["--nonsense"], 2)])
+def test_one_of_several_processes_ends_at_once_with_all_written(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int
+) -> None:
+    # At the interpreter's own end, threads that torch keeps for a model in shards could abort the process ("terminate called …").
+    ended: list[tuple[int, str]] = []
+    monkeypatch.setattr("os._exit", lambda code: ended.append((code, "".join(capfd.readouterr()))))
+    monkeypatch.setattr("sys.argv", ["gpt2kit", *arguments])
+    for processes in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        with pytest.raises(SystemExit):
+            main()
+    assert [code for code, _ in ended] == [code]
+    assert ended[0][1]
+
+
+@pytest.mark.slow
 def test_torchrun_prints_and_writes_once(tmp_path: Path) -> None:
-    book = tmp_path / "book.txt"
-    book.write_text(VERSES * 3, encoding="utf-8")
+    (tmp_path / "book.txt").write_text(VERSES * 3, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    arguments = ["-m", "gpt2kit", "train", str(book), *SMALL.split(), "--out", str(tmp_path / "run"), "--json", "--shard"]
+    arguments = ["-m", "gpt2kit", "train", str(tmp_path / "book.txt"), *SMALL.split(), "--out", str(tmp_path / "run"), "--json", "--shard"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert_trained_once(done.stdout, tmp_path / "run")
+
+
+def assert_trained_once(printed: str, folder: Path) -> None:
+    lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["step"] for line in lines[:-1]] == list(range(5))
     assert lines[-1]["finish_reason"] == "steps"
-    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(5))
-    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 2
+    assert [line["step"] for line in read_metrics(folder)] == list(range(5))
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 2

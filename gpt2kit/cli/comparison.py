@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.options import Corpus, Device, Dtype, Encoding, Json, Stride, TextField, Unknown, WindowsAtOnce
+from gpt2kit.cli.options import Corpus, Device, Dtype, Encoding, Force, Json, Stride, TextField, Unknown, WindowsAtOnce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +138,7 @@ def blend(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write.", show_default=False)] = None,
     corpus: Corpus = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")] = False,
+    force: Force = False,
     stride: Stride = None,
     batch_size: WindowsAtOnce = 8,
     unknown: Unknown = "error",

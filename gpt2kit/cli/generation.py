@@ -68,7 +68,15 @@ DraftName = Annotated[
         show_default=False,
     ),
 ]
-DraftTokens = Annotated[int, typer.Option("--draft_tokens", min=1, help="Tokens proposed at once, at most; fewer where they do not hold.")]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--draft_tokens",
+        min=1,
+        help="With --draft: tokens proposed at once, at most; fewer where they do not hold. Default: 7.",
+        show_default=False,
+    ),
+]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
@@ -103,7 +111,7 @@ def generate(
     batch_size: BatchSize = 16,
     overflow: Overflow = "slide",
     draft: DraftName = None,
-    draft_tokens: DraftTokens = 7,
+    draft_tokens: DraftTokens = None,
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
@@ -137,7 +145,7 @@ def generate(
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json or coloured,
-        "draft_tokens": draft_tokens,
+        "draft_tokens": _draft_tokens(draft_tokens, draft),
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
@@ -175,6 +183,14 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
     for prompt in prompts:
         for first in range(0, n, batch_size):
             yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
+
+
+def _draft_tokens(given: int | None, draft: str | None) -> int:
+    from gpt2kit.speculate import DRAFT_TOKENS
+
+    if given is not None and draft is None:
+        raise typer.BadParameter("--draft_tokens is for --draft; name a draft, or leave it out")
+    return DRAFT_TOKENS if given is None else given
 
 
 def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:

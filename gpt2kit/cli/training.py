@@ -93,12 +93,15 @@ def _run(kind: str, corpus: str, given: dict[str, Any]) -> None:
     """Set up a training, report what it will be, go through it, and report what became of it."""
     from gpt2kit.cli.training_report import Reporter
     from gpt2kit.distributed import leave
+    from gpt2kit.tensorboard import check_tensorboard
     from gpt2kit.train import train as steps
     from gpt2kit.training_setup import set_up
 
+    if given["tensorboard"]:
+        check_tensorboard()
     setup = set_up(kind, corpus, given, locate=options.locate)
     run = setup.open_run(resume=given["resume"], force=given["force"])
-    with _Stop() as stop, Reporter(setup, run, json=given["json"]) as reporter:
+    with _Stop() as stop, Reporter(setup, run, json=given["json"], tensorboard=given["tensorboard"]) as reporter:
         for report in steps(setup.model, setup.corpus, setup.config, run=run, ranks=setup.ranks, stop=lambda: stop() or reporter.stop):
             reporter.step(report)
         reporter.end()

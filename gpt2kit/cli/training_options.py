@@ -91,7 +91,11 @@ Shard = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", metavar="", help="Go on with the run in --out exactly where it stopped.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the run that is in --out.")]
-RUN: dict[str, Any] = {"shard": Shard, "out": Out, "resume": Resume, "force": Force, "json": Json}
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", metavar="", help="Write the figures for TensorBoard too, into the run's folder.")
+]
+FLAGS = {"shard": Shard, "resume": Resume, "force": Force, "tensorboard": TensorBoard, "json": Json}
+RUN: dict[str, Any] = {"out": Out, **FLAGS}
 RECIPE = {"recipe": _option(str, "recipe", "Take the options of a recipe that `gpt2kit recipes` lists; those given here win.")}
 
 
@@ -106,8 +110,7 @@ def command(name: str, *tables: dict[str, Any]) -> Callable[[Callable[[str, dict
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("corpus", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=CORPUS)]
         for option, kind in kinds.items():
-            is_flag = option in ("shard", "resume", "force", "json")
-            parameters.append(inspect.Parameter(option, keyword, default=False if is_flag else None, annotation=kind))
+            parameters.append(inspect.Parameter(option, keyword, default=False if option in FLAGS else None, annotation=kind))
         run.__name__, run.__doc__ = name, function.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -23,6 +23,7 @@ from gpt2kit.generate import generate
 from gpt2kit.originality import TextIndex, baseline
 from gpt2kit.plots import Average, losses, save
 from gpt2kit.sharding import whole
+from gpt2kit.tensorboard import EventWriter
 from gpt2kit.train import StepReport
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def human_time(seconds: float) -> str:
 class Reporter:
     """Shows a training on stderr, or with --json each report as a line on stdout."""
 
-    def __init__(self, setup: Setup, run: Run, *, json: bool) -> None:
+    def __init__(self, setup: Setup, run: Run, *, json: bool, tensorboard: bool = False) -> None:
         self.stop = False  # whether too much is copied
         self._setup, self._run, self._json = setup, run, json
         self._quiet = not setup.ranks.is_main
@@ -107,7 +108,7 @@ class Reporter:
         self._index = TextIndex(documents) if documents else None
         self._prompt: str = setup.options.get("prompt", _first_line(setup))
         self._bar = _Bar(setup.config.max_steps) if sys.stderr.isatty() and not json and not self._quiet else None
-        self._first: float | None = None
+        self._events = EventWriter(run.folder / "tensorboard") if tensorboard and not self._quiet else None
         self._last: StepReport | None = None
         self._sample_before: str | None = None
         self._started = time.monotonic()
@@ -123,6 +124,8 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
+        if self._events:
+            self._events.close()
 
     def step(self, report: StepReport) -> None:
         """Show what a step did; all processes must call it."""
@@ -132,6 +135,8 @@ class Reporter:
         self._last = report
         if self._quiet:
             return
+        if self._events:
+            self._events.write(report)
         if self._json:
             options.print_json({name: value for name, value in asdict(report).items() if value is not None})
         elif self._bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import options
-from gpt2kit.cli.options import Device, Json, ModelArgument, human_size
+from gpt2kit.cli.options import Device, Force, Json, ModelArgument, human_size
 
 if TYPE_CHECKING:
     from gpt2kit.store import InstalledModel
@@ -19,9 +19,6 @@ def add_to(app: typer.Typer) -> None:
     """Register these commands."""
     for command in (download, models, rm, convert, inspect, verify):
         app.command(command.__name__)(command)
-
-
-Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace what is there, once the new one is whole.")]
 
 
 def download(

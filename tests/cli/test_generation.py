@@ -244,6 +244,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: lis
         ["a", "--prompts_file", "x"],
         ["a", "--overflow", "wrap"],
         ["--json", "--colour"],
+        ["a", "--draft_tokens", "3"],
     ],
 )
 def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
@@ -395,12 +396,13 @@ def test_the_prompt_of_the_loop_does_not_reach_a_file(model: str, tmp_path: Path
     assert (tmp_path / "out").read_text() == text(model, "a", "--max_tokens", "2")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_a_closed_stream_is_no_traceback(model: str, closed: str) -> None:
-    arguments = " ".join(command(model, "a" if closed != "<&-" else "", "--max_tokens", "2"))
-    done = subprocess.run(["bash", "-c", f"{arguments} {closed}"], capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0
+def test_a_closed_stream_is_no_traceback(model: str) -> None:
+    lines = [" ".join(command(model, "" if closed == "<&-" else "a", "--max_tokens", "2", closed)) for closed in ("<&-", ">&-", "2>&-")]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for process in [subprocess.Popen(["bash", "-c", line], **pipes) for line in lines]:  # all at once: starting takes the time
+        _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said
+        assert process.returncode == 0, process.args
 
 
 def test_a_pipe_can_hold_the_prompts(model: str) -> None:

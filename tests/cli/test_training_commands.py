@@ -253,20 +253,22 @@ def test_the_device_can_be_chosen(book: Path, tmp_path: Path) -> None:
     assert "device is 'cuda:9'" in run("train", book, *SMALL_OPTIONS, "--device", "cuda:9", "--out", tmp_path / "run", code=1).stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path, number: signal.Signals) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "gpt2kit", "train", str(book), *SMALL_OPTIONS, "--max_steps", "1000000", "--save_every", "1000000", "--out", str(out)]  # fmt: skip  # noqa: E501
+def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpt2kit", "train", str(book), *SMALL_OPTIONS, "--max_steps", "1000000", "--save_every", "1000000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3):
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, said
-    assert "with --resume goes on from step" in said
-    assert (out / "states" / f"step-{read_metrics(out)[-1]['step']:08d}").is_dir()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    outs = [tmp_path / number.name for number in numbers]  # both at once: most of the time goes into starting
+    processes = [subprocess.Popen([*command, "--out", out], env=environment, stderr=subprocess.PIPE, text=True) for out in outs]
+    for process, number, out in zip(processes, numbers, outs, strict=True):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3):
+            time.sleep(0.05)
+        process.send_signal(number)
+    for process, number, out in zip(processes, numbers, outs, strict=True):
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, said
+        assert "with --resume goes on from step" in said
+        assert (out / "states" / f"step-{read_metrics(out)[-1]['step']:08d}").is_dir()
 
 
 # --- finetune, plan, merge -------------------------------------------------------------------------------------------
@@ -377,7 +379,7 @@ def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> 
 def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
     book = tmp_path / "toy.txt"
     book.write_text("The dog ate my homework. The cat drank milk. The bird flew high. The fish swam deep. The sun shone bright.\n" * 4)
-    run("train", book, "--recipe", "toy", "--out", tmp_path / "run", "--max_steps", 400, "--dropout", 0.1, "--sample_every", 0)
+    run("train", book, "--recipe", "toy", "--out", tmp_path / "run", "--max_steps", 200, "--dropout", 0.0, "--sample_every", 0)
     said = run("generate", "The dog ate my ", "--model", tmp_path / "run", "--max_tokens", 8, "--temperature", 0, "--no_prompt")
     assert said.stdout.startswith("homework")
 
