@@ -47,7 +47,7 @@ Dtype = Literal["float32", "bfloat16"]
 FinishReason = Literal["steps", "patience", "stopped"]
 
 FEW_LOGITS = 2**22  # beyond this many, the loss writes their gradient into their place,
-LOGITS_AT_ONCE = 2**26  # and has at most so many in memory at a time
+LOGITS_AT_ONCE = 2**25  # and has at most so many in memory at a time
 _LOGITS_IN_CACHE = 2**19
 _ROWS_AT_ONCE = 2**13  # of the head's gradient, before they are added up in float32
 _NARROW = 128  # widths below are not faster in bfloat16
