@@ -127,6 +127,12 @@ def set_up(kind: str, source: str, given: Mapping[str, Any], *, locate: Locate =
     # What is to be divided stays in memory until then: it may not fit on one device.
     device = torch.device("cpu") if ranks.sharded else pick_device(options.get("device", "auto"))
     tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(source, options, locate)
+    if not _can_write(tokenizer, options.get("prompt", "")):  # said now, and not after a whole training
+        if "prompt" in given:
+            raise ConfigError(
+                f"prompt is {given['prompt']!r}, which the text's vocabulary cannot write; expected characters or words of it"
+            )
+        del options["prompt"]  # a recipe's, made for another text
     corpus = _corpus(source, texts, tokenizer, options)
     model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
     start = fingerprint(model)
@@ -213,6 +219,14 @@ def _dropout(options: Mapping[str, Any], default: float | None) -> dict[str, Any
     """Return the model's dropout fields: those given by their own names, else `dropout`, else the default."""
     everywhere = options.get("dropout", default)
     return {name: value for name in _DROPOUTS if (value := options.get(name, everywhere)) is not None}
+
+
+def _can_write(tokenizer: Tokenizer, text: str) -> bool:
+    try:
+        tokenizer.encode(text)
+    except TokenizerError:
+        return False
+    return True
 
 
 def _read(source: str, options: Mapping[str, Any]) -> Text:

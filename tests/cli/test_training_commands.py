@@ -376,6 +376,15 @@ def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> 
     assert facts("train", book, recipe="demo", **small)["model"]["attn_pdrop"] == 0.0
 
 
+def test_a_prompt_that_the_text_cannot_write_is_refused_and_a_recipe_s_left_out(book: Path, tmp_path: Path) -> None:
+    refused = run("train", book, *SMALL_OPTIONS, "--prompt", "Zürich", "--out", tmp_path / "run", code=1)  # it used to fail at the end
+    assert "prompt is 'Zürich', which the text's vocabulary cannot write" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    run("train", book, "--recipe", "toy", *SMALL_OPTIONS, "--out", tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
+    assert not first["text"].startswith("The dog")
+
+
 def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
     book = tmp_path / "toy.txt"
     book.write_text("The dog ate my homework. The cat drank milk. The bird flew high. The fish swam deep. The sun shone bright.\n" * 4)
