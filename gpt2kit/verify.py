@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2kit import reference, store
-from gpt2kit.catalogue import PUBLICATIONS
+from gpt2kit import catalogue, reference, store
 from gpt2kit.checkpoints import build_model, load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.config import SIZES
@@ -139,7 +138,7 @@ def check_files(path: Path) -> Iterator[Check]:
 
 def _pin(manifest: store.Manifest, name: str) -> str | None:
     """Return the published hash of a file of this manifest, where there is one."""
-    for publication in PUBLICATIONS.values():
+    for publication in catalogue.PUBLICATIONS.values():
         if manifest.source == "openai":
             ours = manifest.repository.rstrip("/").endswith(f"/{publication.openai_directory}")
             files = publication.openai_files
@@ -220,7 +219,9 @@ def _published_size(path: Path, model: GPT2) -> str | None:
     for size, known in KNOWN.items():
         if model.config.shapes() != SIZES[size].shapes():
             continue
-        downloaded = manifest is not None and (manifest.source == "openai" or manifest.repository == PUBLICATIONS[size].repository)
+        downloaded = manifest is not None and (
+            manifest.source == "openai" or manifest.repository == catalogue.PUBLICATIONS[size].repository
+        )
         if downloaded or np.allclose(model.wte.weight[0, :2].detach().numpy(), known.fingerprint, rtol=0, atol=1e-6):
             return size
     return None

@@ -49,7 +49,7 @@ ELSEWHERE = {
     "lm_eval": "another project's program",
 }
 # Options in the text that are not gpt2kit's.
-OTHERS_OPTIONS = {"--help", "--nproc-per-node", "--model_args", "--tasks", "--against"}
+OTHERS_OPTIONS = {"--help", "--nproc-per-node", "--model_args", "--tasks", "--against", "--rounds", "--batch_size"}
 
 
 # --- reading the pages -----------------------------------------------------------------------------------------------
