@@ -55,25 +55,20 @@ class _Dropout(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps the weights, and which of them stayed; the rest is computed again."""
+    """Keeps which of the weights stayed; the weights themselves are computed again for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float) -> Tensor:
-        # Scores in float32: rounded to bfloat16, a large one would be off by a tenth.
-        with torch.autocast("cpu", enabled=False):
-            precise = torch.promote_types(q.dtype, torch.float32)
-            scores = (q.to(precise) * scale) @ k.to(precise).transpose(-1, -2)  # (B, H, T, T)
-        if causal:
-            scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu_(1), -math.inf)
-        weights = scores.softmax(dim=-1).to(v.dtype)
+        weights = _weights(q, k, causal, scale)  # (B, H, T, T)
         kept = _kept(weights.shape, p)
-        ctx.save_for_backward(q, k, v, weights, kept)
-        ctx.scale, ctx.kept_scale = scale, 1 / (1 - p)
+        ctx.save_for_backward(q, k, v, kept)
+        ctx.causal, ctx.scale, ctx.kept_scale = causal, scale, 1 / (1 - p)
         return (weights * kept) @ (v * ctx.kept_scale)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, kept = ctx.saved_tensors
+        q, k, v, kept = ctx.saved_tensors
+        weights = _weights(q, k, ctx.causal, ctx.scale)
         grad = output_grads[0].to(v.dtype) * ctx.kept_scale  # (B, H, T, D)
         v_grad = (weights * kept).transpose(-1, -2) @ grad
         weights_grad = (grad @ v.transpose(-1, -2)).mul_(kept)  # (B, H, T, T)
@@ -81,3 +76,14 @@ class _Attention(torch.autograd.Function):
         q_grad = (scores_grad @ k).mul_(ctx.scale)
         k_grad = scores_grad.transpose(-1, -2) @ (q * ctx.scale)
         return q_grad, k_grad, v_grad, None, None, None
+
+
+def _weights(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    """Return the attention weights, in the queries' precision: (B, H, T, D) twice -> (B, H, T, T)."""
+    # Scores in float32: rounded to bfloat16, a large one would be off by a tenth.
+    precise = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        scores = (q.to(precise) * scale) @ k.to(precise).transpose(-1, -2)
+    if causal:
+        scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu_(1), -math.inf)
+    return scores.softmax(dim=-1).to(q.dtype)

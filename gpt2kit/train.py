@@ -229,17 +229,18 @@ class _PiecewiseLoss(torch.autograd.Function):
             if weight_grad is not None:
                 for part, logits_part in zip(weight_grad.split(_ROWS_AT_ONCE), logits.split(_ROWS_AT_ONCE, dim=1), strict=True):  # type: ignore[no-untyped-call]
                     part += logits_part.T @ h[piece]  # (rows, C)
-        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.grads = hidden_grad, weight_grad
         ctx.hidden_dtype = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_grad, weight_grad = ctx.grads
+        del ctx.grads  # they are scaled where they are, once: here memory is at its highest
         scale = output_grads[0]
         return (
             None if hidden_grad is None else (hidden_grad * scale).to(ctx.hidden_dtype),
-            None if weight_grad is None else weight_grad * scale,
+            None if weight_grad is None else weight_grad.mul_(scale),
             None,
             None,
         )
