@@ -49,7 +49,7 @@ def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
     # two inputs of matrices in the working precision; two masks of dropout; the hidden layer of the MLP before and after.
     block = 16 * C + 7 * size * C + 2 * C + 2 * size * shape.inner_size
     if shape.attn_pdrop and not torch.cuda.is_available():
-        block += 13 * T * shape.n_head  # a CPU keeps the attention weights where some are dropped
+        block += T * shape.n_head  # a CPU keeps which of the attention weights were dropped
     blocks = shape.n_layer * 4 * C + block if config.checkpointing else shape.n_layer * block
     logits = windows * T * shape.n_vocab
     logits = 3 * 4 * logits if logits <= FEW_LOGITS else size * min(logits, LOGITS_AT_ONCE)
