@@ -223,7 +223,7 @@ class _PiecewiseLoss(torch.autograd.Function):
         for start in range(0, n, rows):
             piece = slice(start, start + rows)
             logits = h[piece] @ w.T  # (rows, V)
-            total += _cross_entropy_(logits, targets[piece], n)
+            total += _cross_entropy_(logits, targets[piece], n, with_gradient=wants_hidden or wants_weight)
             if hidden_grad is not None:
                 hidden_grad[piece] = logits @ w
             if weight_grad is not None:
@@ -246,8 +246,8 @@ class _PiecewiseLoss(torch.autograd.Function):
         )
 
 
-def _cross_entropy_(logits: Tensor, targets: Tensor, n: int) -> Tensor:
-    """Return the sum of the cross entropies of some rows over n, and leave its gradient in the place of the logits: (rows, V), (rows,).
+def _cross_entropy_(logits: Tensor, targets: Tensor, n: int, *, with_gradient: bool) -> Tensor:
+    """Return the sum of the cross entropies of some rows over n, and on wish leave its gradient in place of the logits: (rows, V), (rows,).
 
     A few rows at a time, which a processor's cache holds while float32 goes over them again and again.
     """
@@ -256,6 +256,8 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, n: int) -> Tensor:
     for piece, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):  # type: ignore[no-untyped-call]
         logprobs = torch.log_softmax(piece, dim=-1, dtype=torch.promote_types(piece.dtype, torch.float32))
         total -= logprobs.gather(1, target).sum()
+        if not with_gradient:
+            continue
         gradient = logprobs.exp_().div_(n)  # the probabilities, less one at the target
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1 / n))
         piece.copy_(gradient)
