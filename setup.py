@@ -10,7 +10,7 @@ setup(
         Extension(
             "gpt2kit.native._step",
             sources=[f"{FOLDER}/{name}.c" for name in ("step", "levels", "threads")],
-            depends=[f"{FOLDER}/{name}.h" for name in ("step", "kernels", "threads")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("step", "kernels", "shortlist", "threads")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi", "-pthread"],
             libraries=["m"],
             py_limited_api=True,

@@ -32,6 +32,7 @@ class Continuation:
     may follow, it reads that too, and chooses as many tokens as hold (see speculate.py) and one more. Past the model's n_ctx
     positions, `overflow` decides: `slide` re-reads the last half of the window from position 0, for learned positions cannot be
     shifted inside a cache; `stop` ends the row; `error` raises ContextLengthError at once if prompt and max_tokens do not fit.
+    `logprobs` are given only where they were asked for at the beginning.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Continuation:
         overflow: Overflow = "slide",
         n_vocab: int | None = None,
         drafter: Drafter | None = None,
+        logprobs: bool = False,
     ) -> None:
         self.model = model
         self.sampling = sampling
@@ -56,6 +58,8 @@ class Continuation:
         self._logits: list[Tensor] = []  # (tokens of the last step, V) of each running row: what its tokens were chosen from
         self._generators = list(generators)
         self._slides = overflow == "slide"
+        padding = model.config.n_vocab - self.n_vocab
+        self._most_likely = 0 if logprobs or not sampling.most_likely else sampling.most_likely + padding
         self._drafter = drafter
         longest, ahead = max(map(len, self.history)), drafter.most if drafter else 0
         self._cache = model.new_cache(len(prompts), capacity=longest + max_tokens + ahead)
@@ -128,7 +132,7 @@ class Continuation:
     def _read(self) -> Tensor:
         """Read the tokens of the last step."""
         ids = torch.tensor([self.history[row][-1:] for row in self.rows], device=self.model.device)  # (running rows, 1)
-        return self.decoder.read(ids, self._cache)[:, : self.n_vocab]
+        return self.decoder.read(ids, self._cache, most_likely=self._most_likely)[:, : self.n_vocab]
 
     def _make_room(self) -> None:
         """Where a row's window is full, re-read its last half from position 0, all but the newest token."""

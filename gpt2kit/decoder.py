@@ -36,10 +36,11 @@ class Decoder:
         """Say who reads so many tokens at once: "torch", or "native" and the instructions that it uses."""
         return f"native {self._level}" if self._native(tokens) else "torch"
 
-    def read(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def read(self, ids: Tensor, cache: KVCache, *, most_likely: int = 0) -> Tensor:
         """Read (B, T) ids after what the cache holds, and return the logits after the last of each row, (B, V), in float32 or more.
 
-        Raises ContextLengthError where they do not fit.
+        Where only the `most_likely` largest of a row are asked for, the others may be minus infinity. Raises ContextLengthError where
+        they do not fit.
         """
         description = self._native(ids.numel(), cache)
         self._read_natively = description is not None
@@ -50,7 +51,7 @@ class Decoder:
         rows = self._checked(ids.tolist())
         n = max(1, PIECE // B)
         pieces = [[(row, j) for row in range(B) for j in range(start, min(T, start + n))] for start in range(0, T, n)]
-        logits = [self._read_piece(description, rows, piece, cache, [j == T - 1 for _, j in piece]) for piece in pieces][-1]
+        logits = [self._read_piece(description, rows, piece, cache, [j == T - 1 for _, j in piece], most_likely) for piece in pieces][-1]
         cache.advance(T)
         return logits
 
@@ -138,6 +139,7 @@ class Decoder:
         places: Sequence[tuple[int, int]],  # (row, number of the token in it)
         cache: KVCache,
         wanted: Sequence[bool],
+        most_likely: int = 0,
     ) -> Tensor:
         """Read some of the tokens, and return the logits after those that are wanted."""
         return description.step(
@@ -147,6 +149,7 @@ class Decoder:
             wanted=wanted,
             cache=cache,
             level=str(self._level),
+            most_likely=most_likely,
         )
 
     def _native(self, tokens: int, cache: KVCache | None = None) -> native.Description | None:

@@ -87,6 +87,7 @@ def _begin(
         overflow=request.overflow,
         n_vocab=n_vocab,
         drafter=drafter,
+        logprobs=request.logprobs,
     )
 
 

@@ -42,6 +42,13 @@ class Sampling:
         require("min_p", 0 <= self.min_p <= 1, "a probability from 0 to 1")
         require("repetition_penalty", 0.01 <= self.repetition_penalty <= 1e6, "0.01 or more")
 
+    @property
+    def most_likely(self) -> int:
+        """How many of the largest logits decide, whatever the others are; 0 where all do."""
+        if self.repetition_penalty != 1:
+            return 0
+        return 1 if self.temperature == 0 else self.top_k
+
 
 def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
     """Choose one token for each row: (B, V) logits -> (B,) ids.

@@ -14,7 +14,7 @@ import functools
 import importlib.machinery
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p, pointer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
 VARIABLE = "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "plain")
+
+# Where no more than so many logits are asked for, of a head of at least so many bytes (it is not in the processor's cache), a sketch
+# of it tells which those can be.
+MOST_LIKELY = 256
+LARGE_HEAD = 8 * 2**20
 
 # What it knows; anything else, a subclass too, may compute something else.
 _MODULES = {GPT2, Block, Attention, MLP, Embedding, Linear, nn.ModuleList, nn.LayerNorm, Int8GPT2, Int8Embedding, Int8Linear}
@@ -81,6 +86,10 @@ class _Model(Structure):
     )
 
 
+class _Sketch(Structure):
+    _fields_ = (("weight", c_void_p), ("scales", c_void_p), ("norms", c_void_p), ("errors", c_void_p))
+
+
 class _Step(Structure):
     _fields_ = (
         ("count", c_int64),
@@ -96,6 +105,8 @@ class _Step(Structure):
         ("cache_kind", c_int32),
         ("threads", c_int32),
         ("scratch", c_void_p),
+        ("sketch", POINTER(_Sketch)),
+        ("most_likely", c_int64),
     )
 
 
@@ -175,7 +186,8 @@ class Description:
             if parameter is not None
         ]
         wpe: Any = model.wpe
-        head = model.wte if config.tie_word_embeddings else model.lm_head
+        self._head: Any = model.wte if config.tie_word_embeddings else model.lm_head
+        self._sketch: Sketch | None = None
         self._layers = (_Layer * config.n_layer)(*(_layer(block) for block in model.h))
         self._struct = _Model(
             n_layer=config.n_layer,
@@ -186,7 +198,7 @@ class Description:
             kind=_KINDS[model.dtype],
             epsilon=config.layer_norm_epsilon,
             wte=_matrix(model.wte),
-            head=_matrix(head),
+            head=_matrix(self._head),
             wpe=wpe.weight.data_ptr(),
             ln_f=_norm(model.ln_f),
             layers=self._layers,
@@ -201,14 +213,22 @@ class Description:
         )
 
     def step(
-        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], wanted: Sequence[bool], cache: KVCache, level: str
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        positions: Sequence[int],
+        wanted: Sequence[bool],
+        cache: KVCache,
+        level: str,
+        most_likely: int = 0,
     ) -> Tensor:
         """Read N tokens, each at a position of a row of the cache, and return the logits after the wanted ones, (wanted, V) float32.
 
-        Tokens of one row follow one another. Keys and values go into the cache; advancing it is the caller's. Steps of several threads
-        take turns.
+        Tokens of one row follow one another. Keys and values go into the cache; advancing it is the caller's. Where only the
+        `most_likely` largest logits are asked for, any of the others may be minus infinity. Steps of several threads take turns.
         """
         N, V = len(tokens), self._model.config.n_vocab
+        sketch = self._sketch_for(most_likely, level) if sum(wanted) == 1 else None
         numbers = c_int64 * N
         logits = torch.empty((sum(wanted), V), dtype=torch.float32)
         step = _Step(
@@ -224,12 +244,41 @@ class Description:
             capacity=cache.capacity,
             cache_kind=_KINDS[cache.keys.dtype],
             threads=torch.get_num_threads(),
+            sketch=sketch and pointer(sketch.struct),
+            most_likely=most_likely if sketch else 0,
         )
         scratch = torch.empty(_library().scratch_bytes(byref(self._struct), byref(step)) + 64, dtype=torch.uint8)
         step.scratch = (scratch.data_ptr() + 63) // 64 * 64
         if _library().decode_step(byref(self._struct), byref(step), level.encode()):
             raise RuntimeError(f"the processor cannot run {level}")
         return logits
+
+    def _sketch_for(self, most_likely: int, level: str) -> Sketch | None:
+        """Return the sketch that finds so many logits, or None where computing them all is as good."""
+        head = self._head.weight
+        if not 0 < most_likely <= MOST_LIKELY or head.dtype == torch.int8 or head.nbytes < LARGE_HEAD:
+            return None
+        if self._sketch is None or self._sketch.version != _version(head):
+            self._sketch = Sketch(self._head, level)
+        return self._sketch
+
+
+class Sketch:
+    """A head in eight bits and how much that leaves out; `version` is that of the weights it was made from."""
+
+    def __init__(self, head: Any, level: str) -> None:
+        V, C = head.weight.shape
+        self.version = _version(head.weight)
+        self._weight = torch.empty((V, C), dtype=torch.int8)
+        self._numbers = torch.empty((3, V))  # scales, norms, errors
+        self.struct = _Sketch(self._weight.data_ptr(), *(row.data_ptr() for row in self._numbers))
+        if _library().make_sketch(byref(_matrix(head)), byref(self.struct), torch.get_num_threads(), level.encode()):
+            raise RuntimeError(f"the processor cannot run {level}")
+
+
+def _version(weight: Tensor) -> int:
+    """Return a number that changes when the weight is changed in place; inference tensors have none."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def _layer(block: Any) -> _Layer:

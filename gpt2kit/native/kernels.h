@@ -30,6 +30,18 @@ INLINE f32x16 FN(larger)(f32x16 a, f32x16 b) {
     return (f32x16)((less & (i32x16)b) | (~less & (i32x16)a));
 }
 
+/* The nearest whole numbers, of less than 2^22. */
+INLINE i32x16 FN(nearest)(f32x16 value) {
+    const f32x16 round = FN(splat)(12582912.0f);  /* adding 1.5 * 2^23 leaves the nearest whole number in the low bits */
+    return (i32x16)(value + round) - (i32x16)round;
+}
+
+INLINE float FN(largest_of)(f32x16 value) {
+    float largest = 0;
+    for (int i = 0; i < 16; i++) largest = value[i] > largest ? value[i] : largest;
+    return largest;
+}
+
 INLINE float FN(sum)(f32x16 value) {
     union { f32x16 whole; f32x8 half[2]; } a = {value};
     union { f32x8 whole; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
@@ -205,15 +217,10 @@ INLINE void FN(round_block)(const float *numbers, int8_t *whole, float *scale) {
         f32x16 value = FN(load)(numbers, FLOAT32, i);
         largest = FN(larger)(largest, FN(larger)(value, -value));
     }
-    float most = 0;
-    for (int i = 0; i < 16; i++) most = largest[i] > most ? largest[i] : most;
+    float most = FN(largest_of)(largest), factor = most > 0 ? 127 / most : 0;
     *scale = most / 127;
-    float factor = most > 0 ? 127 / most : 0;
-    const f32x16 round = FN(splat)(12582912.0f);  /* adding 1.5 * 2^23 leaves the nearest whole number in the low bits */
-    for (int i = 0; i < BLOCK; i += 16) {
-        i32x16 nearest = (i32x16)(FN(load)(numbers, FLOAT32, i) * factor + round) - (i32x16)round;
-        *(i8x16_unaligned *)(whole + i) = __builtin_convertvector(nearest, i8x16_unaligned);
-    }
+    for (int i = 0; i < BLOCK; i += 16)
+        *(i8x16_unaligned *)(whole + i) = __builtin_convertvector(FN(nearest)(FN(load)(numbers, FLOAT32, i) * factor), i8x16_unaligned);
 }
 
 /* Arrange K numbers for a matrix of this kind. */
@@ -417,7 +424,11 @@ TARGET static void FN(linear)(const Matrix *matrix, int64_t from, int64_t to, co
         FN(linear_of)(FLOAT32, matrix, from, to, inputs, count, out);
 }
 
-static const Kernels FN(kernels) = {FN(normalise), FN(activate), FN(attend), FN(arrange), FN(linear)};
+#include "shortlist.h"
+
+static const Kernels FN(kernels) = {
+    FN(normalise), FN(activate), FN(attend), FN(arrange), FN(linear), FN(sketch), FN(round_input), FN(bounds),
+};
 
 #undef INLINE
 #undef FN

@@ -1,5 +1,6 @@
 /* The kernels, compiled for each instruction set, and the choice among them at run time. */
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -51,6 +52,8 @@ static inline float read(const void *numbers, int kind, int64_t at) {
 #endif
 
 enum { TILE_ROWS = 4, AHEAD = 2048 };
+
+#define ABOVE 1.0001f /* makes a norm, a rounded sum of squares, a bound */
 
 /* Ask for the weights that come a little after these. */
 static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHEAD); }

@@ -9,11 +9,12 @@
 
 #include "step.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "threads.h"
 
-enum { PHASES_PER_LAYER = 5, PHASES_BESIDE = 2, CHUNK_BYTES = 262144, ALIGNMENT = 64 };
+enum { PHASES_PER_LAYER = 5, PHASES_BESIDE = 3, CHUNK_BYTES = 262144, ALIGNMENT = 64 };
 
 /* Everything a thread needs to take its part; the arrays lie in the caller's scratch memory. */
 typedef struct {
@@ -28,6 +29,9 @@ typedef struct {
     Input *own_inputs;  /* (threads, N) */
     int64_t own_count;  /* of own_numbers, for each thread */
     int64_t wanted;     /* rows whose logits are wanted */
+    float *own_largest; /* (threads, 2, most_likely): the largest lower bounds that a thread has found, and those of all */
+    int16_t *own_whole; /* (threads, C): a vector in whole numbers */
+    int64_t whole_count;
 } Run;
 
 /* One thread's place in the run. */
@@ -35,6 +39,8 @@ typedef struct {
     const Run *run;
     float *numbers; /* its own part of own_numbers */
     Input *inputs;  /* and of own_inputs */
+    float *largest; /* and of own_largest, */
+    int16_t *whole; /* and of own_whole */
     int thread, threads, phase;
 } Worker;
 
@@ -63,6 +69,9 @@ static int64_t lay_out(Run *run) {
     run->qkv = take(&memory, &used, N * 3 * C * sizeof(float));
     run->hidden = take(&memory, &used, N * inner * sizeof(float));
     run->own_numbers = take(&memory, &used, step->threads * run->own_count * sizeof(float));
+    run->own_largest = take(&memory, &used, step->threads * 2 * step->most_likely * sizeof(float));
+    run->own_whole = take(&memory, &used, step->sketch ? step->threads * widest * sizeof(int16_t) : 0);
+    run->whole_count = widest;
     run->own_inputs = take(&memory, &used, step->threads * N * sizeof(Input));
     for (int64_t i = 0; i < step->threads * N; i++) {
         float *numbers = take(&memory, &used, widest * sizeof(float));
@@ -204,6 +213,44 @@ static void attend(Worker *worker, int64_t layer) {
     }
 }
 
+/* --- the shortlist ------------------------------------------------------------------------------------------------------- */
+
+/* Put a value among the n largest, ascending; the smallest falls out. */
+static void keep_largest(float *largest, int64_t n, float value) {
+    int64_t i = 0;
+    if (!(value > largest[0])) return;
+    for (; i + 1 < n && largest[i + 1] < value; i++) largest[i] = largest[i + 1];
+    largest[i] = value;
+}
+
+/* Compute the logits that can be among the `most_likely` largest as `linear` would, and put minus infinity in place of the others:
+ * bounds of all from the sketch, a quarter or half of the head's bytes, then the few rows that these leave. */
+static void shortlist(Worker *worker, Source source) {
+    const Run *run = worker->run;
+    const Step *step = run->step;
+    const Matrix *head = &run->model->head;
+    int64_t V = head->rows, K = head->columns, n = step->most_likely, chunk = chunk_of(head, worker->threads);
+    Rounded x = {worker->whole};
+    arrange(worker, head, source);
+    run->kernels->round_input(head->kind, worker->numbers, K, &x);
+    for (int64_t i = 0; i < 2 * n; i++) worker->largest[i] = -INFINITY;
+    for (int64_t from; (from = next_jobs(worker, chunk)) < V;) {
+        int64_t to = from + chunk < V ? from + chunk : V;
+        run->kernels->bounds(step->sketch, from, to, K, &x, step->logits);
+        for (int64_t row = from; row < to; row++) keep_largest(worker->largest, n, step->logits[row] - 2 * doubt(step->sketch, row, &x));
+    }
+    end_phase(worker);
+    float *of_all = worker->largest + n;
+    for (int thread = 0; thread < worker->threads; thread++)
+        for (int64_t i = 0; i < n; i++) keep_largest(of_all, n, run->own_largest[2 * n * thread + i]);
+    for (int64_t from; (from = next_jobs(worker, chunk)) < V;)
+        for (int64_t row = from; row < from + chunk && row < V; row++)
+            if (step->logits[row] < of_all[0]) /* false where a bound is no number: that row must be seen */
+                step->logits[row] = -INFINITY;
+            else
+                run->kernels->linear(head, row, row + 1, worker->inputs, 1, &(Outputs){step->logits, V, 0});
+}
+
 /* --- the step ------------------------------------------------------------------------------------------------------------- */
 
 static void activate(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to) {
@@ -216,7 +263,15 @@ static void work(void *task, int thread, int threads) {
     const Run *run = task;
     const Model *model = run->model;
     int64_t C = model->n_embd;
-    Worker worker = {run, run->own_numbers + thread * run->own_count, run->own_inputs + thread * run->step->count, thread, threads, 0};
+    Worker worker = {
+        .run = run,
+        .numbers = run->own_numbers + thread * run->own_count,
+        .inputs = run->own_inputs + thread * run->step->count,
+        .largest = run->own_largest + thread * 2 * run->step->most_likely,
+        .whole = run->own_whole + thread * run->whole_count,
+        .thread = thread,
+        .threads = threads,
+    };
     embed(&worker);
     end_phase(&worker);
     for (int64_t i = 0; i < model->n_layer; i++) {
@@ -232,8 +287,11 @@ static void work(void *task, int thread, int threads) {
         linear(&worker, &layer->mlp_proj, (Source){run->hidden}, (Outputs){run->x, C, 1}, NULL, i);
         end_phase(&worker);
     }
-    if (run->wanted)
-        linear(&worker, &model->head, (Source){run->x, &model->ln_f, run->step->wanted}, (Outputs){run->step->logits, model->head.rows, 0}, NULL, 0);
+    Source source = {run->x, &model->ln_f, run->step->wanted};
+    if (run->step->sketch)
+        shortlist(&worker, source);
+    else if (run->wanted)
+        linear(&worker, &model->head, source, (Outputs){run->step->logits, model->head.rows, 0}, NULL, 0);
 }
 
 /* Return the bytes of scratch memory that a step needs. */
@@ -252,5 +310,26 @@ int decode_step(const Model *model, const Step *step, const char *level) {
     memset(run.next_job, 0, (PHASES_PER_LAYER * model->n_layer + PHASES_BESIDE) * sizeof(int64_t));
     for (int64_t i = 0; i < step->count; i++) run.wanted += step->wanted[i];
     run_together(step->threads, work, &run);
+    return 0;
+}
+
+/* What the threads that make a sketch share. */
+typedef struct {
+    const Matrix *head;
+    const Sketch *sketch;
+    const Kernels *kernels;
+} Sketching;
+
+static void sketch_part(void *task, int thread, int threads) {
+    const Sketching *sketching = task;
+    int64_t rows = sketching->head->rows;
+    sketching->kernels->sketch(sketching->head, rows * thread / threads, rows * (thread + 1) / threads, sketching->sketch);
+}
+
+/* Make the sketch of a head in the memory that it points to; return 0, or 1 where the processor cannot run the level. */
+int make_sketch(const Matrix *head, const Sketch *sketch, int threads, const char *level) {
+    Sketching sketching = {head, sketch, find_kernels(level)};
+    if (!sketching.kernels) return 1;
+    run_together(threads, sketch_part, &sketching);
     return 0;
 }

@@ -38,6 +38,12 @@ typedef struct {
     const Layer *layers;
 } Model;
 
+/* The head in eight bits, and what that leaves out: enough to rule out nearly every row; see shortlist.h. */
+typedef struct {
+    int8_t *weight;                /* (rows, columns) */
+    float *scales, *norms, *errors; /* (rows,): a row is about weight * scale; its norm, and the norm of the difference */
+} Sketch;
+
 /* Some tokens to read, and where. Row i is the token at `positions[i]` of the cache's row `slots[i]`, and sees the keys up to
  * its own. Tokens of one cache row must be adjacent, in order. */
 typedef struct {
@@ -49,6 +55,8 @@ typedef struct {
     int64_t batch, capacity;
     int32_t cache_kind, threads;
     char *scratch;                /* scratch_bytes() of memory */
+    const Sketch *sketch;         /* of the head, where only the `most_likely` logits of one wanted row are asked for: each of the */
+    int64_t most_likely;          /* others may be minus infinity; or NULL, for all logits */
 } Step;
 
 /* --- what the kernels take -------------------------------------------------------------------------------------------- */
@@ -60,6 +68,17 @@ typedef struct {
     int32_t *offsets; /* minus 128 times the sum of every four, where the kernels need it, */
     float *scales;    /* and what a block was divided by; the three lie where `numbers` would */
 } Input;
+
+/* A vector that meets a sketch, in whole numbers; `error` bounds the norm of what that leaves out, and all rounding beside. */
+typedef struct {
+    int16_t *whole; /* (K,), and zeros */
+    float scale, norm, error;
+} Rounded;
+
+/* Up to how far the product of the two may be from the product of what they stand for. */
+static inline float doubt(const Sketch *sketch, int64_t row, const Rounded *x) {
+    return sketch->errors[row] * x->norm + sketch->norms[row] * x->error;
+}
 
 typedef struct {
     float *numbers; /* (count, stride) */
@@ -73,6 +92,9 @@ typedef struct {
     void (*attend)(int kind, const float *q, const void *keys, const void *values, int64_t S, int64_t D, float scale, float *scores, float *out);
     void (*arrange)(int kind, const float *x, int64_t K, Input *out);
     void (*linear)(const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count, const Outputs *out);
+    void (*sketch)(const Matrix *head, int64_t from, int64_t to, const Sketch *sketch);
+    void (*round_input)(int kind, const float *x, int64_t K, Rounded *out);
+    void (*bounds)(const Sketch *sketch, int64_t from, int64_t to, int64_t K, const Rounded *x, float *upper);
 } Kernels;
 
 /* The kernels of a level by its name, NULL where the processor cannot run them; for NULL, the best ones. */
