@@ -58,6 +58,7 @@ class Continuation:
         self._logits: list[Tensor] = []  # (tokens of the last step, V) of each running row: what its tokens were chosen from
         self._generators = list(generators)
         self._slides = overflow == "slide"
+        self._with_logprobs = logprobs
         padding = model.config.n_vocab - self.n_vocab
         self._most_likely = 0 if logprobs or not sampling.most_likely else sampling.most_likely + padding
         self._drafter = drafter
@@ -74,7 +75,7 @@ class Continuation:
                 if self._drafter:
                     return self._step_ahead(self._drafter)
                 logits = self._read()
-            self._logits = list(logits[:, None])
+            self._logits = list(logits[:, None]) if self._with_logprobs else []
             self.checked = [None] * len(self.rows)
             with self.decoder.quiet():
                 return [[token] for token in self._choose(self.rows, logits)]
@@ -131,8 +132,8 @@ class Continuation:
 
     def _read(self) -> Tensor:
         """Read the tokens of the last step."""
-        ids = torch.tensor([self.history[row][-1:] for row in self.rows], device=self.model.device)  # (running rows, 1)
-        return self.decoder.read(ids, self._cache, most_likely=self._most_likely)[:, : self.n_vocab]
+        logits = self.decoder.read([self.history[row][-1:] for row in self.rows], self._cache, most_likely=self._most_likely)
+        return logits if logits.shape[1] == self.n_vocab else logits[:, : self.n_vocab]
 
     def _make_room(self) -> None:
         """Where a row's window is full, re-read its last half from position 0, all but the newest token."""
@@ -183,12 +184,11 @@ class Continuation:
         seen = seen_tokens([self.history[row] for row in rows], logits, self.sampling)
         generators = [self._generators[row] for row in rows]
         if drawn is None:
-            chosen = sample(logits, self.sampling, generators, seen)
+            tokens = sample(logits, self.sampling, generators, seen)
         else:
             p = full_distribution(logits, self.sampling, seen)  # (len(rows), V)
             q = torch.stack([distribution for _, distribution in drawn]).to(p)
-            chosen = keep_or_replace(p, q, torch.tensor([token for token, _ in drawn], device=p.device), generators)
-        tokens: list[int] = chosen.tolist()
+            tokens = keep_or_replace(p, q, [token for token, _ in drawn], generators)
         for row, token in zip(rows, tokens, strict=True):
             self.history[row].append(token)
         return tokens

@@ -21,34 +21,41 @@ from gpt2kit.model import GPT2
 MOST_TOKENS = 16
 # int8 weights are always native work, a piece of the prompt at a time.
 PIECE = 64
+# Whether the model is still the one that the native step was told of takes a while to look up, and seldom changes within a text.
+READS_BETWEEN_LOOKS = 8
 
 
 class Decoder:
-    """Reads tokens into a cache and gives the logits of the next ones."""
+    """Reads tokens into a cache and gives the logits of the next ones.
+
+    A model that changes meanwhile, its modules, hooks or where its weights lie, is seen to have changed a few tokens later.
+    """
 
     def __init__(self, model: GPT2) -> None:
         self.model = model
         self._level = native.level()
         self._description: native.Description | None = None
         self._read_natively = False
+        self._reads = 0
 
     def name(self, tokens: int = 1) -> str:
         """Say who reads so many tokens at once: "torch", or "native" and the instructions that it uses."""
         return f"native {self._level}" if self._native(tokens) else "torch"
 
-    def read(self, ids: Tensor, cache: KVCache, *, most_likely: int = 0) -> Tensor:
-        """Read (B, T) ids after what the cache holds, and return the logits after the last of each row, (B, V), in float32 or more.
+    def read(self, ids: Tensor | Sequence[Sequence[int]], cache: KVCache, *, most_likely: int = 0) -> Tensor:
+        """Read (B, T) ids, or B lists of T, after what the cache holds, and return the logits after the last of each row, (B, V), in float32 or more.
 
         Where only the `most_likely` largest of a row are asked for, the others may be minus infinity. Raises ContextLengthError where
         they do not fit.
         """
-        description = self._native(ids.numel(), cache)
+        rows = ids.tolist() if isinstance(ids, Tensor) else ids
+        B, T = len(rows), len(rows[0])
+        description = self._native(B * T, cache)
         self._read_natively = description is not None
         if description is None:
-            return _precise(self.model.head(self.model.hidden(ids, cache)[:, -1]))
-        B, T = ids.shape
+            return _precise(self.model.head(self.model.hidden(self._tensor(ids), cache)[:, -1]))
         cache.check_room(T)
-        rows = self._checked(ids.tolist())
+        self._checked(rows)
         n = max(1, PIECE // B)
         pieces = [[(row, j) for row in range(B) for j in range(start, min(T, start + n))] for start in range(0, T, n)]
         logits = [self._read_piece(description, rows, piece, cache, [j == T - 1 for _, j in piece], most_likely) for piece in pieces][-1]
@@ -112,6 +119,9 @@ class Decoder:
             cache.fill([row], own, 0)
         return found
 
+    def _tensor(self, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
+        return ids if isinstance(ids, Tensor) else torch.tensor(ids, device=self.model.device)
+
     def _checked(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         if not all(0 <= token < self.model.config.n_vocab for row in rows for token in row):
             raise IndexError(f"an id is outside of the vocabulary of {self.model.config.n_vocab:,}")
@@ -160,8 +170,9 @@ class Decoder:
             torch.is_grad_enabled() or cache.keys.dtype not in native.CACHE_DTYPES or cache.keys.device.type != "cpu"
         ):
             return None
-        if self._description is None or not self._description.is_current():
+        if (cache is None or self._reads % READS_BETWEEN_LOOKS == 0) and not (self._description and self._description.is_current()):
             self._description = native.describe(self.model)
+        self._reads += cache is not None
         return self._description
 
 

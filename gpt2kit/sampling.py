@@ -8,6 +8,7 @@ The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,36 +51,31 @@ class Sampling:
         return 1 if self.temperature == 0 else self.top_k
 
 
-def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
-    """Choose one token for each row: (B, V) logits -> (B,) ids.
+def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> list[int]:
+    """Choose one token for each row of (B, V) logits.
 
     Row b draws one number from `generators[b]`, which live on the CPU, so that a row's choice depends on its logits and its own
     stream alone. `seen` (B, V) marks the tokens that the repetition penalty is for. Raises GenerationError for logits that are
     NaN or all minus infinity.
     """
+    if sampling.temperature == 0:
+        best = penalized(logits, sampling, seen).max(dim=-1)
+        _require_finite(best.values.tolist())
+        return best.indices.tolist()  # type: ignore[no-any-return]
     probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
-    if ids.shape[1] == 1:
-        return ids[:, 0]
-    return ids.gather(1, draw(probabilities, generators)[:, None])[:, 0]
+    places = draw(probabilities, generators)
+    return [int(row[place]) for row, place in zip(ids.cpu().numpy(), places, strict=True)]
 
 
 def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return what `sample` draws from: the probabilities of the candidates, which need not sum to 1, and their ids, (B, K) twice.
 
-    At temperature 0 that is one candidate. `seen` and errors are those of `sample`.
+    At temperature 0 that is one candidate. `seen` is that of `sample`.
     """
-    logits = logits.float()
-    if seen is not None and sampling.repetition_penalty != 1:
-        logits = penalize(logits, seen, sampling.repetition_penalty)
-    best = logits.max(dim=-1)
-    if not torch.isfinite(best.values).all():
-        raise GenerationError("the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32")
-    if sampling.temperature == 0:
-        return torch.ones_like(best.values)[:, None], best.indices[:, None]
+    top_k = 1 if sampling.temperature == 0 else sampling.top_k
+    logits, ids = candidates(penalized(logits, sampling, seen), top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
     # The largest logit is taken off first, and the temperature bounded, so that a tiny one gives neither infinities nor 0 / 0.
-    logits = (logits - best.values[:, None]) / max(sampling.temperature, 1e-30)
-    logits, ids = candidates(logits, sampling.top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
-    probabilities = logits.softmax(dim=-1)
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-30)).softmax(dim=-1)
     if sampling.top_p < 1:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:
@@ -104,8 +100,15 @@ def seen_tokens(histories: Sequence[Sequence[int]], logits: Tensor, sampling: Sa
     return seen.to(logits.device)
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the seen tokens less likely: positive logits are divided by the penalty, negative ones multiplied (Keskar et al. 2019)."""
+def penalized(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+    """Return the logits in float32, those of seen tokens made less likely: positive ones divided by the penalty, negative ones multiplied.
+
+    That is Keskar et al. 2019, section 4.1.
+    """
+    logits = logits.float()
+    if seen is None or sampling.repetition_penalty == 1:
+        return logits
+    penalty = sampling.repetition_penalty
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -133,17 +136,28 @@ def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
     return probabilities.where(probabilities >= min_p * probabilities.amax(dim=-1, keepdim=True), 0.0)
 
 
-def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw one place in each row of unnormalised probabilities, by inverting their running sum: (B, K) -> (B,)."""
-    total = probabilities.to(_precise(probabilities)).cumsum(dim=-1)  # (B, K)
-    point = uniform(generators).to(total)[:, None] * total[:, -1:]
-    places = torch.searchsorted(total, point, right=True)[:, 0]  # to the right: a token of probability 0 is never drawn
-    return places.clamp(max=probabilities.shape[-1] - 1)
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
+    """Draw one place in each row of unnormalised probabilities (B, K), by inverting their running sum.
+
+    In NumPy, for after a step everything is out of the processor's caches, torch's large code too. Raises GenerationError for what
+    is not finite.
+    """
+    totals = np.cumsum(probabilities.cpu().numpy(), axis=-1, dtype=np.float64)  # (B, K)
+    _require_finite(totals[:, -1].tolist())
+    points = [point * total for point, total in zip(uniform(generators), totals[:, -1].tolist(), strict=True)]
+    # To the right: a token of probability 0 is never drawn.
+    places = [int(total.searchsorted(point, side="right")) for total, point in zip(totals, points, strict=True)]
+    return [min(place, totals.shape[1] - 1) for place in places]
 
 
-def uniform(generators: Sequence[torch.Generator]) -> Tensor:
-    """Return one number from 0 to 1 of each stream, on the CPU: (B,)."""
-    return torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+def uniform(generators: Sequence[torch.Generator]) -> list[float]:
+    """Return one number from 0 to 1 of each stream."""
+    return [torch.rand(1, generator=generator, dtype=torch.float64).item() for generator in generators]
+
+
+def _require_finite(numbers: Sequence[float]) -> None:
+    if not all(map(math.isfinite, numbers)):
+        raise GenerationError("the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32")
 
 
 def _precise(numbers: Tensor) -> torch.dtype:

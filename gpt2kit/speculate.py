@@ -146,7 +146,7 @@ class SmallModel(Drafter):
                     for place, row in zip(places, probabilities, strict=True):
                         drawn_from[place].append(row)
             unread = [[] for _ in counts]
-            for place, token in zip(places, chosen.tolist(), strict=True):
+            for place, token in zip(places, chosen, strict=True):
                 tokens[place].append(token)
                 unread[place] = [token] if counts[place] > i + 1 else []
         return [Proposal(some, rows or None) for some, rows in zip(tokens, drawn_from, strict=True)]
@@ -195,11 +195,11 @@ def drafter_for(
     return SmallModel(draft, len(prompts), draft_tokens, sampling=sampling, n_vocab=n_vocab, capacity=capacity)
 
 
-def keep_or_replace(p: Tensor, q: Tensor, tokens: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return the tokens (B,), drawn from the distributions q (B, V), or others in their place, so that they are draws from p (B, V)."""
-    proposed = tokens[:, None]
-    ratio = (p.gather(1, proposed) / q.gather(1, proposed))[:, 0]  # (B,); what was drawn has q > 0
-    kept = uniform(generators).to(ratio) < ratio
+def keep_or_replace(p: Tensor, q: Tensor, tokens: Sequence[int], generators: Sequence[torch.Generator]) -> list[int]:
+    """Return the tokens, drawn from the distributions q (B, V), or others in their place, so that they are draws from p (B, V)."""
+    proposed = torch.tensor(tokens, device=p.device)[:, None]  # (B, 1)
+    ratios = (p.gather(1, proposed) / q.gather(1, proposed))[:, 0].tolist()  # what was drawn has q > 0
+    kept = [point < ratio for point, ratio in zip(uniform(generators), ratios, strict=True)]
     rest = (p - q).clamp(min=0)  # (B, V)
     rest = rest.where(rest.sum(dim=1, keepdim=True) > 0, p)  # where p and q differ by rounding only, nothing may be left
-    return tokens.where(kept, draw(rest, generators))
+    return [token if keep else other for token, keep, other in zip(tokens, kept, draw(rest, generators), strict=True)]

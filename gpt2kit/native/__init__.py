@@ -177,6 +177,7 @@ class Description:
     def __init__(self, model: GPT2) -> None:
         config = model.config
         self._model = model
+        self._storages = [parameter.untyped_storage() for parameter in model.parameters()]  # kept, should the model get others
         self._hooks = [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._modules = [(module._modules, name, child) for module in model.modules() for name, child in module._modules.items()]
         self._parameters = [

@@ -39,7 +39,7 @@ def test_what_is_marked_as_kept_is_what_sampling_draws() -> None:
         sampling = Sampling(**{"top_k": 40, **settings})  # type: ignore[arg-type]
         by_k, by_p = kept(logits, sampling)
         generators = [sample_generator(0, row) for row in range(4000)]
-        found = set(sample(logits.expand(4000, -1), sampling, generators).tolist())
+        found = set(sample(logits.expand(4000, -1), sampling, generators))
         assert by_p <= by_k <= 30
         assert found == set(logits.topk(by_p).indices.tolist())
 
