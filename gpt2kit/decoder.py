@@ -43,10 +43,10 @@ class Decoder:
         return f"native {self._level}" if self._native(tokens) else "torch"
 
     def read(self, ids: Tensor | Sequence[Sequence[int]], cache: KVCache, *, most_likely: int = 0) -> Tensor:
-        """Read (B, T) ids, or B lists of T, after what the cache holds, and return the logits after the last of each row, (B, V), in float32 or more.
+        """Read (B, T) ids, or B lists of T, after what the cache holds, and return the logits after the last of each row.
 
-        Where only the `most_likely` largest of a row are asked for, the others may be minus infinity. Raises ContextLengthError where
-        they do not fit.
+        They are (B, V), in float32 or more; where only the `most_likely` largest of a row are asked for, the others may be minus
+        infinity. Raises ContextLengthError where the ids do not fit.
         """
         rows = ids.tolist() if isinstance(ids, Tensor) else ids
         B, T = len(rows), len(rows[0])

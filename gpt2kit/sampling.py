@@ -61,7 +61,7 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     if sampling.temperature == 0:
         best = penalized(logits, sampling, seen).max(dim=-1)
         _require_finite(best.values.tolist())
-        return best.indices.tolist()  # type: ignore[no-any-return]
+        return best.indices.tolist()
     probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
     places = draw(probabilities, generators)
     return [int(row[place]) for row, place in zip(ids.cpu().numpy(), places, strict=True)]

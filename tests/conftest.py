@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2kit import native
 from gpt2kit.config import GPT2Config
+from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -76,3 +78,27 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("set GPT2KIT_TEST_DATA to the folder of larger fixtures to run this test")
     return Path(folder)
+
+
+# --- the native step ---------------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(native.level() is None, reason="the native step is not compiled here: python setup.py build_ext --inplace")
+
+
+def available_levels() -> list[str]:
+    def runs(level: str) -> bool:
+        os.environ[native.VARIABLE] = level
+        try:
+            return native.level() is not None
+        except ConfigError:
+            return False
+        finally:
+            del os.environ[native.VARIABLE]
+
+    return [level for level in native.LEVELS if runs(level)]
+
+
+@pytest.fixture(params=available_levels() or ["none"])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(native.VARIABLE, request.param)
+    return str(request.param)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import compiled
 from torch import Tensor, nn
 
 from gpt2kit import continuation, native
@@ -29,28 +30,8 @@ from gpt2kit.sampling import Sampling, sample
 ROOT = Path(__file__).parents[1]
 SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
 
-compiled = pytest.mark.skipif(native.level() is None, reason="the native step is not compiled here: python setup.py build_ext --inplace")
 # Of float32 logits, as a share of the largest: the same sums in another order.
 TOLERANCE = 2e-5
-
-
-def available_levels() -> list[str]:
-    def runs(level: str) -> bool:
-        os.environ[native.VARIABLE] = level
-        try:
-            return native.level() is not None
-        except ConfigError:
-            return False
-        finally:
-            del os.environ[native.VARIABLE]
-
-    return [level for level in native.LEVELS if runs(level)]
-
-
-@pytest.fixture(params=available_levels() or ["none"])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.VARIABLE, request.param)
-    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -291,7 +272,7 @@ def test_generation_gives_the_same_tokens_with_and_without_it(monkeypatch: pytes
 def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
 
-    def watched(*arguments: Any) -> Tensor:
+    def watched(*arguments: Any) -> list[int]:
         threads.append(torch.get_num_threads())
         return sample(*arguments)
 

@@ -31,9 +31,10 @@ CACHE_DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "plain")
 
 # Where no more than so many logits are asked for, of a head of at least so many bytes (it is not in the processor's cache), a sketch
-# of it tells which those can be.
+# of it tells which those can be; it is given up where it leaves more than this part of them to be computed.
 MOST_LIKELY = 256
 LARGE_HEAD = 8 * 2**20
+MOST_COMPUTED = 8
 
 # What it knows; anything else, a subclass too, may compute something else.
 _MODULES = {GPT2, Block, Attention, MLP, Embedding, Linear, nn.ModuleList, nn.LayerNorm, Int8GPT2, Int8Embedding, Int8Linear}
@@ -107,6 +108,7 @@ class _Step(Structure):
         ("scratch", c_void_p),
         ("sketch", POINTER(_Sketch)),
         ("most_likely", c_int64),
+        ("computed", POINTER(c_int64)),
     )
 
 
@@ -189,6 +191,7 @@ class Description:
         wpe: Any = model.wpe
         self._head: Any = model.wte if config.tie_word_embeddings else model.lm_head
         self._sketch: Sketch | None = None
+        self._sketch_pays = True
         self._layers = (_Layer * config.n_layer)(*(_layer(block) for block in model.h))
         self._struct = _Model(
             n_layer=config.n_layer,
@@ -248,16 +251,20 @@ class Description:
             sketch=sketch and pointer(sketch.struct),
             most_likely=most_likely if sketch else 0,
         )
+        computed = c_int64()
+        step.computed = pointer(computed)
         scratch = torch.empty(_library().scratch_bytes(byref(self._struct), byref(step)) + 64, dtype=torch.uint8)
         step.scratch = (scratch.data_ptr() + 63) // 64 * 64
         if _library().decode_step(byref(self._struct), byref(step), level.encode()):
             raise RuntimeError(f"the processor cannot run {level}")
+        if computed.value > V // MOST_COMPUTED:
+            self._sketch_pays = False
         return logits
 
     def _sketch_for(self, most_likely: int, level: str) -> Sketch | None:
         """Return the sketch that finds so many logits, or None where computing them all is as good."""
         head = self._head.weight
-        if not 0 < most_likely <= MOST_LIKELY or head.dtype == torch.int8 or head.nbytes < LARGE_HEAD:
+        if not (self._sketch_pays and 0 < most_likely <= MOST_LIKELY and head.dtype != torch.int8 and head.nbytes >= LARGE_HEAD):
             return None
         if self._sketch is None or self._sketch.version != _version(head):
             self._sketch = Sketch(self._head, level)

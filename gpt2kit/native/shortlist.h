@@ -4,7 +4,9 @@
  *
  *     |w x - w' x'|  <=  |w - w'| |x| + |w| |x - x'|          (w', x': as rounded)
  *
- * of the product of the rounded ones, so that a row whose upper bound is below k lower bounds is not among the k largest.
+ * of the product of the rounded ones, so that a row whose upper bound is below k lower bounds is not among the k largest. A few numbers
+ * of x are far larger than the others, in trained models; by their norms alone, such vectors would be in doubt most. No number of w is
+ * rounded by more than half of the row's scale, so that those few add |x| scale / 2 each, and only the others count with their norm.
  */
 
 /* Up to sixteen of the numbers, 0 in place of the others. */
@@ -49,11 +51,33 @@ INLINE f32x16 FN(arranged)(int kind, f32x16 x) {
     return x;
 }
 
-/* Round K numbers to whole ones, as fine as it can be while a row's sum of products stays below 2^31. */
-TARGET static void FN(round_input)(int kind, const float *numbers, int64_t K, Rounded *out) {
+/* Find from which size on numbers should count as large, most / 2^i, to leave the least doubt about a usual row. */
+TARGET static void FN(part)(const float *x, int64_t K, float most, Rounded *out) {
+    float least = INFINITY, usual = sqrtf(K / 12.0f);  /* the norm of what rounding leaves of K numbers, in units of the scale */
+    for (int i = 0; i < 8; i++) {
+        f32x16 large = {0}, squares = {0};
+        for (int64_t k = 0; k < K; k += 16) {
+            f32x16 size = FN(load)(x, FLOAT32, k);
+            size = FN(larger)(size, -size);
+            i32x16 is_large = size > most / (1 << i);
+            large += (f32x16)(is_large & (i32x16)size);
+            squares += (f32x16)(~is_large & (i32x16)(size * size));
+        }
+        float sum = FN(sum)(large) * ABOVE, norm = sqrtf(FN(sum)(squares)) * ABOVE;
+        if (0.5f * sum + usual * norm < least) {
+            least = 0.5f * sum + usual * norm;
+            out->large = sum;
+            out->norm = norm;
+        }
+    }
+}
+
+/* Round K numbers, with room for whole vectors, to whole ones: as fine as it can be while no row's sum of products reaches 2^31. */
+TARGET static void FN(round_input)(int kind, float *numbers, int64_t K, Rounded *out) {
     f32x16 largest = {0}, norm = {0}, error = {0};
     for (int64_t k = 0; k < K; k += 16) {
         f32x16 x = FN(arranged)(kind, FN(load_some)(numbers, FLOAT32, k, K - k));
+        FN(store)(numbers + k, x);
         largest = FN(larger)(largest, FN(larger)(x, -x));
         norm += x * x;
     }
@@ -61,7 +85,7 @@ TARGET static void FN(round_input)(int kind, const float *numbers, int64_t K, Ro
     float most = FN(largest_of)(largest), range = finest < INT16_MAX ? finest : INT16_MAX, factor = most > 0 ? range / most : 0;
     out->scale = most / range;
     for (int64_t k = 0; k < K; k += 16) {
-        f32x16 x = FN(arranged)(kind, FN(load_some)(numbers, FLOAT32, k, K - k));
+        f32x16 x = FN(load)(numbers, FLOAT32, k);
         i32x16 whole = FN(nearest)(x * factor);
         f32x16 difference = x - __builtin_convertvector(whole, f32x16) * out->scale;
         error += difference * difference;
@@ -69,8 +93,9 @@ TARGET static void FN(round_input)(int kind, const float *numbers, int64_t K, Ro
     }
     /* Both the real product and this one are sums of rounded numbers: each number adds at most its rounding to the doubt. */
     float rounding = (K / 16 + 32) * 2 * FLT_EPSILON;
-    out->norm = sqrtf(FN(sum)(norm)) * ABOVE;
-    out->error = sqrtf(FN(sum)(error)) * ABOVE + out->norm * rounding;
+    out->error = (sqrtf(FN(sum)(error)) + sqrtf(FN(sum)(norm)) * rounding) * ABOVE;
+    out->large = out->norm = NAN;  /* should x not be finite */
+    FN(part)(numbers, K, most, out);
 }
 
 /* The upper bounds of the products of R rows, R = 1 or 4, that are `apart`. */

@@ -243,12 +243,16 @@ static void shortlist(Worker *worker, Source source) {
     float *of_all = worker->largest + n;
     for (int thread = 0; thread < worker->threads; thread++)
         for (int64_t i = 0; i < n; i++) keep_largest(of_all, n, run->own_largest[2 * n * thread + i]);
+    int64_t computed = 0;
     for (int64_t from; (from = next_jobs(worker, chunk)) < V;)
         for (int64_t row = from; row < from + chunk && row < V; row++)
-            if (step->logits[row] < of_all[0]) /* false where a bound is no number: that row must be seen */
+            if (step->logits[row] < of_all[0]) { /* false where a bound is no number: that row must be seen */
                 step->logits[row] = -INFINITY;
-            else
+            } else {
                 run->kernels->linear(head, row, row + 1, worker->inputs, 1, &(Outputs){step->logits, V, 0});
+                computed++;
+            }
+    __atomic_fetch_add(step->computed, computed, __ATOMIC_RELAXED);
 }
 
 /* --- the step ------------------------------------------------------------------------------------------------------------- */

@@ -57,6 +57,7 @@ typedef struct {
     char *scratch;                /* scratch_bytes() of memory */
     const Sketch *sketch;         /* of the head, where only the `most_likely` logits of one wanted row are asked for: each of the */
     int64_t most_likely;          /* others may be minus infinity; or NULL, for all logits */
+    int64_t *computed;            /* and how many rows of the head were computed for them */
 } Step;
 
 /* --- what the kernels take -------------------------------------------------------------------------------------------- */
@@ -69,15 +70,17 @@ typedef struct {
     float *scales;    /* and what a block was divided by; the three lie where `numbers` would */
 } Input;
 
-/* A vector that meets a sketch, in whole numbers; `error` bounds the norm of what that leaves out, and all rounding beside. */
+/* A vector that meets a sketch, in whole numbers. */
 typedef struct {
     int16_t *whole; /* (K,), and zeros */
-    float scale, norm, error;
+    float scale;
+    float large, norm; /* the sum of its large numbers' sizes, and the norm of the others */
+    float error;       /* bounds the norm of what rounding leaves out, and all rounding beside */
 } Rounded;
 
 /* Up to how far the product of the two may be from the product of what they stand for. */
 static inline float doubt(const Sketch *sketch, int64_t row, const Rounded *x) {
-    return sketch->errors[row] * x->norm + sketch->norms[row] * x->error;
+    return 0.501f * sketch->scales[row] * x->large + sketch->errors[row] * x->norm + sketch->norms[row] * x->error;
 }
 
 typedef struct {
@@ -93,7 +96,7 @@ typedef struct {
     void (*arrange)(int kind, const float *x, int64_t K, Input *out);
     void (*linear)(const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count, const Outputs *out);
     void (*sketch)(const Matrix *head, int64_t from, int64_t to, const Sketch *sketch);
-    void (*round_input)(int kind, const float *x, int64_t K, Rounded *out);
+    void (*round_input)(int kind, float *x, int64_t K, Rounded *out);
     void (*bounds)(const Sketch *sketch, int64_t from, int64_t to, int64_t K, const Rounded *x, float *upper);
 } Kernels;
 
