@@ -87,7 +87,7 @@ def test_rows_that_differ_by_less_than_the_sketch_can_tell_are_all_computed() ->
 
 @pytest.mark.parametrize("large", [False, True])
 def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
-    """The sketch says 11 for a product of 11.45, or 10 for 10.49, and more for a smaller one."""
+    """The sketch says 11 for a product of 11.49, or 10 for 10.49 times as many, and more for a smaller one."""
     model = peaked(replace(CONFIG, tie_word_embeddings=False))
     x, head = model.get_parameter("ln_f.bias"), model.get_parameter("lm_head.weight")
     with torch.no_grad():
@@ -95,8 +95,8 @@ def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
         head.zero_()
         if large:  # all in one number
             x.zero_()[5] = 1
-            head[10, 0], head[10, 5] = 127, 11.45  # 11, the scale being 1
-            head[20, 0], head[20, 5] = 381, 10.6  # 12, the scale being 3
+            head[10, 0], head[10, 5] = 127, 11.49  # 11, the scale being 1
+            head[20, 0], head[20, 5] = 127 * 22.9, 11.48  # 22.9, the scale
         else:  # every number is rounded to the same side
             x.fill_(1)[0] = 0
             head[10], head[20, 1::2], head[20, 2::2] = 10.49, 10.51, 10.46
