@@ -137,10 +137,11 @@ TARGET static void FN(activate)(float *x, int64_t n, int activation) {
 
 /* Turn S scores into weights e^(score - largest), and return their sum. There is room for sixteen more scores. */
 INLINE float FN(softmax)(float *scores, int64_t S) {
-    float largest = scores[0];
-    for (int64_t j = 1; j < S; j++) largest = scores[j] > largest ? scores[j] : largest;
     for (int64_t j = S; j % 16; j++) scores[j] = -INFINITY;
-    f32x16 sum = {0};
+    f32x16 most = FN(splat)(-INFINITY), sum = {0};
+    for (int64_t j = 0; j < S; j += 16) most = FN(larger)(FN(load)(scores, FLOAT32, j), most);
+    float largest = most[0];
+    for (int i = 1; i < 16; i++) largest = most[i] > largest ? most[i] : largest;
     for (int64_t j = 0; j < S; j += 16) {
         f32x16 score = FN(load)(scores, FLOAT32, j);
         f32x16 weight = FN(exp)(score - largest);
@@ -156,6 +157,7 @@ INLINE float FN(softmax)(float *scores, int64_t S) {
 INLINE f32x4 FN(scores_of)(int kind, int R, const float *q, const void *keys, int64_t at, int64_t D) {
     f32x16 sum[4] = {{0}};
     int64_t whole = D - D % 16;
+    fetch_cached(keys, kind, at, R * D);
     for (int64_t d = 0; d < whole; d += 16)
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) sum[r] += FN(load)(q, FLOAT32, d) * FN(load)(keys, kind, at + r * D + d);
@@ -169,12 +171,15 @@ INLINE f32x4 FN(scores_of)(int kind, int R, const float *q, const void *keys, in
 INLINE void FN(weigh)(int kind, int vectors, const float *scores, const void *values, int64_t S, int64_t D, int64_t d, float total, float *out) {
     f32x16 y[4][2] = {{{0}}};
     int64_t j = 0;
-    for (; j + 2 <= S; j += 2)
+    for (; j + 2 <= S; j += 2) {
+        fetch_cached(values, kind, j * D + d, 16 * vectors);
+        fetch_cached(values, kind, (j + 1) * D + d, 16 * vectors);
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
             y[i][0] += scores[j] * FN(load)(values, kind, j * D + d + 16 * i);
             y[i][1] += scores[j + 1] * FN(load)(values, kind, (j + 1) * D + d + 16 * i);
         }
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < vectors; i++) {
         if (j < S) y[i][0] += scores[j] * FN(load)(values, kind, j * D + d + 16 * i);

@@ -51,12 +51,18 @@ static inline float read(const void *numbers, int kind, int64_t at) {
 #define SECOND_OF_PAIRS(pairs) ((pairs) << 16)
 #endif
 
-enum { TILE_ROWS = 4, AHEAD = 2048 };
+enum { TILE_ROWS = 4, AHEAD = 2048, CACHED_AHEAD = 4096 };
 
 #define ABOVE 1.0001f /* makes a norm, a rounded sum of squares, a bound */
 
 /* Ask for the weights that come a little after these. */
 static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHEAD); }
+
+/* The same for so many keys or values. */
+static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64_t count) {
+    int64_t size = kind == BFLOAT16 ? 2 : 4;
+    for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch((const char *)numbers + at * size + byte + CACHED_AHEAD);
+}
 
 #define FN(name) name##_plain
 #define TARGET
