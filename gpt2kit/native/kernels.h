@@ -1,9 +1,9 @@
 /* The arithmetic of one decode step, written once and included once for each instruction set.
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
- * level's instructions; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights meet in registers; SUMS, how many sums (1 or
- * 2) each pair of them is taken in; and VNNI and BF16,
- * 0 or 1, whether it has the processor's products of int8 and of bfloat16 numbers.
+ * level's instructions; FLOATS and INTEGERS, its widest vectors; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights
+ * meet in registers; SUMS, how many sums (1 or 2) each pair of them is taken in; and VNNI and BF16, 0 or 1, whether it has the
+ * processor's products of int8 and of bfloat16 numbers.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
@@ -24,9 +24,17 @@ INLINE f32x16 FN(load)(const void *numbers, int kind, int64_t at) {
 
 INLINE void FN(store)(float *numbers, f32x16 value) { *(f32x16_unaligned *)numbers = value; }
 
+/* Where one is less than the other: all bits set. In the widest vectors of the level: wider ones are compared number by number. */
+INLINE i32x16 FN(less)(f32x16 a, f32x16 b) {
+    union { f32x16 whole; FLOATS part[64 / sizeof(FLOATS)]; } x = {a}, y = {b};
+    union { i32x16 whole; INTEGERS part[64 / sizeof(INTEGERS)]; } result;
+    for (size_t i = 0; i < 64 / sizeof(FLOATS); i++) result.part[i] = x.part[i] < y.part[i];
+    return result.whole;
+}
+
 /* The larger of two; a NaN in the first one stays. */
 INLINE f32x16 FN(larger)(f32x16 a, f32x16 b) {
-    i32x16 less = a < b;
+    i32x16 less = FN(less)(a, b);
     return (f32x16)((less & (i32x16)b) | (~less & (i32x16)a));
 }
 
@@ -438,6 +446,8 @@ static const Kernels FN(kernels) = {
 #undef INLINE
 #undef FN
 #undef TARGET
+#undef FLOATS
+#undef INTEGERS
 #undef TILE_INPUTS
 #undef SUMS
 #undef VNNI

@@ -18,6 +18,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
@@ -66,6 +67,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_plain
 #define TARGET
+#define FLOATS f32x4
+#define INTEGERS i32x4
 #define TILE_INPUTS 1
 #define SUMS 1
 #define VNNI 0
@@ -76,6 +79,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
+#define FLOATS f32x8
+#define INTEGERS i32x8
 #define TILE_INPUTS 1
 #define SUMS 1
 #define VNNI 0
@@ -84,6 +89,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define FLOATS f32x16
+#define INTEGERS i32x16
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 0
@@ -92,6 +99,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_avx512vnni
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+#define FLOATS f32x16
+#define INTEGERS i32x16
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 1
@@ -100,6 +109,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_avx512bf16
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
+#define FLOATS f32x16
+#define INTEGERS i32x16
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 1

@@ -59,7 +59,7 @@ TARGET static void FN(part)(const float *x, int64_t K, float most, Rounded *out)
         for (int64_t k = 0; k < K; k += 16) {
             f32x16 size = FN(load)(x, FLOAT32, k);
             size = FN(larger)(size, -size);
-            i32x16 is_large = size > most / (1 << i);
+            i32x16 is_large = FN(less)(FN(splat)(most / (1 << i)), size);
             large += (f32x16)(is_large & (i32x16)size);
             squares += (f32x16)(~is_large & (i32x16)(size * size));
         }

@@ -230,7 +230,7 @@ static void shortlist(Worker *worker, Source source) {
     const Step *step = run->step;
     const Matrix *head = &run->model->head;
     int64_t V = head->rows, K = head->columns, n = step->most_likely, chunk = chunk_of(head, worker->threads);
-    Rounded x = {worker->whole};
+    Rounded x = {.whole = worker->whole};
     arrange(worker, head, source);
     run->kernels->round_input(head->kind, worker->numbers, K, &x);
     for (int64_t i = 0; i < 2 * n; i++) worker->largest[i] = -INFINITY;
