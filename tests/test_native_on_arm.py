@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_native import SMALL, compiled, difference, ids_of, int8_of, model_of
+from conftest import compiled
+from test_native import SMALL, difference, ids_of, int8_of, model_of
 from torch import Tensor
 
 from gpt2kit import native
