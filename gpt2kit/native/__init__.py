@@ -28,7 +28,7 @@ from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
 
 VARIABLE = "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
-LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "plain")
+LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "dotprod", "plain")
 
 # Where no more than so many logits are asked for, of a head of at least so many bytes (it is not in the processor's cache), a sketch
 # of it tells which those can be; it is given up where it leaves more than this part of them to be computed.

@@ -2,8 +2,8 @@
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
  * level's instructions; FLOATS and INTEGERS, its widest vectors; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights
- * meet in registers; SUMS, how many sums (1 or 2) each pair of them is taken in; and VNNI and BF16, 0 or 1, whether it has the
- * processor's products of int8 and of bfloat16 numbers.
+ * meet in registers; SUMS, how many sums (1 or 2) each pair of them is taken in; and VNNI, DOTPROD and BF16, 0 or 1, whether it has
+ * the processor's products of int8 (x86's, ARM's) and of bfloat16 numbers.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
@@ -340,6 +340,16 @@ INLINE void FN(tile_bfloat16)(int R, int B, const char *weight, int64_t row_byte
 
 #endif
 
+#if DOTPROD
+
+/* Add to each of four sums four products. As assembly: not every compiler has a function for it here. */
+INLINE i32x4 FN(dot16)(i32x4 sum, i8x16 a, i8x16 b) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+    return sum;
+}
+
+#endif
+
 /* The same with int8 weights, but for the scale of each row. */
 INLINE void FN(tile_int8)(int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs, f32x16 (*sums)[TILE_ROWS]) {
 #if VNNI
@@ -367,6 +377,32 @@ INLINE void FN(tile_int8)(int R, int B, const char *weight, int64_t row_bytes, i
     for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) sums[b][r] = (f32x16)sum[b][r];
+#elif DOTPROD
+    f32x4 sum[TILE_INPUTS][TILE_ROWS] = {{{0}}};
+    for (int64_t k = 0; k < K; k += BLOCK)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const char *place = weight + r * row_bytes + k;
+            char rest[BLOCK];
+            if (K - k < BLOCK) {
+                memset(rest, 0, sizeof rest);
+                place = memcpy(rest, place, K - k);
+            } else {
+                fetch(place);
+            }
+#pragma GCC unroll 2
+            for (int b = 0; b < B; b++) {
+                i32x4 dot = {0};
+#pragma GCC unroll 4
+                for (int i = 0; i < BLOCK; i += 16)
+                    dot = FN(dot16)(dot, *(const i8x16_unaligned *)(place + i), *(const i8x16_unaligned *)(inputs[b].whole + k + i));
+                sum[b][r] += __builtin_convertvector(dot, f32x4) * inputs[b].scales[k / BLOCK];
+            }
+        }
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) *(f32x4_unaligned *)&sums[b][r] = sum[b][r];  /* the other lanes are 0 */
 #else
     for (int b = 0; b < B; b++)
         for (int r = 0; r < R; r++) {
@@ -452,3 +488,4 @@ static const Kernels FN(kernels) = {
 #undef SUMS
 #undef VNNI
 #undef BF16
+#undef DOTPROD

@@ -14,6 +14,10 @@
 #define X86 0
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));
@@ -25,6 +29,7 @@ typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_a
 typedef float f32x4_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t u32x16_unaligned __attribute__((vector_size(64), aligned(2), may_alias));
 typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 
 /* One number of either kind, as a float. */
@@ -73,6 +78,7 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 1
 #define VNNI 0
 #define BF16 0
+#define DOTPROD 0
 #include "kernels.h"
 
 #if X86
@@ -85,6 +91,7 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 1
 #define VNNI 0
 #define BF16 0
+#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512
@@ -95,6 +102,7 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 2
 #define VNNI 0
 #define BF16 0
+#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
@@ -105,6 +113,7 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 2
 #define VNNI 1
 #define BF16 0
+#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512bf16
@@ -115,6 +124,7 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 2
 #define VNNI 1
 #define BF16 1
+#define DOTPROD 0
 #include "kernels.h"
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -133,6 +143,35 @@ static int has_avx512bf16(void) {
 
 #endif
 
+#if defined(__aarch64__)
+
+#define FN(name) name##_dotprod
+#if defined(__clang__)
+#define TARGET __attribute__((target("dotprod")))
+#else
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#define FLOATS f32x4
+#define INTEGERS i32x4
+#define TILE_INPUTS 1
+#define SUMS 1
+#define VNNI 0
+#define BF16 0
+#define DOTPROD 1
+#include "kernels.h"
+
+static int has_dotprod(void) {
+#if defined(__ARM_FEATURE_DOTPROD) /* every processor that the compiler writes for has it: Apple's */
+    return 1;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+#else
+    return 0;
+#endif
+}
+
+#endif
+
 static int always(void) { return 1; }
 
 static const struct {
@@ -145,6 +184,9 @@ static const struct {
     {"avx512vnni", &kernels_avx512vnni, has_avx512vnni},
     {"avx512", &kernels_avx512, has_avx512},
     {"avx2", &kernels_avx2, has_avx2},
+#endif
+#if defined(__aarch64__)
+    {"dotprod", &kernels_dotprod, has_dotprod},
 #endif
     {"plain", &kernels_plain, always}, /* on ARM the compiler makes NEON of it */
 };

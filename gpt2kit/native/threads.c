@@ -33,6 +33,8 @@ static inline void pause_after(int looks) {
     else
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
 #else
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
 #endif
