@@ -261,6 +261,7 @@ def losses(
     from gpt2kit import plots
     from gpt2kit.checkpoints.training import METRICS, read_metrics
     from gpt2kit.errors import TrainingError
+    from gpt2kit.plots.runs import curve
 
     averages = [] if average == ["none"] else [plots.Average.parse(text) for text in average or ["simple:20"]]
     runs = {}
@@ -269,5 +270,7 @@ def losses(
             raise TrainingError(f"{path}: no {METRICS}; expected the folder of a training run, or its {METRICS}")
         folder = path if path.is_dir() else path.parent
         name = folder.resolve().name
-        runs[str(path) if name in runs else name] = read_metrics(path)
+        runs[str(path) if name in runs else name] = metrics = read_metrics(path)
+        if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
+            raise TrainingError(f"{path}: no losses; expected lines of JSON with step and train_loss or val_loss")
     return plots.losses(runs, averages)
