@@ -78,6 +78,8 @@ def explain(
     """
     if json and html:
         raise typer.BadParameter("give --json or --html, not both")
+    if (json or html) and colours == "always":
+        raise typer.BadParameter("--colour always is for the text on a terminal; leave it out, or --json and --html")
     if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
     if html and html.is_dir():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import colour, options
+from gpt2kit.cli.colour import Colour
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
@@ -82,19 +83,11 @@ Overflow = Annotated[
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
 NoPrompt = Annotated[bool, typer.Option("--no_prompt", metavar="", help="Print the continuation without the prompt.")]
-InColour = Annotated[
-    bool,
-    typer.Option(
-        "--colour",
-        "--color",
-        metavar="",
-        help="Colour new tokens by how surprising the model finds them; on a terminal, not in files and pipes.",
-    ),
-]
 ShowStats = Annotated[bool, typer.Option("--stats", metavar="", help="Report speed and memory on stderr.")]
 
 
 def generate(
+    context: typer.Context,
     prompt: Prompt = None,
     model: Model = "124M",
     max_tokens: MaxTokens = 100,
@@ -115,7 +108,7 @@ def generate(
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
-    in_colour: InColour = False,
+    colours: Colour = "never",
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -128,7 +121,11 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
-    coloured = _in_colour(in_colour, json)
+    coloured = not json and colour.wanted(colours)
+    if json:
+        if colours == "always":
+            raise typer.BadParameter("--json has no colours; its logprobs say the same")
+        options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -163,13 +160,6 @@ def generate(
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
-
-
-def _in_colour(wanted: bool, json: bool) -> bool:
-    """Whether to colour the text: where that is wanted, and a terminal shows it."""
-    if wanted and json:
-        raise typer.BadParameter("--json has no colours; its logprobs say the same")
-    return wanted and sys.stdout.isatty()
 
 
 def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:
