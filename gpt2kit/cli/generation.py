@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT|-]", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
+    typer.Argument(metavar="PROMPT|-", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
 ]
 MaxTokens = Annotated[int, typer.Option("--max_tokens", min=0, help="New tokens, at most.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token; above 1 is wilder.")]
@@ -47,7 +47,7 @@ Stop = Annotated[
         "--stop", metavar="TEXT", help="Stop before this text; may be given several times. A line end is $'\\n'.", show_default=False
     ),
 ]
-IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", metavar="", help="Go on after <|endoftext|>.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="The same seed gives the same text; without it one is drawn and shown.", show_default=False),
@@ -82,8 +82,8 @@ Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
-NoPrompt = Annotated[bool, typer.Option("--no_prompt", metavar="", help="Print the continuation without the prompt.")]
-ShowStats = Annotated[bool, typer.Option("--stats", metavar="", help="Report speed and memory on stderr.")]
+NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
+ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
 
 
 def generate(
@@ -121,11 +121,9 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
-    coloured = not json and colour.wanted(colours)
     if json:
-        if colours == "always":
-            raise typer.BadParameter("--json has no colours; its logprobs say the same")
-        options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
+        _check_json(context, colours)
+    coloured = not json and colour.wanted(colours)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -160,6 +158,13 @@ def generate(
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
+
+
+def _check_json(context: typer.Context, colours: colour.Choice) -> None:
+    """Raise for options that only a text has a use for."""
+    if colours == "always":
+        raise typer.BadParameter("--json has no colours; its logprobs say the same")
+    options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
 
 
 def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:

@@ -26,11 +26,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16,
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8: matrices in eight bits, smaller and faster on a CPU.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per line.")]
-Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace what is there, once the new one is whole.")]
-Special = Annotated[
-    bool, typer.Option("--special", metavar="", help="Read <|endoftext|> in the text as the marker instead of as plain text.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")]
+Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
 Unknown = Annotated[
     Literal["error", "skip"], typer.Option("--unknown", help="What a model of characters or words does with those it does not know.")
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2kit.cli import options
+from gpt2kit.cli.help import Commands
 from gpt2kit.cli.options import Device, Dtype, Model, Special, Unknown
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gpt2kit.tokenizers import Tokenizer
 
 plot = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     help="Draw what a model does with a text, how it chooses, or how a run went: a picture as PNG, SVG or PDF.",
     epilog="gpt2kit plot KIND --help says what a kind takes.",
