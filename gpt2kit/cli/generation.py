@@ -121,9 +121,7 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
-    if json:
-        _check_json(context, colours)
-    coloured = not json and colour.wanted(colours)
+    coloured = _coloured(context, colours, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -160,11 +158,14 @@ def generate(
     writer.report(wish["seed"] if show_seed else None)
 
 
-def _check_json(context: typer.Context, colours: colour.Choice) -> None:
-    """Raise for options that only a text has a use for."""
+def _coloured(context: typer.Context, colours: colour.Choice, json: bool) -> bool:
+    """Whether to colour the text; raises for options that only a text has a use for, where there is none."""
+    if not json:
+        return colour.wanted(colours)
     if colours == "always":
         raise typer.BadParameter("--json has no colours; its logprobs say the same")
     options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
+    return False
 
 
 def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:
