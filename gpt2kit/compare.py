@@ -5,14 +5,13 @@ Tensors are read one by one from the files; only to measure on a text is a model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from gpt2kit.checkpoints import load_vocabulary
+from gpt2kit.checkpoints import load_vocabulary, read_checked
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
 from gpt2kit.corpus import Ids
 from gpt2kit.errors import CheckpointError, ConfigError
@@ -57,14 +56,12 @@ def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
     """Return how far two models are apart, part by part in the order of the forward pass, and in all; reads two tensors at a time."""
     squares: dict[tuple[str, int | None], list[float]] = {}
     for name in a.config.shapes():
-        ours, theirs = a.tensors[name].read().double(), b.tensors[name].read().double()
+        ours, theirs = read_checked(a, name).double(), read_checked(b, name).double()
         layer = int(name.split(".")[1]) if name.startswith("h.") else None
         for key in ((part_of(name), layer), ("all", None)):
             sums = squares.setdefault(key, [0, 0.0, 0.0])
             for place, more in enumerate((ours.numel(), float(ours.square().sum()), float((theirs - ours).square().sum()))):
                 sums[place] += more
-        if not math.isfinite(squares["all", None][1] + squares["all", None][2]):
-            raise CheckpointError(f"{name} holds numbers that are NaN or infinite in {a.path} or {b.path}; see: gpt2kit verify")
     squares["all", None] = squares.pop(("all", None))  # to the end
     return [
         PartDifference(part, layer, int(count), norm**0.5, difference**0.5, (difference / norm) ** 0.5 if norm else None)
@@ -76,28 +73,24 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
     """Return the model whose weights are (1 - alpha) · a + alpha · b: alpha is the share of b. Nothing is read until it is.
 
     Sums are made in float32 at least, and kept in the wider of both dtypes. Alpha 0 and 1 give a and b exactly. Raises ConfigError
-    for another alpha than from 0 to 1, and what `check_alike` raises.
+    for another alpha than from 0 to 1, and what `check_alike` raises; reading it, CheckpointFormatError where a or b is damaged.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}, expected from 0 (only the first model) to 1 (only the second)")
     check_alike(a, b)
 
-    def mix(ours: StoredTensor, theirs: StoredTensor) -> StoredTensor:
-        dtype = torch.promote_types(ours.dtype, theirs.dtype)
+    def mix(name: str) -> StoredTensor:
+        dtype = torch.promote_types(a.tensors[name].dtype, b.tensors[name].dtype)
         precise = torch.promote_types(dtype, torch.float32)
 
         def read(_: Tensor | None) -> Tensor:
             if alpha in (0, 1):  # for lerp would make 0.0 of -0.0
-                return (theirs if alpha else ours).read().to(dtype)
-            return torch.lerp(ours.read().to(precise), theirs.read().to(precise), alpha).to(dtype)
+                return read_checked(b if alpha else a, name).to(dtype)
+            return torch.lerp(read_checked(a, name).to(precise), read_checked(b, name).to(precise), alpha).to(dtype)
 
-        return StoredTensor(ours.shape, dtype, read)
+        return StoredTensor(a.tensors[name].shape, dtype, read)
 
-    tied_copy = None
-    if a.tied_copy or b.tied_copy:  # as wte, if the files are sound; whoever reads the blend finds out
-        tied_copy = mix(a.tied_copy or a.tensors["wte.weight"], b.tied_copy or b.tensors["wte.weight"])
-    tensors = {name: mix(stored, b.tensors[name]) for name, stored in a.tensors.items()}
-    return Checkpoint(a.path, f"blend of {a.path} and {b.path}", a.config, tensors, tied_copy=tied_copy)
+    return Checkpoint(a.path, f"blend of {a.path} and {b.path}", a.config, {name: mix(name) for name in a.tensors})
 
 
 # --- a text ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -186,17 +187,22 @@ ALIASES = {
 }
 
 
+_NEAR = 0.3  # a mistyped number of parameters is at most so far from the published one, as a share
+
+
 def canonical_size(name: str) -> str | None:
     """Return the key of SIZES that a name or alias stands for, in any case of letters, or None."""
     known = {key.lower(): key for key in SIZES} | {alias.lower(): key for alias, key in ALIASES.items()}
     return known.get(name.lower())
 
 
-def nearest_size(name: str) -> str:
-    """Return the published size that a mistyped name most likely means."""
+def nearest_size(name: str) -> str | None:
+    """Return the published size that a mistyped name most likely means, or None where it resembles none."""
+    if number := re.fullmatch(r"(\d+(?:\.\d+)?)([mb]?)", name.lower()):
+        count = float(number[1]) * (1e9 if number[2] == "b" else 1e6)
+        sizes = [size for size in SIZES if size != "distilgpt2"]
+        nearest = min(sizes, key=lambda size: abs(SIZES[size].n_params - count))
+        return nearest if abs(SIZES[nearest].n_params - count) <= _NEAR * count else None
     names = {key.lower(): key for key in SIZES} | {alias.lower(): key for alias, key in ALIASES.items()}
-    digits = "".join(character for character in name if character.isdigit())
-    if digits and not name.lower().startswith(("gpt", "distil")):
-        counts = {size: config.n_params / 1e6 for size, config in SIZES.items() if size != "distilgpt2"}
-        return min(counts, key=lambda size: abs(math.log(counts[size]) - math.log(max(1, int(digits)))))
-    return names[(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5) or ["124m"])[0]]
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    return names[close[0]] if close else None

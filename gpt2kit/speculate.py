@@ -182,14 +182,15 @@ def drafter_for(
 ) -> Drafter:
     """Return who proposes up to draft_tokens at once for continuations of these prompts.
 
-    Raises ConfigError for a model of another vocabulary.
+    Only the first n_vocab ids are proposed, those of the text's vocabulary: either model may have more rows, as padding. Raises
+    ConfigError for a model with fewer.
     """
     if draft == "lookup":
         return Lookup(len(prompts), draft_tokens)
-    theirs, ours = draft.config.n_vocab, model.config.n_vocab
-    if theirs != ours:
+    if draft.config.n_vocab < n_vocab:
         raise ConfigError(
-            f"the draft model has a vocabulary of {theirs:,} tokens, expected the {ours:,} of the model; use one of its family"
+            f"the draft model has a vocabulary of {draft.config.n_vocab:,} tokens, expected the {n_vocab:,} of the model; "
+            "use one of its family"
         )
     capacity = max(map(len, prompts)) + max_tokens + draft_tokens
     return SmallModel(draft, len(prompts), draft_tokens, sampling=sampling, n_vocab=n_vocab, capacity=capacity)

@@ -180,12 +180,13 @@ def _what_to_type(model: str | Path, path: Path) -> str:
     if os.path.isdir(folder / name) and not name.startswith("."):
         return f"{folder / name} is there but holds no model: expected one of {', '.join(_MODEL_FILES)}"
     here = [model.name for model in installed()]
-    # Between the runs on this machine and the published sizes, the closer name; a size when neither is close.
     close = difflib.get_close_matches(name, here, n=1, cutoff=0.7)
     listed = f" On this machine: {', '.join(here)}." if here else ""
     if close:
         return f"no model is called {name}; did you mean {close[0]}?{listed}"
-    return f"no model is called {name}; did you mean {nearest_size(name)}? Run: gpt2kit download {nearest_size(name)}.{listed}"
+    if nearest := nearest_size(name):
+        return f"no model is called {name}; did you mean {nearest}? Run: gpt2kit download {nearest}.{listed}"
+    return f"no model is called {name}.{listed} To download one of {', '.join(SIZES)}, run: gpt2kit download 124M"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from gpt2kit.sharding import shard
 from gpt2kit.texts import Text, read_texts
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
+from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.train import StepReport, TrainConfig, best_dtype, train
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def set_up(kind: str, source: str, given: Mapping[str, Any], *, locate: Locate =
     if stored and stored["command"] != kind:
         raise TrainingError(f"{folder} was started with {stored['command']}, not with {kind}")
     options = stored.get("options", {}) | options
+    _check_effects(given, options)
     if "max_steps" in options and "epochs" in options:
         raise ConfigError("max_steps and epochs are both given; leave one out")
     ranks = join(shard=given.get("shard", False))
@@ -155,6 +157,20 @@ def set_up(kind: str, source: str, given: Mapping[str, Any], *, locate: Locate =
         "training": asdict(config),
     }
     return Setup(name, options, texts, corpus, tokenizer, model, config, Path(folder), settings, ranks, write, read)
+
+
+def _check_effects(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option that was given, and that the others leave without effect."""
+    is_bpe = options.get("tokenizer") == "bpe"
+    idle = {
+        "vocabulary": None if is_bpe else "it is for --tokenizer bpe",
+        "n_vocab": "--vocabulary says how many tokens" if "vocabulary" in options else None if is_bpe else "it is for --tokenizer bpe",
+        "lora_alpha": None if options.get("lora_rank") else "it is for --lora_rank",
+        "val_fraction": "--val names a text to validate with" if "val" in options else None,
+    }
+    for name, why in idle.items():
+        if name in given and why:
+            raise ConfigError(f"--{name} has no effect here: {why}; leave it out")
 
 
 def _unless_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +211,8 @@ def _tokenizer(texts: Text | None, options: Mapping[str, Any], locate: Locate) -
     if texts is None:
         raise TokenizerError("a corpus of ids needs the vocabulary it was made with: --tokenizer bpe --vocabulary MODEL")
     if kind == "bpe":
-        return learn_bpe(split_documents(texts.documents, options.get("val_fraction", 0.1))[0], options.get("n_vocab", 1024))
+        held_out = 0.0 if "val" in options else options.get("val_fraction", 0.1)
+        return learn_bpe(split_documents(texts.documents, held_out)[0], options.get("n_vocab", 1024))
     every = texts.joined if "val" not in options else texts.joined + _read(options["val"], options).joined
     return CharTokenizer.from_text(every) if kind == "char" else WordTokenizer.from_text(every)
 
@@ -203,12 +220,25 @@ def _tokenizer(texts: Text | None, options: Mapping[str, Any], locate: Locate) -
 def _from_weights(source: str, options: Mapping[str, Any], locate: Locate) -> _Start:
     """Return a model's tokenizer, the text, and what reads the model's weights."""
     name = options.get("model", "124M")
+    texts = _texts(source, options)  # first, for a model may have to be downloaded
     checkpoint = open_checkpoint(locate(name))
     tokenizer = load_vocabulary(checkpoint)
     if tokenizer is None:
         raise TokenizerError(f"{name} has no vocabulary beside its weights; put vocab.json and merges.txt there")
+    if texts is not None and isinstance(tokenizer, ListedTokenizer):
+        _check_known(name, tokenizer, texts)
     changed = replace(checkpoint, config=replace(checkpoint.config, **_dropout(options, None)))
-    return tokenizer, _texts(source, options), lambda _: build_model(changed)
+    return tokenizer, texts, lambda _: build_model(changed)
+
+
+def _check_known(name: str, tokenizer: ListedTokenizer, texts: Text) -> None:
+    """Raise TokenizerError for a text with characters or words that a model cannot learn, for it has no tokens for them."""
+    pieces = dict.fromkeys(piece for document in texts.documents for piece in tokenizer.cut(document))
+    if unknown := [piece for piece in pieces if tokenizer.find(piece) is None]:
+        raise TokenizerError(
+            f"{name} knows {tokenizer.n_vocab:,} {tokenizer.what}s, and not {len(unknown):,} of the text's, such as "
+            f"{', '.join(map(repr, unknown[:3]))}; take a model that knows every text, such as 124M, or a new one: gpt2kit train"
+        )
 
 
 def _read_weights(folder: Path, model: GPT2) -> None:
@@ -253,7 +283,8 @@ def _configuration(
     scratch = kind == "train"
     block_size = min(corpus.fit_block_size(settled.get("block_size", 256)), model.config.n_ctx)
     if settled.get("block_size", 0) > model.config.n_ctx:
-        raise ConfigError(f"block_size is {settled['block_size']}, but the model has {model.config.n_ctx} positions")
+        limit = "the text has two windows of at most {} tokens" if scratch else "the model has {} positions"
+        raise ConfigError(f"block_size is {settled['block_size']}, but {limit.format(model.config.n_ctx)}")
     batch_size = settled.get("batch_size", ranks.world_size * math.ceil((16 if scratch else 8) / ranks.world_size))
     epochs = options.get("epochs", None if scratch else 3.0)
     if epochs is not None and epochs <= 0:

@@ -90,8 +90,15 @@ def test_aliases_lead_to_sizes_in_any_case() -> None:
         ("1500M", "1558M"),
         ("gpt2-mediun", "355M"),
         ("distilgpt", "distilgpt2"),
+        ("1.6B", "1558M"),
+        ("124", "124M"),
+        ("7B", None),
+        ("llama", None),
+        ("my-novel", None),
+        ("0", None),
+        ("run-2024", None),  # it has digits, and was taken for a number of parameters
     ],
 )
-def test_a_mistyped_size_leads_to_the_nearest(typed: str, meant: str) -> None:
+def test_a_mistyped_size_leads_to_the_nearest_and_another_name_to_none(typed: str, meant: str | None) -> None:
     assert canonical_size(typed) is None
     assert nearest_size(typed) == meant

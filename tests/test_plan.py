@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -90,3 +91,34 @@ def test_probing_the_speed_leaves_the_weights_as_they_are(optimizer: str) -> Non
     assert plan.seconds_per_step(model, small_corpus(), small_config(optimizer=optimizer)) > 0
     assert same(weights(model), before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "probed"),
+    [
+        ([5.0, 0.3, 0.1, 0.7, 0.2, 0.9], 0.1, 6),  # a machine that others use: the second step alone was taken, and was three times as long
+        ([9.0, 4.0, 4.0], 4.0, 2),  # a large model is not kept waiting
+        ([0.01] * 30, 0.01, 20),
+    ],
+)
+def test_the_shortest_of_some_steps_is_taken(steps: list[float], expected: float, probed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = list(itertools.accumulate(steps))
+    clock = [time for end, length in zip(ends, steps, strict=True) for time in (end - length, end)]
+    left = iter(clock)
+    monkeypatch.setattr("time.perf_counter", lambda: next(left))
+    assert plan.seconds_per_step(small_model(), small_corpus(), small_config()) == pytest.approx(expected)
+    assert len(list(left)) == 2 * (len(steps) - probed)
+
+
+def test_processes_that_share_a_step_probe_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Pair(Ranks):
+        def any(self, flag: bool) -> bool:
+            asked.append(flag)
+            return len(asked) == 3  # the other one has had enough
+
+    steps: list[int] = []
+    monkeypatch.setattr(plan, "prepare", lambda *_: (None, [], steps.append))
+    plan.seconds_per_step(small_model(), small_corpus(), small_config(), Pair())
+    assert steps == [0, 1, 2, 3]

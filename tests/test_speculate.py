@@ -24,7 +24,7 @@ from gpt2kit.checkpoints import load
 from gpt2kit.config import GPT2Config
 from gpt2kit.decoder import Decoder
 from gpt2kit.errors import ConfigError
-from gpt2kit.generate import complete, generate_tokens, stream
+from gpt2kit.generate import Request, collect, complete, generate_tokens, stream
 from gpt2kit.model import GPT2
 from gpt2kit.sampling import Sampling, sample_generator
 from gpt2kit.speculate import Checked, Draft, Lookup, keep_or_replace, look_up
@@ -324,6 +324,31 @@ def test_what_is_kept_or_replaced_has_the_wanted_distribution(p: list[float]) ->
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------
+
+
+def padded(model: GPT2, n_vocab: int) -> GPT2:
+    """Return the model with more rows in its embedding, whose ids would be chosen if they could."""
+    wider = make_model(replace(model.config, n_vocab=n_vocab))
+    state = model.state_dict()
+    state["wte.weight"] = torch.cat([state["wte.weight"], 10 * state["wte.weight"][: n_vocab - model.config.n_vocab]])
+    wider.load_state_dict(state)
+    return wider
+
+
+@pytest.mark.usefixtures("_decoder")
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_padding_of_a_vocabulary_is_no_obstacle(tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer, temperature: int) -> None:
+    # 50,304 rows for 50,257 tokens were another vocabulary.
+    options: Any = {"max_tokens": 60, "temperature": temperature, "top_k": 0, "seed": 1, "ignore_eos": True}
+    plain = complete(tiny_model, small_bpe, TEXTS, **options)
+    wide = padded(tiny_model, 576)
+    assert wide(torch.tensor([[1, 2, 3]])).argmax(-1).max() >= 512
+    for model, draft in ((wide, small_model), (tiny_model, padded(small_model, 640)), (wide, padded(small_model, 640))):
+        pieces = list(stream(model, small_bpe, TEXTS, draft=draft, **options))
+        assert sum(piece.checked.proposed for piece in pieces if piece.checked) > 0
+        assert max(piece.token for piece in pieces) < 512
+        if temperature == 0:
+            assert collect(pieces, TEXTS, Request(**options)) == plain
 
 
 def test_a_draft_of_another_vocabulary_is_refused(tiny_model: GPT2, tiny_config: GPT2Config) -> None:

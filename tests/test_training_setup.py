@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from gpt2kit.checkpoints import write_model
 from gpt2kit.checkpoints.training import read_settings
 from gpt2kit.cli.training_options import FINETUNE, TRAINING
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import CheckpointNotFoundError, ConfigError, TrainingError
+from gpt2kit.errors import CheckpointNotFoundError, ConfigError, CorpusError, TokenizerError, TrainingError
 from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import identity
 from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.training_setup import _OPTIONS, finetune, set_up
 
@@ -83,3 +85,44 @@ def test_what_cannot_be_is_refused_before_the_first_report() -> None:
 
 def test_every_option_is_one_of_the_commands() -> None:
     assert (FINETUNE | TRAINING).keys() >= _OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("train", {"n_vocab": 300}, "n_vocab"),
+        ("train", {"vocabulary": "124M"}, "vocabulary"),
+        ("train", {"tokenizer": "bpe", "vocabulary": "124M", "n_vocab": 300}, "n_vocab"),
+        ("train", {"val": "divina.txt", "val_fraction": 0.2}, "val_fraction"),
+        ("finetune", {"lora_alpha": 3.0}, "lora_alpha"),
+    ],
+)
+def test_an_option_without_effect_is_refused(kind: str, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} has no effect here"):
+        set_up(kind, "divina.txt", options)
+
+
+def test_what_a_recipe_has_may_be_without_effect() -> None:
+    assert set_up("train", "divina.txt", {"recipe": "dante-bpe", "tokenizer": "char", "block_size": 8}).tokenizer.n_vocab < 100
+
+
+def test_the_text_is_read_before_a_model_is_looked_for() -> None:
+    # A model was downloaded first, and then the name of the text was wrong.
+    def locate(_: str) -> Path:
+        raise AssertionError("looked for a model")
+
+    with pytest.raises(CorpusError, match=r"nowhere.txt: no such file"):
+        set_up("finetune", "nowhere.txt", {}, locate=locate)
+
+
+def test_a_text_that_a_model_of_characters_cannot_learn_is_refused_with_a_way_out() -> None:
+    # The advice was an option that finetune does not have.
+    Path("fox.txt").write_text("🦊 and ~ " * 100, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"dante knows 68 characters, and not 1 of the text's, such as '🦊'; .*gpt2kit train$"):
+        set_up("finetune", "fox.txt", {"model": "dante"})
+
+
+def test_with_another_text_to_validate_with_a_vocabulary_is_learned_from_the_whole_corpus() -> None:
+    setup = set_up("train", "divina.txt", {"tokenizer": "bpe", "n_vocab": 300, "val": "divina.txt"})
+    whole = learn_bpe([Path("divina.txt").read_text(encoding="utf-8")], 300)
+    assert identity(setup.tokenizer) == identity(whole)

@@ -30,6 +30,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pick_numbers",
+    "read_checked",
     "write_checkpoint",
     "write_model",
 ]
@@ -53,7 +54,7 @@ def load(
     with ThreadPoolExecutor(1) as pool:  # while the weights are read, Python has time for the vocabulary
         tokenizer = pool.submit(load_vocabulary, checkpoint)
         if quantize is not None:
-            return build_int8_model(checkpoint, lambda name: _read_checked(checkpoint, name)), tokenizer.result()
+            return build_int8_model(checkpoint, lambda name: read_checked(checkpoint, name)), tokenizer.result()
         return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
 
 
@@ -157,8 +158,8 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     return model.eval()
 
 
-def _read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Read a tensor for another build than `build_model`, with all of its checks."""
+def read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Read a tensor for another purpose than `build_model`'s, with all of its checks."""
     if name == "wte.weight":
         _check_tied_copy(checkpoint)
     tensor = checkpoint.tensors[name].read()

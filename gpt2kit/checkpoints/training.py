@@ -211,13 +211,13 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the reports of a run, of its folder or its metrics.jsonl; a last line that a kill cut short is left out."""
+    """Return the reports of a run, of its folder or its metrics.jsonl, up to a line that a kill cut short or that is none."""
     return _read_lines(path / METRICS if path.is_dir() else path)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:

@@ -13,12 +13,12 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from gpt2kit.cli.help import Commands
 from gpt2kit.errors import Gpt2KitError
 
 
-class ErrorBoundary(TyperGroup):
+class ErrorBoundary(Commands):
     """Turn every failure that is the user's to mend into one line on stderr and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,9 +68,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options of gpt2kit itself; there is only the version, which its callback prints."""
 

@@ -11,7 +11,10 @@ import typer
 
 Choice = Literal["auto", "always", "never"]
 Colour = Annotated[
-    Choice, typer.Option("--colour", "--color", help="auto colours on a terminal, unless NO_COLOR is set; never in files and pipes.")
+    Choice,
+    typer.Option(
+        "--colour", "--color", help="Colour tokens by how surprising the model finds them; auto: on a terminal, unless NO_COLOR is set."
+    ),
 ]
 
 # From pale yellow to dark red, of the 256 colours that terminals share: the first bits from which on it is used, background, text.

@@ -30,8 +30,12 @@ def add_to(app: typer.Typer) -> None:
 First = Annotated[str, typer.Argument(metavar="A", help=f"A model. {options.MODEL_HELP}")]
 Second = Annotated[str, typer.Argument(metavar="B", help="Another one of the same shape and vocabulary.")]
 
+_OF_A_TEXT = ("stride", "batch_size", "unknown", "encoding", "text_field", "device", "dtype")
+_NO_TEXT = "there is no text; give one with --corpus"
+
 
 def diff(
+    context: typer.Context,
     a: First,
     b: Second,
     corpus: Corpus = None,
@@ -53,7 +57,8 @@ def diff(
     from gpt2kit.cli.progress import counting
     from gpt2kit.evaluate import default_stride, present, token_surprisals
 
-    _check_text_options(corpus, stride)
+    if corpus is None:
+        options.refuse(context, (*_OF_A_TEXT, "top"), _NO_TEXT)
     first, second = _open(a), _open(b)
     tokenizer = compare.check_alike(first, second)
     ids = None if corpus is None else _ids(corpus, encoding, text_field, present(tokenizer), unknown)
@@ -92,11 +97,6 @@ def _ids(corpus: str, encoding: str, text_field: str, tokenizer: Tokenizer, unkn
     return text_ids(options.read_corpus(corpus, encoding, text_field), tokenizer)
 
 
-def _check_text_options(corpus: str | None, stride: int | None) -> None:
-    if corpus is None and stride is not None:
-        raise typer.BadParameter("--stride is for --corpus")
-
-
 def _print_parts(parts: Sequence[PartDifference], n_layer: int) -> None:
     """Print the relative difference of what is in layers as a table, a row for each layer, and a line for each other part."""
     found = {(part.layer, part.part): part for part in parts}
@@ -130,6 +130,7 @@ _ALPHAS = [tenth / 10 for tenth in range(11)]
 
 
 def blend(
+    context: typer.Context,
     a: First,
     b: Second,
     alpha: Annotated[
@@ -157,7 +158,10 @@ def blend(
     from gpt2kit.cli.weights import check_target
     from gpt2kit.evaluate import present
 
-    _check_text_options(corpus, stride)
+    if corpus is None:
+        options.refuse(context, _OF_A_TEXT, _NO_TEXT)
+    elif out is None:
+        options.refuse(context, ("alpha", "force"), "nothing is written; give --out")
     if corpus is None and (alpha is None or out is None):
         raise typer.BadParameter("give --alpha and --out, or a text with --corpus to try several on")
     first, second = _open(a), _open(b)

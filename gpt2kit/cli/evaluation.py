@@ -23,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help=f"One or several. {options.MODEL_HELP}")],
     corpus: Corpus = None,
     task: Annotated[
@@ -48,8 +49,8 @@ def evaluate(
         raise typer.BadParameter("give a text with --corpus FILE, or a task with --task lambada FILE or --task hellaswag FILE")
     if task is not None and task[0] not in ("lambada", "hellaswag"):
         raise typer.BadParameter(f"--task is {task[0]!r}, expected lambada or hellaswag")
-    if task is not None and stride is not None:
-        raise typer.BadParameter("--stride is for --corpus; a task has no windows")
+    if task is not None:
+        options.refuse(context, ("stride", "encoding", "text_field"), "they are for --corpus")
     from gpt2kit import tasks
     from gpt2kit.cli.progress import counting
     from gpt2kit.evaluate import evaluate as measure

@@ -31,14 +31,12 @@ def add_to(app: typer.Typer) -> None:
 
 Text = Annotated[str, typer.Argument(metavar="TEXT|-", help="The text to explain; - is standard input.")]
 Top = Annotated[int, typer.Option("--top", min=1, max=1000, help="Alternatives to show in each place.")]
-ShowLens = Annotated[bool, typer.Option("--lens", metavar="", help="What each layer would say: the logit lens, layer by token.")]
+ShowLens = Annotated[bool, typer.Option("--lens", help="What each layer would say: the logit lens, layer by token.")]
 Head = Annotated[
     str | None,
     typer.Option("--attention", metavar="LAYER.HEAD", help="Who looks at whom in this head; both count from 0.", show_default=False),
 ]
-Attribute = Annotated[
-    bool, typer.Option("--attribution", metavar="", help="Which layer and head pushed the next token, compared with the runner-up.")
-]
+Attribute = Annotated[bool, typer.Option("--attribution", help="Which layer and head pushed the next token, compared with the runner-up.")]
 Target = Annotated[str | None, typer.Option("--target", metavar="TOKEN", help="Attribute this next token instead.", show_default=False)]
 Against = Annotated[str | None, typer.Option("--against", metavar="TOKEN", help="Compare it with this one instead.", show_default=False)]
 Html = Annotated[
@@ -78,6 +76,8 @@ def explain(
     """
     if json and html:
         raise typer.BadParameter("give --json or --html, not both")
+    if (json or html) and colours == "always":
+        raise typer.BadParameter("--colour always is for the text on a terminal; leave it out, or --json and --html")
     if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
     if html and html.is_dir():

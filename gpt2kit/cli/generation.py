@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import colour, options
+from gpt2kit.cli.colour import Colour
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT|-]", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
+    typer.Argument(metavar="PROMPT|-", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
 ]
 MaxTokens = Annotated[int, typer.Option("--max_tokens", min=0, help="New tokens, at most.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token; above 1 is wilder.")]
@@ -46,7 +47,7 @@ Stop = Annotated[
         "--stop", metavar="TEXT", help="Stop before this text; may be given several times. A line end is $'\\n'.", show_default=False
     ),
 ]
-IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", metavar="", help="Go on after <|endoftext|>.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="The same seed gives the same text; without it one is drawn and shown.", show_default=False),
@@ -81,20 +82,12 @@ Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
-NoPrompt = Annotated[bool, typer.Option("--no_prompt", metavar="", help="Print the continuation without the prompt.")]
-InColour = Annotated[
-    bool,
-    typer.Option(
-        "--colour",
-        "--color",
-        metavar="",
-        help="Colour new tokens by how surprising the model finds them; on a terminal, not in files and pipes.",
-    ),
-]
-ShowStats = Annotated[bool, typer.Option("--stats", metavar="", help="Report speed and memory on stderr.")]
+NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
+ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
 
 
 def generate(
+    context: typer.Context,
     prompt: Prompt = None,
     model: Model = "124M",
     max_tokens: MaxTokens = 100,
@@ -115,7 +108,7 @@ def generate(
     special: Special = False,
     unknown: Unknown = "error",
     no_prompt: NoPrompt = False,
-    in_colour: InColour = False,
+    colours: Colour = "never",
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -128,7 +121,7 @@ def generate(
     """
     from gpt2kit.generate import Request, draw_seed
 
-    coloured = _in_colour(in_colour, json)
+    coloured = _coloured(context, colours, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompt = options.as_typed(prompt)
     wish: Options = {
@@ -165,11 +158,14 @@ def generate(
     writer.report(wish["seed"] if show_seed else None)
 
 
-def _in_colour(wanted: bool, json: bool) -> bool:
-    """Whether to colour the text: where that is wanted, and a terminal shows it."""
-    if wanted and json:
+def _coloured(context: typer.Context, colours: colour.Choice, json: bool) -> bool:
+    """Whether to colour the text; raises for options that only a text has a use for, where there is none."""
+    if not json:
+        return colour.wanted(colours)
+    if colours == "always":
         raise typer.BadParameter("--json has no colours; its logprobs say the same")
-    return wanted and sys.stdout.isatty()
+    options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
+    return False
 
 
 def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:

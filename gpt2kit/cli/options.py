@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpt2kit.checkpoints import Checkpoint
     from gpt2kit.model import GPT2
     from gpt2kit.texts import Text
@@ -24,11 +26,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16,
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8: matrices in eight bits, smaller and faster on a CPU.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per line.")]
-Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace what is there, once the new one is whole.")]
-Special = Annotated[
-    bool, typer.Option("--special", metavar="", help="Read <|endoftext|> in the text as the marker instead of as plain text.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")]
+Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
 Unknown = Annotated[
     Literal["error", "skip"], typer.Option("--unknown", help="What a model of characters or words does with those it does not know.")
 ]
@@ -49,6 +49,13 @@ Stride = Annotated[
     ),
 ]
 WindowsAtOnce = Annotated[int, typer.Option("--batch_size", min=1, help="Texts or windows to read at once.")]
+
+
+def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
+    """Raise for those of these options that were given, also with their default value: here they would have no effect."""
+    given = [f"--{name}" for name in names if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect here: {because}")
 
 
 def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
@@ -126,6 +133,11 @@ def print_json(value: dict[str, Any]) -> None:
     import json
 
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def as_typed_here(path: Path) -> Path:
+    """Return a path as one would type it: below the working directory, from there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def human_size(n: float) -> str:

@@ -23,12 +23,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def originality(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="The text to look at; - is standard input.")],
     corpus: Annotated[str, typer.Option("--corpus", metavar="FILE", help="What it may be copied from: a .txt, .jsonl, folder or glob.")],
     min_run: Annotated[int, typer.Option("--min_run", min=1, help="Words in a row that count as copied.")] = 5,
-    as_list: Annotated[
-        bool, typer.Option("--list", metavar="", help="Compare line by line, for lists such as names: new or already there.")
-    ] = False,
+    as_list: Annotated[bool, typer.Option("--list", help="Compare line by line, for lists such as names: new or already there.")] = False,
     encoding: Annotated[str, typer.Option("--encoding", help="Of both texts.")] = "utf-8",
     json: Json = False,
 ) -> None:
@@ -38,6 +37,8 @@ def originality(
     """
     from gpt2kit.texts import read_texts
 
+    if as_list:
+        options.refuse(context, ("min_run",), "--list compares whole lines")
     there = read_texts(corpus, encoding=encoding).documents
     text = options.read_stdin(encoding) if file == "-" else "\n".join(read_texts(file, encoding=encoding).documents)
     if as_list:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2kit.cli import options
+from gpt2kit.cli.help import Commands
 from gpt2kit.cli.options import Device, Dtype, Model, Special, Unknown
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gpt2kit.tokenizers import Tokenizer
 
 plot = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     help="Draw what a model does with a text, how it chooses, or how a run went: a picture as PNG, SVG or PDF.",
     epilog="gpt2kit plot KIND --help says what a kind takes.",
@@ -261,6 +263,7 @@ def losses(
     from gpt2kit import plots
     from gpt2kit.checkpoints.training import METRICS, read_metrics
     from gpt2kit.errors import TrainingError
+    from gpt2kit.plots.runs import curve
 
     averages = [] if average == ["none"] else [plots.Average.parse(text) for text in average or ["simple:20"]]
     runs = {}
@@ -269,5 +272,7 @@ def losses(
             raise TrainingError(f"{path}: no {METRICS}; expected the folder of a training run, or its {METRICS}")
         folder = path if path.is_dir() else path.parent
         name = folder.resolve().name
-        runs[str(path) if name in runs else name] = read_metrics(path)
+        runs[str(path) if name in runs else name] = metrics = read_metrics(path)
+        if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
+            raise TrainingError(f"{path}: no losses; expected lines of JSON with step and train_loss or val_loss")
     return plots.losses(runs, averages)

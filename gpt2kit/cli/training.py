@@ -67,7 +67,7 @@ def list_recipes(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run with --lora_rank.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the folder that is in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder that is in --out.")] = False,
 ) -> None:
     """Fold a run's adapters into its model's weights, as a folder that transformers loads."""
     from gpt2kit import lora

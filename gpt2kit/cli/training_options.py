@@ -14,7 +14,7 @@ from gpt2kit.cli.options import MODEL_HELP, Json
 
 def _option(kind: Any, name: str, text: str, **rules: Any) -> Any:
     if kind is bool:
-        return Annotated[bool | None, typer.Option(f"--{name}/--no_{name}", metavar="", help=text, show_default=False)]
+        return Annotated[bool | None, typer.Option(f"--{name}/--no_{name}", help=text, show_default=False)]
     return Annotated[kind | None, typer.Option(f"--{name}", help=text, show_default=False, **rules)]
 
 
@@ -87,13 +87,11 @@ Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. Default: weights/CORPUS-MODEL.", show_default=False)
 ]
 Shard = Annotated[
-    bool, typer.Option("--shard", metavar="", help="Divide the model among the processes of torchrun, where it does not fit on one device.")
+    bool, typer.Option("--shard", help="Divide the model among the processes of torchrun, where it does not fit on one device.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", metavar="", help="Go on with the run in --out exactly where it stopped.")]
-Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the run that is in --out.")]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", metavar="", help="Write the figures for TensorBoard too, into the run's folder.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out exactly where it stopped.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the run that is in --out.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, into the run's folder.")]
 FLAGS = {"shard": Shard, "resume": Resume, "force": Force, "tensorboard": TensorBoard, "json": Json}
 RUN: dict[str, Any] = {"out": Out, **FLAGS}
 RECIPE = {"recipe": _option(str, "recipe", "Take the options of a recipe that `gpt2kit recipes` lists; those given here win.")}

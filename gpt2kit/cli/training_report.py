@@ -82,7 +82,7 @@ def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | 
     of_free = f" of {human_size(free)} that are free" if free else ""
     lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
     lines.append(("time", f"about {human_time(config.max_steps * seconds)}, {seconds:.2g} s a step, validations aside"))
-    lines.append(("saved in", str(setup.folder)))
+    lines.append(("saved in", str(options.as_typed_here(setup.folder))))
     return lines
 
 
@@ -103,6 +103,7 @@ class Reporter:
     def __init__(self, setup: Setup, run: Run, *, json: bool, tensorboard: bool = False) -> None:
         self.stop = False  # whether too much is copied
         self._setup, self._run, self._json = setup, run, json
+        self._folder = options.as_typed_here(run.folder)
         self._quiet = not setup.ranks.is_main
         documents = setup.train_documents
         self._index = TextIndex(documents) if documents else None
@@ -181,7 +182,7 @@ class Reporter:
         if self._quiet:
             return
         if self._last is None:
-            _say(f"this run has ended already; its model is in {self._run.folder}")
+            _say(f"this run has ended already; its model is in {self._folder}")
             return
         metrics = read_metrics(self._run.folder)
         summary = self._summary(metrics, model)
@@ -196,9 +197,9 @@ class Reporter:
         if self._sample_before and "sample" in summary:
             _say(f"\n--- before\n{self._sample_before.rstrip()}\n\n--- after\n{summary['sample'].rstrip()}", dim=True)
         if self._last.finish_reason == "stopped" and not self.stop:
-            _say(f"\nstopped and saved in {self._run.folder}; the same command with --resume goes on from step {self._last.step:,}")
+            _say(f"\nstopped and saved in {self._folder}; the same command with --resume goes on from step {self._last.step:,}")
             return
-        made = shlex.quote(str(self._run.folder))
+        made = shlex.quote(str(self._folder))
         if self._setup.options.get("lora_rank"):
             _say(f"\nthe adapters become a model with: gpt2kit merge {made} --out {made}-merged")
             made += "-merged"

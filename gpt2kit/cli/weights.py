@@ -26,7 +26,7 @@ def download(
     source: Annotated[Literal["hub", "openai"], typer.Option("--source", help="openai has the original TensorFlow files.")] = "hub",
     revision: Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit of the Hub.", show_default=False)] = None,
     force: Force = False,
-    no_verify: Annotated[bool, typer.Option("--no_verify", metavar="", help="Check sizes but no hashes.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no_verify", help="Check sizes but no hashes.")] = False,
 ) -> None:
     """Fetch weights, verified, and go on where an interrupted download stopped."""
     from gpt2kit.cli.progress import download_with_bars
@@ -67,7 +67,7 @@ def _format(path: Path) -> str:
 
 def rm(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model that `gpt2kit models` lists.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model from this machine, after asking."""
     from gpt2kit import store

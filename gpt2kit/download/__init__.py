@@ -69,7 +69,8 @@ def _understood(model: str, source: str, revision: str | None) -> tuple[str, str
         if source == "openai" and store.HUB_ID.fullmatch(name):
             raise DownloadError(f"{name} is a repository of the Hub, not one of OpenAI's models; run: gpt2kit download {name} --source hub")
         nearest = nearest_size(name)
-        raise DownloadError(f"{model} is no published GPT-2; did you mean {nearest}? Run: gpt2kit download {nearest}. A Hub id is org/name")
+        advice = f"did you mean {nearest}? Run: gpt2kit download {nearest}" if nearest else f"there are {', '.join(SIZES)}"
+        raise DownloadError(f"{model} is no published GPT-2; {advice}. A Hub id is org/name")
     if source == "openai" and catalogue.PUBLICATIONS[name].openai_directory is None:
         raise DownloadError(f"OpenAI did not publish {name}; run: gpt2kit download {name} --source hub")
     if source == "openai" and revision is not None:

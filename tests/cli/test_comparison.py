@@ -131,7 +131,37 @@ def test_what_blend_lacks_is_a_mistake_of_usage(arguments: list[str], a: Path, b
     assert run("blend", a, b, *arguments).exit_code == 2
 
 
-def test_a_wrong_share_is_refused_before_anything_is_measured(a: Path, b: Path, book: Path) -> None:
-    result = run("blend", a, b, "--alpha", 2, "--corpus", book)
+OF_A_TEXT = [
+    ("--stride", 3),
+    ("--batch_size", 8),
+    ("--unknown", "skip"),
+    ("--encoding", "utf-8"),
+    ("--text_field", "x"),
+    ("--dtype", "float64"),
+]
+
+
+@pytest.mark.parametrize("option", [*OF_A_TEXT, ("--device", "cpu"), ("--top", 3)], ids=lambda option: option[0])
+def test_an_option_for_a_text_needs_one(option: tuple[str, object], a: Path, b: Path, book: Path, tmp_path: Path) -> None:
+    # Each of them was accepted, and did nothing.
+    commands: list[list[object]] = [["diff", a, b]]
+    if option[0] != "--top":
+        commands.append(["blend", a, b, "--alpha", 0.5, "--out", tmp_path / "out"])
+    for command in commands:
+        result = run(*command, *option)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{option[0]} has no effect here" in result.stderr
+        assert run(*command, "--corpus", book, *option).exit_code == 0
+
+
+@pytest.mark.parametrize("option", [("--alpha", 0.5), ("--force",)], ids=lambda option: option[0])
+def test_an_option_for_what_is_written_needs_a_place(option: tuple[object, ...], a: Path, b: Path, book: Path) -> None:
+    result = run("blend", a, b, "--corpus", book, *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option[0]} has no effect here" in result.stderr
+
+
+def test_a_wrong_share_is_refused_before_anything_is_measured(a: Path, b: Path, book: Path, tmp_path: Path) -> None:
+    result = run("blend", a, b, "--alpha", 2, "--corpus", book, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "alpha is 2.0, expected from 0" in result.stderr

@@ -120,7 +120,13 @@ def test_tasks_print_their_figures(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--task", "chess", "x"], ["--task", "lambada", "x", "--stride", "3"], ["--corpus", "x", "--task", "lambada", "x"]]
+    "arguments",
+    [
+        [],
+        ["--task", "chess", "x"],
+        ["--corpus", "x", "--task", "lambada", "x"],
+        *(["--task", "lambada", "x", *option] for option in (["--stride", "3"], ["--encoding", "utf-8"], ["--text_field", "body"])),
+    ],
 )
 def test_what_does_not_go_together_is_a_mistake_of_usage(arguments: list[str], model: Path) -> None:
     assert run("evaluate", model, *arguments).exit_code == 2

@@ -84,6 +84,8 @@ def test_colours_are_for_terminals_and_for_those_who_ask(model: str) -> None:
     assert "bits" in coloured.split("\n\n")[1]  # the legend
     assert coloured != plain
     assert run(model, "the end", "--color", "never").stdout == plain
+    for other in (["--json"], ["--html", "page.html"]):
+        assert run(model, "the end", "--colour", "always", *other).exit_code == 2
 
 
 def test_colour_is_wanted_on_terminals_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

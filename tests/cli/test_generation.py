@@ -243,7 +243,8 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: lis
         ["a", "b"],
         ["a", "--prompts_file", "x"],
         ["a", "--overflow", "wrap"],
-        ["--json", "--colour"],
+        ["--json", "--colour", "always"],
+        ["--json", "--no_prompt"],
         ["a", "--draft_tokens", "3"],
     ],
 )
@@ -475,8 +476,11 @@ def test_a_model_without_a_vocabulary_cannot_tokenize(tmp_path: Path, tiny_model
 
 def test_colours_are_for_terminals_and_change_nothing_else(model: str) -> None:
     plain = text(model, "the end", "--max_tokens", "20")
-    assert text(model, "the end", "--max_tokens", "20", "--colour") == plain  # not a terminal
-    terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--colour")
+    assert text(model, "the end", "--max_tokens", "20", "--colour", "auto") == plain  # not a terminal
+    always = text(model, "the end", "--max_tokens", "20", "--colour", "always")
+    assert "\x1b[48;5;" in always
+    assert re.sub(r"\x1b\[[0-9;]*m", "", always) == plain
+    terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--colour", "auto")
     shown = terminal.read_until("12 and more").replace("\r\n", "\n")
     assert terminal.leave() == 0
     assert "\x1b[48;5;" in shown

@@ -32,6 +32,12 @@ def test_it_shows_the_share_the_longest_run_and_where_it_is(book: Path) -> None:
     assert "6 words, line 2\n  la luna e le altre stelle\n" in result.stdout
 
 
+def test_a_shortest_run_where_whole_lines_are_compared_is_a_mistake_of_usage(book: Path) -> None:
+    result = run("-", "--corpus", book, "--list", "--min_run", 7, stdin="a")
+    assert result.exit_code == 2
+    assert "--min_run has no effect here" in result.stderr
+
+
 def test_the_shortest_run_that_counts_can_be_chosen(book: Path) -> None:
     text = "Vedo la luna e le altre stelle, ma non il mare."
     assert "0.0%  in runs of 7" in run("-", "--corpus", book, "--min_run", 7, stdin=text).stdout

@@ -226,3 +226,12 @@ def test_losses_are_written(tmp_path: Path) -> None:
     result = run("losses", "--run", write_run(tmp_path / "run", 3.0, 2.0), "--out", "both.pdf")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "wrote both.pdf\n")
     assert Path("both.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b'{"step": 1}\n'])
+def test_a_file_without_losses_is_named(content: bytes) -> None:
+    # The folder was named instead, and what is no text was a traceback.
+    Path("other.jsonl").write_bytes(content)
+    result = run("losses", "--run", "other.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss or val_loss\n"

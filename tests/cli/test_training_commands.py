@@ -89,6 +89,14 @@ def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(book
     assert len(said.rstrip("\n")) <= 3
 
 
+def test_what_to_type_next_has_the_shortest_path(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It was absolute, whatever was given.
+    monkeypatch.chdir(tmp_path)
+    said = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "runs" / "first").stderr
+    assert f"saved in  {Path('runs/first')}\n" in said
+    assert said.endswith(f" --model {Path('runs/first')}\n")
+
+
 def test_with_json_stdout_has_one_object_a_line(book: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--json").stdout.splitlines()]
     assert [line["step"] for line in lines[:-1]] == list(range(7))

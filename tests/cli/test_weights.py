@@ -120,6 +120,7 @@ def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_mod
     ("arguments", "message"),
     [
         (["125M"], "did you mean 124M"),
+        (["llama"], "llama is no published GPT-2; there are distilgpt2, 124M, 355M, 774M, 1558M. A Hub id is org/name"),
         (["distilgpt2", "--source", "openai"], "OpenAI did not publish distilgpt2"),
         (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
     ],
