@@ -15,7 +15,7 @@ from gpt2kit.optim import is_hidden_matrix, set_learning_rate
 from gpt2kit.train import FEW_LOGITS, LOGITS_AT_ONCE, TrainConfig, prepare
 
 _MARGIN = 0.9  # of the free memory may be planned for
-_MOST_PROBES, _PROBE_SECONDS = 20, 2.0  # steps that are timed; no further one after so many seconds
+_MOST_PROBES, _PROBE_SECONDS = 20, 0.5  # steps that are timed; no further one after so many seconds
 
 
 def memory(model: GPT2, config: TrainConfig, ranks: Ranks | None = None) -> dict[str, int]:
