@@ -96,7 +96,7 @@ def test_probing_the_speed_leaves_the_weights_as_they_are(optimizer: str) -> Non
 @pytest.mark.parametrize(
     ("steps", "expected", "probed"),
     [
-        ([5.0, 0.3, 0.1, 0.7, 0.2, 0.9], 0.1, 6),  # a machine that others use: the second step alone was taken, and was three times as long
+        ([5.0, 0.3, 0.1, 0.05, 0.07, 0.09], 0.05, 5),  # a machine that others use for a moment
         ([9.0, 4.0, 4.0], 4.0, 2),  # a large model is not kept waiting
         ([0.01] * 30, 0.01, 20),
     ],
