@@ -49,7 +49,18 @@ ELSEWHERE = {
     "lm_eval": "another project's program",
 }
 # Options in the text that are not gpt2kit's.
-OTHERS_OPTIONS = {"--help", "--nproc-per-node", "--model_args", "--tasks", "--against", "--rounds", "--batch_size"}
+OTHERS_OPTIONS = {
+    "--help",
+    "--nproc-per-node",
+    "--model_args",
+    "--tasks",
+    "--against",
+    "--rounds",
+    "--batch_size",
+    "--sizes",
+    "--engines",
+    "--tokens",
+}
 
 
 # --- reading the pages -----------------------------------------------------------------------------------------------

@@ -1,0 +1,21 @@
+"""GPT-2 at its published sizes with random weights, for what depends on the size alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def make(size: str, work: Path) -> Path:
+    """Return a folder with a model of that size, made with gpt2kit's own writer if it is not there yet."""
+    folder = work / f"random-{size}"
+    if not folder.exists():
+        import torch
+
+        from gpt2kit import GPT2, SIZES
+        from gpt2kit.checkpoints import write_model
+        from gpt2kit.files import new_directory
+
+        torch.manual_seed(0)
+        with new_directory(folder) as building:
+            write_model(building, GPT2(SIZES[size]))
+    return folder

@@ -1,0 +1,71 @@
+"""The clock, what a task is, and a model of gpt2kit for one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2kit.model import GPT2
+    from gpt2kit.tokenizers import Tokenizer
+
+Task = dict[str, Any]  # what to measure, as JSON carries it to the engine's process
+Figures = dict[str, float]
+
+SEED_TOKEN = 1000  # prompts are this id and those after it
+SHORT = 16  # tokens of a prompt, where the work is not to read a long one
+
+
+def seconds(function: Callable[..., object], *arguments: object) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def bandwidth(threads: int) -> float:
+    """Return the bytes per second that this machine reads from memory, the best of five sums over 512 MiB."""
+    import torch
+
+    torch.set_num_threads(threads)
+    block = torch.ones(128 * 1024 * 1024)
+    return max(block.nbytes / seconds(block.sum) for _ in range(5))
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin with what the process had that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def load_kit(kind: str, model: str, threads: int) -> tuple[GPT2, Tokenizer | None]:
+    """Load a model with gpt2kit in float32, bfloat16 or int8, for so many threads."""
+    import torch
+
+    import gpt2kit
+
+    torch.set_num_threads(threads)
+    options: dict[str, Any] = {"quantize": kind} if kind == "int8" else {"dtype": kind}
+    return gpt2kit.load(Path(model), device="cpu", **options)
+
+
+def load_hf(kind: str, model: str, threads: int) -> Any:
+    """Load a model with transformers, for so many threads."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(threads)
+    loaded: Any = GPT2LMHeadModel.from_pretrained(model, dtype=getattr(torch, kind))
+    return loaded.eval()
+
+
+def prompt(task: Task, length: int | None = None) -> list[int]:
+    """Return ids of the length that the task asks for, in the model's vocabulary."""
+    return [(SEED_TOKEN + place) % task["n_vocab"] for place in range(length or task["prompt_tokens"])]

@@ -1,0 +1,146 @@
+"""benchmark.py: every kind of work on a tiny model, and what is made of the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import benchmark
+import pytest
+from benchmark import Contestant, engines_of, medians, with_ratios
+
+from gpt2kit import store
+from gpt2kit.checkpoints import open_checkpoint
+from gpt2kit.config import SIZES, GPT2Config
+
+ROOT = Path(__file__).parents[2]
+TINY = GPT2Config(n_vocab=300, n_ctx=96, n_embd=32, n_head=2, n_layer=2)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines run in this process, on a machine of known bandwidth, where decoding takes a hundredth of a second a token."""
+
+    def seconds(go: Callable[[int], None], tokens: int) -> float:
+        go(tokens)
+        return tokens / 100
+
+    monkeypatch.setattr(benchmark, "in_its_own_process", benchmark.in_this_process)
+    monkeypatch.setattr(benchmark, "bandwidth", lambda _: 1e9)
+    monkeypatch.setattr("measures.decode.seconds", seconds)
+
+
+def run(work: Path, *words: str) -> dict[str, Any]:
+    options = benchmark.parser().parse_args([*words, "--rounds", "1", "--threads", "1", "--work", str(work)])
+    return benchmark.compare(benchmark.contestants_of(options), options.rounds)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("decode --tokens 12", {"tokens_per_second", "of_bandwidth"}),
+        ("batch --tokens 12 --batch_size 2", {"tokens_per_second", "of_bandwidth"}),
+        ("context --tokens 5 --prompt_tokens 60", {"tokens_per_second", "after_long", "cost"}),
+        ("prefill --prompt_tokens 60", {"tokens_per_second"}),
+        ("prefix --prompt_tokens 60 --batch_size 3", {"seconds", "equal", "shared", "different"}),
+        ("draft --tokens 12 --engines kit-float32", {"tokens_per_second", "without", "gain", "accepted", "per_step", "cost_of_8"}),
+        ("load", {"seconds"}),
+        ("evaluate --tokens 600 --batch_size 2", {"tokens_per_second"}),
+        ("train --tokens 2", {"tokens_per_second"}),
+    ],
+)
+def test_every_kind_of_work_gives_its_figures(words: str, names: set[str], here: None, tmp_path: Path) -> None:
+    found = run(tmp_path, *words.split(), "--model", "dante")
+    assert found["engines"]
+    for row in found["engines"].values():
+        assert names | {"ratio", "peak_GB"} <= row.keys()
+        assert all(math.isfinite(value) and value >= 0 for value in row.values()), row
+
+
+def test_rates_leave_out_the_reading_of_the_prompt_and_count_every_text(here: None, tmp_path: Path) -> None:
+    options = ["--model", "dante", "--tokens", "12", "--engines", "kit-float32"]
+    weights = 68 * 192 + 12 * 192 * 192 * open_checkpoint(store.find("dante")).config.n_layer
+    one = run(tmp_path, "decode", *options)["engines"]["kit-float32"]
+    assert one["tokens_per_second"] == pytest.approx(100)
+    assert one["of_bandwidth"] == pytest.approx(100 * weights * 4 / 1e9, abs=2e-3)
+    three = run(tmp_path, "batch", "--batch_size", "3", *options)["engines"]["kit-float32"]
+    assert three["tokens_per_second"] == pytest.approx(300)
+    assert three["of_bandwidth"] == one["of_bandwidth"]
+
+
+def test_scale_makes_models_once_and_compares_the_weights_that_are_read(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "tiny", TINY)
+    monkeypatch.setitem(SIZES, "wider", GPT2Config(n_vocab=300, n_ctx=96, n_embd=64, n_head=2, n_layer=2))
+    words = ["scale", "--sizes", "tiny,wider", "--tokens", "12", "--engines", "kit-float32,kit-bfloat16"]
+    rows = run(tmp_path, *words)["engines"]
+    assert list(rows) == ["kit-float32 tiny", "kit-float32 wider", "kit-bfloat16 tiny", "kit-bfloat16 wider"]
+    for engine, width in (("kit-float32", 4), ("kit-bfloat16", 2)):
+        first, second = rows[f"{engine} tiny"], rows[f"{engine} wider"]
+        read = (300 * 32 + 2 * 12 * 32 * 32) * width  # the head, and the matrices of two layers
+        assert first["weights_GBps"] == pytest.approx(first["tokens_per_second"] * read / 1e9, rel=0.05, abs=1e-3)
+        assert first["ratio"] == 1
+        assert second["ratio"] == pytest.approx(second["weights_GBps"] / first["weights_GBps"], rel=0.05)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("random-*/model.safetensors")}
+    run(tmp_path, *words)
+    assert len(before) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_process_of_its_own_prints_a_table_and_json(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "load", "--engines", "kit-float32,ct2-nothing"]
+    options = ["--model", "dante", "--rounds", "1", "--work", str(tmp_path)]
+    done = subprocess.run([*command, *options], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    table, found = done.stdout.splitlines(), json.loads(done.stdout.splitlines()[-1])
+    assert table[0].startswith("load: ")
+    assert table[2].split()[0] == "kit-float32"
+    assert found["engines"]["kit-float32"]["ratio"] == 1
+    assert found["engines"]["ct2-nothing"] == {}  # an engine that fails
+    assert "ct2-nothing: AttributeError" in done.stderr
+
+
+def test_a_process_reports_its_own_memory_and_not_that_of_the_one_that_started_it() -> None:
+    program = "from measures.timing import peak_memory; block = bytes(10_000_000); print(peak_memory())"
+    block = bytes(300_000_000)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=True)
+    assert 10_000_000 < int(done.stdout) < len(block) / 2
+
+
+def test_medians_leave_out_rounds_in_which_an_engine_failed() -> None:
+    assert medians([{"seconds": 3.0}, {}, {"seconds": 1.0}, {"seconds": 2.0}]) == {"seconds": 2.0}
+    assert medians([{}, {}]) == {}
+
+
+def test_ratios_are_to_the_first_row() -> None:
+    contestants = [Contestant(engine, {"what": "load"}) for engine in ("hf-float32", "kit-float32", "kit-int8")]
+    rows = with_ratios(contestants, [{"seconds": 2.0, "peak_GB": 1.0}, {"seconds": 1.0, "peak_GB": 3.0}, {}])
+    assert rows == [{"seconds": 2.0, "ratio": 1.0, "peak_GB": 1.0}, {"seconds": 1.0, "ratio": 0.5, "peak_GB": 3.0}, {}]
+
+
+def test_only_peers_that_can_do_the_work_take_part() -> None:
+    assert engines_of("decode", "hf,llama")[:5] == ["hf-float32", "hf-bfloat16", "llama-f32", "llama-bf16", "llama-q8_0"]
+    assert engines_of("load", "hf,llama") == ["hf-float32", "hf-bfloat16", "kit-float32", "kit-bfloat16", "kit-int8"]
+    assert engines_of("train", "hf") == ["hf-bfloat16", "kit-bfloat16"]
+    with pytest.raises(SystemExit, match="vllm"):
+        engines_of("decode", "vllm")
+
+
+def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="for batch, prefix, evaluate, not for decode"):
+        run(tmp_path, "decode", "--model", "dante", "--batch_size", "4")
+
+
+def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "speed.md"))
+    commands = re.findall(r"python scripts/benchmark\.py ([a-z][^`\n]*)", pages)
+    assert {shlex.split(command, comments=True)[0] for command in commands} == benchmark.WORKS.keys()
+    for command in commands:
+        benchmark.parser().parse_args(shlex.split(command, comments=True))
