@@ -30,6 +30,7 @@ _OPENAI_SUFFIX = "-openai"
 _LARGEST_MANIFEST = 2**20  # bytes
 # A directory holds a model when one of these is in it; which format it is, the readers tell from the contents.
 _MODEL_FILES = ("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt")
+INT8_SUFFIX = ".gpt2kit-int8"  # of the weights in eight bits, made once and kept beside those that they were made of
 ADAPTERS_FILE = "adapter.json"  # what a run with --lora_rank leaves in its place
 
 
@@ -187,6 +188,31 @@ def _what_to_type(model: str | Path, path: Path) -> str:
     if nearest := nearest_size(name):
         return f"no model is called {name}; did you mean {nearest}? Run: gpt2kit download {nearest}.{listed}"
     return f"no model is called {name}.{listed} To download one of {', '.join(SIZES)}, run: gpt2kit download 124M"
+
+
+def memory_needed(path: Path, dtype: str = "float32", quantize: str | None = None) -> int:
+    """Return about how many bytes a model's weights take in memory, going by the file that they lie in; 0 where that does not tell.
+
+    It is a guess, made before anything is checked, but never more than the file has. Weights that are to be converted tell nothing.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if quantize is not None:
+        kept = file.with_suffix(INT8_SUFFIX)
+        return kept.stat().st_size if kept.is_file() else 0
+    if file.suffix != ".safetensors" or not file.is_file():
+        return 0
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(min(length, 2**24))
+    try:
+        entries = [entry for entry in json.loads(header).values() if "dtype" in entry]
+        weights = [entry for entry in entries if len(entry["shape"]) <= 2]  # a mask, which is no weight, has four dimensions
+        n = sum(int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]) for entry in weights)
+        stored = {entry["dtype"] for entry in weights}
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
+        return 0
+    wanted = {"float64": "F64", "bfloat16": "BF16", "float16": "F16"}.get(dtype, "F32")
+    return n if stored == {wanted} and 0 < n <= file.stat().st_size else 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ README = PACKAGE.parent / "README.md"
 
 # From the foundations up; a module may import from lines above its own, and from its own package.
 LAYERS = [
-    {"errors", "allocator", "dropout"},
+    {"errors", "allocator", "pages", "dropout"},
     {"files"},
     {"config", "sampling"},
     {"catalogue", "store", "recipes", "distributed"},

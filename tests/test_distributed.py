@@ -280,22 +280,6 @@ def test_of_two_processes_one_prints_and_writes(root: Path) -> None:
     assert_trained_once(printed, root / "command")
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["generate", "a", "--model", "nowhere"], 1), (["--nonsense"], 2)])
-def test_one_of_several_processes_ends_at_once_with_all_written(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int
-) -> None:
-    # At the interpreter's own end, threads that torch keeps for a model in shards could abort the process ("terminate called …").
-    ended: list[tuple[int, str]] = []
-    monkeypatch.setattr("os._exit", lambda code: ended.append((code, "".join(capfd.readouterr()))))
-    monkeypatch.setattr("sys.argv", ["gpt2kit", *arguments])
-    for processes in ("1", "2"):
-        monkeypatch.setenv("WORLD_SIZE", processes)
-        with pytest.raises(SystemExit):
-            main()
-    assert [code for code, _ in ended] == [code]
-    assert ended[0][1]
-
-
 @pytest.mark.slow
 def test_torchrun_prints_and_writes_once(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(VERSES * 3, encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import gpt2kit
-from gpt2kit import native
+from gpt2kit import native, store
 from gpt2kit.checkpoints import int8, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
@@ -138,7 +138,7 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
 def test_a_second_load_reads_the_file_that_the_first_one_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(path.name for path in folder.iterdir())
     first, _ = gpt2kit.load(folder, quantize="int8")
-    file = folder / f"model{int8.SUFFIX}"
+    file = folder / f"model{store.INT8_SUFFIX}"
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, file.name])
     monkeypatch.setattr(int8, "quantized_state", None)  # would fail if it were made again
     second, _ = gpt2kit.load(folder, quantize="int8")
@@ -159,7 +159,7 @@ def test_changed_weights_are_noticed(folder: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
 def test_a_damaged_file_is_made_anew(damage: str, folder: Path) -> None:
     first, _ = gpt2kit.load(folder, quantize="int8")
-    file = folder / f"model{int8.SUFFIX}"
+    file = folder / f"model{store.INT8_SUFFIX}"
     whole = file.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     header = whole[8 : 8 + length].replace(b'"source":"', b'"source":"0')[:length]
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_still_loads(folder: Path, monkeypatch: 
     monkeypatch.setattr("gpt2kit.files.os.replace", refuse)
     model, _ = gpt2kit.load(folder, quantize="int8")
     assert isinstance(model, Int8GPT2)
-    assert not list(folder.glob(f"*{int8.SUFFIX}*"))
+    assert not list(folder.glob(f"*{store.INT8_SUFFIX}*"))
     assert not list(folder.glob(".*"))
 
 
@@ -196,7 +196,7 @@ def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
     write_model(folder, model)
     with pytest.raises(CheckpointFormatError, match="NaN"):
         gpt2kit.load(folder, quantize="int8")
-    assert not list(folder.glob(f"*{int8.SUFFIX}"))
+    assert not list(folder.glob(f"*{store.INT8_SUFFIX}"))
 
 
 @pytest.mark.parametrize("options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}])
@@ -207,7 +207,7 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, str], folder: Path
 
 def test_the_file_is_plain_safetensors(folder: Path) -> None:
     model, _ = gpt2kit.load(folder, quantize="int8")
-    stored = load_file(folder / f"model{int8.SUFFIX}")
+    stored = load_file(folder / f"model{store.INT8_SUFFIX}")
     assert stored.keys() == model.state_dict().keys()
 
 

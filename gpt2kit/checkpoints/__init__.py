@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
 from gpt2kit.checkpoints.int8 import build_int8_model
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, in_large_pages
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, unwritten
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.files import read_start
@@ -124,8 +124,7 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
     # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes. They are
     # filled by other threads, which a caller's inference mode does not reach.
     with torch.inference_mode(False):
-        shapes = checkpoint.config.shapes()
-        state = {name: in_large_pages(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
+        state = unwritten({name: (shape, dtype) for name, shape in checkpoint.config.shapes().items()}, device)
     _check_tied_copy(checkpoint)
 
     local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache
@@ -135,15 +134,16 @@ def build_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", d
         if not stored.transposed and (stored.dtype, "cpu") == (final.dtype, final.device.type):
             buffer = as_bytes(final)
         elif stored.nbytes > _SCRATCH:
-            buffer = None
+            buffer = unwritten({name: ((stored.nbytes,), torch.uint8)})[name]
         else:
             if not hasattr(local, "scratch"):
-                local.scratch = torch.empty(_SCRATCH, dtype=torch.uint8)
+                local.scratch = unwritten({name: ((_SCRATCH,), torch.uint8)})[name]
             buffer = local.scratch
         tensor = stored.read(buffer)
         _check_finite(checkpoint.path, name, tensor)
         if tensor.data_ptr() != final.data_ptr():
-            final.copy_(tensor)
+            # Torch is quick to turn matrices, and to convert them, but not to do both at once.
+            final.copy_(tensor.to(final.dtype) if stored.transposed else tensor)
 
     # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
     # would only hold more tensors at once.

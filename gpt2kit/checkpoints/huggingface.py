@@ -152,13 +152,13 @@ def _read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
         raise CheckpointFormatError(path, explanation)
     if pickled.is_pickled(start):
         return _pickled_tensors(path), "torch file"
-    return _safetensors(path), "safetensors"
+    return safetensors_file(path), "safetensors"
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def _safetensors(path: Path) -> dict[str, StoredTensor]:
+def safetensors_file(path: Path, *, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file: header length (uint64), JSON header, then the tensors at the offsets it gives."""
     try:
         safe_open(path, framework="pt", backend="pread")  # checks all of the header against the file
@@ -170,9 +170,9 @@ def _safetensors(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES and not name.endswith(BUFFERS):
-            raise CheckpointFormatError(path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
-        shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"], torch.uint8)
+        if entry["dtype"] not in dtypes and not name.endswith(BUFFERS):
+            raise CheckpointFormatError(path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(dtypes)}")
+        shape, dtype = tuple(entry["shape"]), dtypes.get(entry["dtype"], torch.uint8)
         tensors[name] = StoredTensor(shape, dtype, partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype))
     return tensors
 

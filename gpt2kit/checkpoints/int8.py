@@ -15,13 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2kit.checkpoints.huggingface import write_safetensors
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
+from gpt2kit.checkpoints.huggingface import safetensors_file, write_safetensors
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, unwritten
+from gpt2kit.errors import CheckpointFormatError
 from gpt2kit.files import new_file
 from gpt2kit.quantize import Int8GPT2, quantized_state
+from gpt2kit.store import INT8_SUFFIX
 
-SUFFIX = ".gpt2kit-int8"
 _VERSION = "1"  # of how weights are rounded
+_DTYPES = {"F32": torch.float32, "I8": torch.int8}
 
 
 def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> Int8GPT2:
@@ -30,12 +32,12 @@ def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> I
     Where the file cannot be written, the model is made anew each time.
     """
     model = Int8GPT2(checkpoint.config)
-    path = checkpoint.folder / f"{'model' if checkpoint.path.is_dir() else checkpoint.path.stem}{SUFFIX}"
+    path = checkpoint.folder / f"{'model' if checkpoint.path.is_dir() else checkpoint.path.stem}{INT8_SUFFIX}"
     source = fingerprint(checkpoint)
     state = _read(path, model, source)
     if state is None:
         # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
-        state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
+        state = unwritten({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()})
         for name, tensor in quantized_state(checkpoint.config, read):
             state[name].copy_(tensor)
         with contextlib.suppress(OSError):
@@ -51,7 +53,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
     for path in sorted(checkpoint.folder.iterdir()):
-        if path.is_file() and SUFFIX not in path.name and not path.name.startswith("."):
+        if path.is_file() and INT8_SUFFIX not in path.name and not path.name.startswith("."):
             status = path.stat()
             digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
             with path.open("rb") as file:
@@ -61,16 +63,23 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
     """Return the tensors in the file, or None unless it is whole and was made of this source."""
-    expected = model.state_dict()
+    specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     try:
+        before = path.stat()
         with safe_open(path, framework="pt", backend="pread") as file:
-            if (file.metadata() or {}).get("source") != source or set(file.keys()) != expected.keys():
+            if (file.metadata() or {}).get("source") != source:
                 return None
-            state = {name: file.get_tensor(name) for name in expected}
-    except (SafetensorError, OSError):
+        stored = safetensors_file(path, dtypes=_DTYPES)
+        if {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} != specs:
+            return None
+        state = unwritten(specs)
+        for name, tensor in state.items():
+            stored[name].read(as_bytes(tensor))
+        after = path.stat()
+    except (SafetensorError, OSError, CheckpointFormatError):
         return None
-    fits = all(tensor.shape == expected[name].shape and tensor.dtype == expected[name].dtype for name, tensor in state.items())
-    return state if fits else None
+    is_the_same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)  # nobody has put another file there
+    return state if is_the_same else None
 
 
 def _write(path: Path, state: dict[str, Tensor], source: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gpt2kit import pages
 from gpt2kit.checkpoints.names import is_transposed
 from gpt2kit.config import GPT2Config
 from gpt2kit.distributed import gathered
@@ -18,6 +18,8 @@ from gpt2kit.errors import CheckpointMismatchError
 
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_ALIGNMENT = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> 
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-def in_large_pages(tensor: Tensor) -> Tensor:
-    """Ask Linux to back a large, unwritten tensor with pages of 2 MB: 500 times fewer to touch now, and to look up ever after."""
-    huge, advice = 2**21, getattr(mmap, "MADV_HUGEPAGE", None)
-    start = -(-tensor.data_ptr() // huge) * huge
-    length = tensor.data_ptr() + tensor.nbytes - start
-    if advice is not None and tensor.device.type == "cpu" and length >= huge:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)  # a wish: a refusal changes nothing
-    return tensor
+def unwritten(specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return tensors of these shapes and dtypes that nothing has been written to; on the CPU they share large pages."""
+    if torch.device(device).type != "cpu" or not pages.available():
+        return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in specs.items()}
+    sizes = [torch.Size(shape).numel() for shape, _ in specs.values()]
+    aligned = [-(-size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for size, (_, dtype) in zip(sizes, specs.values(), strict=True)]
+    memory = pages.take(sum(aligned) + pages.LARGE_PAGE)
+    first = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % pages.LARGE_PAGE
+    starts = itertools.accumulate(aligned[:-1], initial=first)
+    return {
+        name: torch.frombuffer(memory, dtype=dtype, count=size, offset=start).view(shape)  # keeps the memory as long as itself
+        for (name, (shape, dtype)), size, start in zip(specs.items(), sizes, starts, strict=True)
+    }
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

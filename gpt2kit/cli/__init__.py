@@ -6,7 +6,6 @@ when they run, so that help is instant.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import warnings
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gpt2kit.cli import process
 from gpt2kit.cli.help import Commands
 from gpt2kit.errors import Gpt2KitError
 
@@ -84,21 +84,8 @@ def main() -> None:
     try:
         app(prog_name="gpt2kit")
     except SystemExit as end:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _end_at_once(end.code)
+        process.end_at_once(end.code)
         raise
-
-
-def _end_at_once(code: Any) -> None:
-    """End one of several processes with all written, but without the interpreter's own end.
-
-    Torch holds the group of a model in shards to the last; its threads, still going while the interpreter is taken apart, could abort
-    the process after everything went well.
-    """
-    for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            output.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 from gpt2kit.cli import comparison, evaluation, explain, generation, originality, plots, training, weights  # noqa: E402

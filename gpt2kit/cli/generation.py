@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2kit.cli import colour, options
+from gpt2kit.cli import colour, options, process
 from gpt2kit.cli.colour import Colour
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
@@ -119,6 +119,7 @@ def generate(
 
     Without a prompt on a terminal, asks for one after the other. The text goes to stdout, everything else to stderr.
     """
+    process.begin(model, device, dtype, quantize)
     from gpt2kit.generate import Request, draw_seed
 
     coloured = _coloured(context, colours, json)
@@ -143,9 +144,8 @@ def generate(
     Request(**wish)  # refuses a wrong option before a model is loaded
     prompts = [] if loop else _prompts(prompt, prompts_file)
     started = time.perf_counter()
-    wish["draft"], draft_tokenizer = _load_draft(draft, device, dtype, quantize)
     gpt2, tokenizer = options.load(model, device, dtype, quantize)
-    _check_draft(draft, draft_tokenizer, model, tokenizer)
+    wish["draft"] = _load_draft(draft, device, dtype, quantize, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started) if stats else None
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
@@ -189,22 +189,20 @@ def _draft_tokens(given: int | None, draft: str | None) -> int:
     return DRAFT_TOKENS if given is None else given
 
 
-def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None) -> tuple[Draft | None, Tokenizer | None]:
-    if draft is None:
-        return None, None
-    return ("lookup", None) if draft == "lookup" else options.load(draft, device, dtype, quantize)
-
-
-def _check_draft(draft: str | None, draft_tokenizer: Tokenizer | None, model: str, tokenizer: Tokenizer | None) -> None:
-    """Raise ConfigError where a draft model has a vocabulary, and it is not the model's."""
+def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None, model: str, tokenizer: Tokenizer | None) -> Draft | None:
+    """Return who drafts for a model; raises ConfigError for a draft model that has a vocabulary, and not the model's."""
     from gpt2kit.errors import ConfigError
     from gpt2kit.tokenizers import identity
 
-    if tokenizer and draft_tokenizer and identity(tokenizer) != identity(draft_tokenizer):
+    if draft is None or draft == "lookup":
+        return "lookup" if draft else None
+    loaded, theirs = options.load(draft, device, dtype, quantize)
+    if tokenizer and theirs and identity(tokenizer) != identity(theirs):
         raise ConfigError(
-            f"the draft model {draft} has another vocabulary than {model} ({draft_tokenizer.n_vocab:,} and {tokenizer.n_vocab:,} tokens); "
+            f"the draft model {draft} has another vocabulary than {model} ({theirs.n_vocab:,} and {tokenizer.n_vocab:,} tokens); "
             "expected the same: take a smaller model of its family, or --draft lookup"
         )
+    return loaded
 
 
 def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:

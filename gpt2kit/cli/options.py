@@ -68,10 +68,13 @@ def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
 
 def load(model: str, device: str, dtype: str, quantize: str | None = None) -> tuple[GPT2, Tokenizer | None]:
     """Load a model, which is downloaded first if need be and can be; a wrong device or dtype is refused before that."""
+    from gpt2kit import pages
     from gpt2kit.checkpoints import load, pick_numbers
 
     pick_numbers(device, dtype, quantize)
-    return load(locate(model), device=device, dtype=dtype, quantize=quantize)
+    loaded = load(locate(model), device=device, dtype=dtype, quantize=quantize)
+    pages.release()
+    return loaded
 
 
 def locate(model: str) -> Path:

@@ -1,0 +1,93 @@
+"""How a process begins and ends: what is imported and got ready first, and that nothing is lost at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import write_hub
+
+from gpt2kit.model import GPT2
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def python(program: str, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=os.environ | ONE_THREAD | options, capture_output=True, text=True, check=False)
+
+
+# Runs the command line as `gpt2kit` does; tells at which of its ends the process came past.
+RUN = """
+import atexit, sys
+from gpt2kit.cli import main
+class Last:
+    def __del__(self): print("taken apart")
+last = Last()
+atexit.register(lambda: print("atexit"))
+{more}
+main()
+"""
+
+
+def test_all_is_written_and_atexit_runs_but_the_interpreter_is_not_taken_apart() -> None:
+    done = python(RUN.format(more=""), "--version")
+    assert done.stdout.startswith("gpt2kit ")
+    assert done.stdout.endswith("atexit\n")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["rm", "nothing-of-that-name"], 1), (["nonsense"], 2), (["models", "--help"], 0)])
+def test_the_exit_code_stays(arguments: list[str], code: int) -> None:
+    assert python(RUN.format(more=""), *arguments).returncode == code
+
+
+def test_a_thread_that_has_work_to_do_may_finish() -> None:
+    working = "import threading, time; threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
+    done = python(RUN.format(more=working), "--version")
+    assert "thread\n" in done.stdout
+    assert done.stdout.endswith("taken apart\n")
+
+
+def test_a_profiler_reports() -> None:
+    command = [sys.executable, "-m", "cProfile", "-m", "gpt2kit", "--version"]
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=True)
+    assert "function calls" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_at_the_end_is_not_taken_for_success() -> None:
+    program = RUN.format(more="sys.stdout = open('/dev/full', 'w'); print('a line that waits to be written')")
+    assert python(program, "rm", "nothing-of-that-name").returncode != 0
+    done = python(program.replace("main()", "from gpt2kit.cli import process; process.end_at_once(0)"))
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+
+
+BEGIN = """
+import gc, sys
+from gpt2kit import pages
+from gpt2kit.cli import process
+prepared = []
+pages.prepare = prepared.append
+process.begin(*sys.argv[1:4], None)
+print(prepared, "torch" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 50_000)
+prepared.clear()
+process.begin(*sys.argv[1:4], None)
+print(prepared)
+"""
+
+
+def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage(tiny_model: GPT2, tmp_path: Path) -> None:
+    done = python(BEGIN, str(write_hub(tmp_path / "model", tiny_model)), "cpu", "float32")
+    needed = sum(parameter.nbytes for parameter in tiny_model.parameters())
+    assert done.stdout == f"[{needed}] True True True\n[]\n"
+
+
+@pytest.mark.parametrize(("model", "device"), [("nothing-of-that-name", "cpu"), ("dante", "cuda")])
+def test_no_memory_is_got_ready_for_what_is_not_there_or_elsewhere(model: str, device: str) -> None:
+    assert python(BEGIN, model, device, "auto").stdout == "[] True True True\n[]\n"
