@@ -43,7 +43,14 @@ class KVCache:
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths = lengths  # tokens that each row has read
         self._same = len(set(lengths)) <= 1
-        self._starts = None if self._same else torch.tensor(lengths, device=self.keys.device)
+        self._starts_made: Tensor | None = None
+
+    @property
+    def _starts(self) -> Tensor:
+        """The lengths as a tensor (B,), made when it is asked for: sending it to a GPU would make every step wait."""
+        if self._starts_made is None:
+            self._starts_made = torch.tensor(self.lengths, device=self.keys.device)
+        return self._starts_made
 
     @property
     def batch_size(self) -> int:
@@ -74,7 +81,7 @@ class KVCache:
         """
         self.check_room(n)
         steps = torch.arange(n, device=self.keys.device)
-        return max(self.lengths) + steps if self._starts is None else self._starts[:, None] + steps
+        return max(self.lengths) + steps if self._same else self._starts[:, None] + steps
 
     def mask(self, n: int) -> Tensor | None:
         """Which of the S keys each of the next n tokens may look at, True for yes: (n, S), or (B, 1, n, S) for unequal rows.
@@ -93,7 +100,7 @@ class KVCache:
         """Store a layer's new keys and values (B, H, T, D) and return all of that layer's, (B, H, S, D), in the dtype of the new ones."""
         n, longest = keys.shape[2], max(self.lengths)
         for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            if self._starts is None:
+            if self._same:
                 stored[:, :, longest : longest + n] = new
             else:
                 rows = torch.arange(self.batch_size, device=stored.device)[:, None]

@@ -47,13 +47,14 @@ class Continuation:
         n_vocab: int | None = None,
         drafter: Drafter | None = None,
         logprobs: bool = False,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.sampling = sampling
         self.n_vocab = n_vocab or model.config.n_vocab  # ids from here on are padding of the matrix, not tokens
         self.history = [self._fit(list(prompt), max_tokens, overflow) for prompt in prompts]  # what each row's future depends on
         self.rows = list(range(len(prompts)))  # the rows still running, in the order of the cache
-        self.decoder = Decoder(model)
+        self.decoder = Decoder(model, compile=compile)
         self.checked: list[Checked | None] = []  # of each running row: what the last step made of its proposal, if it had one
         self._logits: list[Tensor] = []  # (tokens of the last step, V) of each running row: what its tokens were chosen from
         self._generators = list(generators)
@@ -63,7 +64,7 @@ class Continuation:
         self._most_likely = 0 if logprobs or not sampling.most_likely else sampling.most_likely + padding
         self._drafter = drafter
         longest, ahead = max(map(len, self.history)), drafter.most if drafter else 0
-        self._cache = model.new_cache(len(prompts), capacity=longest + max_tokens + ahead)
+        self._cache = self.decoder.new_cache(len(prompts), longest + max_tokens + ahead)
 
     def step(self) -> list[list[int]]:
         """Choose the next token of every running row, with a drafter perhaps several, and return them in the order of `rows`."""

@@ -1,4 +1,4 @@
-"""How generation reads tokens: the torch model, or the native step where that can run it.
+"""How generation reads tokens: the torch model, the native step where that can run it, or a CUDA graph.
 
 The model's definition is model.py; a decoder only chooses who computes it, and no result depends on the choice beyond rounding.
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from gpt2kit import native
 from gpt2kit.cache import KVCache
+from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
+from gpt2kit.static_step import rounded, steps_of
 
 # Tokens that are read at once: up to so many, the native step reads the weights once for all; beyond, torch's matrix products win.
 MOST_TOKENS = 16
@@ -29,18 +31,30 @@ class Decoder:
     """Reads tokens into a cache and gives the logits of the next ones.
 
     A model that changes meanwhile, its modules, hooks or where its weights lie, is seen to have changed a few tokens later.
+    With `compile`, torch compiles what reads one new token of every row; ConfigError where the native step does that.
     """
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, *, compile: bool = False) -> None:
         self.model = model
         self._level = native.level()
         self._description: native.Description | None = None
         self._read_natively = False
         self._reads = 0
+        if compile and self._native(1):
+            raise ConfigError(
+                f"--compile is for torch, but here the native step reads the tokens; leave it out, or set {native.VARIABLE}=0, or use a GPU"
+            )
+        self._static = steps_of(model, compiled=compile) if compile or model.device.type == "cuda" else None
 
-    def name(self, tokens: int = 1) -> str:
-        """Say who reads so many tokens at once: "torch", or "native" and the instructions that it uses."""
-        return f"native {self._level}" if self._native(tokens) else "torch"
+    def name(self, tokens: int = 1, *, ahead: bool = False) -> str:
+        """Say who reads so many tokens at once, or with `ahead` by `read_each`: "torch", "native" and the instructions that it uses, …"""
+        if self._native(tokens):
+            return f"native {self._level}"
+        return "torch" if self._static is None or ahead else self._static.name
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """Return an empty cache with room for so many tokens or, where steps are made for certain sizes, a few more."""
+        return self.model.new_cache(batch_size, capacity=rounded(capacity) if self._static else capacity)
 
     def read(self, ids: Tensor | Sequence[Sequence[int]], cache: KVCache, *, most_likely: int = 0) -> Tensor:
         """Read (B, T) ids, or B lists of T, after what the cache holds, and return the logits after the last of each row.
@@ -53,6 +67,9 @@ class Decoder:
         description = self._native(B * T, cache)
         self._read_natively = description is not None
         if description is None:
+            if T == 1 and self._static and self._static.takes(self.model, cache):
+                self._reads += 1
+                return self._static.read(self.model, self._checked(rows), cache, look=self._reads % READS_BETWEEN_LOOKS == 1)
             return _precise(self.model.head(self.model.hidden(self._tensor(ids), cache)[:, -1]))
         cache.check_room(T)
         self._checked(rows)

@@ -40,17 +40,18 @@ def generate_tokens(
     overflow: Overflow = "slide",
     draft: Draft | None = None,
     draft_tokens: int = DRAFT_TOKENS,
+    compile: bool = False,
 ) -> Iterator[list[int]]:
     """Continue (B, T) ids, or prompts of different lengths, and yield one list of B tokens a step.
 
     Ends after max_tokens steps, or when every row has produced `stop_id`; a row that has ended repeats it. Row b draws from the
     stream of (seed, b). For `overflow` see Continuation; with `stop`, all rows end when the first is full. For `draft`, a smaller
-    model or "lookup", see speculate.py.
+    model or "lookup", see speculate.py, for `compile` Decoder.
     """
     prompts = ids.tolist() if isinstance(ids, Tensor) else ids
     if not prompts or not all(isinstance(prompt, Sequence) for prompt in prompts):
         raise ConfigError("expected (B, T) ids or a list of prompts, each a list of ids")
-    request = Request(max_tokens=max_tokens, overflow=overflow, seed=seed, draft=draft, draft_tokens=draft_tokens)
+    request = Request(max_tokens=max_tokens, overflow=overflow, seed=seed, draft=draft, draft_tokens=draft_tokens, compile=compile)
     generators = [sample_generator(request.drawn_seed, row) for row in range(len(prompts))]
     state = _begin(model, prompts, generators, request, sampling or Sampling(), model.config.n_vocab)
     waiting: list[deque[int]] = [deque() for _ in prompts]  # chosen and not given yet: with a draft, rows get on at different speeds
@@ -88,6 +89,7 @@ def _begin(
         n_vocab=n_vocab,
         drafter=drafter,
         logprobs=request.logprobs,
+        compile=request.compile,
     )
 
 
@@ -113,6 +115,7 @@ class Options(TypedDict, total=False):
     logprobs: bool
     draft: Draft | None
     draft_tokens: int
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ class Request(Sampling):
     logprobs: bool = False  # also give the log-probability of each token
     draft: Draft | None = field(default=None, repr=False)  # who proposes tokens ahead: a smaller model, or "lookup" (speculate.py)
     draft_tokens: int = DRAFT_TOKENS  # how many at once, at most
+    compile: bool = False  # let torch compile what reads a new token, where torch does; that takes a minute at first
     drawn_seed: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +151,8 @@ class Request(Sampling):
             raise ConfigError(f"overflow is {self.overflow!r}, expected slide, stop or error")
         if isinstance(self.draft, str) and self.draft != "lookup":
             raise ConfigError(f"draft is {self.draft!r}, expected a model, or 'lookup'")
+        if self.compile and self.draft is not None:
+            raise ConfigError("--compile is for one token at a time, and a draft proposes several; leave out --compile or --draft")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise ConfigError("a stop text is empty; expected one character at least")
@@ -191,8 +197,8 @@ def stream(model: GPT2, tokenizer: Tokenizer | None, prompt: str | Sequence[str]
 
     The pieces of one row, joined, are its whole continuation; an empty prompt starts a new text. Several prompts and samples
     share the work, and each comes out as it would alone. Options are those of Request and Sampling: max_tokens, temperature,
-    top_k, top_p, min_p, repetition_penalty, stop, seed, num_samples, overflow, special, ignore_eos, logprobs, draft, draft_tokens.
-    What cannot be is refused at the call, before the first piece is asked for.
+    top_k, top_p, min_p, repetition_penalty, stop, seed, num_samples, overflow, special, ignore_eos, logprobs, draft, draft_tokens,
+    compile. What cannot be is refused at the call, before the first piece is asked for.
     """
     request = Request(**options)
     if tokenizer is None:

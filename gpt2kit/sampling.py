@@ -60,11 +60,18 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     """
     if sampling.temperature == 0:
         best = penalized(logits, sampling, seen).max(dim=-1)
+        ids = _sent(best.indices)
         _require_finite(best.values.tolist())
-        return best.indices.tolist()
+        return ids.tolist()
     probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
+    ids = _sent(ids)
     places = draw(probabilities, generators)
-    return [int(row[place]) for row, place in zip(ids.cpu().numpy(), places, strict=True)]
+    return [int(row[place]) for row, place in zip(ids.numpy(), places, strict=True)]
+
+
+def _sent(numbers: Tensor) -> Tensor:
+    """Ask for numbers of a GPU without waiting for them: they are there once anything that is asked for later is."""
+    return numbers.to("cpu", non_blocking=True)
 
 
 def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -97,7 +104,7 @@ def seen_tokens(histories: Sequence[Sequence[int]], logits: Tensor, sampling: Sa
     seen = torch.zeros(logits.shape, dtype=torch.bool)
     for row, history in enumerate(histories):
         seen[row, [token for token in history if token < logits.shape[1]]] = True
-    return seen.to(logits.device)
+    return seen.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else seen.to(logits.device)  # nobody waits
 
 
 def penalized(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:

@@ -83,6 +83,12 @@ Overflow = Annotated[
     typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
 ]
 NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Let torch compile what reads new tokens; that takes a minute at first. For a GPU, or with GPT2KIT_NATIVE=0."
+    ),
+]
 ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
 
 
@@ -112,6 +118,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    compile: Compile = False,
     json: Json = False,
     stats: ShowStats = False,
 ) -> None:
@@ -124,7 +131,6 @@ def generate(
 
     coloured = _coloured(context, colours, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
-    prompt = options.as_typed(prompt)
     wish: Options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -139,15 +145,16 @@ def generate(
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json or coloured,
-        "draft_tokens": _draft_tokens(draft_tokens, draft),
+        "draft_tokens": _draft_tokens(draft_tokens, draft, compile),
+        "compile": compile,
     }
     Request(**wish)  # refuses a wrong option before a model is loaded
-    prompts = [] if loop else _prompts(prompt, prompts_file)
+    prompts = [] if loop else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
     gpt2, tokenizer = options.load(model, device, dtype, quantize)
     wish["draft"] = _load_draft(draft, device, dtype, quantize, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
-    shown_stats = Stats(time.perf_counter() - started) if stats else None
+    shown_stats = Stats(time.perf_counter() - started, compile) if stats else None
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
@@ -181,11 +188,13 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
             yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
 
 
-def _draft_tokens(given: int | None, draft: str | None) -> int:
+def _draft_tokens(given: int | None, draft: str | None, compile: bool) -> int:
     from gpt2kit.speculate import DRAFT_TOKENS
 
     if given is not None and draft is None:
         raise typer.BadParameter("--draft_tokens is for --draft; name a draft, or leave it out")
+    if compile and draft is not None:
+        raise typer.BadParameter("--compile is for one token at a time, and a draft proposes several; leave out one of them")
     return DRAFT_TOKENS if given is None else given
 
 
@@ -325,7 +334,7 @@ class Writer:
             typer.secho(f"seed {seed}", err=True, dim=True)
         if self.stats is not None:
             self.stats.print(self.model)
-            self.stats = Stats(self.stats.load_seconds)
+            self.stats = Stats(self.stats.load_seconds, self.stats.compile)
 
     def _end_line(self) -> None:
         if self._texts:
@@ -343,6 +352,7 @@ class Stats:
     """Speed and memory of a run."""
 
     load_seconds: float
+    compile: bool = False
     prompt_tokens: int = 0
     new_tokens: int = 0
     first_token_seconds: float | None = None
@@ -378,6 +388,7 @@ class Stats:
         """Print the figures on stderr."""
         from gpt2kit.decoder import Decoder
 
+        decoder = Decoder(model, compile=self.compile)
         place = f"{model.device}, {'int8' if model.is_quantised else str(model.dtype).removeprefix('torch.')}"
         weights = sum(parameter.nbytes for parameter in model.parameters())
         lines = [
@@ -385,7 +396,7 @@ class Stats:
             f"prompt  {self.prompt_tokens:,} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):,.1f} tokens/s, "
             f"first new token after {self.first_token_seconds or 0:.3f} s",
             f"decode  {self.new_tokens:,} tokens, {self.new_tokens / max(self.decode_seconds, 1e-9):,.1f} tokens/s, "
-            f"by {Decoder(model).name(1 if self.draft_steps else self.rows)}",
+            f"by {decoder.name(1, ahead=True) if self.draft_steps else decoder.name(self.rows)}",
             *self._draft(),
             f"memory  {options.human_size(_peak_memory())} at most",
         ]

@@ -25,6 +25,7 @@ from gpt2kit.cache import KVCache
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2, MLP, Attention, Block, Embedding, Linear
 from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
+from gpt2kit.snapshot import Snapshot
 
 VARIABLE = "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
@@ -179,15 +180,7 @@ class Description:
     def __init__(self, model: GPT2) -> None:
         config = model.config
         self._model = model
-        self._storages = [parameter.untyped_storage() for parameter in model.parameters()]  # kept, should the model get others
-        self._hooks = [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self._modules = [(module._modules, name, child) for module in model.modules() for name, child in module._modules.items()]
-        self._parameters = [
-            (module._parameters, name, parameter, parameter.data_ptr())
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        ]
+        self._snapshot = Snapshot(model)
         wpe: Any = model.wpe
         self._head: Any = model.wte if config.tie_word_embeddings else model.lm_head
         self._sketch: Sketch | None = None
@@ -210,11 +203,7 @@ class Description:
 
     def is_current(self) -> bool:
         """Whether these are still the model's modules and weights, and lie where they did."""
-        if any(self._hooks):
-            return False
-        return all(owner.get(name) is child for owner, name, child in self._modules) and all(
-            owner.get(name) is parameter and parameter.data_ptr() == address for owner, name, parameter, address in self._parameters
-        )
+        return self._snapshot.is_current()
 
     def step(
         self,
