@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+StorageWeakRef: Any = reductions.StorageWeakRef  # torch has no types for it
 
 
 class Address:
@@ -29,11 +31,11 @@ class Address:
         return torch.empty(0, dtype=self._dtype).set_(memory.untyped_storage(), *self._view)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations, and remembers each with its arguments: tensors made here as they are, others by their addresses."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self.outside: list[Address] = []
         self._inside: set[int] = set()  # storages made here

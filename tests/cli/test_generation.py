@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from builders import add_vocabulary, write_hub
 from typer.testing import CliRunner, Result
 
 import gpt2kit
+from gpt2kit import native
 from gpt2kit.cli import app
 from gpt2kit.model import GPT2
 
@@ -184,6 +187,33 @@ def test_a_drawn_seed_is_told_and_repeats_the_text(model: str) -> None:
     assert seed is not None
     assert generate(model, "a", seed=seed[1]).stdout == first.stdout
     assert generate(model, "a", "--temperature", "0", seed=None).stderr == ""
+
+
+def test_compile_lets_torch_compile_what_it_reads_and_stats_say_so(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def watched(function: Callable[..., object]) -> Callable[..., object]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setenv("GPT2KIT_NATIVE", "0")
+    monkeypatch.setattr(torch, "compile", watched)
+    plain = generate(model, "a", "--stats", "--max_tokens", "4")
+    result = generate(model, "a", "--stats", "--max_tokens", "4", "--compile")
+    assert result.stdout == plain.stdout
+    assert "by torch\n" in plain.stderr
+    assert "by torch compiled\n" in result.stderr
+    assert len(compiled) == 1
+
+
+def test_compile_is_refused_where_it_would_have_no_effect(model: str) -> None:
+    if native.level() is not None:
+        result = generate(model, "a", "--compile")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: --compile is for torch")
+    result = generate(model, "a", "--compile", "--draft", "lookup")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "and a draft" in result.stderr
 
 
 def test_stats_go_to_stderr(model: str) -> None:
