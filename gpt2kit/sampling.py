@@ -71,7 +71,7 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
 
 def _sent(numbers: Tensor) -> Tensor:
     """Ask for numbers of a GPU without waiting for them: they are there once anything that is asked for later is."""
-    return numbers.to("cpu", non_blocking=True)
+    return numbers.to("cpu", non_blocking=numbers.is_cuda)
 
 
 def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.generate import generate_tokens
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, quantized_state
-from gpt2kit.sampling import Sampling, choose
+from gpt2kit.sampling import Sampling, sample
 
 ROOT = Path(__file__).parents[1]
 SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
@@ -274,9 +274,9 @@ def test_torch_keeps_to_one_thread_between_two_native_steps(monkeypatch: pytest.
 
     def watched(*arguments: Any) -> list[int]:
         threads.append(torch.get_num_threads())
-        return choose(*arguments)
+        return sample(*arguments)
 
-    monkeypatch.setattr(continuation, "choose", watched)
+    monkeypatch.setattr(continuation, "sample", watched)
     torch.set_num_threads(2)
     list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
     monkeypatch.setenv(native.VARIABLE, "0")

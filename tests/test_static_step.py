@@ -21,7 +21,7 @@ from gpt2kit.decoder import Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning
 from gpt2kit.generate import Request, generate_tokens
 from gpt2kit.model import GPT2
-from gpt2kit.sampling import Sampling, choose, sample_generator
+from gpt2kit.sampling import Sampling, sample_generator
 from gpt2kit.static_step import MOST_STEPS, WARM_UP, StaticSteps, rounded, steps_of
 
 __all__ = ["fake_cuda"]
@@ -76,7 +76,7 @@ def assert_reads_as_the_model(static: StaticSteps, model: GPT2, pair: Sequence[K
     ours, theirs = pair
     ids = [ids_of(ours.batch_size, 1, seed=number) for number in range(n)]
     expected = [model(each, theirs)[:, -1].float() for each in ids]
-    found = [static.read(model, each, ours) for each in ids]
+    found = [static.read(model, each.tolist(), ours) for each in ids]
     for one, other in zip(
         found, expected, strict=True
     ):  # compared in the end: a later step must not write into the logits of an earlier one
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(model: GPT2) -> None:
     static, (ours, theirs) = steps(), caches(model, [38])
     assert_reads_as_the_model(static, model, (ours, theirs), 2)
     with pytest.raises(ContextLengthError, match="room for 40"):
-        static.read(model, ids_of(1, 1), ours)
+        static.read(model, [[7]], ours)
 
 
 # --- what is captured ------------------------------------------------------------------------------------------------
@@ -150,12 +150,12 @@ def test_every_size_is_captured_once_after_a_warm_up_and_then_replayed(model: GP
     warm_up, replay = ["wait", "stream", "wait"], ["replay"]
     captured = ["stream", "capture", "replay"]
     for number in range(16):
-        static.read(model, ids_of(1, 1, seed=number), cache)
+        static.read(model, [[number]], cache)
     assert fake_cuda.log == [*warm_up * WARM_UP, *captured, *replay * (8 - WARM_UP - 1)] * 2  # keys up to 16, then up to 32
     cache.truncate([4])
     fake_cuda.log.clear()
     for number in range(20):
-        static.read(model, ids_of(1, 1, seed=number), cache)
+        static.read(model, [[number]], cache)
     assert fake_cuda.log == replay * 20
     assert static.name == "cuda graph"
 
@@ -172,7 +172,7 @@ def test_a_cache_elsewhere_gets_a_graph_of_its_own(model: GPT2, fake_cuda: type[
 def test_a_graph_does_not_keep_the_cache_in_memory(model: GPT2, fake_cuda: type[FakeGraph]) -> None:
     static, (cache, _) = steps(capture=True), caches(model, [3])
     for _ in range(WARM_UP + 2):
-        static.read(model, ids_of(1, 1), cache)
+        static.read(model, [[7]], cache)
     memory = StorageWeakRef(cache.keys.untyped_storage())
     del cache
     assert memory.expired()
@@ -183,11 +183,11 @@ def test_no_more_graphs_are_kept_than_may_be(model: GPT2, fake_cuda: type[FakeGr
     made = [caches(model, [1], 1)[0] for _ in range(MOST_STEPS + 2)]
     for cache in made:
         for _ in range(WARM_UP + 1):
-            static.read(model, ids_of(1, 1), cache)
+            static.read(model, [[7]], cache)
     assert len(static._steps) == MOST_STEPS
     fake_cuda.log.clear()
-    static.read(model, ids_of(1, 1), made[-1])
-    static.read(model, ids_of(1, 1), made[0])
+    static.read(model, [[7]], made[-1])
+    static.read(model, [[7]], made[0])
     assert fake_cuda.log == ["replay", "wait", "stream", "wait"]
 
 
@@ -200,13 +200,13 @@ def test_new_weights_and_hooks_end_a_graph(model: GPT2, fake_cuda: type[FakeGrap
     seen: list[object] = []
     handle = model.ln_f.register_forward_hook(lambda *_: seen.append(None))
     for _ in range(5):
-        static.read(model, ids_of(1, 1), ours)
+        static.read(model, [[7]], ours)
     assert len(seen) == 5
     handle.remove()
     ours.truncate([3])
     fake_cuda.log.clear()
     for _ in range(WARM_UP + 1):
-        static.read(model, ids_of(1, 1), ours)
+        static.read(model, [[7]], ours)
     assert fake_cuda.log[-1] == "replay"
 
 
@@ -222,7 +222,7 @@ def test_a_failed_step_does_not_count(model: GPT2, monkeypatch: pytest.MonkeyPat
     static, (ours, theirs) = steps(), caches(model, [3])
     assert_reads_as_the_model(static, model, (ours, theirs), 2)
     with pytest.raises(IndexError):
-        static.read(model, torch.tensor([[CONFIG.n_vocab]]), ours)
+        static.read(model, [[CONFIG.n_vocab]], ours)
     assert_reads_as_the_model(static, model, (ours, theirs), 2)
 
 
@@ -230,7 +230,7 @@ def test_steps_are_kept_for_as_long_as_their_model(fake_cuda: type[FakeGraph]) -
     model = make_model(CONFIG)
     static = steps_of(model, compiled=False)
     assert steps_of(model, compiled=False) is static
-    static.read(model, ids_of(1, 1), model.new_cache())
+    static.read(model, [[7]], model.new_cache())
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -281,26 +281,14 @@ def test_rows_that_end_leave_the_others_as_they_are(
     assert list(generate_tokens(model, PROMPTS, compile=True, **wish)) == plain
 
 
-def test_the_newest_tokens_are_read_where_they_were_chosen(model: GPT2, not_compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Sending them to a GPU again would make each step wait for it once more.
-    generators = [sample_generator(0, row) for row in range(2)]
-    state = Continuation(model, [[1, 2], [3]], max_tokens=9, sampling=Sampling(), generators=generators, compile=True)
-    state.step()
-    state.step()
-    monkeypatch.setattr(torch, "tensor", None)
-    assert [len(tokens) for tokens in state.step() + state.step()] == [1] * 4
-
-
 def test_only_caches_of_usual_sizes_are_read_by_static_steps(model: GPT2, not_compiled: None) -> None:
     static = steps_of(model, compiled=True)
-    one = ids_of(1, 1)
     sizes = (15, 16, 20, 32, 40)
-    assert [size for size in sizes if static.takes(model, one, model.new_cache(capacity=size))] == [16, 32, 40]
+    assert [size for size in sizes if static.takes(model, model.new_cache(capacity=size))] == [16, 32, 40]
     assert [Decoder(model, compile=True).new_cache(1, size).capacity for size in (1, 20, 33)] == [16, 32, 40]
-    assert not static.takes(model, ids_of(1, 2), model.new_cache())
     with torch.inference_mode(False):
-        assert not static.takes(model, one, model.new_cache())
-    assert not static.takes(make_model(CONFIG).train(), one, model.new_cache())
+        assert not static.takes(model, model.new_cache())
+    assert not static.takes(make_model(CONFIG).train(), model.new_cache())
 
 
 # --- compilation -----------------------------------------------------------------------------------------------------
@@ -373,22 +361,20 @@ def test_a_gpu_writes_by_graph_what_it_writes_without(kind: str, monkeypatch: py
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_on_a_gpu_waits_for_nothing_before_its_tokens_are_asked_for(kind: str) -> None:
+def test_a_step_on_a_gpu_waits_once_for_its_tokens(kind: str) -> None:
     model = make_model(CONFIG).cuda()
-    decoder, generators = Decoder(model), [sample_generator(0, row) for row in range(2)]
-    cache = decoder.new_cache(2, 16)
-    decoder.read(ids_of(2, 5).cuda(), cache)
-    seen = torch.zeros((2, CONFIG.n_vocab), dtype=torch.bool, device="cuda") if kind == "penalty" else None
-    newest = ids_of(2, 1).cuda()[:, 0]
-    for number in range(WARM_UP + 4):
-        if number == WARM_UP + 2:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            newest = choose(decoder.read(newest[:, None], cache), KINDS[kind], generators, seen)
-        finally:
-            if number == WARM_UP + 3:
-                torch.cuda.set_sync_debug_mode("default")
-    assert len(newest.tolist()) == 2
+    state = Continuation(
+        model, [[1, 2], [3, 4]], max_tokens=12, sampling=KINDS[kind], generators=[sample_generator(0, row) for row in range(2)]
+    )
+    for _ in range(WARM_UP + 3):
+        state.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as waits:
+            state.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
 
 
 @pytest.mark.gpu
