@@ -24,6 +24,8 @@ Every engine runs in a process of its own, and the engines take turns: a machine
 The medians of the rounds are printed, with their ratios to the first engine, and what they are of the limit: for writing, the
 bandwidth of memory, measured in every round, over the bytes of weights that one token reads. The last line is JSON.
 
+With `--device cuda`, decode, batch, scale and prefill run on a GPU, and the bandwidth is that of its own memory.
+
 The model is any that gpt2kit finds, with its vocabulary. For the peers it is converted once, into the folder --work.
 """
 
@@ -42,7 +44,7 @@ from typing import Any
 
 from measures.draft import TEXTS
 from measures.sizes import make
-from measures.timing import SHORT, Figures, Task, bandwidth, peak_memory, seconds
+from measures.timing import SHORT, Figures, Task, bandwidth, gpu_bandwidth, peak_memory, seconds
 
 KINDS = {
     "kit": ("float32", "bfloat16", "int8"),
@@ -77,6 +79,7 @@ WORKS = {
     "evaluate": Work("hf", tokens=2560, batch=4),
     "train": Work("hf", tokens=6),
 }
+ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32", "bfloat16")}
 MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}  # of measures, where the name is not the work's own
 
 
@@ -145,15 +148,16 @@ def matrix_weights(model: str) -> int:
     return sum(rows * columns for rows, columns in shapes.values())
 
 
-def engines_of(what: str, against: str) -> list[str]:
+def engines_of(what: str, against: str, device: str = "cpu") -> list[str]:
     """Return the engines for a kind of work: of the peers, those that can do it."""
     families = [family for family in against.split(",") if family]
     if unknown := set(families) - KINDS.keys():
         raise SystemExit(f"--against knows hf, ct2 and llama, not {', '.join(sorted(unknown))}")
-    able = [family for family in families if family in WORKS[what].peers.split()]
+    kinds: dict[str, tuple[str, ...]] = KINDS if device == "cpu" else ON_A_GPU
+    able = [family for family in families if family in WORKS[what].peers.split() and family in kinds]
     if what == "train":
         return [f"{family}-bfloat16" for family in [*able, "kit"]]
-    engines = [f"{family}-{kind}" for family in [*able, "kit"] for kind in KINDS[family]]
+    engines = [f"{family}-{kind}" for family in [*able, "kit"] for kind in kinds[family]]
     return engines + (["kit-help"] if what == "cold" else [])
 
 
@@ -165,7 +169,8 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
     bandwidths = []
     for _ in range(rounds):
         if WORKS[task["what"]].at_the_limit:
-            bandwidths.append(bandwidth(task["threads"]) / 1e9)
+            device = task["device"]
+            bandwidths.append((bandwidth(task["threads"]) if device == "cpu" else gpu_bandwidth(device)) / 1e9)
         for contestant, figures in zip(contestants, found, strict=True):
             figures.append(measure(contestant.engine, contestant.task))
     result: dict[str, Any] = {"task": task, "rounds": rounds, "first": contestants[0].name}
@@ -174,7 +179,7 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
     rows = [medians(figures) for figures in found]
     for contestant, row in zip(contestants, rows, strict=True):
         if bandwidths and row:
-            read = matrix_weights(contestant.task["model"]) * BYTES[contestant.engine.split("-", 1)[1]]  # bytes for each step
+            read = matrix_weights(contestant.task["model"]) * BYTES[contestant.engine.split("-")[1]]  # bytes for each step
             row["weights_GBps"] = row["tokens_per_second"] / task["batch"] * read / 1e9
             row["of_bandwidth"] = row["weights_GBps"] / statistics.median(bandwidths)
     rows = with_ratios(contestants, rows)
@@ -204,7 +209,8 @@ def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figu
 
 def show(result: dict[str, Any]) -> None:
     task = result["task"]
-    about = f"{task['what']}: batch {task['batch']}, prompt {task['prompt_tokens']}, {task['tokens']} tokens, {task['threads']} threads"
+    place = f"{task['threads']} threads" if task["device"] == "cpu" else task["device"]
+    about = f"{task['what']}: batch {task['batch']}, prompt {task['prompt_tokens']}, {task['tokens']} tokens, {place}"
     speed = "" if "bandwidth_GBps" not in result else f", memory reads {result['bandwidth_GBps']} GB/s"
     print(f"{about}, medians of {result['rounds']}{speed}")
     keys = list(dict.fromkeys(key for row in result["engines"].values() for key in row))
@@ -222,7 +228,9 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
     work: Work = WORKS[options.what]
     if options.batch_size and work.batch == 1:
         raise SystemExit(f"--batch_size is for {', '.join(what for what in WORKS if WORKS[what].batch > 1)}, not for {options.what}")
-    engines = options.engines.split(",") if options.engines else engines_of(options.what, options.against)
+    if options.device != "cpu" and MODULES.get(options.what, options.what) != "decode":
+        raise SystemExit(f"--device is for decode, batch, scale and prefill, not for {options.what}")
+    engines = options.engines.split(",") if options.engines else engines_of(options.what, options.against, options.device)
     folders = {size: make(size, options.work) for size in options.sizes.split(",")} if options.what == "scale" else {}
     path = next(iter(folders.values()), None) or store.find(options.model)
     config = open_checkpoint(path).config
@@ -236,6 +244,7 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
         "tokens": tokens,
         "batch": options.batch_size or work.batch,
         "threads": options.threads,
+        "device": options.device,
     }
     if options.what == "scale":
         return [Contestant(engine, {**task, "model": str(folder)}, size) for engine in engines for size, folder in folders.items()]
@@ -263,6 +272,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6")
     parser.add_argument("--prompt_tokens", type=int, default=1000, help="of the long prompt in prefill, context and prefix")
     parser.add_argument("--batch_size", type=int, help="for batch and prefix, 8 by default; for evaluate, 4")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …: for decode, batch, scale and prefill, kit and hf")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser
 
@@ -272,6 +282,13 @@ def main() -> None:
         print(json.dumps(in_this_process(sys.argv[2], json.loads(sys.argv[3]))))
         return
     options = parser().parse_args()
+    from gpt2kit.checkpoints import pick_device
+    from gpt2kit.errors import ConfigError
+
+    try:
+        pick_device(options.device)
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
     options.work.mkdir(parents=True, exist_ok=True)
     show(compare(contestants_of(options), options.rounds))
 

@@ -22,27 +22,31 @@ def rate(task: Task, go: Callable[[int], None]) -> Figures:
 def kit(kind: str, task: Task) -> Figures:
     import gpt2kit
 
-    model, _ = load_kit(kind, task["model"], task["threads"])
+    compiled = kind.endswith("-compiled")
+    model, _ = load_kit(kind.removesuffix("-compiled"), task["model"], task["threads"], task["device"])
     prompts = [prompt(task)] * task["batch"]
     if task["what"] == "batch":
         prompts = [[row, *tokens] for row, tokens in enumerate(prompts)]  # different ones, or they would be read once
 
     def go(n: int) -> None:
-        for _ in gpt2kit.generate_tokens(model, prompts, max_tokens=n, sampling=gpt2kit.Sampling(temperature=0)):
+        greedy = gpt2kit.Sampling(temperature=0)
+        for _ in gpt2kit.generate_tokens(model, prompts, max_tokens=n, sampling=greedy, compile=compiled):
             pass
 
+    if compiled or task["device"] != "cpu":
+        go(task["tokens"])  # what is compiled or captured is made for texts of this length
     return rate(task, go)
 
 
 def hf(kind: str, task: Task) -> Figures:
     import torch
 
-    model = load_hf(kind, task["model"], task["threads"])
-    ids = torch.tensor([prompt(task)] * task["batch"])
+    model = load_hf(kind, task["model"], task["threads"], task["device"])
+    ids = torch.tensor([prompt(task)] * task["batch"], device=task["device"])
 
     def go(n: int) -> None:
         with torch.inference_mode():
-            model.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
+            model.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0).tolist()
 
     return rate(task, go)
 

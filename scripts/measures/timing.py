@@ -35,6 +35,19 @@ def bandwidth(threads: int) -> float:
     return max(block.nbytes / seconds(block.sum) for _ in range(5))
 
 
+def gpu_bandwidth(device: str) -> float:
+    """Return the bytes per second that a GPU reads from its memory, the best of five times twenty sums over 512 MiB."""
+    import torch
+
+    block = torch.ones(128 * 1024 * 1024, device=device)
+
+    def read() -> None:
+        sums = [block.sum() for _ in range(20)]
+        sums[-1].item()  # waits
+
+    return max(20 * block.nbytes / seconds(read) for _ in range(5))
+
+
 def peak_memory() -> int:
     """Return the most bytes of memory that this process has had."""
     status = Path("/proc/self/status")
@@ -45,7 +58,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def load_kit(kind: str, model: str, threads: int) -> tuple[GPT2, Tokenizer | None]:
+def load_kit(kind: str, model: str, threads: int, device: str = "cpu") -> tuple[GPT2, Tokenizer | None]:
     """Load a model with gpt2kit in float32, bfloat16 or int8, for so many threads."""
     import torch
 
@@ -53,17 +66,17 @@ def load_kit(kind: str, model: str, threads: int) -> tuple[GPT2, Tokenizer | Non
 
     torch.set_num_threads(threads)
     options: dict[str, Any] = {"quantize": kind} if kind == "int8" else {"dtype": kind}
-    return gpt2kit.load(Path(model), device="cpu", **options)
+    return gpt2kit.load(Path(model), device=device, **options)
 
 
-def load_hf(kind: str, model: str, threads: int) -> Any:
+def load_hf(kind: str, model: str, threads: int, device: str = "cpu") -> Any:
     """Load a model with transformers, for so many threads."""
     import torch
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(threads)
     loaded: Any = GPT2LMHeadModel.from_pretrained(model, dtype=getattr(torch, kind))
-    return loaded.eval()
+    return loaded.to(device).eval()
 
 
 def prompt(task: Task, length: int | None = None) -> list[int]:

@@ -144,3 +144,39 @@ def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
     assert {shlex.split(command, comments=True)[0] for command in commands} == benchmark.WORKS.keys()
     for command in commands:
         benchmark.parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_on_a_gpu_those_take_part_that_run_there() -> None:
+    compiled = ["kit-float32", "kit-bfloat16", "kit-bfloat16-compiled"]
+    assert engines_of("decode", "hf,ct2,llama", "cuda") == ["hf-float32", "hf-bfloat16", *compiled]
+    with pytest.raises(SystemExit, match="--device is for decode, batch, scale and prefill, not for train"):
+        contestants_of("train", "--device", "cuda")
+    (contestant,) = contestants_of("decode", "--device", "cuda:1", "--engines", "kit-bfloat16-compiled")
+    assert contestant.task["device"] == "cuda:1"
+
+
+def contestants_of(*words: str) -> list[Contestant]:
+    return benchmark.contestants_of(benchmark.parser().parse_args([*words, "--model", "dante"]))
+
+
+def test_a_gpu_is_measured_against_its_own_memory(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "gpu_bandwidth", lambda device: {"cuda": 5e9}[device])
+    monkeypatch.setattr(benchmark, "in_its_own_process", lambda engine, task: {"tokens_per_second": 1.0})
+    found = run(tmp_path, "decode", "--model", "dante", "--device", "cuda")
+    assert found["bandwidth_GBps"] == 5.0
+    exact, half = (found["engines"][engine]["weights_GBps"] for engine in ("kit-float32", "kit-bfloat16-compiled"))
+    assert exact == pytest.approx(2 * half, abs=0.002)
+
+
+def test_a_compiled_step_can_be_measured(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def compile(function: Callable[..., object]) -> Callable[..., object]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setenv("GPT2KIT_NATIVE", "0")
+    monkeypatch.setattr("torch.compile", compile)
+    found = run(tmp_path, "decode", "--model", "dante", "--tokens", "12", "--engines", "kit-float32,kit-float32-compiled")
+    assert found["engines"]["kit-float32-compiled"]["tokens_per_second"] > 0
+    assert len(compiled) == 1
