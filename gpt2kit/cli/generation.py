@@ -158,8 +158,7 @@ def generate(
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
-        _prompt_loop(writer, wish, show_seed)
-        return
+        return _prompt_loop(writer, wish, show_seed)
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
