@@ -158,7 +158,12 @@ def generate(
     writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
     show_seed = seed is None and temperature > 0 and not json
     if loop:
-        return _prompt_loop(writer, wish, show_seed)
+        _prompt_loop(writer, wish, show_seed)
+    else:
+        _write_all(writer, prompts, wish, batch_size, show_seed)
+
+
+def _write_all(writer: Writer, prompts: list[str], wish: Options, batch_size: int, show_seed: bool) -> None:
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
