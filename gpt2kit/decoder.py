@@ -30,7 +30,8 @@ READS_BETWEEN_LOOKS = 8
 class Decoder:
     """Reads tokens into a cache and gives the logits of the next ones.
 
-    A model that changes meanwhile, its modules, hooks or where its weights lie, is seen to have changed a few tokens later.
+    A model that changes meanwhile, its modules, hooks or where its weights lie, is seen to have changed a few tokens later; weights
+    that change without torch's knowledge (`.data`, NumPy), by the next decoder.
     With `compile`, torch compiles what reads one new token of every row; ConfigError where the native step does that.
     """
 

@@ -59,14 +59,24 @@ def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     NaN or all minus infinity.
     """
     if sampling.temperature == 0:
-        best = penalized(logits, sampling, seen).max(dim=-1)
-        ids = _sent(best.indices)
-        _require_finite(best.values.tolist())
-        return ids.tolist()
+        return _most_likely(penalized(logits, sampling, seen))
     probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
     ids = _sent(ids)
     places = draw(probabilities, generators)
     return [int(row[place]) for row, place in zip(ids.numpy(), places, strict=True)]
+
+
+def _most_likely(logits: Tensor) -> list[int]:
+    """Return the most likely token of each row, of equals the first: (B, V) -> B ids."""
+    if logits.device.type == "cpu":  # in NumPy, as in `draw`
+        rows = logits.numpy()
+        ids: list[int] = rows.argmax(axis=-1).tolist()
+        _require_finite([row[token] for row, token in zip(rows, ids, strict=True)])
+        return ids
+    best = logits.max(dim=-1)
+    sent = _sent(best.indices)
+    _require_finite(best.values.tolist())
+    return sent.tolist()
 
 
 def _sent(numbers: Tensor) -> Tensor:
@@ -126,10 +136,24 @@ def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Te
     """
     V = logits.shape[-1]
     if 0 < top_k < V:
-        return logits.topk(top_k, dim=-1, sorted=True)
-    if sorted_:
-        return logits.sort(dim=-1, descending=True, stable=True)
+        values, ids = logits.topk(top_k + 1, dim=-1)
+        if not _has_equals(values):
+            return values[:, :top_k], ids[:, :top_k]
+    if sorted_ or 0 < top_k < V:
+        values, ids = logits.sort(dim=-1, descending=True, stable=True)
+        return values[:, : top_k or V], ids[:, : top_k or V]
     return logits, torch.arange(V, device=logits.device).expand_as(logits)
+
+
+def _has_equals(values: Tensor) -> bool:
+    """Whether neighbours are equal: how topk orders these, and which it leaves out, depends on all the other logits.
+
+    On a processor some of those may be missing (see native); elsewhere they never are, and a GPU is not waited for.
+    """
+    if values.device.type != "cpu":
+        return False
+    numbers = values.numpy()
+    return bool((numbers[:, 1:] == numbers[:, :-1]).any())
 
 
 def keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:

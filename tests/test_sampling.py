@@ -128,6 +128,15 @@ def test_a_value_that_cannot_be_is_refused_by_name(field: str, value: Any) -> No
         Sampling(**{field: value})
 
 
+def test_of_equals_the_first_stay_and_come_first_whatever_the_other_logits_are() -> None:
+    logits = torch.randint(0, 60, (3, 5000), generator=torch.Generator().manual_seed(0)).float()  # each value about 80 times
+    values, ids = candidates(logits, 40, sorted_=False)
+    for row in range(3):
+        assert ids[row].tolist() == sorted(range(5000), key=lambda token: (-logits[row, token], token))[:40]
+        without = logits[row].where(logits[row] >= values[row, -1], -torch.inf)  # as a step gives them that computes the largest only
+        assert torch.equal(candidates(without[None], 40, sorted_=False)[1][0], ids[row])
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 40, 50])
 def test_top_k_keeps_openais_tokens_and_breaks_their_ties(k: int) -> None:
     answers = np.load(GOLDEN / "tf" / "sample-filters" / "reference.npz")

@@ -117,6 +117,62 @@ def test_a_head_in_which_it_finds_too_little_is_computed_whole_from_then_on() ->
         assert not decoder._description._sketch_pays
 
 
+def test_rounding_of_the_vector_is_measured_with_the_sketched_rows(level: str) -> None:
+    """The sketch of a row may be larger than the row: that counted for too little, and the one positive logit was ruled out."""
+    K = 12288
+    model = peaked(replace(CONFIG, n_vocab=64, n_embd=K, n_head=1, n_layer=0, tie_word_embeddings=False))
+    x, head = model.get_parameter("ln_f.bias"), model.get_parameter("lm_head.weight")
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").zero_()
+        head.zero_()
+        x.fill_(0.5005)[:2] = torch.tensor([(2**31 - 1) // (128 * K), 0.0])
+        for n in range(1000, K - 2, 1000):
+            head[10] = 0
+            head[10, :2] = torch.tensor([83.4995, 127.0])
+            head[10, 2 : 2 + n] = -18.5005
+            assert_same(model, 1)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-24, 1e-38, 1e30, 1e37])
+@pytest.mark.parametrize("which", ["ln_f.bias", "lm_head.weight"])
+def test_tiny_and_huge_numbers_are_not_ruled_out(which: str, size: float) -> None:
+    model = peaked(replace(CONFIG, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").zero_()
+        model.get_parameter("ln_f.bias").normal_(generator=torch.Generator().manual_seed(0))
+        model.get_parameter(which).mul_(size)
+    for k in (1, 7):
+        assert_same(model, k)
+
+
+def test_sums_near_the_largest_number_are_not_ruled_out() -> None:
+    model = peaked(replace(CONFIG, n_embd=2, n_head=1, tie_word_embeddings=False))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").zero_()
+        model.get_parameter("ln_f.bias").copy_(torch.tensor([1.84e19, 1e-3]))
+        for _ in range(20):
+            model.get_parameter("lm_head.weight").copy_(torch.rand(CONFIG.n_vocab, 2, generator=generator) * 1.84e19)
+            assert_same(model, 1)
+
+
+def test_a_head_replaced_within_a_text_leaves_the_one_that_is_in_use() -> None:
+    model = peaked(CONFIG)
+    decoder, expected = Decoder(model), both(model, 0, (1,))[0]
+    with torch.inference_mode():
+        decoder.read([[1]], model.new_cache(), most_likely=3)
+        with torch.inference_mode(False):
+            model.wte.weight = torch.nn.Parameter(model.wte.weight[:100].detach().clone())
+        found = decoder.read([[1]], model.new_cache(), most_likely=3)[0]
+    assert torch.equal(found.topk(3).values, expected.topk(3).values)
+
+
+def test_weights_that_do_not_tell_of_changes_have_no_sketch() -> None:
+    with torch.inference_mode():
+        model = peaked(CONFIG)
+        assert Decoder(model).read([[1]], model.new_cache(), most_likely=3).isfinite().all()
+
+
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
 def test_a_damaged_row_is_never_ruled_out(damage: float) -> None:
     model = peaked(replace(CONFIG, tie_word_embeddings=False))

@@ -182,9 +182,11 @@ class Description:
         self._model = model
         self._snapshot = Snapshot(model)
         wpe: Any = model.wpe
-        self._head: Any = model.wte if config.tie_word_embeddings else model.lm_head
+        head: Any = model.wte if config.tie_word_embeddings else model.lm_head
+        self._head: nn.Parameter = head.weight
         self._sketch: Sketch | None = None
-        self._sketch_pays = True
+        # An inference tensor does not say that it was changed in place.
+        self._sketch_pays = self._head.dtype != torch.int8 and self._head.nbytes >= LARGE_HEAD and not self._head.is_inference()
         self._layers = (_Layer * config.n_layer)(*(_layer(block) for block in model.h))
         self._struct = _Model(
             n_layer=config.n_layer,
@@ -195,7 +197,7 @@ class Description:
             kind=_KINDS[model.dtype],
             epsilon=config.layer_norm_epsilon,
             wte=_matrix(model.wte),
-            head=_matrix(self._head),
+            head=_matrix(head),
             wpe=wpe.weight.data_ptr(),
             ln_f=_norm(model.ln_f),
             layers=self._layers,
@@ -252,30 +254,23 @@ class Description:
 
     def _sketch_for(self, most_likely: int, level: str) -> Sketch | None:
         """Return the sketch that finds so many logits, or None where computing them all is as good."""
-        head = self._head.weight
-        if not (self._sketch_pays and 0 < most_likely <= MOST_LIKELY and head.dtype != torch.int8 and head.nbytes >= LARGE_HEAD):
+        if not self._sketch_pays or not 0 < most_likely <= MOST_LIKELY:
             return None
-        if self._sketch is None or self._sketch.version != _version(head):
-            self._sketch = Sketch(self._head, level)
+        if self._sketch is None or self._sketch.version != self._head._version:
+            self._sketch = Sketch(self._struct.head, self._head._version, level)
         return self._sketch
 
 
 class Sketch:
     """A head in eight bits and how much that leaves out; `version` is that of the weights it was made from."""
 
-    def __init__(self, head: Any, level: str) -> None:
-        V, C = head.weight.shape
-        self.version = _version(head.weight)
-        self._weight = torch.empty((V, C), dtype=torch.int8)
-        self._numbers = torch.empty((3, V))  # scales, norms, errors
+    def __init__(self, head: _Matrix, version: int, level: str) -> None:
+        self.version = version
+        self._weight = torch.empty((head.rows, head.columns), dtype=torch.int8)
+        self._numbers = torch.empty((3, head.rows))  # scales, norms, errors
         self.struct = _Sketch(self._weight.data_ptr(), *(row.data_ptr() for row in self._numbers))
-        if _library().make_sketch(byref(_matrix(head)), byref(self.struct), torch.get_num_threads(), level.encode()):
+        if _library().make_sketch(byref(head), byref(self.struct), torch.get_num_threads(), level.encode()):
             raise RuntimeError(f"the processor cannot run {level}")
-
-
-def _version(weight: Tensor) -> int:
-    """Return a number that changes when the weight is changed in place; inference tensors have none."""
-    return 0 if weight.is_inference() else weight._version
 
 
 def _layer(block: Any) -> _Layer:

@@ -60,6 +60,7 @@ static inline float read(const void *numbers, int kind, int64_t at) {
 enum { TILE_ROWS = 4, AHEAD = 2048, CACHED_AHEAD = 4096 };
 
 #define ABOVE 1.0001f /* makes a norm, a rounded sum of squares, a bound */
+#define TINY 1e-12f   /* the squares of smaller numbers could vanish, and the bound with them */
 
 /* Ask for the weights that come a little after these. */
 static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHEAD); }

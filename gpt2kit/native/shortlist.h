@@ -2,7 +2,7 @@
  *
  * A sketch keeps every row in eight bits, and the norm of what that leaves out. The product of a row with x then lies within
  *
- *     |w x - w' x'|  <=  |w - w'| |x| + |w| |x - x'|          (w', x': as rounded)
+ *     |w x - w' x'|  <=  |w - w'| |x| + |w'| |x - x'|          (w', x': as rounded)
  *
  * of the product of the rounded ones, so that a row whose upper bound is below k lower bounds is not among the k largest. A few numbers
  * of x are far larger than the others, in trained models; by their norms alone, such vectors would be in doubt most. No number of w is
@@ -17,7 +17,7 @@ INLINE f32x16 FN(load_some)(const void *numbers, int kind, int64_t at, int64_t c
     return FN(load)(some, FLOAT32, 0);
 }
 
-/* Sketch the rows `from` to `to`. A row that is not finite gets a norm that is none, and is never ruled out. */
+/* Sketch the rows `from` to `to`. A row that is tiny, or not finite, gets a norm that is not finite, and is never ruled out. */
 TARGET static void FN(sketch)(const Matrix *head, int64_t from, int64_t to, const Sketch *sketch) {
     int64_t K = head->columns;
     for (int64_t row = from; row < to; row++) {
@@ -37,8 +37,8 @@ TARGET static void FN(sketch)(const Matrix *head, int64_t from, int64_t to, cons
             memcpy(sketch->weight + row * K + k, &narrow, K - k < 16 ? K - k : 16);
         }
         sketch->scales[row] = scale;
-        sketch->norms[row] = sqrtf(FN(sum)(norm)) * ABOVE;
         sketch->errors[row] = sqrtf(FN(sum)(error)) * ABOVE;
+        sketch->norms[row] = most > 0 && most < TINY ? INFINITY : sqrtf(FN(sum)(norm)) * ABOVE + sketch->errors[row];
     }
 }
 
@@ -94,8 +94,8 @@ TARGET static void FN(round_input)(int kind, float *numbers, int64_t K, Rounded 
     /* Both the real product and this one are sums of rounded numbers: each number adds at most its rounding to the doubt. */
     float rounding = (K / 16 + 32) * 2 * FLT_EPSILON;
     out->error = (sqrtf(FN(sum)(error)) + sqrtf(FN(sum)(norm)) * rounding) * ABOVE;
-    out->large = out->norm = NAN;  /* should x not be finite */
-    FN(part)(numbers, K, most, out);
+    out->large = out->norm = NAN;  /* should x be tiny, or not finite: then nothing is ruled out */
+    if (!(most > 0 && most < TINY)) FN(part)(numbers, K, most, out);
 }
 
 /* The upper bounds of the products of R rows, R = 1 or 4, that are `apart`. */

@@ -215,10 +215,10 @@ static void attend(Worker *worker, int64_t layer) {
 
 /* --- the shortlist ------------------------------------------------------------------------------------------------------- */
 
-/* Put a value among the n largest, ascending; the smallest falls out. */
+/* Put a value, if it is finite, among the n largest, ascending; the smallest falls out. */
 static void keep_largest(float *largest, int64_t n, float value) {
     int64_t i = 0;
-    if (!(value > largest[0])) return;
+    if (!(value > largest[0] && value < INFINITY)) return;
     for (; i + 1 < n && largest[i + 1] < value; i++) largest[i] = largest[i + 1];
     largest[i] = value;
 }

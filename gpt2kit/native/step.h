@@ -41,7 +41,7 @@ typedef struct {
 /* The head in eight bits, and what that leaves out: enough to rule out nearly every row; see shortlist.h. */
 typedef struct {
     int8_t *weight;                /* (rows, columns) */
-    float *scales, *norms, *errors; /* (rows,): a row is about weight * scale; its norm, and the norm of the difference */
+    float *scales, *norms, *errors; /* (rows,): a row is about weight * scale; a bound of that one's norm, and of the difference's */
 } Sketch;
 
 /* Some tokens to read, and where. Row i is the token at `positions[i]` of the cache's row `slots[i]`, and sees the keys up to

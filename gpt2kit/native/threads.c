@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-enum { MOST_THREADS = 256, RUN = 1024, LOOKS_BEFORE_YIELD = 100, LOOKS_BEFORE_SLEEP = 500 };
+enum { MOST_THREADS = 256, RUN = 1024, LOOKS_BEFORE_YIELD = 100, LOOKS_BEFORE_SLEEP = 3000 };
 
 static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER; /* held by whoever runs something */
 static pthread_mutex_t asleep = PTHREAD_MUTEX_INITIALIZER; /* guards `run` for those who sleep */
