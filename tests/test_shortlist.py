@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import compiled, make_model
 from torch import Tensor
 
 from gpt2kit import native
+from gpt2kit.checkpoints import load
 from gpt2kit.config import GPT2Config
 from gpt2kit.continuation import Continuation
 from gpt2kit.decoder import Decoder
@@ -103,6 +105,16 @@ def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
             head[[10, 20], 0] = 127
     assert both(model, 0)[0].argmax() == 10
     assert assert_same(model, 1) == 2
+
+
+def test_of_a_trained_model_it_computes_little_more_than_what_is_asked_for(test_data: Path) -> None:
+    model, tokenizer = load(test_data / "models" / "shakespeare")  # a vocabulary of 50,257
+    assert tokenizer is not None
+    decoder, cache, computed = Decoder(model), model.new_cache(), []
+    with torch.inference_mode():
+        for token in tokenizer.encode("Before we proceed any further, hear me speak."):
+            computed.append(int(decoder.read([[token]], cache, most_likely=40).isfinite().sum()))
+    assert max(computed) < 60
 
 
 def test_a_head_in_which_it_finds_too_little_is_computed_whole_from_then_on() -> None:
