@@ -1,14 +1,32 @@
 /* The arithmetic of one decode step, written once and included once for each instruction set.
  *
  * The includer defines FN(name), the name of a function at this level; TARGET, the attribute that lets the compiler use the
- * level's instructions; FLOATS and INTEGERS, its widest vectors; TILE_INPUTS, how many inputs (1 or 2) TILE_ROWS rows of weights
- * meet in registers; SUMS, how many sums (1 or 2) each pair of them is taken in; and VNNI, DOTPROD and BF16, 0 or 1, whether it has
- * the processor's products of int8 (x86's, ARM's) and of bfloat16 numbers.
+ * level's instructions; and, where the level has more than what stands below: FLOATS and INTEGERS, its widest vectors; TILE_INPUTS,
+ * how many inputs (1 or 2) TILE_ROWS rows of weights meet in registers; SUMS, how many sums (1 or 2) each pair of them is taken in;
+ * and VNNI, DOTPROD and BF16, whether it has the processor's products of int8 (x86's, ARM's) and of bfloat16 numbers.
  * Vectors are sixteen lanes of GCC's and clang's vector extension, which every processor runs in registers of its own width.
  * A sum is always taken in the same order, so that a result depends on neither the batch it is computed in nor the threads.
  *
  *     C width, K inputs of a matrix, D head size, S keys
  */
+
+#ifndef FLOATS
+#define FLOATS f32x4
+#define INTEGERS i32x4
+#endif
+#ifndef TILE_INPUTS
+#define TILE_INPUTS 1
+#define SUMS 1
+#endif
+#ifndef VNNI
+#define VNNI 0
+#endif
+#ifndef DOTPROD
+#define DOTPROD 0
+#endif
+#ifndef BF16
+#define BF16 0
+#endif
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 

@@ -73,13 +73,6 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 
 #define FN(name) name##_plain
 #define TARGET
-#define FLOATS f32x4
-#define INTEGERS i32x4
-#define TILE_INPUTS 1
-#define SUMS 1
-#define VNNI 0
-#define BF16 0
-#define DOTPROD 0
 #include "kernels.h"
 
 #if X86
@@ -88,11 +81,6 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define TARGET __attribute__((target("avx2,fma")))
 #define FLOATS f32x8
 #define INTEGERS i32x8
-#define TILE_INPUTS 1
-#define SUMS 1
-#define VNNI 0
-#define BF16 0
-#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512
@@ -101,9 +89,6 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define INTEGERS i32x16
 #define TILE_INPUTS 2
 #define SUMS 2
-#define VNNI 0
-#define BF16 0
-#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
@@ -113,8 +98,6 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define TILE_INPUTS 2
 #define SUMS 2
 #define VNNI 1
-#define BF16 0
-#define DOTPROD 0
 #include "kernels.h"
 
 #define FN(name) name##_avx512bf16
@@ -125,7 +108,6 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define SUMS 2
 #define VNNI 1
 #define BF16 1
-#define DOTPROD 0
 #include "kernels.h"
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -152,12 +134,6 @@ static int has_avx512bf16(void) {
 #else
 #define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
-#define FLOATS f32x4
-#define INTEGERS i32x4
-#define TILE_INPUTS 1
-#define SUMS 1
-#define VNNI 0
-#define BF16 0
 #define DOTPROD 1
 #include "kernels.h"
 
