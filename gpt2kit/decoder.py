@@ -16,8 +16,8 @@ from torch import Tensor
 from gpt2kit import native
 from gpt2kit.cache import KVCache
 from gpt2kit.errors import ConfigError
-from gpt2kit.model import GPT2
-from gpt2kit.static_step import rounded, steps_of
+from gpt2kit.model import GPT2, precise
+from gpt2kit.static_step import next_logits, rounded, steps_of
 
 # Tokens that are read at once: up to so many, the native step reads the weights once for all; beyond, torch's matrix products win.
 MOST_TOKENS = 16
@@ -71,7 +71,7 @@ class Decoder:
             if T == 1 and self._static and self._static.takes(self.model, cache):
                 self._reads += 1
                 return self._static.read(self.model, self._checked(rows), cache, look=self._reads % READS_BETWEEN_LOOKS == 1)
-            return _precise(self.model.head(self.model.hidden(self._tensor(ids), cache)[:, -1]))
+            return next_logits(self.model, self._tensor(ids), cache)
         cache.check_room(T)
         self._checked(rows)
         n = max(1, PIECE // B)
@@ -128,12 +128,12 @@ class Decoder:
             ids = torch.tensor([[*row, *[0] * (T - len(row))] for row in rows], device=self.model.device)  # (B, T)
             logits = self.model(ids, cache)  # (B, T, V)
             cache.truncate(ends)
-            return [_precise(logits[row, :count]) for row, count in enumerate(counts)]
+            return [precise(logits[row, :count]) for row, count in enumerate(counts)]
         found = []
         for row, tokens in enumerate(rows):
             own = self.model.new_cache(1, capacity=ends[row])
             own.fill([0], cache, row)
-            found.append(_precise(self.model(torch.tensor([tokens], device=self.model.device, dtype=torch.long), own)[0]))
+            found.append(precise(self.model(torch.tensor([tokens], device=self.model.device, dtype=torch.long), own)[0]))
             cache.fill([row], own, 0)
         return found
 
@@ -192,7 +192,3 @@ class Decoder:
             self._description = native.describe(self.model)
         self._reads += cache is not None
         return self._description
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

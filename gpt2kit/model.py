@@ -207,6 +207,11 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None: ...
 
 
+def precise(logits: Tensor) -> Tensor:
+    """Return logits in float32, or wider where they are: for what is drawn from them, ranked by them or summed over them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def norm(config: GPT2Config) -> nn.Module:
     """Return the configuration's normalisation of the last dimension."""
     if config.norm == "rmsnorm":

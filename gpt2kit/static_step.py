@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.errors import Gpt2KitWarning
-from gpt2kit.model import GPT2
+from gpt2kit.model import GPT2, precise
 from gpt2kit.snapshot import Snapshot
 from gpt2kit.static_cache import StaticCache
 
@@ -38,10 +38,9 @@ def rounded(length: int) -> int:
     return size
 
 
-def next_logits(model: GPT2, ids: Tensor, cache: StaticCache) -> Tensor:
-    """Read one token of every row, (B, 1), and return the logits after it, (B, V), in float32 or more."""
-    logits = model.head(model.hidden(ids, cache)[:, -1])
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def next_logits(model: GPT2, ids: Tensor, cache: KVCache) -> Tensor:
+    """Read (B, T) ids and return the logits after the last of each row, (B, V), in float32 or more."""
+    return precise(model.head(model.hidden(ids, cache)[:, -1]))
 
 
 class StaticSteps:

@@ -190,6 +190,11 @@ def _what_to_type(model: str | Path, path: Path) -> str:
     return f"no model is called {name}.{listed} To download one of {', '.join(SIZES)}, run: gpt2kit download 124M"
 
 
+def int8_file(path: Path) -> Path:
+    """Return where a model's weights in eight bits are kept: beside those at a path, be it a folder, a file or a prefix."""
+    return (path / "model" if path.is_dir() else path).with_suffix(INT8_SUFFIX)
+
+
 def memory_needed(path: Path, dtype: str = "float32", quantize: str | None = None) -> int:
     """Return about how many bytes a model's weights take in memory, going by the file that they lie in; 0 where that does not tell.
 
@@ -197,7 +202,7 @@ def memory_needed(path: Path, dtype: str = "float32", quantize: str | None = Non
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if quantize is not None:
-        kept = file.with_suffix(INT8_SUFFIX)
+        kept = int8_file(path)
         return kept.stat().st_size if kept.is_file() else 0
     if file.suffix != ".safetensors" or not file.is_file():
         return 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2kit.decoder import Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
-from gpt2kit.model import GPT2
+from gpt2kit.model import GPT2, precise
 
 Progress = Callable[[int, int], None]  # is told how much is done, and how much there is
 
@@ -107,7 +107,7 @@ def _check(window: Window, n_ctx: int) -> None:
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the surprisals of (N,) targets, and whether each is the likeliest: (N, V) logits -> (N,), (N,)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = precise(logits)
     # Not logsumexp, which takes torch five times as long on a processor.
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 

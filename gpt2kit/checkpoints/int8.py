@@ -20,7 +20,7 @@ from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, unwri
 from gpt2kit.errors import CheckpointFormatError
 from gpt2kit.files import new_file
 from gpt2kit.quantize import Int8GPT2, quantized_state
-from gpt2kit.store import INT8_SUFFIX
+from gpt2kit.store import INT8_SUFFIX, int8_file
 
 _VERSION = "1"  # of how weights are rounded
 _DTYPES = {"F32": torch.float32, "I8": torch.int8}
@@ -32,7 +32,7 @@ def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> I
     Where the file cannot be written, the model is made anew each time.
     """
     model = Int8GPT2(checkpoint.config)
-    path = checkpoint.folder / f"{'model' if checkpoint.path.is_dir() else checkpoint.path.stem}{INT8_SUFFIX}"
+    path = int8_file(checkpoint.path)
     source = fingerprint(checkpoint)
     state = _read(path, model, source)
     if state is None:

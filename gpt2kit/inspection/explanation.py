@@ -21,7 +21,7 @@ from gpt2kit.continuation import Overflow
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
 from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
-from gpt2kit.model import GPT2
+from gpt2kit.model import GPT2, precise
 
 _ROWS_AT_ONCE = 128  # of logits that are sorted and normalised, so that no second copy of all of them is made
 
@@ -92,7 +92,7 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
     """Describe what (T, V) logits expect in the places of the T tokens that came."""
     found = []
     for start in range(0, len(tokens), _ROWS_AT_ONCE):
-        bits = _precise(logits[start : start + _ROWS_AT_ONCE]).log_softmax(dim=-1) / -math.log(2)
+        bits = precise(logits[start : start + _ROWS_AT_ONCE]).log_softmax(dim=-1) / -math.log(2)
         best = bits.topk(min(top, bits.shape[-1]), dim=-1, largest=False)
         for row, token in enumerate(tokens[start : start + _ROWS_AT_ONCE]):
             pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
@@ -100,10 +100,6 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
             rank = None if token is None else int((bits[row] < bits[row, token]).sum()) + 1
             found.append(Expectation(token, surprisal, rank, tuple(Alternative(other, 2.0**-value) for other, value in pairs)))
     return found
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # --- logit lens ------------------------------------------------------------------------------------------------------
@@ -136,7 +132,7 @@ def lens(seen: Trace, known: int = 0, n_vocab: int | None = None) -> Lens:
     """
     tokens, probabilities = [], []
     for layer in range(len(seen.layers) + 1):
-        logits = _precise(lens_logits(seen, layer, known)[0, :, :n_vocab])  # (T, V)
+        logits = precise(lens_logits(seen, layer, known)[0, :, :n_vocab])  # (T, V)
         best, chosen = logits.max(dim=-1)
         tokens.append(chosen)
         probabilities.append((best - logits.logsumexp(dim=-1)).exp())

@@ -226,6 +226,7 @@ class Description:
         sketch = self._sketch_for(most_likely, level) if sum(wanted) == 1 else None
         numbers = c_int64 * N
         logits = torch.empty((sum(wanted), V), dtype=torch.float32)
+        computed = c_int64()
         step = _Step(
             count=N,
             tokens=numbers(*tokens),
@@ -241,9 +242,8 @@ class Description:
             threads=torch.get_num_threads(),
             sketch=sketch and pointer(sketch.struct),
             most_likely=most_likely if sketch else 0,
+            computed=pointer(computed),
         )
-        computed = c_int64()
-        step.computed = pointer(computed)
         scratch = torch.empty(_library().scratch_bytes(byref(self._struct), byref(step)) + 64, dtype=torch.uint8)
         step.scratch = (scratch.data_ptr() + 63) // 64 * 64
         if _library().decode_step(byref(self._struct), byref(step), level.encode()):

@@ -63,8 +63,8 @@ INLINE i32x16 FN(nearest)(f32x16 value) {
 }
 
 INLINE float FN(largest_of)(f32x16 value) {
-    float largest = 0;
-    for (int i = 0; i < 16; i++) largest = value[i] > largest ? value[i] : largest;
+    float largest = value[0];
+    for (int i = 1; i < 16; i++) largest = value[i] > largest ? value[i] : largest;
     return largest;
 }
 
@@ -166,8 +166,7 @@ INLINE float FN(softmax)(float *scores, int64_t S) {
     for (int64_t j = S; j % 16; j++) scores[j] = -INFINITY;
     f32x16 most = FN(splat)(-INFINITY), sum = {0};
     for (int64_t j = 0; j < S; j += 16) most = FN(larger)(FN(load)(scores, FLOAT32, j), most);
-    float largest = most[0];
-    for (int i = 1; i < 16; i++) largest = most[i] > largest ? most[i] : largest;
+    float largest = FN(largest_of)(most);
     for (int64_t j = 0; j < S; j += 16) {
         f32x16 score = FN(load)(scores, FLOAT32, j);
         f32x16 weight = FN(exp)(score - largest);
