@@ -2,13 +2,13 @@
 
 from setuptools import Extension, setup
 
-FOLDER = "gpt2kit/native"
+FOLDER = "gpt2kit/engine/native"
 
 setup(
     ext_modules=[
         # No Python extension module but a plain shared library, opened with ctypes: it needs no Python headers to be compiled.
         Extension(
-            "gpt2kit.native._step",
+            "gpt2kit.engine.native._step",
             sources=[f"{FOLDER}/{name}.c" for name in ("step", "levels", "threads")],
             depends=[f"{FOLDER}/{name}.h" for name in ("step", "kernels", "shortlist", "threads")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi", "-pthread"],

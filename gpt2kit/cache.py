@@ -104,13 +104,19 @@ class KVCache:
                 stored[:, :, longest : longest + n] = new
             else:
                 rows = torch.arange(self.batch_size, device=stored.device)[:, None]
-                stored[rows, :, self.positions(n)] = new.transpose(1, 2).to(stored.dtype)  # indexed as (B, T, H, D)
+                stored[rows, :, self.positions(n)] = new.transpose(1, 2).to(
+                    stored.dtype
+                )  # indexed as (B, T, H, D)
         end = longest + n
-        return self.keys[layer, :, :, :end].to(keys.dtype), self.values[layer, :, :, :end].to(values.dtype)
+        return self.keys[layer, :, :, :end].to(keys.dtype), self.values[layer, :, :, :end].to(
+            values.dtype
+        )
 
     def advance(self, n: int | Sequence[int]) -> None:
         """Count n more tokens as read in every row, or n[b] in row b; the model does this once all layers have appended."""
-        self._set_lengths([length + new for length, new in zip(self.lengths, self._each(n), strict=True)])
+        self._set_lengths(
+            [length + new for length, new in zip(self.lengths, self._each(n), strict=True)]
+        )
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths[b]` tokens of each row."""
@@ -131,4 +137,6 @@ class KVCache:
         index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
         self.keys[:, index, :, :length] = other.keys[:, row : row + 1, :, :length]
         self.values[:, index, :, :length] = other.values[:, row : row + 1, :, :length]
-        self._set_lengths([length if place in rows else old for place, old in enumerate(self.lengths)])
+        self._set_lengths(
+            [length if place in rows else old for place, old in enumerate(self.lengths)]
+        )

@@ -29,7 +29,14 @@ MLPS = ("plain", "swiglu")
 POSITIONS = ("learned", "sinusoidal")
 
 # Bounds on what a file may ask for, so that a damaged one is refused before anything is allocated.
-_LARGEST = {"n_vocab": 10**6, "n_ctx": 10**6, "n_embd": 2**16, "n_head": 2**16, "n_layer": 1000, "n_inner": 2**20}
+_LARGEST = {
+    "n_vocab": 10**6,
+    "n_ctx": 10**6,
+    "n_embd": 2**16,
+    "n_head": 2**16,
+    "n_layer": 1000,
+    "n_inner": 2**20,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,9 @@ class GPT2Config:
     scale_attn_weights: bool = True  # divide the scores by the square root of the head's width
     scale_attn_by_inverse_layer_idx: bool = False  # and by the number of the layer, counted from 1
     reorder_and_upcast_attn: bool = False  # compute attention in float32 whatever the model's dtype
-    tie_word_embeddings: bool = True  # the head is the token embedding; otherwise a matrix of its own
+    tie_word_embeddings: bool = (
+        True  # the head is the token embedding; otherwise a matrix of its own
+    )
 
     embd_pdrop: float = 0.1  # dropout in training: after the embeddings,
     attn_pdrop: float = 0.1  # on the attention weights,
@@ -61,7 +70,9 @@ class GPT2Config:
     qkv_bias: bool = True  # biases on queries, keys and values
     bias: bool = True  # biases on the other projections and in LayerNorm
     norm: str = "layernorm"  # one of NORMS
-    norm_first: bool = True  # GPT-2's x + f(norm(x)); otherwise the first Transformer's norm(x + f(x))
+    norm_first: bool = (
+        True  # GPT-2's x + f(norm(x)); otherwise the first Transformer's norm(x + f(x))
+    )
     mlp: str = "plain"  # one of MLPS
     positions: str = "learned"  # one of POSITIONS
 
@@ -71,12 +82,19 @@ class GPT2Config:
             object.__setattr__(self, "activation_function", canonical)
         for field in fields(self):
             self._check(field.name, str(field.type), getattr(self, field.name))
-        for name, choices in (("activation_function", ACTIVATIONS), ("norm", NORMS), ("mlp", MLPS), ("positions", POSITIONS)):
+        for name, choices in (
+            ("activation_function", ACTIVATIONS),
+            ("norm", NORMS),
+            ("mlp", MLPS),
+            ("positions", POSITIONS),
+        ):
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; supported: {', '.join(choices)}")
         if self.n_embd % self.n_head:
-            raise ConfigError(f"n_embd is {self.n_embd} and n_head {self.n_head}: the width must be a multiple of the heads")
+            raise ConfigError(
+                f"n_embd is {self.n_embd} and n_head {self.n_head}: the width must be a multiple of the heads"
+            )
         if self.positions == "sinusoidal" and self.n_embd % 2:
             raise ConfigError(f"n_embd is {self.n_embd}: sinusoidal positions need an even width")
 
@@ -88,7 +106,9 @@ class GPT2Config:
         if declared.startswith("int"):
             lowest = 0 if name == "n_layer" else 1
             if type(value) is not int or not lowest <= value <= _LARGEST[name]:
-                raise ConfigError(f"{name} is {_short(value)}, expected a whole number from {lowest} to {_LARGEST[name]:,}")
+                raise ConfigError(
+                    f"{name} is {_short(value)}, expected a whole number from {lowest} to {_LARGEST[name]:,}"
+                )
         elif declared == "bool":
             if type(value) is not bool:
                 raise ConfigError(f"{name} is {_short(value)}, expected true or false")
@@ -98,7 +118,9 @@ class GPT2Config:
             if name == "layer_norm_epsilon" and not 0 < value < 1:
                 raise ConfigError(f"{name} is {value}, expected a number between 0 and 1")
             if name.endswith("_pdrop") and not 0 <= value < 1:
-                raise ConfigError(f"{name} is {value}, expected a share from 0 up to, not including, 1")
+                raise ConfigError(
+                    f"{name} is {value}, expected a share from 0 up to, not including, 1"
+                )
         elif type(value) is not str:
             raise ConfigError(f"{name} is {_short(value)}, expected a name")
 
@@ -115,7 +137,14 @@ class GPT2Config:
     @property
     def is_gpt2(self) -> bool:
         """Whether Hugging Face's GPT-2 computes the same function, so that other programs can run the model."""
-        gpt2 = {"qkv_bias": True, "bias": True, "norm": "layernorm", "norm_first": True, "mlp": "plain", "positions": "learned"}
+        gpt2 = {
+            "qkv_bias": True,
+            "bias": True,
+            "norm": "layernorm",
+            "norm_first": True,
+            "mlp": "plain",
+            "positions": "learned",
+        }
         return all(getattr(self, name) == value for name, value in gpt2.items())
 
     @property
@@ -192,7 +221,9 @@ _NEAR = 0.3  # a mistyped number of parameters is at most so far from the publis
 
 def canonical_size(name: str) -> str | None:
     """Return the key of SIZES that a name or alias stands for, in any case of letters, or None."""
-    known = {key.lower(): key for key in SIZES} | {alias.lower(): key for alias, key in ALIASES.items()}
+    known = {key.lower(): key for key in SIZES} | {
+        alias.lower(): key for alias, key in ALIASES.items()
+    }
     return known.get(name.lower())
 
 
@@ -203,6 +234,8 @@ def nearest_size(name: str) -> str | None:
         sizes = [size for size in SIZES if size != "distilgpt2"]
         nearest = min(sizes, key=lambda size: abs(SIZES[size].n_params - count))
         return nearest if abs(SIZES[nearest].n_params - count) <= _NEAR * count else None
-    names = {key.lower(): key for key in SIZES} | {alias.lower(): key for alias, key in ALIASES.items()}
+    names = {key.lower(): key for key in SIZES} | {
+        alias.lower(): key for alias, key in ALIASES.items()
+    }
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
     return names[close[0]] if close else None

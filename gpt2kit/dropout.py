@@ -26,17 +26,23 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return _Dropout.apply(x, p)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, p: float, causal: bool, scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, p: float, causal: bool, scale: float
+) -> Tensor:
     """Scaled dot-product attention with dropout of its weights: (B, H, T, D) three times -> (B, H, T, D)."""
     if not 0 < p < 1 or mask is not None or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, scale=scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, scale=scale
+        )
     return _Attention.apply(q, k, v, p, causal, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _kept(shape: torch.Size, p: float) -> Tensor:
     """Draw which elements stay: True with probability 1 - p."""
     n = math.prod(shape)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)  # four numbers of 16 bits in each
+    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(
+        -(2**63), None
+    )  # four numbers of 16 bits in each
     return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
 
 
@@ -58,7 +64,9 @@ class _Attention(torch.autograd.Function):
     """Keeps which of the weights stayed; the weights themselves are computed again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float
+    ) -> Tensor:
         weights = _weights(q, k, causal, scale)  # (B, H, T, T)
         kept = _kept(weights.shape, p)
         ctx.save_for_backward(q, k, v, kept)
@@ -72,7 +80,9 @@ class _Attention(torch.autograd.Function):
         grad = output_grads[0].to(v.dtype) * ctx.kept_scale  # (B, H, T, D)
         v_grad = (weights * kept).transpose(-1, -2) @ grad
         weights_grad = (grad @ v.transpose(-1, -2)).mul_(kept)  # (B, H, T, T)
-        scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+        scores_grad = torch.ops.aten._softmax_backward_data(
+            weights_grad, weights, -1, weights.dtype
+        )
         q_grad = (scores_grad @ k).mul_(ctx.scale)
         k_grad = scores_grad.transpose(-1, -2) @ (q * ctx.scale)
         return q_grad, k_grad, v_grad, None, None, None

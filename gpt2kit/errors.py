@@ -42,7 +42,9 @@ class CheckpointError(Gpt2KitError):
 class CheckpointNotFoundError(CheckpointError):
     """There is nothing at the path, or some of its files are missing."""
 
-    def __init__(self, message: str, *, path: Path | None = None, missing: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, path: Path | None = None, missing: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
         self.path = path
         self.missing = list(missing)
@@ -74,10 +76,17 @@ class CheckpointMismatchError(CheckpointError):
         self.missing = sorted(missing)
         self.unexpected = sorted(unexpected)
         self.misshapen = dict(misshapen or {})  # name -> (expected shape, found shape)
-        shapes = [f"{name} is {list(found)}, not {list(expected)}" for name, (expected, found) in sorted(self.misshapen.items())]
+        shapes = [
+            f"{name} is {list(found)}, not {list(expected)}"
+            for name, (expected, found) in sorted(self.misshapen.items())
+        ]
         parts = [
             f"{len(items)} {what} ({', '.join(items[: self._SHOWN])}{', …' if len(items) > self._SHOWN else ''})"
-            for what, items in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes))
+            for what, items in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape", shapes),
+            )
             if items
         ]
         super().__init__(
@@ -101,7 +110,9 @@ class ContextLengthError(Gpt2KitError):
 class CorpusError(Gpt2KitError):
     """A text to train on or compare with cannot be read, or holds too little."""
 
-    def __init__(self, message: str, *, path: Path | None = None, offset: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: Path | None = None, offset: int | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
         self.offset = offset  # of the first bad byte
@@ -132,5 +143,7 @@ class MissingDependencyError(Gpt2KitError):
     """A feature needs a package that is not installed."""
 
     def __init__(self, package: str, *, extra: str) -> None:
-        super().__init__(f"this needs {package}, which is not installed; run: pip install 'gpt2kit[{extra}]'")
+        super().__init__(
+            f"this needs {package}, which is not installed; run: pip install 'gpt2kit[{extra}]'"
+        )
         self.extra = extra

@@ -26,7 +26,9 @@ def check_regular(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{path}: no such file", path=path, missing=[path.name]) from None
+        raise CheckpointNotFoundError(
+            f"{path}: no such file", path=path, missing=[path.name]
+        ) from None
     except OSError as error:
         raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
@@ -46,7 +48,9 @@ def read_start(path: Path, n: int = 64) -> bytes:
 
 def impostor(start: bytes) -> str | None:
     """Say what a file really is that begins like this, where it is a web page or a git-lfs pointer."""
-    return next((what for first, what in _IMPOSTORS.items() if start.lstrip().startswith(first)), None)
+    return next(
+        (what for first, what in _IMPOSTORS.items() if start.lstrip().startswith(first)), None
+    )
 
 
 def read_text(path: Path, *, largest: int) -> str:
@@ -59,7 +63,9 @@ def read_text(path: Path, *, largest: int) -> str:
     except OSError as error:
         raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CheckpointFormatError(path, f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+        raise CheckpointFormatError(
+            path, f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from error
 
 
 def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[str, Any]:
@@ -113,7 +119,9 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_directory(target: Path, *, replace: bool = False, error: Callable[[str], Gpt2KitError] = Gpt2KitError) -> Iterator[Path]:
+def new_directory(
+    target: Path, *, replace: bool = False, error: Callable[[str], Gpt2KitError] = Gpt2KitError
+) -> Iterator[Path]:
     """Give an empty folder to write in, which becomes `target` when the block ends, and vanishes if it fails.
 
     What a killed process left of its own attempt goes at the next one. Raises `error` where the target exists and may not be
@@ -123,7 +131,11 @@ def new_directory(target: Path, *, replace: bool = False, error: Callable[[str],
     restore(target)
     if target.is_dir() and os.path.samefile(target, os.curdir):
         raise error(f"{target} is the folder you are in, and would be replaced; name another one")
-    if not replace and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+    if (
+        not replace
+        and os.path.lexists(target)
+        and not (target.is_dir() and not any(target.iterdir()))
+    ):
         raise error(f"{target} already exists; name another folder, or add --force to replace it")
     building = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:

@@ -20,7 +20,9 @@ from gpt2kit.dropout import attention, dropout
 from gpt2kit.errors import ContextLengthError
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),  # OpenAI's; differs from the exact one by up to 5e-4
+    "gelu_new": lambda x: F.gelu(
+        x, approximate="tanh"
+    ),  # OpenAI's; differs from the exact one by up to 5e-4
     "gelu": F.gelu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
@@ -42,7 +44,11 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.wte = Embedding(config.n_vocab, config.n_embd)
-        self.wpe = Embedding(config.n_ctx, config.n_embd) if config.positions == "learned" else Sinusoids(config)
+        self.wpe = (
+            Embedding(config.n_ctx, config.n_embd)
+            if config.positions == "learned"
+            else Sinusoids(config)
+        )
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
         if not config.tie_word_embeddings:
@@ -62,9 +68,13 @@ class GPT2(nn.Module):
         n = ids.shape[1]
         if n > self.config.n_ctx:
             raise ContextLengthError(
-                f"{n} tokens were given, but the model reads at most {self.config.n_ctx}", requested=n, limit=self.config.n_ctx
+                f"{n} tokens were given, but the model reads at most {self.config.n_ctx}",
+                requested=n,
+                limit=self.config.n_ctx,
             )
-        positions = torch.arange(n, device=ids.device) if cache is None else cache.positions(n)  # (T,) or (B, T)
+        positions = (
+            torch.arange(n, device=ids.device) if cache is None else cache.positions(n)
+        )  # (T,) or (B, T)
         mask = None if cache is None else cache.mask(n)
         x = self.wte(ids)  # (B, T, C)
         x = x + self.wpe(positions).to(x.dtype)
@@ -94,7 +104,9 @@ class GPT2(nn.Module):
 
     def new_cache(self, batch_size: int = 1, *, capacity: int | None = None) -> KVCache:
         """Return an empty cache of this model's shape, dtype and device, with room for n_ctx tokens or fewer."""
-        return KVCache(self.config, batch_size, capacity=capacity, dtype=self.dtype, device=self.device)
+        return KVCache(
+            self.config, batch_size, capacity=capacity, dtype=self.dtype, device=self.device
+        )
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -146,7 +158,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         heads = (B, T, self.config.n_head, self.config.head_size)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))  # (B, H, T, D) each
+        q, k, v = (
+            part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
+        )  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         if self.config.reorder_and_upcast_attn and x.dtype.itemsize < 4:
@@ -189,7 +203,9 @@ class Sinusoids(nn.Module):
         self.n_embd = config.n_embd
 
     def forward(self, positions: Tensor) -> Tensor:
-        precise = torch.float32 if positions.device.type == "mps" else torch.float64  # MPS has no float64
+        precise = (
+            torch.float32 if positions.device.type == "mps" else torch.float64
+        )  # MPS has no float64
         pairs = torch.arange(0, self.n_embd, 2, device=positions.device, dtype=precise)  # (C/2,)
         angles = positions[..., None] * 10000.0 ** (-pairs / self.n_embd)  # (…, C/2)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (…, C)

@@ -35,11 +35,15 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
         rows = weight[start : start + _ROWS_AT_ONCE].float()
         largest = rows.abs().amax(dim=1)
         scales[start : start + _ROWS_AT_ONCE] = largest / 127
-        whole[start : start + _ROWS_AT_ONCE] = (rows * (127 / largest).nan_to_num(posinf=0.0)[:, None]).round()
+        whole[start : start + _ROWS_AT_ONCE] = (
+            rows * (127 / largest).nan_to_num(posinf=0.0)[:, None]
+        ).round()
     return whole, scales
 
 
-def quantized_state(config: GPT2Config, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def quantized_state(
+    config: GPT2Config, read: Callable[[str], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of an Int8GPT2, made of those of a GPT2 that `read` gives by name, one matrix at a time."""
     for name, shape in config.shapes().items():
         tensor = read(name)
@@ -74,9 +78,13 @@ class Int8Linear(nn.Module):
 
     def __init__(self, rows: int, columns: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty((rows, columns), dtype=torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.empty((rows, columns), dtype=torch.int8), requires_grad=False
+        )
         self.scales = nn.Parameter(torch.empty(rows, dtype=torch.float32), requires_grad=False)
-        self.register_parameter("bias", nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return int8_linear(x, self.weight, self.scales, self.bias)
@@ -87,7 +95,9 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty((rows, columns), dtype=torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.empty((rows, columns), dtype=torch.int8), requires_grad=False
+        )
         self.scales = nn.Parameter(torch.empty(rows, dtype=torch.float32), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -105,7 +115,13 @@ class Int8GPT2(GPT2):
             for module in list(self.modules()):
                 for name, child in module.named_children():
                     if isinstance(child, nn.Linear):
-                        setattr(module, name, Int8Linear(child.out_features, child.in_features, bias=child.bias is not None))
+                        setattr(
+                            module,
+                            name,
+                            Int8Linear(
+                                child.out_features, child.in_features, bias=child.bias is not None
+                            ),
+                        )
             self.wte = Int8Embedding(config.n_vocab, config.n_embd)  # type: ignore[assignment]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -119,4 +135,6 @@ class Int8GPT2(GPT2):
 
     def new_cache(self, batch_size: int = 1, *, capacity: int | None = None) -> KVCache:
         """Return an empty cache in bfloat16: in float32, reading it would soon cost more than reading the weights."""
-        return KVCache(self.config, batch_size, capacity=capacity, dtype=torch.bfloat16, device=self.device)
+        return KVCache(
+            self.config, batch_size, capacity=capacity, dtype=torch.bfloat16, device=self.device
+        )

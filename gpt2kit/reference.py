@@ -69,7 +69,9 @@ def attention(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes
     qkv = linear(w, f"h.{layer}.attn.c_attn", x)  # (T, 3C)
     heads = []
     for head in range(config.n_head):
-        q, k, v = (qkv[:, part * config.n_embd + head * D :][:, :D] for part in range(3))  # (T, D) each
+        q, k, v = (
+            qkv[:, part * config.n_embd + head * D :][:, :D] for part in range(3)
+        )  # (T, D) each
         scores = q @ k.T  # (T, T)
         if config.scale_attn_weights:
             scores = scores / math.sqrt(D)
@@ -80,7 +82,10 @@ def attention(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes
         shares = shares / shares.sum(axis=1, keepdims=True)
         heads.append((q, k, v, scores, masked, shares, shares @ v))
     names = ("queries", "keys", "values", "scores", "masked_scores", "weights", "head_outputs")
-    notes |= {f"{layer}.{name}": np.stack(parts) for name, parts in zip(names, zip(*heads, strict=True), strict=True)}  # (H, T, …)
+    notes |= {
+        f"{layer}.{name}": np.stack(parts)
+        for name, parts in zip(names, zip(*heads, strict=True), strict=True)
+    }  # (H, T, …)
     y = np.concatenate([outputs for *_, outputs in heads], axis=1)  # (T, C)
     notes[f"{layer}.attention_update"] = linear(w, f"h.{layer}.attn.c_proj", y)
     return notes[f"{layer}.attention_update"]

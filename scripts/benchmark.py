@@ -52,7 +52,15 @@ KINDS = {
     "ct2": ("float32", "int8_float32"),
     "llama": ("f32", "bf16", "q8_0"),
 }
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int8_float32": 1.0, "f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32}  # of a weight
+BYTES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "int8": 1.0,
+    "int8_float32": 1.0,
+    "f32": 4.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,11 @@ WORKS = {
     "train": Work("hf", tokens=6),
 }
 ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32", "bfloat16")}
-MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}  # of measures, where the name is not the work's own
+MODULES = {
+    "batch": "decode",
+    "scale": "decode",
+    "prefill": "decode",
+}  # of measures, where the name is not the work's own
 
 
 @dataclass(frozen=True)
@@ -121,14 +133,26 @@ def cold(engine: str, task: Task) -> Figures:
     """Return the seconds of a whole process that loads the model and writes 20 greedy tokens; `kit-help` only prints the help."""
     family, kind = engine.split("-", 1)
     kit = [sys.executable, "-m", "gpt2kit"]
-    generate = [*kit, "generate", "Every effort moves you", "--model", task["model"], "--max_tokens", "20", "--temperature", "0"]
+    generate = [
+        *kit,
+        "generate",
+        "Every effort moves you",
+        "--model",
+        task["model"],
+        "--max_tokens",
+        "20",
+        "--temperature",
+        "0",
+    ]
     program = (
         "import torch; from transformers import GPT2LMHeadModel; ids = torch.tensor([[6109, 3626, 6100, 345]]); "
         f"model = GPT2LMHeadModel.from_pretrained({task['model']!r}, dtype=torch.{kind}).eval(); "
         "print(model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False, pad_token_id=0))"
     )
     command = {
-        "kit": [*kit, "--help"] if kind == "help" else [*generate, *(["--quantize", "int8"] if kind == "int8" else ["--dtype", kind])],
+        "kit": [*kit, "--help"]
+        if kind == "help"
+        else [*generate, *(["--quantize", "int8"] if kind == "int8" else ["--dtype", kind])],
         "hf": [sys.executable, "-c", program],
     }[family]
     return {"seconds": seconds(lambda: subprocess.run(command, capture_output=True, check=True))}
@@ -139,10 +163,14 @@ def cold(engine: str, task: Task) -> Figures:
 
 def matrix_weights(model: str) -> int:
     """Return how many weights one token reads."""
-    from gpt2kit.checkpoints import open_checkpoint
+    from gpt2kit.checkpoints.load import open_checkpoint
 
     config = open_checkpoint(Path(model)).config
-    shapes = {name: shape for name, shape in config.shapes().items() if len(shape) == 2 and name != "wpe.weight"}
+    shapes = {
+        name: shape
+        for name, shape in config.shapes().items()
+        if len(shape) == 2 and name != "wpe.weight"
+    }
     if not config.tie_word_embeddings:
         del shapes["wte.weight"]
     return sum(rows * columns for rows, columns in shapes.values())
@@ -154,7 +182,9 @@ def engines_of(what: str, against: str, device: str = "cpu") -> list[str]:
     if unknown := set(families) - KINDS.keys():
         raise SystemExit(f"--against knows hf, ct2 and llama, not {', '.join(sorted(unknown))}")
     kinds: dict[str, tuple[str, ...]] = KINDS if device == "cpu" else ON_A_GPU
-    able = [family for family in families if family in WORKS[what].peers.split() and family in kinds]
+    able = [
+        family for family in families if family in WORKS[what].peers.split() and family in kinds
+    ]
     if what == "train":
         return [f"{family}-bfloat16" for family in [*able, "kit"]]
     engines = [f"{family}-{kind}" for family in [*able, "kit"] for kind in kinds[family]]
@@ -170,7 +200,9 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         if WORKS[task["what"]].at_the_limit:
             device = task["device"]
-            bandwidths.append((bandwidth(task["threads"]) if device == "cpu" else gpu_bandwidth(device)) / 1e9)
+            bandwidths.append(
+                (bandwidth(task["threads"]) if device == "cpu" else gpu_bandwidth(device)) / 1e9
+            )
         for contestant, figures in zip(contestants, found, strict=True):
             figures.append(measure(contestant.engine, contestant.task))
     result: dict[str, Any] = {"task": task, "rounds": rounds, "first": contestants[0].name}
@@ -179,12 +211,15 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
     rows = [medians(figures) for figures in found]
     for contestant, row in zip(contestants, rows, strict=True):
         if bandwidths and row:
-            read = matrix_weights(contestant.task["model"]) * BYTES[contestant.engine.split("-")[1]]  # bytes for each step
+            read = (
+                matrix_weights(contestant.task["model"]) * BYTES[contestant.engine.split("-")[1]]
+            )  # bytes for each step
             row["weights_GBps"] = row["tokens_per_second"] / task["batch"] * read / 1e9
             row["of_bandwidth"] = row["weights_GBps"] / statistics.median(bandwidths)
     rows = with_ratios(contestants, rows)
     result["engines"] = {
-        each.name: {name: round(value, 3) for name, value in row.items()} for each, row in zip(contestants, rows, strict=True)
+        each.name: {name: round(value, 3) for name, value in row.items()}
+        for each, row in zip(contestants, rows, strict=True)
     }
     return result
 
@@ -192,7 +227,9 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
 def medians(figures: list[Figures]) -> Figures:
     """Return the median of each figure over the rounds, without those in which the engine failed."""
     names = dict.fromkeys(name for some in figures for name in some)
-    return {name: statistics.median(some[name] for some in figures if name in some) for name in names}
+    return {
+        name: statistics.median(some[name] for some in figures if name in some) for name in names
+    }
 
 
 def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figures]:
@@ -200,9 +237,17 @@ def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figu
     scale = contestants[0].task["what"] == "scale"
     found = []
     for contestant, row in zip(contestants, rows, strict=True):
-        base = next(theirs for other, theirs in zip(contestants, rows, strict=True) if not scale or other.engine == contestant.engine)
+        base = next(
+            theirs
+            for other, theirs in zip(contestants, rows, strict=True)
+            if not scale or other.engine == contestant.engine
+        )
         shown, counts = next(iter(row), ""), "weights_GBps" if scale else next(iter(row), "")
-        ratio = {shown: row[shown], "ratio": row[counts] / base[counts]} if counts in row and counts in base else {}
+        ratio = (
+            {shown: row[shown], "ratio": row[counts] / base[counts]}
+            if counts in row and counts in base
+            else {}
+        )
         found.append({**ratio, **row})
     return found
 
@@ -211,7 +256,9 @@ def show(result: dict[str, Any]) -> None:
     task = result["task"]
     place = f"{task['threads']} threads" if task["device"] == "cpu" else task["device"]
     about = f"{task['what']}: batch {task['batch']}, prompt {task['prompt_tokens']}, {task['tokens']} tokens, {place}"
-    speed = "" if "bandwidth_GBps" not in result else f", memory reads {result['bandwidth_GBps']} GB/s"
+    speed = (
+        "" if "bandwidth_GBps" not in result else f", memory reads {result['bandwidth_GBps']} GB/s"
+    )
     print(f"{about}, medians of {result['rounds']}{speed}")
     keys = list(dict.fromkeys(key for row in result["engines"].values() for key in row))
     print(f"{'':<24}" + "".join(f"{key:>18}" for key in keys))
@@ -223,15 +270,27 @@ def show(result: dict[str, Any]) -> None:
 def contestants_of(options: argparse.Namespace) -> list[Contestant]:
     """Return who takes part, and with what task: in `scale` for each size, in `draft` for each text."""
     from gpt2kit import store
-    from gpt2kit.checkpoints import open_checkpoint
+    from gpt2kit.checkpoints.load import open_checkpoint
 
     work: Work = WORKS[options.what]
     if options.batch_size and work.batch == 1:
-        raise SystemExit(f"--batch_size is for {', '.join(what for what in WORKS if WORKS[what].batch > 1)}, not for {options.what}")
+        raise SystemExit(
+            f"--batch_size is for {', '.join(what for what in WORKS if WORKS[what].batch > 1)}, not for {options.what}"
+        )
     if options.device != "cpu" and MODULES.get(options.what, options.what) != "decode":
-        raise SystemExit(f"--device is for decode, batch, scale and prefill, not for {options.what}")
-    engines = options.engines.split(",") if options.engines else engines_of(options.what, options.against, options.device)
-    folders = {size: make(size, options.work) for size in options.sizes.split(",")} if options.what == "scale" else {}
+        raise SystemExit(
+            f"--device is for decode, batch, scale and prefill, not for {options.what}"
+        )
+    engines = (
+        options.engines.split(",")
+        if options.engines
+        else engines_of(options.what, options.against, options.device)
+    )
+    folders = (
+        {size: make(size, options.work) for size in options.sizes.split(",")}
+        if options.what == "scale"
+        else {}
+    )
     path = next(iter(folders.values()), None) or store.find(options.model)
     config = open_checkpoint(path).config
     tokens = options.tokens or work.tokens
@@ -240,39 +299,86 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
         "model": str(path),
         "n_vocab": config.n_vocab,
         "work": str(options.work),
-        "prompt_tokens": min(options.prompt_tokens, config.n_ctx - tokens) if work.long_prompt else SHORT,
+        "prompt_tokens": min(options.prompt_tokens, config.n_ctx - tokens)
+        if work.long_prompt
+        else SHORT,
         "tokens": tokens,
         "batch": options.batch_size or work.batch,
         "threads": options.threads,
         "device": options.device,
     }
     if options.what == "scale":
-        return [Contestant(engine, {**task, "model": str(folder)}, size) for engine in engines for size, folder in folders.items()]
+        return [
+            Contestant(engine, {**task, "model": str(folder)}, size)
+            for engine in engines
+            for size, folder in folders.items()
+        ]
     if options.what == "draft":
         task |= {
             "draft": options.draft if options.draft == "lookup" else str(store.find(options.draft)),
             "temperature": options.temperature,
         }
-        return [Contestant(engine, {**task, "text": text}, text) for engine in engines for text in TEXTS]
+        return [
+            Contestant(engine, {**task, "text": text}, text) for engine in engines for text in TEXTS
+        ]
     return [Contestant(engine, task) for engine in engines]
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=WORKS)
-    parser.add_argument("--against", default="", metavar="hf,ct2,llama", help="peers that are installed; none by default")
-    parser.add_argument("--engines", help="exactly these, such as hf-float32,kit-int8; the first is what the ratios are to")
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="hf,ct2,llama",
+        help="peers that are installed; none by default",
+    )
+    parser.add_argument(
+        "--engines",
+        help="exactly these, such as hf-float32,kit-int8; the first is what the ratios are to",
+    )
     parser.add_argument("--model", default="124M", help="a size, a folder, or a Hub id")
-    parser.add_argument("--sizes", default="124M,355M,774M", help="for scale; 1558M too, which takes 6 GB on disk and in memory")
+    parser.add_argument(
+        "--sizes",
+        default="124M,355M,774M",
+        help="for scale; 1558M too, which takes 6 GB on disk and in memory",
+    )
     parser.add_argument("--draft", default="lookup", metavar="lookup|MODEL", help="for draft")
-    parser.add_argument("--temperature", type=float, default=1.0, help="for draft; at 0 a small model repeats itself")
-    parser.add_argument("--work", type=Path, default=Path("weights/benchmark"), help="where models are kept that are made for this")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="for draft; at 0 a small model repeats itself",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("weights/benchmark"),
+        help="where models are kept that are made for this",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6")
-    parser.add_argument("--prompt_tokens", type=int, default=1000, help="of the long prompt in prefill, context and prefix")
-    parser.add_argument("--batch_size", type=int, help="for batch and prefix, 8 by default; for evaluate, 4")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …: for decode, batch, scale and prefill, kit and hf")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6",
+    )
+    parser.add_argument(
+        "--prompt_tokens",
+        type=int,
+        default=1000,
+        help="of the long prompt in prefill, context and prefix",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="for batch and prefix, 8 by default; for evaluate, 4"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, cuda:1, …: for decode, batch, scale and prefill, kit and hf",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser
 
@@ -282,7 +388,7 @@ def main() -> None:
         print(json.dumps(in_this_process(sys.argv[2], json.loads(sys.argv[3]))))
         return
     options = parser().parse_args()
-    from gpt2kit.checkpoints import pick_device
+    from gpt2kit.checkpoints.load import pick_device
     from gpt2kit.errors import ConfigError
 
     try:

@@ -19,11 +19,11 @@ from typing import Annotated
 import httpx2
 import typer
 
-from gpt2kit.download.parts import RemoteFile, drop_sidecars
-from gpt2kit.download.transfer import Patience, Progress, Silent, Transfer, shown
+from gpt2kit.data.texts import decode
 from gpt2kit.errors import CorpusError, DownloadError, Gpt2KitError
 from gpt2kit.files import write_whole
-from gpt2kit.texts import decode
+from gpt2kit.store.parts import RemoteFile, drop_sidecars
+from gpt2kit.store.transfer import Patience, Progress, Silent, Transfer, shown
 
 GITHUB = "https://raw.githubusercontent.com"
 HEADING = re.compile(r"(Inferno|Purgatorio|Paradiso)\W+Canto [IVX]+")
@@ -38,12 +38,23 @@ def comedy(text: str) -> str:
     """
     lines = [line.strip() for line in text.splitlines()]
     first = next((place for place, line in enumerate(lines) if line == "LA DIVINA COMMEDIA"), 0)
-    last = next((place for place, line in enumerate(lines) if place > first and re.match(r"- - -|\*\*\* END OF|End of ", line)), len(lines))
+    last = next(
+        (
+            place
+            for place, line in enumerate(lines)
+            if place > first and re.match(r"- - -|\*\*\* END OF|End of ", line)
+        ),
+        len(lines),
+    )
     lines = lines[first:last]
     cantos = sum(HEADING.fullmatch(line) is not None for line in lines)
-    verses = sum(bool(line) and not HEADING.fullmatch(line) and line not in TITLES for line in lines)
+    verses = sum(
+        bool(line) and not HEADING.fullmatch(line) and line not in TITLES for line in lines
+    )
     if (cantos, verses) != (CANTOS, VERSES):
-        raise CorpusError(f"the Comedy has {cantos} cantos and {verses:,} verses, expected {CANTOS} and {VERSES:,}")
+        raise CorpusError(
+            f"the Comedy has {cantos} cantos and {verses:,} verses, expected {CANTOS} and {VERSES:,}"
+        )
     return "\n".join(lines).strip() + "\n"
 
 
@@ -59,7 +70,9 @@ class Source:
 
 
 SOURCES = {
-    "dante": Source("dante-commedia.txt", "https://www.gutenberg.org/cache/epub/1012/pg1012.txt", prepare=comedy),
+    "dante": Source(
+        "dante-commedia.txt", "https://www.gutenberg.org/cache/epub/1012/pg1012.txt", prepare=comedy
+    ),
     "shakespeare": Source(
         "tinyshakespeare.txt",
         f"{GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
@@ -81,7 +94,13 @@ SOURCES = {
 }
 
 
-def fetch(source: Source, folder: Path, *, patience: Patience | None = None, progress: Progress | None = None) -> Path:
+def fetch(
+    source: Source,
+    folder: Path,
+    *,
+    patience: Patience | None = None,
+    progress: Progress | None = None,
+) -> Path:
     """Leave the text in a folder, unless it is there already, and return its path. Raises DownloadError or CorpusError."""
     path = folder / source.file
     if _is_right(path, source):
@@ -90,18 +109,30 @@ def fetch(source: Source, folder: Path, *, patience: Patience | None = None, pro
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with Transfer(
-            endpoint=source.url, headers={}, refusal=_refusal, patience=patience or Patience(), progress=progress or Silent()
+            endpoint=source.url,
+            headers={},
+            refusal=_refusal,
+            patience=patience or Patience(),
+            progress=progress or Silent(),
         ) as transfer:
-            size = source.size if source.size is not None else _size(transfer.head(source.url), source.url)
+            size = (
+                source.size
+                if source.size is not None
+                else _size(transfer.head(source.url), source.url)
+            )
             digests = {"sha256": source.sha256} if source.sha256 else {}
-            transfer.fetch(RemoteFile(name=source.file, url=source.url, size=size, digests=digests), staging)
+            transfer.fetch(
+                RemoteFile(name=source.file, url=source.url, size=size, digests=digests), staging
+            )
         fetched = staging / source.file
         if source.prepare is not None:
             write_whole(fetched, source.prepare(decode(fetched.read_bytes(), fetched)))
         fetched.replace(path)
         drop_sidecars(staging)
     except OSError as error:
-        raise DownloadError(f"cannot write {error.filename or folder}: {error.strerror or error}", path=path) from error
+        raise DownloadError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}", path=path
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             staging.rmdir()  # unless there is a part that the next call can go on with
@@ -143,12 +174,19 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 @app.command()
 def main(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help=f"{', '.join(SOURCES)}; all without a name.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to put them in.")] = Path("corpora"),
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]…", help=f"{', '.join(SOURCES)}; all without a name."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder to put them in.")
+    ] = Path("corpora"),
 ) -> None:
     """Download the texts in the public domain that the recipes are about."""
     if unknown := set(names or ()) - SOURCES.keys():
-        raise typer.BadParameter(f"no corpus is called {', '.join(sorted(unknown))}; there are {', '.join(SOURCES)}")
+        raise typer.BadParameter(
+            f"no corpus is called {', '.join(sorted(unknown))}; there are {', '.join(SOURCES)}"
+        )
     for name in names or SOURCES:
         try:
             path = fetch(SOURCES[name], out, progress=Notes())

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from gpt2kit.checkpoints import build_model, load_vocabulary, open_checkpoint, write_model
-from gpt2kit.checkpoints.training import read_settings
+from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
 from gpt2kit.cli.training_report import loss_figures
-from gpt2kit.corpus import Corpus, load_corpus, split_documents
+from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
+from gpt2kit.data.texts import read_texts
+from gpt2kit.evaluation.originality import baseline, measure_text
 from gpt2kit.files import new_directory
-from gpt2kit.generate import complete
+from gpt2kit.generation.text import complete
 from gpt2kit.model import GPT2
-from gpt2kit.originality import baseline, measure_text
 from gpt2kit.store import BUNDLED
-from gpt2kit.texts import read_texts
 from gpt2kit.tokenizers import Tokenizer
-from gpt2kit.train import NextTokenLoss, TrainConfig, evaluate_loss
+from gpt2kit.training.loop import NextTokenLoss, TrainConfig, evaluate_loss
+from gpt2kit.training.run import read_settings
 
 LARGEST = 10_000_000  # bytes of the finished folder
 PROMPT = "Nel mezzo del cammin di nostra vita"
@@ -66,15 +66,35 @@ def main() -> None:
     """Train where that is not done, then write the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("corpus", type=Path, help="the Comedy, as a .txt in UTF-8")
-    parser.add_argument("--run", type=Path, default=Path("weights/demo-run"), help="the folder to train in")
-    parser.add_argument("--out", type=Path, default=BUNDLED / "dante", help="the folder to write the model to")
-    parser.add_argument("--max_steps", type=int, help="steps, in place of the recipe's: a few show that all of this works")
+    parser.add_argument(
+        "--run", type=Path, default=Path("weights/demo-run"), help="the folder to train in"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=BUNDLED / "dante", help="the folder to write the model to"
+    )
+    parser.add_argument(
+        "--max_steps",
+        type=int,
+        help="steps, in place of the recipe's: a few show that all of this works",
+    )
     arguments = parser.parse_args()
     if arguments.max_steps is not None and arguments.out == BUNDLED / "dante":
-        parser.error("--max_steps makes another model than the bundled one: name another folder with --out")
+        parser.error(
+            "--max_steps makes another model than the bundled one: name another folder with --out"
+        )
     sha256 = hashlib.sha256(arguments.corpus.read_bytes()).hexdigest()
     print(f"{arguments.corpus}: sha256 {sha256}", file=sys.stderr)
-    command = [sys.executable, "-m", "gpt2kit", "train", str(arguments.corpus), "--recipe", "demo", "--out", str(arguments.run)]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2kit",
+        "train",
+        str(arguments.corpus),
+        "--recipe",
+        "demo",
+        "--out",
+        str(arguments.run),
+    ]
     if (arguments.run / "run.json").exists():
         command += ["--resume"]
     elif arguments.max_steps is not None:
@@ -89,9 +109,13 @@ def write(source: Path, run: Path, out: Path, sha256: str) -> None:
     tokenizer = load_vocabulary(checkpoint)
     assert tokenizer is not None
     model = build_model(checkpoint, dtype=torch.bfloat16)
-    rounded = build_model(checkpoint, dtype=torch.bfloat16).float()  # the numbers of bfloat16, computed with exactly
+    rounded = build_model(
+        checkpoint, dtype=torch.bfloat16
+    ).float()  # the numbers of bfloat16, computed with exactly
     corpus = load_corpus(source, tokenizer)
-    card = describe(rounded, tokenizer, corpus, TrainConfig(**read_settings(run)["training"]), source, sha256)
+    card = describe(
+        rounded, tokenizer, corpus, TrainConfig(**read_settings(run)["training"]), source, sha256
+    )
     with new_directory(out, replace=True) as folder:
         write_model(folder, model, tokenizer)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -101,14 +125,33 @@ def write(source: Path, run: Path, out: Path, sha256: str) -> None:
     print(f"{out}: {size:,} bytes\n\n{card}", file=sys.stderr)
 
 
-def describe(model: GPT2, tokenizer: Tokenizer, corpus: Corpus, config: TrainConfig, source: Path, sha256: str) -> str:
+def describe(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    config: TrainConfig,
+    source: Path,
+    sha256: str,
+) -> str:
     """Return the model's card."""
     loss = evaluate_loss(NextTokenLoss(model), corpus, config)
     assert loss is not None
-    figures = loss_figures(loss, corpus.report.val_tokens, corpus.report.val_bytes, corpus.report.val_characters)
+    figures = loss_figures(
+        loss, corpus.report.val_tokens, corpus.report.val_bytes, corpus.report.val_characters
+    )
     documents = read_texts(source).documents
-    samples = complete(model, tokenizer, PROMPT, max_tokens=SAMPLE_TOKENS, num_samples=SAMPLES, temperature=0.8, seed=1)
-    found = measure_text("\n".join(sample.text for sample in samples), split_documents(documents, 0.1)[0])
+    samples = complete(
+        model,
+        tokenizer,
+        PROMPT,
+        max_tokens=SAMPLE_TOKENS,
+        num_samples=SAMPLES,
+        temperature=0.8,
+        seed=1,
+    )
+    found = measure_text(
+        "\n".join(sample.text for sample in samples), split_documents(documents, 0.1)[0]
+    )
     usual = baseline(documents)
     verses = (PROMPT + samples[0].text).split("\n")[:13]
     return CARD.format(

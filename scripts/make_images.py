@@ -40,7 +40,12 @@ PRESSES = 13  # of the arrow key, to the token that the picture of the page is a
 def main() -> None:
     """Draw every kind and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images", help="the folder to write to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent.parent / "docs" / "images",
+        help="the folder to write to",
+    )
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = gpt2kit.load("dante", device="cpu")
@@ -56,7 +61,10 @@ def main() -> None:
 def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
     """Return a picture of each kind that shows a text."""
     ids = tokenizer.encode(PROMPT)
-    seen, tokens = trace(model, torch.tensor([ids])), [tokenizer.token_bytes(token) for token in ids]
+    seen, tokens = (
+        trace(model, torch.tensor([ids])),
+        [tokenizer.token_bytes(token) for token in ids],
+    )
     return {
         "tokens": plots.tokens(seen, tokens),
         "positions": plots.positions(seen, tokens),
@@ -76,7 +84,9 @@ def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
 
 def train_two(model: GPT2, tokenizer: Tokenizer) -> dict[str, Sequence[dict[str, Any]]]:
     """Let the model write a text, teach it to two small ones, with dropout and without, and return their reports."""
-    (written,) = gpt2kit.complete(model, tokenizer, PROMPT, max_tokens=TEXT_TOKENS, temperature=0.8, seed=1)
+    (written,) = gpt2kit.complete(
+        model, tokenizer, PROMPT, max_tokens=TEXT_TOKENS, temperature=0.8, seed=1
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         path.write_text(PROMPT + written.text, encoding="utf-8")
@@ -85,11 +95,20 @@ def train_two(model: GPT2, tokenizer: Tokenizer) -> dict[str, Sequence[dict[str,
     runs: dict[str, Sequence[dict[str, Any]]] = {}
     for name, dropout in (("dropout 0.2", 0.2), ("no dropout", 0.0)):
         shape = gpt2kit.GPT2Config(
-            n_vocab=learned.n_vocab, n_ctx=64, n_embd=64, n_head=2, n_layer=2, embd_pdrop=dropout, attn_pdrop=0.0, resid_pdrop=dropout
+            n_vocab=learned.n_vocab,
+            n_ctx=64,
+            n_embd=64,
+            n_head=2,
+            n_layer=2,
+            embd_pdrop=dropout,
+            attn_pdrop=0.0,
+            resid_pdrop=dropout,
         )
         small = gpt2kit.GPT2(shape)
         small.init_weights(torch.Generator().manual_seed(0))
-        config = gpt2kit.TrainConfig(max_steps=STEPS, block_size=64, batch_size=16, eval_every=STEPS // 12, patience=0)
+        config = gpt2kit.TrainConfig(
+            max_steps=STEPS, block_size=64, batch_size=16, eval_every=STEPS // 12, patience=0
+        )
         runs[name] = [vars(report) for report in gpt2kit.train(small, corpus, config)]
     return runs
 
@@ -105,7 +124,9 @@ def write_explanation(out: Path) -> None:
     """Write what `explain --html` writes and, where chromium is installed, a picture of it."""
     page = out / "explain.html"
     options = ["--lens", "--attribution", "--attention", "3.1", "--html", str(page)]
-    subprocess.run([sys.executable, "-m", "gpt2kit", "explain", "dante", PROMPT, *options], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "gpt2kit", "explain", "dante", PROMPT, *options], check=True
+    )
     if chromium := shutil.which("chromium"):
         photograph(chromium, page, out / "explain.png")
 
@@ -116,9 +137,23 @@ def photograph(chromium: str, page: Path, path: Path) -> None:
         copy, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
         press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
         script = f"<script>{PRESSES * press}</script></body>"
-        copy.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={WIDTH},800"]
-        command = [chromium, *options, f"--user-data-dir={folder}/profile", f"--screenshot={shot}", copy.as_uri()]
+        copy.write_text(
+            page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8"
+        )
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--window-size={WIDTH},800",
+        ]
+        command = [
+            chromium,
+            *options,
+            f"--user-data-dir={folder}/profile",
+            f"--screenshot={shot}",
+            copy.as_uri(),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         compress(Image.open(shot), path)
 

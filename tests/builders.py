@@ -35,11 +35,23 @@ def hub_config(model: GPT2, **fields: Any) -> dict[str, Any]:
         "n_head": config.n_head,
         "n_layer": config.n_layer,
     }
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **shape, "bos_token_id": 511, "eos_token_id": 511, **fields}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **shape,
+        "bos_token_id": 511,
+        "eos_token_id": 511,
+        **fields,
+    }
 
 
 def write_hub(
-    folder: Path, model: GPT2, *, state: Mapping[str, Tensor] | None = None, weights: str = "model.safetensors", **fields: Any
+    folder: Path,
+    model: GPT2,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    weights: str = "model.safetensors",
+    **fields: Any,
 ) -> Path:
     """Write a Hugging Face directory without a vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +68,9 @@ def write_nanogpt(path: Path, model: GPT2, **changes: Any) -> Path:
     """Write what nanoGPT's train.py saves for a model of exact GELU."""
     config = model.config
     content = {
-        "model": {"_orig_mod.transformer." + name: tensor for name, tensor in model.state_dict().items()},
+        "model": {
+            "_orig_mod.transformer." + name: tensor for name, tensor in model.state_dict().items()
+        },
         "optimizer": {"state": {}, "param_groups": []},
         "model_args": {
             "n_layer": config.n_layer,

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2kit import native
 from gpt2kit.config import GPT2Config
+from gpt2kit.engine import native
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
-torch.set_num_threads(1)  # tiny models gain nothing from two threads, and lose much where the machine is busy
+torch.set_num_threads(
+    1
+)  # tiny models gain nothing from two threads, and lose much where the machine is busy
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -28,7 +30,11 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and address[0] != "localhost" and not ipaddress.ip_address(address[0]).is_loopback:
+        if (
+            isinstance(address, tuple)
+            and address[0] != "localhost"
+            and not ipaddress.ip_address(address[0]).is_loopback
+        ):
             raise AssertionError(f"a test tried to reach {address}")
         connect(self, address)
 
@@ -36,7 +42,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_weights_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_weights_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Give every test an empty weights folder, whatever is on this machine."""
     monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -59,7 +67,10 @@ def make_model(config: GPT2Config, *, seed: int = 0, dtype: torch.dtype = torch.
     model.init_weights(generator)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype), alpha=0.2)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype),
+                alpha=0.2,
+            )
     return model
 
 
@@ -82,7 +93,10 @@ def test_data() -> Path:
 
 # --- the native step ---------------------------------------------------------------------------------------------------
 
-compiled = pytest.mark.skipif(native.level() is None, reason="the native step is not compiled here: python setup.py build_ext --inplace")
+compiled = pytest.mark.skipif(
+    native.level() is None,
+    reason="the native step is not compiled here: python setup.py build_ext --inplace",
+)
 
 
 def available_levels() -> list[str]:

@@ -22,12 +22,18 @@ class Address:
 
     def __init__(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        self._place, self._bytes, self.owner = storage.data_ptr(), storage.nbytes(), StorageWeakRef(storage)
+        self._place, self._bytes, self.owner = (
+            storage.data_ptr(),
+            storage.nbytes(),
+            StorageWeakRef(storage),
+        )
         self._view = tensor.storage_offset(), tensor.size(), tensor.stride()
         self._dtype = tensor.dtype
 
     def tensor(self) -> Tensor:
-        memory = torch.frombuffer((ctypes.c_char * self._bytes).from_address(self._place), dtype=torch.uint8)
+        memory = torch.frombuffer(
+            (ctypes.c_char * self._bytes).from_address(self._place), dtype=torch.uint8
+        )
         return torch.empty(0, dtype=self._dtype).set_(memory.untyped_storage(), *self._view)
 
 
@@ -51,7 +57,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         aliases = any(one.alias_info is not None for one in func._schema.returns)
         if not aliases:
             tree_map_only(Tensor, self._made, result)
-        self.operations.append((func, *recorded, None if aliases and func._schema.is_mutable else result))
+        self.operations.append(
+            (func, *recorded, None if aliases and func._schema.is_mutable else result)
+        )
         if (
             aliases and not func._schema.is_mutable and not self._is_inside(result)
         ):  # a view of something outside: found again by its address
@@ -94,7 +102,9 @@ class FakeGraph:
 
     def replay(self) -> None:
         if not self._replays:
-            assert not any(address.owner.expired() for address in self.recorder.outside), "the graph reads memory that is free"
+            assert not any(address.owner.expired() for address in self.recorder.outside), (
+                "the graph reads memory that is free"
+            )
         self._replays += 1
         self.log.append("replay")
         for func, args, kwargs, result in self.recorder.operations:
@@ -116,7 +126,9 @@ class FakeStream:
 
 
 @contextlib.contextmanager
-def capture(graph: FakeGraph, *, pool: object, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
+def capture(
+    graph: FakeGraph, *, pool: object, stream: FakeStream, capture_error_mode: str
+) -> Iterator[None]:
     assert pool == "the pool"
     assert capture_error_mode == "thread_local"
     FakeGraph.log.append("capture")

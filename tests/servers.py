@@ -54,11 +54,15 @@ class FakeServer:
         self.log: list[Request] = []
         self.released = threading.Event()  # ends what hangs
         self._lock = threading.Lock()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self})
+        )
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections are the point
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -75,7 +79,11 @@ class FakeServer:
         with self._lock:
             self.log.append(request)
             for fault in self.faults:
-                if fault.times and request.path.endswith(fault.path) and request.method == fault.method:
+                if (
+                    fault.times
+                    and request.path.endswith(fault.path)
+                    and request.method == fault.method
+                ):
                     fault.times -= 1
                     request.fault = fault.kind
                     return fault
@@ -87,14 +95,29 @@ class FakeServer:
 
     def gets(self, path: str) -> list[Request]:
         """Return the GET requests for paths that end so."""
-        return [request for request in self.log if request.method == "GET" and request.path.endswith(path)]
+        return [
+            request
+            for request in self.log
+            if request.method == "GET" and request.path.endswith(path)
+        ]
 
     def page(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body for a request without a fault."""
         body = self.contents.get(request.path)
         if body is None:
-            return 404, {"Content-Type": "application/xml"}, b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>"
-        return 200, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "Content-Type": "application/octet-stream"}, body
+            return (
+                404,
+                {"Content-Type": "application/xml"},
+                b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>",
+            )
+        return (
+            200,
+            {
+                "ETag": f'"{hashlib.sha1(body).hexdigest()}"',
+                "Content-Type": "application/octet-stream",
+            },
+            body,
+        )
 
 
 class FakeHub(FakeServer):
@@ -105,7 +128,9 @@ class FakeHub(FakeServer):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, str] = {}
         self.tokens: set[str] = set()  # where there are any, one of them is needed
-        self.lies: dict[str, dict[str, Any]] = {}  # file name -> fields of its description to replace
+        self.lies: dict[
+            str, dict[str, Any]
+        ] = {}  # file name -> fields of its description to replace
 
     def add(self, repository: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
         """Publish a commit of a repository; it is the newest one."""
@@ -115,19 +140,33 @@ class FakeHub(FakeServer):
             self.contents[f"/{repository}/resolve/{commit}/{name}"] = body
 
     def page(self, request: Request) -> tuple[int, dict[str, str], bytes]:
-        if self.tokens and request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
+        if (
+            self.tokens
+            and request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens
+        ):
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"
         path = request.path.partition("?")[0]
         if not path.startswith("/api/models/"):
             status, headers, body = super().page(request)
-            return status, headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {}), body
+            return (
+                status,
+                headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {}),
+                body,
+            )
         repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
         if repository not in self.repositories:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         if revision not in ("", "main", self.commits[repository]):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        siblings = [self._described(name, body) for name, body in self.repositories[repository].items()]
-        description = {"id": repository, "sha": self.commits[repository], "siblings": siblings, "config": {"model_type": "gpt2"}}
+        siblings = [
+            self._described(name, body) for name, body in self.repositories[repository].items()
+        ]
+        description = {
+            "id": repository,
+            "sha": self.commits[repository],
+            "siblings": siblings,
+            "config": {"model_type": "gpt2"},
+        }
         return 200, {"Content-Type": "application/json"}, json.dumps(description).encode()
 
     def _described(self, name: str, body: bytes) -> dict[str, Any]:
@@ -135,7 +174,11 @@ class FakeHub(FakeServer):
         described["blobId"] = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
         if name.endswith((".safetensors", ".bin")):
             described["blobId"] = "0" * 40  # of the pointer file, not of the contents
-            described["lfs"] = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+            described["lfs"] = {
+                "sha256": hashlib.sha256(body).hexdigest(),
+                "size": len(body),
+                "pointerSize": 134,
+            }
         return described | self.lies.get(name, {})
 
 
@@ -167,7 +210,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        request = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+        request = Request(
+            self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+        )
         fault = self.fake.take_fault(request)
         kind = fault.kind if fault else None
         if kind == "hang":
@@ -178,7 +223,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault and fault.status:
             status, body = fault.status, b""
         if kind == "page":
-            status, headers, body = 200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html>Please log in</html>"
+            status, headers, body = (
+                200,
+                {"Content-Type": "text/html"},
+                b"<!DOCTYPE html><html>Please log in</html>",
+            )
         if fault:
             headers |= fault.headers
         if kind == "flip":
@@ -188,30 +237,51 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         request.status = status
         self._send(request, fault, status, headers, body)
 
-    def _ranged(self, request: Request, kind: str | None, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _ranged(
+        self, request: Request, kind: str | None, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         wanted = request.headers.get("range")
-        if wanted is None or request.headers.get("if-range", headers.get("ETag")) != headers.get("ETag"):
+        if wanted is None or request.headers.get("if-range", headers.get("ETag")) != headers.get(
+            "ETag"
+        ):
             return 200, headers, body
         start = int(wanted.removeprefix("bytes=").rstrip("-"))
         if start >= len(body):
             return 416, headers, b""
         if kind == "misrange":
             start -= 1  # says so, too: a part, but not the one asked for
-        return 206, headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}, body[start:]
+        return (
+            206,
+            headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"},
+            body[start:],
+        )
 
-    def _send(self, request: Request, fault: Fault | None, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _send(
+        self,
+        request: Request,
+        fault: Fault | None,
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+    ) -> None:
         self.send_response(status)
         length = len(body) + (1 if fault and fault.kind == "length" else 0)
-        for name, value in ({"Content-Length": str(length), "X-Repo-Commit": COMMIT} | headers).items():
+        for name, value in (
+            {"Content-Length": str(length), "X-Repo-Commit": COMMIT} | headers
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        stop = fault.after if fault and fault.kind in ("cut", "reset", "hold", "drip") else len(body)
+        stop = (
+            fault.after if fault and fault.kind in ("cut", "reset", "hold", "drip") else len(body)
+        )
         with contextlib.suppress(OSError):
             for start in range(0, stop, 65_536):
                 chunk = body[start : min(stop, start + 65_536)]
-                request.sent += len(chunk)  # before: the client may have it, and look here, when the call returns
+                request.sent += len(
+                    chunk
+                )  # before: the client may have it, and look here, when the call returns
                 self.wfile.write(chunk)
             self._break_off(request, fault.kind if fault else None, body[stop:])
 

@@ -14,9 +14,17 @@ from gpt2kit.model import GPT2
 
 @pytest.mark.parametrize(
     ("size", "parameters"),
-    [("distilgpt2", 81_912_576), ("124M", 124_439_808), ("355M", 354_823_168), ("774M", 774_030_080), ("1558M", 1_557_611_200)],
+    [
+        ("distilgpt2", 81_912_576),
+        ("124M", 124_439_808),
+        ("355M", 354_823_168),
+        ("774M", 774_030_080),
+        ("1558M", 1_557_611_200),
+    ],
 )
-def test_published_sizes_have_their_published_number_of_parameters(size: str, parameters: int) -> None:
+def test_published_sizes_have_their_published_number_of_parameters(
+    size: str, parameters: int
+) -> None:
     assert SIZES[size].n_params == parameters
 
 
@@ -30,9 +38,13 @@ def test_published_sizes_have_their_published_number_of_parameters(size: str, pa
         {"norm": "rmsnorm", "mlp": "swiglu", "positions": "sinusoidal"},
     ],
 )
-def test_the_shapes_are_those_of_the_module(tiny_config: GPT2Config, fields: dict[str, Any]) -> None:
+def test_the_shapes_are_those_of_the_module(
+    tiny_config: GPT2Config, fields: dict[str, Any]
+) -> None:
     config = replace(tiny_config, **fields)
-    assert {name: tuple(parameter.shape) for name, parameter in GPT2(config).named_parameters()} == config.shapes()
+    assert {
+        name: tuple(parameter.shape) for name, parameter in GPT2(config).named_parameters()
+    } == config.shapes()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +72,9 @@ def test_the_shapes_are_those_of_the_module(tiny_config: GPT2Config, fields: dic
         ("positions", "rotary"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(tiny_config: GPT2Config, field: str, value: Any) -> None:
+def test_a_value_that_cannot_be_is_refused_by_name(
+    tiny_config: GPT2Config, field: str, value: Any
+) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(tiny_config, **{field: value})
 
@@ -99,6 +113,8 @@ def test_aliases_lead_to_sizes_in_any_case() -> None:
         ("run-2024", None),  # it has digits, and was taken for a number of parameters
     ],
 )
-def test_a_mistyped_size_leads_to_the_nearest_and_another_name_to_none(typed: str, meant: str | None) -> None:
+def test_a_mistyped_size_leads_to_the_nearest_and_another_name_to_none(
+    typed: str, meant: str | None
+) -> None:
     assert canonical_size(typed) is None
     assert nearest_size(typed) == meant

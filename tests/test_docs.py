@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +27,12 @@ from servers import FakeHub, FakeOpenAI
 from training_builders import VERSES
 from typer.testing import CliRunner
 
-from gpt2kit import catalogue
-from gpt2kit.catalogue import Publication, PublishedFile
-from gpt2kit.checkpoints import load
+from gpt2kit.checkpoints.load import load
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
 from gpt2kit.model import GPT2
+from gpt2kit.store import catalogue
+from gpt2kit.store.catalogue import Publication, PublishedFile
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,7 +77,9 @@ class Example:
     @property
     def words(self) -> list[str]:
         """The words as a shell has them: comments gone, quotes undone, < > | on their own."""
-        plain = re.sub(r"\$'([^']*)'", lambda found: "'" + found[1].replace(r"\n", "\n") + "'", self.command)
+        plain = re.sub(
+            r"\$'([^']*)'", lambda found: "'" + found[1].replace(r"\n", "\n") + "'", self.command
+        )
         words = shlex.shlex(plain, posix=True, punctuation_chars="<>|")
         words.whitespace_split = True
         return list(words)
@@ -88,14 +91,18 @@ class Example:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def examples(page: Path) -> list[Example]:
     found: list[Example] = []
     for block in blocks(page, "console"):
         for command, rest in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-            found.append(Example(command, tuple(rest.rstrip("\n").split("\n")) if rest.strip() else ()))
+            found.append(
+                Example(command, tuple(rest.rstrip("\n").split("\n")) if rest.strip() else ())
+            )
     return found
 
 
@@ -103,8 +110,12 @@ def commands() -> dict[str, set[str]]:
     """Return the commands of gpt2kit, `plot KIND` among them, and the options of each."""
     found = {}
 
-    def walk(command: object, name: str) -> None:
-        found[name] = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}  # type: ignore[attr-defined]
+    def walk(command: Any, name: str) -> None:
+        found[name] = {
+            option
+            for parameter in command.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         for below, one in getattr(command, "commands", {}).items():
             if not one.hidden:
                 walk(one, f"{name} {below}".strip())
@@ -126,20 +137,38 @@ def stand_in(folder: Path, seed: int) -> Path:
     return add_vocabulary(write_hub(folder, model))
 
 
-def publish(weights: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub, bucket: FakeOpenAI) -> None:
+def publish(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub, bucket: FakeOpenAI
+) -> None:
     """Let the stand-in for 124M be what the Hub has, and the TensorFlow checkpoint that it is made of what OpenAI has."""
     files = {path.name: path.read_bytes() for path in (weights / "124M").iterdir()}
     small = GOLDEN / "bpe" / "small"
-    theirs = {path.name: path.read_bytes() for path in THEIRS.iterdir() if path.suffix != ".npz" and path.name != "tensors.json"}
-    theirs |= {"encoder.json": (small / "vocab.json").read_bytes(), "vocab.bpe": (small / "merges.txt").read_bytes()}
+    theirs = {
+        path.name: path.read_bytes()
+        for path in THEIRS.iterdir()
+        if path.suffix != ".npz" and path.name != "tensors.json"
+    }
+    theirs |= {
+        "encoder.json": (small / "vocab.json").read_bytes(),
+        "vocab.bpe": (small / "merges.txt").read_bytes(),
+    }
     known = [
-        tuple(PublishedFile(name, len(body), hashlib.sha256(body).hexdigest()) for name, body in each.items()) for each in (files, theirs)
+        tuple(
+            PublishedFile(name, len(body), hashlib.sha256(body).hexdigest())
+            for name, body in each.items()
+        )
+        for each in (files, theirs)
     ]
     hub.add("openai-community/gpt2", files)
     hub.add("someone/gpt2-novel", files)
     bucket.add("124M", theirs)
     small_catalogue = {
-        "124M": Publication(repository="openai-community/gpt2", hub_files=known[0], openai_directory="124M", openai_files=known[1])
+        "124M": Publication(
+            repository="openai-community/gpt2",
+            hub_files=known[0],
+            openai_directory="124M",
+            openai_files=known[1],
+        )
     }
     monkeypatch.setattr(catalogue, "PUBLICATIONS", small_catalogue)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -152,7 +181,12 @@ def publish(weights: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub, bucket
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with models, texts and checkpoints under the names that the pages use."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"GPT2KIT_WEIGHTS": "weights", "COLUMNS": "100", "HF_HOME": str(tmp_path / "hf"), "TERM": "dumb"}.items():
+    for name, value in {
+        "GPT2KIT_WEIGHTS": "weights",
+        "COLUMNS": "100",
+        "HF_HOME": str(tmp_path / "hf"),
+        "TERM": "dumb",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("os.fsync", lambda _: None)
     weights = tmp_path / "weights"
@@ -167,9 +201,18 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("lines.txt").write_text("".join(f"{line}\n" for line in lines))
     Path("lambada.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     endings = ["barks.", "sings an aria.", "is a cat.", "flies."]
-    Path("hellaswag.jsonl").write_text(json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n")
+    Path("hellaswag.jsonl").write_text(
+        json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n"
+    )
     shutil.copytree(GOLDEN / "tf" / "micro-adam", "checkpoint/run1")
-    write_nanogpt(Path("out/ckpt.pt"), GPT2(GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2, activation_function="gelu")))
+    write_nanogpt(
+        Path("out/ckpt.pt"),
+        GPT2(
+            GPT2Config(
+                n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2, activation_function="gelu"
+            )
+        ),
+    )
     hub, bucket = FakeHub(), FakeOpenAI()
     publish(weights, monkeypatch, hub, bucket)
     yield tmp_path
@@ -190,11 +233,15 @@ def run(example: Example) -> tuple[int, str]:
             steps[-1].append(word)
     given, said, code = "", "", 0
     for step in steps:
-        environment = dict(step.pop(0).split("=", 1) for _ in list(step) if re.fullmatch(r"[A-Z0-9_]+=.*", step[0]))
+        environment = dict(
+            step.pop(0).split("=", 1) for _ in list(step) if re.fullmatch(r"[A-Z0-9_]+=.*", step[0])
+        )
         target = None
         while len(step) > 2 and step[-2] in ("<", ">"):
             name, sign = step.pop(), step.pop()
-            given, target = (Path(name).read_text(encoding="utf-8"), target) if sign == "<" else (given, name)
+            given, target = (
+                (Path(name).read_text(encoding="utf-8"), target) if sign == "<" else (given, name)
+            )
         assert step[0] == "gpt2kit", f"{step[0]} is not in ELSEWHERE"
         arguments = step[1:] + (shlex.split(SHORTER.get(step[1], "")))
         result = CliRunner(env=environment).invoke(app, arguments, input=given)
@@ -257,10 +304,17 @@ def test_every_command_runs_and_prints_what_the_page_shows(page: Path, desk: Pat
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_python_example_runs(page: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_python_example_runs(
+    page: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
-        exec(block.replace("max_steps=300", "max_steps=60").replace("block_size=256", "block_size=16"), names)
+        exec(
+            block.replace("max_steps=300", "max_steps=60").replace(
+                "block_size=256", "block_size=16"
+            ),
+            names,
+        )
 
 
 # --- what they name is there -----------------------------------------------------------------------------------------
@@ -274,15 +328,23 @@ def test_every_link_and_picture_is_there(page: Path) -> None:
             target, _, anchor = link.partition("#")
             there = (page.parent / target).resolve() if target else page
             assert there.exists(), f"{page.name}: {link}"
-            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
-            assert not anchor or anchor in [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings], link
+            headings = (
+                re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+                if anchor
+                else []
+            )
+            assert not anchor or anchor in [
+                re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings
+            ], link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_command_and_option_named_exists(page: Path) -> None:
     known = commands()
     options = set().union(*known.values()) | OTHERS_OPTIONS
-    text = re.sub(r"^```text.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```text.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     for named in re.findall(r"(?<![\w-])--[a-z][\w-]*", text):
         assert named in options, f"{page.name}: {named}"
     for named in re.findall(r"(?:^\$ |`|-m )gpt2kit ([a-z]+)", text, re.MULTILINE):
@@ -297,13 +359,26 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
 
 
 def test_every_command_of_the_program_is_on_a_page() -> None:
-    run_there = [" ".join(example.words) for page in PAGES if page.parent.name == "docs" for example in examples(page)]
+    run_there = [
+        " ".join(example.words)
+        for page in PAGES
+        if page.parent.name == "docs"
+        for example in examples(page)
+    ]
     for command in commands().keys() - {"", "plot"}:
-        assert any(re.search(rf"\bgpt2kit {re.escape(command)}(?![\w-])", words) for words in run_there), f"no page shows {command}"
+        assert any(
+            re.search(rf"\bgpt2kit {re.escape(command)}(?![\w-])", words) for words in run_there
+        ), f"no page shows {command}"
 
 
 def test_every_page_and_every_picture_is_shown() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     everything = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    assert all(f"({page.name})" in index for page in PAGES if page.parent.name == "docs" and page.name != "README.md")
-    assert all(f"images/{path.name})" in everything for path in (ROOT / "docs" / "images").iterdir())
+    assert all(
+        f"({page.name})" in index
+        for page in PAGES
+        if page.parent.name == "docs" and page.name != "README.md"
+    )
+    assert all(
+        f"images/{path.name})" in everything for path in (ROOT / "docs" / "images").iterdir()
+    )

@@ -15,7 +15,10 @@ from gpt2kit.dropout import attention, dropout
 
 def queries_keys_values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn((2, 3, 5, 4), generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+    return [
+        torch.randn((2, 3, 5, 4), generator=generator, dtype=dtype).requires_grad_()
+        for _ in range(3)
+    ]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
@@ -30,7 +33,9 @@ def test_that_share_of_the_elements_becomes_zero_and_the_others_larger(p: float)
     torch.testing.assert_close(x.grad, (y != 0) / (1 - p))
 
 
-def test_what_is_dropped_follows_torchs_random_stream_and_nothing_happens_outside_of_training() -> None:
+def test_what_is_dropped_follows_torchs_random_stream_and_nothing_happens_outside_of_training() -> (
+    None
+):
     x = torch.ones(999)
     torch.manual_seed(5)
     first, second = dropout(x, 0.5, True), dropout(x, 0.5, True)
@@ -50,7 +55,9 @@ def test_elements_are_dropped_independently_of_their_neighbours() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
+    causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = torch.rand((2, 3, 5, 5), generator=torch.Generator().manual_seed(3)) > 0.4
     monkeypatch.setattr(sys.modules["gpt2kit.dropout"], "_kept", lambda *_: kept)
     q, k, v = queries_keys_values()
@@ -62,7 +69,9 @@ def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(causal
     torch.testing.assert_close(ours, theirs)
     weights: Any = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype).view(ours.shape)
     for our_grad, their_grad in zip(
-        torch.autograd.grad((ours * weights).sum(), (q, k, v)), torch.autograd.grad((theirs * weights).sum(), (q, k, v)), strict=True
+        torch.autograd.grad((ours * weights).sum(), (q, k, v)),
+        torch.autograd.grad((theirs * weights).sum(), (q, k, v)),
+        strict=True,
     ):
         torch.testing.assert_close(our_grad, their_grad)
 
@@ -72,5 +81,7 @@ def test_attention_without_dropout_is_torchs_and_with_it_so_on_average() -> None
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
     assert torch.equal(attention(q, k, v, mask=None, p=0.0, causal=True, scale=0.5), expected)
     torch.manual_seed(4)
-    mean = torch.stack([attention(q, k, v, mask=None, p=0.2, causal=True, scale=0.5) for _ in range(4000)]).mean(dim=0)
+    mean = torch.stack(
+        [attention(q, k, v, mask=None, p=0.2, causal=True, scale=0.5) for _ in range(4000)]
+    ).mean(dim=0)
     torch.testing.assert_close(mean, expected, atol=0.06, rtol=0)

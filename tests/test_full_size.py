@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2kit.checkpoints import build_model, open_checkpoint, write_model
+from gpt2kit.checkpoints.load import build_model, open_checkpoint, write_model
 from gpt2kit.config import SIZES
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,9 @@ def write_random(folder: Path, size: str, dtype: torch.dtype = torch.float32) ->
     config = SIZES[size]
     torch.manual_seed(0)
     with torch.device("meta"):
-        shape = transformers.GPT2Config(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+        shape = transformers.GPT2Config(
+            n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd
+        )
         model = transformers.GPT2LMHeadModel(shape)
     model = model.to_empty(device="cpu").to(dtype)
     with torch.no_grad():
@@ -44,22 +46,28 @@ def test_124m_goes_from_the_hub_to_ours_and_back_bit_for_bit(tmp_path: Path) -> 
     model = build_model(open_checkpoint(source))
     (tmp_path / "ours").mkdir()
     write_model(tmp_path / "ours", model)
-    with safe_open(source / "model.safetensors", "pt") as before, safe_open(tmp_path / "ours" / "model.safetensors", "pt") as after:
+    with (
+        safe_open(source / "model.safetensors", "pt") as before,
+        safe_open(tmp_path / "ours" / "model.safetensors", "pt") as after,
+    ):
         assert sorted(before.keys()) == sorted(after.keys())
         assert len(before.keys()) == 148
-        assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in before.keys())  # noqa: SIM118
+        names = list(before.keys())
+        assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in names)
     ids = torch.randint(0, 50257, (1, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = transformers.GPT2LMHeadModel.from_pretrained(source).eval()(ids).logits
         again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()(ids).logits
         assert torch.equal(theirs, again)
-        torch.testing.assert_close(model(ids), theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(
+            model(ids), theirs, rtol=0, atol=2e-5 * float(theirs.abs().max())
+        )
 
 
 MEASURE = """
 import json, re, sys, torch
 from pathlib import Path
-from gpt2kit.checkpoints import build_model, open_checkpoint
+from gpt2kit.checkpoints.load import build_model, open_checkpoint
 import gpt2kit.tokenizers
 def memory(kind):  # not getrusage, whose peak a process inherits from the one that started it
     return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -75,6 +83,13 @@ print(json.dumps({"used": memory("VmHWM") - before, "model": sum(p.nbytes for p 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_takes_the_model_and_one_tensor(tmp_path: Path, size: str, dtype: str) -> None:
     folder = write_random(tmp_path, size)
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), dtype], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder), dtype],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(done.stdout)
-    assert found["model"] <= found["used"] <= found["model"] + found["largest"] + 128e6  # the last is code that torch loads on first use
+    assert (
+        found["model"] <= found["used"] <= found["model"] + found["largest"] + 128e6
+    )  # the last is code that torch loads on first use

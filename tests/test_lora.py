@@ -8,11 +8,12 @@ import pytest
 import torch
 from training_builders import same, small_config, small_corpus, small_model, weights
 
-from gpt2kit.checkpoints.training import Run
+from gpt2kit.checkpoints.adapters import WEIGHTS_FILE, load_adapters, read_adapters, save_adapters
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
-from gpt2kit.lora import WEIGHTS_FILE, add_adapters, load_adapters, merge_adapters, read_adapters, save_adapters
+from gpt2kit.lora import add_adapters, merge_adapters
 from gpt2kit.model import GPT2
-from gpt2kit.train import train
+from gpt2kit.training.loop import train
+from gpt2kit.training.run import Run
 
 IDS = torch.arange(12)[None]
 
@@ -47,7 +48,9 @@ def test_only_adapters_are_trained_and_they_learn() -> None:
 
 def test_the_rank_decides_how_many_parameters_are_trained() -> None:
     def count(rank: int) -> int:
-        return sum(parameter.numel() for parameter in adapted(rank).parameters() if parameter.requires_grad)
+        return sum(
+            parameter.numel() for parameter in adapted(rank).parameters() if parameter.requires_grad
+        )
 
     assert count(1) == 2 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
     assert count(4) == 4 * count(1)
@@ -58,7 +61,9 @@ def test_alpha_scales_what_adapters_add() -> None:
         model = adapted(alpha=alpha)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name == "h.1.mlp.c_proj.lora_b":  # the last layer, so that the effect is linear before the norm
+                if (
+                    name == "h.1.mlp.c_proj.lora_b"
+                ):  # the last layer, so that the effect is linear before the norm
                     parameter.fill_(1e-4)
         return model.h[1].mlp.c_proj(torch.ones(64)) - small_model().h[1].mlp.c_proj(torch.ones(64))  # type: ignore[operator, no-any-return, union-attr]
 
@@ -77,7 +82,12 @@ def test_a_merged_model_is_plain_and_computes_the_same() -> None:
 def test_saved_adapters_come_back(tmp_path: Path) -> None:
     model = trained()
     save_adapters(tmp_path, model, base="124M", base_sha256="0" * 64)
-    assert read_adapters(tmp_path) == {"base": "124M", "base_sha256": "0" * 64, "rank": 2, "alpha": 4.0}
+    assert read_adapters(tmp_path) == {
+        "base": "124M",
+        "base_sha256": "0" * 64,
+        "rank": 2,
+        "alpha": 4.0,
+    }
     again = adapted()
     load_adapters(tmp_path, again)
     assert same(weights(again), weights(model))
@@ -104,7 +114,12 @@ def test_a_rank_or_alpha_that_cannot_be_is_refused(rank: int, alpha: float | Non
 def test_a_run_with_adapters_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     def go(folder: Path, steps: int | None, resume: bool = False) -> GPT2:
         model = adapted()
-        run = Run(folder, {}, resume=resume, write=lambda path, model: save_adapters(path, model, base="", base_sha256=""))
+        run = Run(
+            folder,
+            {},
+            resume=resume,
+            write=lambda path, model: save_adapters(path, model, base="", base_sha256=""),
+        )
         for report in train(model, small_corpus(), small_config(), run=run):
             if report.step == steps:
                 break

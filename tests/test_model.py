@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN, make_model
 
 from gpt2kit import reference
-from gpt2kit.checkpoints import build_model, open_checkpoint
+from gpt2kit.checkpoints.load import build_model, open_checkpoint
 from gpt2kit.checkpoints.names import is_transposed, openai_names
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ContextLengthError
@@ -48,7 +48,9 @@ def weights_of(model: GPT2) -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
-def test_every_variant_equals_the_numpy_reference(tiny_config: GPT2Config, fields: dict[str, Any]) -> None:
+def test_every_variant_equals_the_numpy_reference(
+    tiny_config: GPT2Config, fields: dict[str, Any]
+) -> None:
     model = make_model(replace(tiny_config, **fields), dtype=torch.float64)
     ids = torch.randint(0, 512, (32,), generator=torch.Generator().manual_seed(1))
     expected = reference.logits(model.config, weights_of(model), ids.tolist())
@@ -61,12 +63,18 @@ def test_every_field_changes_the_function(tiny_config: GPT2Config, name: str) ->
     ids = torch.arange(32)[None]
     plain, other = make_model(tiny_config), GPT2(replace(tiny_config, **VARIANTS[name])).eval()
     own = other.state_dict()
-    shared = {key: tensor for key, tensor in plain.state_dict().items() if key in own and own[key].shape == tensor.shape}
+    shared = {
+        key: tensor
+        for key, tensor in plain.state_dict().items()
+        if key in own and own[key].shape == tensor.shape
+    }
     other.load_state_dict(shared, strict=False)
     assert not torch.allclose(plain(ids), other(ids), atol=1e-6)
 
 
-def test_upcast_attention_is_closer_to_float32_than_attention_in_bfloat16(tiny_config: GPT2Config) -> None:
+def test_upcast_attention_is_closer_to_float32_than_attention_in_bfloat16(
+    tiny_config: GPT2Config,
+) -> None:
     ids = torch.arange(32)[None]
     exact = make_model(tiny_config).bfloat16().float()
     distances = {}
@@ -101,9 +109,15 @@ def test_gradients_equal_tensorflows() -> None:
 # --- cache -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "post-norm", "sinusoidal", "scaled by layer", "no blocks"])
-@pytest.mark.parametrize("chunks", [[32], [1] * 32, [20, 12], [1, 30, 1], [7, 1, 1, 16, 7]], ids=str)
-def test_cached_and_uncached_logits_agree(tiny_config: GPT2Config, name: str, chunks: list[int]) -> None:
+@pytest.mark.parametrize(
+    "name", ["gpt2", "post-norm", "sinusoidal", "scaled by layer", "no blocks"]
+)
+@pytest.mark.parametrize(
+    "chunks", [[32], [1] * 32, [20, 12], [1, 30, 1], [7, 1, 1, 16, 7]], ids=str
+)
+def test_cached_and_uncached_logits_agree(
+    tiny_config: GPT2Config, name: str, chunks: list[int]
+) -> None:
     model = make_model(replace(tiny_config, **VARIANTS[name]))
     ids = torch.randint(0, 512, (3, 32), generator=torch.Generator().manual_seed(2))
     cache = model.new_cache(3)
@@ -122,9 +136,13 @@ def test_rows_of_different_lengths_are_as_they_would_be_alone(tiny_model: GPT2) 
         tiny_model(ids[:, :20], cache)
         cache.truncate(lengths)  # what was padding for the shorter rows is forgotten
         for n in (1, 3, 1):
-            new = torch.stack([row[length : length + n] for row, length in zip(ids, lengths, strict=True)])
+            new = torch.stack(
+                [row[length : length + n] for row, length in zip(ids, lengths, strict=True)]
+            )
             found = tiny_model(new, cache)
-            expected = torch.stack([row[length : length + n] for row, length in zip(alone, lengths, strict=True)])
+            expected = torch.stack(
+                [row[length : length + n] for row, length in zip(alone, lengths, strict=True)]
+            )
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
             lengths = [length + n for length in lengths]
             assert cache.lengths == lengths
@@ -137,7 +155,9 @@ def test_kept_and_refilled_rows_go_on_where_they_were(tiny_model: GPT2) -> None:
         cache, other = tiny_model.new_cache(3), tiny_model.new_cache(1, capacity=5)
         tiny_model(ids[:, :11], cache)
         cache.keep([2, 0])
-        torch.testing.assert_close(tiny_model(ids[[2, 0], 11:], cache), alone[[2, 0], 11:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            tiny_model(ids[[2, 0], 11:], cache), alone[[2, 0], 11:], rtol=0, atol=1e-5
+        )
         tiny_model(ids[1:2, :5], other)
         cache.fill([0], other, 0)
         assert cache.lengths == [5, 12]
@@ -175,7 +195,9 @@ def test_weights_start_as_openai_started_them() -> None:
         elif "ln_" in name:
             assert (parameter == 1).all()
         else:
-            expected = {"wpe.weight": 0.01}.get(name, 0.02 / 4 if name.endswith("c_proj.weight") else 0.02)
+            expected = {"wpe.weight": 0.01}.get(
+                name, 0.02 / 4 if name.endswith("c_proj.weight") else 0.02
+            )
             assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.05)
 
 
@@ -183,7 +205,9 @@ def test_the_same_generator_gives_the_same_weights(tiny_config: GPT2Config) -> N
     models = [GPT2(tiny_config) for _ in range(2)]
     for model in models:
         model.init_weights(torch.Generator().manual_seed(7))
-    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True)
+    )
 
 
 @pytest.mark.parametrize("field", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])

@@ -17,11 +17,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import gpt2kit
-from gpt2kit import native, store
-from gpt2kit.checkpoints import int8, write_model
+from gpt2kit import store
+from gpt2kit.checkpoints import int8
+from gpt2kit.checkpoints.load import write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
-from gpt2kit.decoder import Decoder
+from gpt2kit.engine import native
+from gpt2kit.engine.decoder import Decoder
 from gpt2kit.errors import CheckpointFormatError, ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, Int8Linear, quantized, quantized_state, rounded
@@ -44,7 +46,9 @@ def folder(tmp_path: Path) -> Path:
 def int8_of(model: GPT2) -> Int8GPT2:
     state = dict(model.named_parameters())
     result = Int8GPT2(model.config)
-    result.load_state_dict(dict(quantized_state(model.config, lambda name: state[name].detach())), assign=True)
+    result.load_state_dict(
+        dict(quantized_state(model.config, lambda name: state[name].detach())), assign=True
+    )
     return result.eval()
 
 
@@ -80,7 +84,13 @@ def test_a_linear_layer_is_nearly_the_original() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"tie_word_embeddings": False}, {"bias": False, "qkv_bias": False}, {"norm": "rmsnorm", "mlp": "swiglu"}]
+    "variant",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"bias": False, "qkv_bias": False},
+        {"norm": "rmsnorm", "mlp": "swiglu"},
+    ],
 )
 def test_every_shape_of_model_can_be_int8(variant: dict[str, object]) -> None:
     model = GPT2(replace(TINY, **variant)).eval()  # type: ignore[arg-type]
@@ -104,17 +114,30 @@ def perplexity(model: GPT2, ids: Tensor, *, by_native: bool) -> float:
     with torch.inference_mode():
         if by_native:
             cache, decoder = model.new_cache(len(ids), capacity=ids.shape[1]), Decoder(model)
-            logits = torch.stack([decoder.read(ids[:, place : place + 1], cache) for place in range(ids.shape[1] - 1)], dim=1)
+            logits = torch.stack(
+                [
+                    decoder.read(ids[:, place : place + 1], cache)
+                    for place in range(ids.shape[1] - 1)
+                ],
+                dim=1,
+            )
         else:
             logits = model(ids[:, :-1])
-        return math.exp(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+        return math.exp(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        )
 
 
 @pytest.mark.skipif(
-    not Path(TEST_DATA, "models", "shakespeare").is_dir(), reason="set GPT2KIT_TEST_DATA to the folder of models/ and corpora/"
+    not Path(TEST_DATA, "models", "shakespeare").is_dir(),
+    reason="set GPT2KIT_TEST_DATA to the folder of models/ and corpora/",
 )
 def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_path: Path) -> None:
-    path = shutil.copytree(Path(TEST_DATA, "models", "shakespeare"), tmp_path / "shakespeare", copy_function=shutil.copyfile)
+    path = shutil.copytree(
+        Path(TEST_DATA, "models", "shakespeare"),
+        tmp_path / "shakespeare",
+        copy_function=shutil.copyfile,
+    )
     exact, tokenizer = gpt2kit.load(path)
     model, _ = gpt2kit.load(path, quantize="int8")
     text = Path(TEST_DATA, "corpora", "tinyshakespeare.txt").read_text(encoding="utf-8")
@@ -127,7 +150,10 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
     assert abs(perplexity(model, few, by_native=True) / expected - 1) < 0.005
     golden = json.loads((path / "expected.json").read_text())
     greedy = [
-        token for [token] in gpt2kit.generate_tokens(model, [golden["prompt"]], max_tokens=64, sampling=gpt2kit.Sampling(temperature=0))
+        token
+        for [token] in gpt2kit.generate_tokens(
+            model, [golden["prompt"]], max_tokens=64, sampling=gpt2kit.Sampling(temperature=0)
+        )
     ]
     assert [*golden["prompt"], *greedy][:24] == golden["greedy"][:24]
 
@@ -135,7 +161,9 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
 # --- loading, and the file beside the weights -----------------------------------------------------------------------------
 
 
-def test_a_second_load_reads_the_file_that_the_first_one_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_load_reads_the_file_that_the_first_one_wrote(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = sorted(path.name for path in folder.iterdir())
     first, _ = gpt2kit.load(folder, quantize="int8")
     file = folder / f"model{store.INT8_SUFFIX}"
@@ -163,13 +191,19 @@ def test_a_damaged_file_is_made_anew(damage: str, folder: Path) -> None:
     whole = file.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     header = whole[8 : 8 + length].replace(b'"source":"', b'"source":"0')[:length]
-    file.write_bytes({"cut": whole[:-100], "empty": b"", "other": whole[:8] + header + whole[8 + length :]}[damage])
+    file.write_bytes(
+        {"cut": whole[:-100], "empty": b"", "other": whole[:8] + header + whole[8 + length :]}[
+            damage
+        ]
+    )
     second, _ = gpt2kit.load(folder, quantize="int8")
     assert torch.equal(first.wte.weight, second.wte.weight)
     assert file.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_still_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_still_loads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 
@@ -184,7 +218,10 @@ def test_the_directory_stays_loadable_by_transformers_and_by_us(folder: Path) ->
     gpt2kit.load(folder, quantize="int8")
     transformers = pytest.importorskip("transformers")
     ids = torch.arange(9)[None]
-    theirs, ours = transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), gpt2kit.load(folder)[0]
+    theirs, ours = (
+        transformers.GPT2LMHeadModel.from_pretrained(folder).eval(),
+        gpt2kit.load(folder)[0],
+    )
     with torch.inference_mode():
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-5)
 
@@ -199,7 +236,9 @@ def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
     assert not list(folder.glob(f"*{store.INT8_SUFFIX}"))
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}])
+@pytest.mark.parametrize(
+    "options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}]
+)
 def test_what_cannot_be_is_refused_by_name(options: dict[str, str], folder: Path) -> None:
     with pytest.raises(ConfigError, match="int"):
         gpt2kit.load(folder, **{"quantize": "int8", **options})
@@ -215,7 +254,20 @@ def test_the_file_is_plain_safetensors(folder: Path) -> None:
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, str, int]:
-    result = CliRunner().invoke(app, ["generate", "a", "--model", str(folder), "--max_tokens", "3", "--temperature", "0", *arguments])
+    result = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "a",
+            "--model",
+            str(folder),
+            "--max_tokens",
+            "3",
+            "--temperature",
+            "0",
+            *arguments,
+        ],
+    )
     return result.stdout, result.stderr, result.exit_code
 
 
@@ -227,7 +279,9 @@ def with_vocabulary(folder: Path) -> Path:
     return folder
 
 
-def test_the_option_and_what_the_statistics_say(with_vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_and_what_the_statistics_say(
+    with_vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, errors, _ = run(with_vocabulary, "--quantize", "int8", "--stats")
     assert "int8" in errors
     assert ("by native" in errors) == (native.level() is not None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.verify import verify
+from gpt2kit.evaluation.verify import verify
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 

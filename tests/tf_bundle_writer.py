@@ -34,7 +34,9 @@ DTYPE_NUMBERS = {
 MAGIC = bytes.fromhex("57fb808b247547db")
 EMPTY_BLOCK = bytes.fromhex("0000000001000000")  # no entries, one restart at 0
 
-Extents = Sequence[tuple[int, int | None]]  # (start, length) per axis; None leaves the length out: the whole axis
+Extents = Sequence[
+    tuple[int, int | None]
+]  # (start, length) per axis; None leaves the length out: the whole axis
 Field = tuple[int, "int | bytes"]
 
 
@@ -95,7 +97,12 @@ def entry(
 
 
 def slice_message(extents: Extents) -> bytes:
-    return message(*((1, message((1, start), *([] if length is None else [(2, length)]))) for start, length in extents))
+    return message(
+        *(
+            (1, message((1, start), *([] if length is None else [(2, length)])))
+            for start, length in extents
+        )
+    )
 
 
 def slice_key(name: str, extents: Extents) -> bytes:
@@ -109,7 +116,9 @@ def slice_key(name: str, extents: Extents) -> bytes:
         assert number < 2**20
         return (0xE00000 | number).to_bytes(3, "big")
 
-    ends = b"".join(signed(start) + signed(-1 if length is None else length) for start, length in extents)
+    ends = b"".join(
+        signed(start) + signed(-1 if length is None else length) for start, length in extents
+    )
     text = b"".join(b"\0\xff" if byte == 0 else bytes([byte]) for byte in name.encode())
     return b"\0" + text + b"\0\1" + (bytes([1, len(extents)]) if extents else b"\0") + ends
 
@@ -126,10 +135,16 @@ def block(items: Sequence[tuple[bytes, bytes]], restart_interval: int = 16) -> b
         else:
             while shared < min(len(key), len(previous)) and key[shared] == previous[shared]:
                 shared += 1
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        out += (
+            varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        )
         previous = key
     restarts = restarts or [0]
-    return out + b"".join(struct.pack("<I", restart) for restart in restarts) + struct.pack("<I", len(restarts))
+    return (
+        out
+        + b"".join(struct.pack("<I", restart) for restart in restarts)
+        + struct.pack("<I", len(restarts))
+    )
 
 
 def table_of_blocks(blocks: Sequence[tuple[bytes, bytes, int]]) -> bytes:
@@ -149,7 +164,9 @@ def table_of_blocks(blocks: Sequence[tuple[bytes, bytes, int]]) -> bytes:
     return out + handles.ljust(40, b"\0") + MAGIC
 
 
-def table(items: Sequence[tuple[bytes, bytes]], *, items_per_block: int = 10**9, compress: bool = False) -> bytes:
+def table(
+    items: Sequence[tuple[bytes, bytes]], *, items_per_block: int = 10**9, compress: bool = False
+) -> bytes:
     """Make a table of items, which stay in the order that they have."""
     chunks = [items[at : at + items_per_block] for at in range(0, len(items), items_per_block)]
     contents = [(chunk[-1][0], block(chunk)) for chunk in chunks]
@@ -178,7 +195,9 @@ def snappy(data: bytes) -> bytes:
             at += 1
             continue
         length = 4
-        while length < 64 and at + length < len(data) and data[before + length] == data[at + length]:
+        while (
+            length < 64 and at + length < len(data) and data[before + length] == data[at + length]
+        ):
             length += 1
         out += literal(data[literal_from:at])
         offset = at - before
@@ -187,7 +206,9 @@ def snappy(data: bytes) -> bytes:
         else:
             out += bytes([(length - 1) << 2 | 2]) + struct.pack("<H", offset)
         at = literal_from = at + length
-    return out + b"".join(literal(data[start : start + 2**16]) for start in range(literal_from, len(data), 2**16))
+    return out + b"".join(
+        literal(data[start : start + 2**16]) for start in range(literal_from, len(data), 2**16)
+    )
 
 
 def repair(index: bytes, positions: Sequence[tuple[int, int]]) -> bytes:
@@ -226,7 +247,13 @@ def block_positions(index: bytes) -> list[tuple[int, int]]:
 # Checkpoints.
 
 
-def write_files(prefix: Path, items: Mapping[bytes, bytes], shards: Sequence[bytes] = (b"",), *, head: bytes | None = None) -> Path:
+def write_files(
+    prefix: Path,
+    items: Mapping[bytes, bytes],
+    shards: Sequence[bytes] = (b"",),
+    *,
+    head: bytes | None = None,
+) -> Path:
     """Write an index of these items, sorted, after a header, and these data files."""
     everything = sorted({b"": header(len(shards)) if head is None else head, **items}.items())
     Path(f"{prefix}.index").write_bytes(table(everything))
@@ -257,7 +284,14 @@ def write_bundle(
     def put(key: bytes, dtype: int, array: np.ndarray) -> None:
         shard = (len(items) - 1) % num_shards
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        items[key] = entry(dtype, array.shape, shard=shard, offset=len(shards[shard]), size=len(data), crc=masked_crc(data))
+        items[key] = entry(
+            dtype,
+            array.shape,
+            shard=shard,
+            offset=len(shards[shard]),
+            size=len(data),
+            crc=masked_crc(data),
+        )
         shards[shard] += data + bytes(padding)
 
     for name, array in tensors.items():
@@ -267,10 +301,15 @@ def write_bundle(
             put(name.encode(), dtype, array)
             continue
         for extents in cuts:
-            window = tuple(slice(start, None if length is None else start + length) for start, length in extents)
+            window = tuple(
+                slice(start, None if length is None else start + length)
+                for start, length in extents
+            )
             put(slice_key(name, extents), dtype, array[window])
         items[name.encode()] = entry(dtype, array.shape, slices=cuts)
-    Path(f"{prefix}.index").write_bytes(table(sorted(items.items()), items_per_block=items_per_block, compress=compress))
+    Path(f"{prefix}.index").write_bytes(
+        table(sorted(items.items()), items_per_block=items_per_block, compress=compress)
+    )
     for number, content in enumerate(shards):
         Path(f"{prefix}.data-{number:05d}-of-{num_shards:05d}").write_bytes(content)
     return prefix

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from gpt2kit.config import GPT2Config
-from gpt2kit.corpus import Corpus, load_corpus
+from gpt2kit.data.corpus import Corpus, load_corpus
+from gpt2kit.data.texts import Text
 from gpt2kit.model import GPT2
-from gpt2kit.texts import Text
 from gpt2kit.tokenizers import CharTokenizer
-from gpt2kit.train import TrainConfig
+from gpt2kit.training.loop import TrainConfig
 
 VERSES = """Nel mezzo del cammin di nostra vita
 mi ritrovai per una selva oscura,
@@ -32,18 +32,33 @@ TOKENIZER = CharTokenizer.from_text(VERSES)
 
 def small_model(**changes: Any) -> GPT2:
     """Return a model of 2 layers and width 16 with the same weights every time."""
-    fields: dict[str, Any] = {"n_vocab": TOKENIZER.n_vocab, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2}
+    fields: dict[str, Any] = {
+        "n_vocab": TOKENIZER.n_vocab,
+        "n_ctx": 16,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_layer": 2,
+    }
     model = GPT2(GPT2Config(**(fields | changes)))
     model.init_weights(torch.Generator().manual_seed(0))
     return model
 
 
 def small_corpus(text: str = VERSES, **changes: Any) -> Corpus:
-    return load_corpus(Text((text,), (Path("verses.txt"),), len(text.encode())), TOKENIZER, **changes)
+    return load_corpus(
+        Text((text,), (Path("verses.txt"),), len(text.encode())), TOKENIZER, **changes
+    )
 
 
 def small_config(**changes: Any) -> TrainConfig:
-    fields: dict[str, Any] = {"max_steps": 12, "block_size": 8, "batch_size": 4, "warmup": 2, "eval_every": 4, "save_every": 3}
+    fields: dict[str, Any] = {
+        "max_steps": 12,
+        "block_size": 8,
+        "batch_size": 4,
+        "warmup": 2,
+        "eval_every": 4,
+        "save_every": 3,
+    }
     return TrainConfig(**(fields | changes))
 
 
@@ -54,4 +69,6 @@ def weights(model: GPT2) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are the same to the last bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

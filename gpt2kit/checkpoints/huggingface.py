@@ -19,20 +19,52 @@ from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import BUFFERS, plain_names
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, oriented, place
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, ConfigError
+from gpt2kit.errors import (
+    CheckpointFormatError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    ConfigError,
+)
 from gpt2kit.files import impostor, read_json, read_start
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # --- config.json -----------------------------------------------------------------------------------------------------
 
 _SAME_NAME = (
-    *("n_embd", "n_head", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"),
-    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    *(
+        "n_embd",
+        "n_head",
+        "n_layer",
+        "n_inner",
+        "activation_function",
+        "layer_norm_epsilon",
+        "tie_word_embeddings",
+    ),
+    *(
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "reorder_and_upcast_attn",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+    ),
 )
-_OUR_OWN = ("qkv_bias", "bias", "norm", "norm_first", "mlp", "positions")  # only under "model_type": "gpt2kit"
+_OUR_OWN = (
+    "qkv_bias",
+    "bias",
+    "norm",
+    "norm_first",
+    "mlp",
+    "positions",
+)  # only under "model_type": "gpt2kit"
 
 # Fields that do not touch the function from ids to logits: provenance, training, how to sample, what to return.
 _NO_EFFECT = re.compile(
@@ -65,7 +97,9 @@ def read_config(path: Path) -> GPT2Config:
     raw = read_json(path)
     model_type = raw.get("model_type", "gpt2" if "n_embd" in raw else None)
     if model_type not in ("gpt2", "gpt2kit"):
-        raise ConfigError(f"{path}: model_type is {model_type!r}; gpt2kit reads gpt2 and its own gpt2kit")
+        raise ConfigError(
+            f"{path}: model_type is {model_type!r}; gpt2kit reads gpt2 and its own gpt2kit"
+        )
     ours = model_type == "gpt2kit"
     values: dict[str, Any] = {}
     for name, value in raw.items():
@@ -75,7 +109,9 @@ def read_config(path: Path) -> GPT2Config:
             if value not in _ONLY[name]:
                 raise ConfigError(f"{path}: {name} is {value!r}, which gpt2kit does not support")
         elif not _NO_EFFECT.fullmatch(name):
-            raise ConfigError(f"{path}: the field {name!r} is unknown; if it does not change the model's function, remove it")
+            raise ConfigError(
+                f"{path}: the field {name!r} is unknown; if it does not change the model's function, remove it"
+            )
     for theirs, name in (("vocab_size", "n_vocab"), ("n_ctx", "n_ctx"), ("n_positions", "n_ctx")):
         if theirs in raw:  # of n_positions and n_ctx, transformers too goes by the first
             values[name] = raw[theirs]
@@ -114,7 +150,11 @@ def open_directory(path: Path) -> Checkpoint:
     if not found:
         message = f"{path}: no weights; expected one of {', '.join(WEIGHTS_FILES)}"
         raise CheckpointNotFoundError(message, path=path, missing=WEIGHTS_FILES[:1])
-    return _open_shards(found[0], config) if found[0].suffix == ".json" else open_file(found[0], config)
+    return (
+        _open_shards(found[0], config)
+        if found[0].suffix == ".json"
+        else open_file(found[0], config)
+    )
 
 
 def open_file(path: Path, config: GPT2Config) -> Checkpoint:
@@ -126,7 +166,9 @@ def open_file(path: Path, config: GPT2Config) -> Checkpoint:
 def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
     """Open the weights files that an index lists, each name in the file that the index says."""
     weight_map = read_json(index, largest=2**24).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
         raise CheckpointFormatError(index, "expected a weight_map from tensor names to files")
     by_file: dict[Path, dict[str, StoredTensor]] = {}
     kind = ""
@@ -140,7 +182,8 @@ def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
         if listed != by_file[file].keys():
             difference = sorted(listed ^ by_file[file].keys())
             raise CheckpointFormatError(
-                index, f"the index and {name} disagree on {', '.join(difference[:5])}; are all shards of one model?"
+                index,
+                f"the index and {name} disagree on {', '.join(difference[:5])}; are all shards of one model?",
             )
     return _checkpoint(index.parent, f"{kind}, {len(by_file)} files", config, by_file)
 
@@ -158,26 +201,45 @@ def _read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def safetensors_file(path: Path, *, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> dict[str, StoredTensor]:
+def safetensors_file(
+    path: Path, *, dtypes: Mapping[str, torch.dtype] = _DTYPES
+) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file: header length (uint64), JSON header, then the tensors at the offsets it gives."""
     try:
-        safe_open(path, framework="pt", backend="pread")  # checks all of the header against the file
+        safe_open(
+            path, framework="pt", backend="pread"
+        )  # checks all of the header against the file
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointFormatError(path, f"not a whole safetensors file ({error}); get it again") from error
+        raise CheckpointFormatError(
+            path, f"not a whole safetensors file ({error}); get it again"
+        ) from error
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in dtypes and not name.endswith(BUFFERS):
-            raise CheckpointFormatError(path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(dtypes)}")
+            raise CheckpointFormatError(
+                path, f"{name} has dtype {entry['dtype']}, expected one of {', '.join(dtypes)}"
+            )
         shape, dtype = tuple(entry["shape"]), dtypes.get(entry["dtype"], torch.uint8)
-        tensors[name] = StoredTensor(shape, dtype, partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype))
+        tensors[name] = StoredTensor(
+            shape,
+            dtype,
+            partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype),
+        )
     return tensors
 
 
-def _read_range(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
+def _read_range(
+    path: Path,
+    name: str,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    buffer: Tensor | None,
+) -> Tensor:
     # Read, not mapped: a file that is cut short under a map kills the process, and reading into the right place costs the same.
     tensor = place(shape, dtype, buffer)
     rest = as_bytes(tensor).numpy().data
@@ -187,7 +249,9 @@ def _read_range(path: Path, name: str, offset: int, shape: tuple[int, ...], dtyp
             while rest:
                 n = file.readinto(rest)
                 if not n:
-                    raise CheckpointFormatError(path, f"ends inside of {name}; it was cut short after it was opened")
+                    raise CheckpointFormatError(
+                        path, f"ends inside of {name}; it was cut short after it was opened"
+                    )
                 rest = rest[n:]
     except OSError as error:
         raise CheckpointFormatError(path, f"{name} cannot be read: {error.strerror}") from error
@@ -201,7 +265,9 @@ def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
         content = pickled.load(path)
         if isinstance(content.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
             content = content["state_dict"]
-        named = {str(name): value for name, value in content.items() if not str(name).endswith(BUFFERS)}
+        named = {
+            str(name): value for name, value in content.items() if not str(name).endswith(BUFFERS)
+        }
         return {name: pickled.check_tensor(path, name, value) for name, value in named.items()}
 
     tensors = load()
@@ -217,7 +283,9 @@ def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
     return {name: StoredTensor(*header, partial(take, name)) for name, header in headers.items()}
 
 
-def _checkpoint(path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path, Mapping[str, StoredTensor]]) -> Checkpoint:
+def _checkpoint(
+    path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path, Mapping[str, StoredTensor]]
+) -> Checkpoint:
     """Put the tensors of all files under our names and in our orientation."""
     stored: dict[str, StoredTensor] = {}
     for file, tensors in by_file.items():
@@ -229,7 +297,9 @@ def _checkpoint(path: Path, kind: str, config: GPT2Config, by_file: Mapping[Path
     ours = {name: oriented(name, stored[theirs]) for name, theirs in names.items()}
     tied_copy = ours.pop("lm_head.weight", None) if config.tie_word_embeddings else None
     if tied_copy is not None and tied_copy.shape != config.shapes()["wte.weight"]:
-        raise CheckpointMismatchError(path, misshapen={"lm_head.weight": (config.shapes()["wte.weight"], tied_copy.shape)})
+        raise CheckpointMismatchError(
+            path, misshapen={"lm_head.weight": (config.shapes()["wte.weight"], tied_copy.shape)}
+        )
     return Checkpoint(path, kind, config, ours, skipped, tied_copy)
 
 
@@ -239,7 +309,12 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {torch.int8: "
 
 
 def write_directory(
-    folder: Path, config: GPT2Config, tensors: Mapping[str, StoredTensor], *, dtype: torch.dtype, stop_id: int | None
+    folder: Path,
+    config: GPT2Config,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: torch.dtype,
+    stop_id: int | None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors as transformers does, one tensor in memory at a time.
 
@@ -248,13 +323,20 @@ def write_directory(
     """
     config, tensors = _with_zero_biases(config, tensors)
     _write_json(folder / CONFIG_FILE, config_dict(config, dtype=dtype, stop_id=stop_id))
-    _write_json(folder / "generation_config.json", {"bos_token_id": stop_id, "eos_token_id": stop_id})
-    in_file = {("" if name == "lm_head.weight" else "transformer.") + name: oriented(name, tensor) for name, tensor in tensors.items()}
+    _write_json(
+        folder / "generation_config.json", {"bos_token_id": stop_id, "eos_token_id": stop_id}
+    )
+    in_file = {
+        ("" if name == "lm_head.weight" else "transformer.") + name: oriented(name, tensor)
+        for name, tensor in tensors.items()
+    }
     with (folder / WEIGHTS_FILE).open("wb") as file:
         write_safetensors(file, in_file, dtype)
 
 
-def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -> tuple[GPT2Config, Mapping[str, StoredTensor]]:
+def _with_zero_biases(
+    config: GPT2Config, tensors: Mapping[str, StoredTensor]
+) -> tuple[GPT2Config, Mapping[str, StoredTensor]]:
     complete = replace(config, bias=True, qkv_bias=True)
     if config.is_gpt2 or not complete.is_gpt2:
         return config, tensors
@@ -262,11 +344,16 @@ def _with_zero_biases(config: GPT2Config, tensors: Mapping[str, StoredTensor]) -
     def zeros(shape: tuple[int, ...]) -> StoredTensor:
         return StoredTensor(shape, torch.float32, lambda _: torch.zeros(shape))
 
-    return complete, {name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()}
+    return complete, {
+        name: tensors.get(name) or zeros(shape) for name, shape in complete.shapes().items()
+    }
 
 
 def write_safetensors(
-    file: BinaryIO, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, metadata: Mapping[str, str] | None = None
+    file: BinaryIO,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file: header length (uint64), JSON header, then the tensors end to end, each in its own dtype for None.
 
@@ -278,7 +365,11 @@ def write_safetensors(
     for name, stored in tensors.items():
         own = dtype or stored.dtype
         start, end = end, end + torch.Size(stored.shape).numel() * own.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[own], "shape": list(stored.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _DTYPE_NAMES[own],
+            "shape": list(stored.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     file.write(struct.pack("<Q", len(text)) + text)

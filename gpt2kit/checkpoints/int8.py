@@ -37,7 +37,12 @@ def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> I
     state = _read(path, model, source)
     if state is None:
         # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
-        state = unwritten({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()})
+        state = unwritten(
+            {
+                name: (tuple(tensor.shape), tensor.dtype)
+                for name, tensor in model.state_dict().items()
+            }
+        )
         for name, tensor in quantized_state(checkpoint.config, read):
             state[name].copy_(tensor)
         with contextlib.suppress(OSError):
@@ -63,7 +68,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
     """Return the tensors in the file, or None unless it is whole and was made of this source."""
-    specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    specs = {
+        name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()
+    }
     try:
         before = path.stat()
         with safe_open(path, framework="pt", backend="pread") as file:
@@ -78,7 +85,10 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
         after = path.stat()
     except (SafetensorError, OSError, CheckpointFormatError):
         return None
-    is_the_same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)  # nobody has put another file there
+    is_the_same = (before.st_ino, before.st_mtime_ns) == (
+        after.st_ino,
+        after.st_mtime_ns,
+    )  # nobody has put another file there
     return state if is_the_same else None
 
 
@@ -87,4 +97,9 @@ def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     # Tensors of equal alignment lie together, so that all are aligned.
     ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
     with new_file(path) as file:
-        write_safetensors(file, {name: StoredTensor.of(tensor) for name, tensor in ordered}, None, {"source": source})
+        write_safetensors(
+            file,
+            {name: StoredTensor.of(tensor) for name, tensor in ordered},
+            None,
+            {"source": source},
+        )

@@ -101,7 +101,9 @@ def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = offset + size + _TRAILER
         for key, item in _block_items(_read_block(data, offset, size)):
             if previous is not None and key <= previous:
-                raise Damaged(f"the key {shown(key)} comes after {shown(previous)}: they are not sorted")
+                raise Damaged(
+                    f"the key {shown(key)} comes after {shown(previous)}: they are not sorted"
+                )
             # Shared prefixes and compression let a small file spell out enormous keys: count what they come to.
             spent += len(key) + len(item) + _ENTRY_OVERHEAD
             if spent > LARGEST_TABLE:
@@ -114,19 +116,27 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
     """Return a block, checked and uncompressed."""
     end = offset + size
     if end + _TRAILER > len(data) - _FOOTER:
-        raise Damaged(f"the block at byte {offset:,} would end at {end:,}, past the end of the file")
+        raise Damaged(
+            f"the block at byte {offset:,} would end at {end:,}, past the end of the file"
+        )
     compression, expected = data[end], int.from_bytes(data[end + 1 : end + _TRAILER], "little")
     found = mask(google_crc32c.value(data[offset : end + 1]))
     if found != expected:
-        raise Damaged(f"the block at byte {offset:,} has checksum {found:#010x}, not {expected:#010x}")
+        raise Damaged(
+            f"the block at byte {offset:,} has checksum {found:#010x}, not {expected:#010x}"
+        )
     if compression == 0:
         return data[offset:end]
     if compression != 1:
-        raise Unsupported(f"the block at byte {offset:,} is compressed in an unknown way ({compression})")
+        raise Unsupported(
+            f"the block at byte {offset:,} is compressed in an unknown way ({compression})"
+        )
     stream = Cursor(data[offset:end])
     expanded = stream.varint(32)
     if expanded > min(LARGEST_TABLE, _LARGEST_EXPANSION * size):
-        raise Damaged(f"the block at byte {offset:,} says that its {size:,} bytes expand to {expanded:,}")
+        raise Damaged(
+            f"the block at byte {offset:,} says that its {size:,} bytes expand to {expanded:,}"
+        )
     try:
         return snappy.decompress(stream.rest(), expanded)
     except ValueError as error:

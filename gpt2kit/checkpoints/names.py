@@ -49,8 +49,14 @@ def is_transposed(name: str) -> bool:
 
 def openai_names(config: GPT2Config) -> dict[str, str]:
     """Return OpenAI's variable name -> our parameter name for a model with these layers."""
-    layers = range(max(1, config.n_layer))  # a model without blocks has the other names all the same
-    return {theirs.format(layer=layer): ours.format(layer=layer) for theirs, ours in OPENAI.items() for layer in layers}
+    layers = range(
+        max(1, config.n_layer)
+    )  # a model without blocks has the other names all the same
+    return {
+        theirs.format(layer=layer): ours.format(layer=layer)
+        for theirs, ours in OPENAI.items()
+        for layer in layers
+    }
 
 
 def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
@@ -66,6 +72,9 @@ def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
         if theirs.endswith(BUFFERS):
             continue
         if ours in found:
-            raise CheckpointFormatError(path, f"{found[ours]} and {theirs} are the same parameter; which one is meant cannot be told")
+            raise CheckpointFormatError(
+                path,
+                f"{found[ours]} and {theirs} are the same parameter; which one is meant cannot be told",
+            )
         found[ours] = theirs
     return found

@@ -12,7 +12,13 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, ConfigError
 
 # nanoGPT's word -> ours
-_MODEL_ARGS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "n_ctx", "vocab_size": "n_vocab"}
+_MODEL_ARGS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_ctx",
+    "vocab_size": "n_vocab",
+}
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -20,17 +26,26 @@ def open_file(path: Path) -> Checkpoint:
     content = pickled.load(path)
     model, arguments = content.get("model"), content.get("model_args")
     if not isinstance(model, dict) or not isinstance(arguments, dict):
-        raise CheckpointFormatError(path, 'expected a nanoGPT checkpoint with "model" and "model_args"')
+        raise CheckpointFormatError(
+            path, 'expected a nanoGPT checkpoint with "model" and "model_args"'
+        )
     config = _config(path, arguments)
-    stored = {ours: _stored(path, theirs, model[theirs]) for ours, theirs in plain_names(map(str, model), path).items()}
+    stored = {
+        ours: _stored(path, theirs, model[theirs])
+        for ours, theirs in plain_names(map(str, model), path).items()
+    }
     skipped = tuple(sorted(str(key) for key in content.keys() - {"model", "model_args"}))
-    return Checkpoint(path, "nanoGPT", config, stored, skipped, tied_copy=stored.pop("lm_head.weight", None))
+    return Checkpoint(
+        path, "nanoGPT", config, stored, skipped, tied_copy=stored.pop("lm_head.weight", None)
+    )
 
 
 def _config(path: Path, arguments: dict[str, Any]) -> GPT2Config:
     known = {*_MODEL_ARGS, "bias", "dropout"}
     if arguments.keys() - known or _MODEL_ARGS.keys() - arguments.keys():
-        raise ConfigError(f"{path}: model_args has {', '.join(map(str, arguments))}; expected {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"{path}: model_args has {', '.join(map(str, arguments))}; expected {', '.join(sorted(known))}"
+        )
     dropout, bias = arguments.get("dropout", 0.0), arguments.get("bias", True)
     try:
         return GPT2Config(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from gpt2kit.checkpoints.names import is_transposed, openai_names
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, oriented, place
+from gpt2kit.checkpoints.stored import (
+    FLOAT_DTYPES,
+    Checkpoint,
+    StoredTensor,
+    as_bytes,
+    oriented,
+    place,
+)
 from gpt2kit.checkpoints.tf_bundle import TensorBundle
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
@@ -38,7 +45,9 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
         elif _is_slot(variable, names):
             skipped.append(variable)
         else:
-            tensors[variable] = _stored(bundle, variable, variable)  # unexpected: the checkpoint will say so
+            tensors[variable] = _stored(
+                bundle, variable, variable
+            )  # unexpected: the checkpoint will say so
     return Checkpoint(path, "OpenAI TensorFlow", config, tensors, tuple(skipped))
 
 
@@ -47,7 +56,9 @@ def read_hparams(path: Path) -> GPT2Config:
     raw = read_json(path)
     if raw.keys() != set(_HPARAMS):
         wrong = ", ".join(sorted(raw.keys() ^ set(_HPARAMS)))
-        raise ConfigError(f"{path}: expected exactly {', '.join(_HPARAMS)}; missing or unknown: {wrong}")
+        raise ConfigError(
+            f"{path}: expected exactly {', '.join(_HPARAMS)}; missing or unknown: {wrong}"
+        )
     try:
         return GPT2Config(**raw)
     except ConfigError as error:
@@ -64,24 +75,33 @@ def find_prefix(path: Path) -> Path:
         message = f"{path}: no TensorFlow checkpoint; expected model.ckpt.index and model.ckpt.data-00000-of-00001"
         raise CheckpointNotFoundError(message, path=path, missing=["model.ckpt.index"])
     if (path / "checkpoint").is_file():
-        named = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', read_text(path / "checkpoint", largest=2**20), re.MULTILINE)
+        named = re.search(
+            r'^model_checkpoint_path:\s*"([^"]*)"',
+            read_text(path / "checkpoint", largest=2**20),
+            re.MULTILINE,
+        )
         if named is None:
-            raise CheckpointFormatError(path / "checkpoint", 'expected a line model_checkpoint_path: "NAME"')
+            raise CheckpointFormatError(
+                path / "checkpoint", 'expected a line model_checkpoint_path: "NAME"'
+            )
         name = re.split(r"[/\\]", named[1])[-1]
         if name not in indexes:
-            message = (
-                f"{path}: the file checkpoint names {name}, which is not here; give one of these instead: {path}/{{{','.join(indexes)}}}"
-            )
+            message = f"{path}: the file checkpoint names {name}, which is not here; give one of these instead: {path}/{{{','.join(indexes)}}}"
             raise CheckpointNotFoundError(message, path=path, missing=[f"{name}.index"])
         return path / name
     if len(indexes) > 1 and "model.ckpt" not in indexes:
-        raise CheckpointNotFoundError(f"{path}: several checkpoints; give the one that you mean: {path}/{{{','.join(indexes)}}}", path=path)
+        raise CheckpointNotFoundError(
+            f"{path}: several checkpoints; give the one that you mean: {path}/{{{','.join(indexes)}}}",
+            path=path,
+        )
     return path / ("model.ckpt" if "model.ckpt" in indexes else indexes[0])
 
 
 def _is_slot(variable: str, names: dict[str, str]) -> bool:
     """Whether a variable belongs to the training: a counter, or something kept beside a variable of the model (…/Adam)."""
-    return not variable.startswith("model/") or any(variable.startswith(name + "/") for name in names)
+    return not variable.startswith("model/") or any(
+        variable.startswith(name + "/") for name in names
+    )
 
 
 def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
@@ -89,11 +109,16 @@ def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
     path = bundle.prefix.with_name(bundle.prefix.name + ".index")
     dtype = getattr(torch, entry.dtype, None)
     if dtype not in FLOAT_DTYPES:
-        raise CheckpointFormatError(path, f"{variable} has dtype {entry.dtype}, expected float32, float16, bfloat16 or float64")
+        raise CheckpointFormatError(
+            path,
+            f"{variable} has dtype {entry.dtype}, expected float32, float16, bfloat16 or float64",
+        )
     shape = entry.shape
     if is_transposed(name):
         if len(shape) != 3 or shape[0] != 1:
-            raise CheckpointFormatError(path, f"{variable} has shape {list(shape)}, expected [1, in, out]")
+            raise CheckpointFormatError(
+                path, f"{variable} has shape {list(shape)}, expected [1, in, out]"
+            )
         shape = shape[1:]
 
     def read(buffer: Tensor | None) -> Tensor:

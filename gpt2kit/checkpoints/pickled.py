@@ -47,7 +47,9 @@ def load(path: Path) -> dict[str, Any]:
     if explanation := impostor(start):
         raise CheckpointFormatError(path, explanation)
     if not is_pickled(start):
-        raise CheckpointFormatError(path, "expected a file written by torch.save, found something else")
+        raise CheckpointFormatError(
+            path, "expected a file written by torch.save, found something else"
+        )
     sizes = _check_archive(path) if start.startswith(_ZIP) else None
     try:
         if is_mapped(path):
@@ -58,10 +60,13 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # damage surfaces as a dozen unrelated types
         first_line = str(error).strip().split("\n")[0]
         raise CheckpointFormatError(
-            path, f"cannot be read as tensors only ({type(error).__name__}: {first_line[:150]}); {ADVICE}"
+            path,
+            f"cannot be read as tensors only ({type(error).__name__}: {first_line[:150]}); {ADVICE}",
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointFormatError(path, f"expected a dictionary of tensors, found a {type(value).__name__}")
+        raise CheckpointFormatError(
+            path, f"expected a dictionary of tensors, found a {type(value).__name__}"
+        )
     if sizes is not None:
         _check_storages(path, value, sizes)
     return value
@@ -71,14 +76,24 @@ def check_tensor(path: Path, name: str, value: Any) -> Tensor:
     """Return the value if it is a plain float tensor; raise CheckpointFormatError naming what it is instead."""
     if not isinstance(value, Tensor):
         raise CheckpointFormatError(path, f"{name} is a {type(value).__name__}, expected a tensor")
-    if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
-        raise CheckpointFormatError(path, f"{name} is a sparse, quantized, nested or data-less tensor, expected a plain one")
+    if (
+        value.layout is not torch.strided
+        or value.is_quantized
+        or value.is_nested
+        or value.device.type != "cpu"
+    ):
+        raise CheckpointFormatError(
+            path, f"{name} is a sparse, quantized, nested or data-less tensor, expected a plain one"
+        )
     if value.dtype not in FLOAT_DTYPES:
         raise CheckpointFormatError(
-            path, f"{name} has dtype {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 or float64"
+            path,
+            f"{name} has dtype {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 or float64",
         )
     if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-        raise CheckpointFormatError(path, f"{name} declares {value.numel():,} numbers, more than the file holds")
+        raise CheckpointFormatError(
+            path, f"{name} declares {value.numel():,} numbers, more than the file holds"
+        )
     return value
 
 
@@ -91,17 +106,27 @@ def _check_archive(path: Path) -> list[int]:
             if len(set(names)) != len(names):
                 raise CheckpointFormatError(path, "two records of the archive have the same name")
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise CheckpointFormatError(path, "the archive is compressed, which torch.save never does")
+                raise CheckpointFormatError(
+                    path, "the archive is compressed, which torch.save never does"
+                )
             if sum(record.file_size for record in records) > os.path.getsize(path):
-                raise CheckpointFormatError(path, "the archive declares more bytes than the file has; it may be cut short: get it again")
+                raise CheckpointFormatError(
+                    path,
+                    "the archive declares more bytes than the file has; it may be cut short: get it again",
+                )
             if any("/code/" in name or name.endswith("constants.pkl") for name in names):
                 raise CheckpointFormatError(path, "this is a TorchScript program, expected weights")
             if damaged := archive.testzip():
-                raise CheckpointFormatError(path, f"checksum of record {damaged} does not match; the file is damaged: get it again")
+                raise CheckpointFormatError(
+                    path,
+                    f"checksum of record {damaged} does not match; the file is damaged: get it again",
+                )
     except CheckpointFormatError:
         raise
     except Exception as error:
-        raise CheckpointFormatError(path, f"the archive is damaged or cut short ({error}); get it again") from error
+        raise CheckpointFormatError(
+            path, f"the archive is damaged or cut short ({error}); get it again"
+        ) from error
     return sorted(record.file_size for record in records if "/data/" in record.filename)
 
 
@@ -110,7 +135,12 @@ def _check_storages(path: Path, value: dict[str, Any], sizes: list[int]) -> None
     storages: dict[int, int] = {}
 
     def collect(item: Any) -> None:
-        if isinstance(item, Tensor) and item.layout is torch.strided and item.device.type == "cpu" and item.untyped_storage().nbytes():
+        if (
+            isinstance(item, Tensor)
+            and item.layout is torch.strided
+            and item.device.type == "cpu"
+            and item.untyped_storage().nbytes()
+        ):
             storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
         elif isinstance(item, dict):
             for inner in item.values():
@@ -124,6 +154,7 @@ def _check_storages(path: Path, value: dict[str, Any], sizes: list[int]) -> None
     for nbytes in storages.values():
         if nbytes not in remaining:
             raise CheckpointFormatError(
-                path, f"a tensor declares {nbytes:,} bytes and no record of the archive has as many; the file is damaged"
+                path,
+                f"a tensor declares {nbytes:,} bytes and no record of the archive has as many; the file is damaged",
             )
         remaining.remove(nbytes)

@@ -42,7 +42,9 @@ def decompress(elements: bytes, size: int) -> bytes:
                 raise ValueError("compressed data copies from before its beginning")
             start = len(out) - offset
             piece = bytes(out[start : start + length])
-            piece = (piece * (-(-length // offset)))[:length]  # one that reaches what it writes repeats itself
+            piece = (piece * (-(-length // offset)))[
+                :length
+            ]  # one that reaches what it writes repeats itself
         if len(out) + length > size:
             raise ValueError("compressed data is longer than it says")
         out += piece

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2kit import pages
+from gpt2kit import memory
 from gpt2kit.checkpoints.names import is_transposed
 from gpt2kit.config import GPT2Config
-from gpt2kit.distributed import gathered
 from gpt2kit.errors import CheckpointMismatchError
 
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
@@ -33,8 +32,8 @@ class StoredTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
-        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, whole and on the CPU."""
-        return cls(tuple(tensor.shape), tensor.dtype, lambda _: gathered(tensor.detach()).cpu())
+        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, on the CPU."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor: into the memory of `buffer`, flat bytes and enough of them, where the format allows; else into its own.
@@ -51,7 +50,11 @@ class StoredTensor:
 
 def oriented(name: str, stored: StoredTensor) -> StoredTensor:
     """Turn a tensor of an (in, out) file to our orientation, or back: the operation is its own inverse."""
-    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed) if is_transposed(name) else stored
+    return (
+        replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
+        if is_transposed(name)
+        else stored
+    )
 
 
 def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
@@ -61,17 +64,27 @@ def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> 
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-def unwritten(specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def unwritten(
+    specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return tensors of these shapes and dtypes that nothing has been written to; on the CPU they share large pages."""
-    if torch.device(device).type != "cpu" or not pages.available():
-        return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in specs.items()}
+    if torch.device(device).type != "cpu" or not memory.available():
+        return {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in specs.items()
+        }
     sizes = [torch.Size(shape).numel() for shape, _ in specs.values()]
-    aligned = [-(-size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for size, (_, dtype) in zip(sizes, specs.values(), strict=True)]
-    memory = pages.take(sum(aligned) + pages.LARGE_PAGE)
-    first = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % pages.LARGE_PAGE
+    aligned = [
+        -(-size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        for size, (_, dtype) in zip(sizes, specs.values(), strict=True)
+    ]
+    pages = memory.take(sum(aligned) + memory.LARGE_PAGE)
+    first = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % memory.LARGE_PAGE
     starts = itertools.accumulate(aligned[:-1], initial=first)
     return {
-        name: torch.frombuffer(memory, dtype=dtype, count=size, offset=start).view(shape)  # keeps the memory as long as itself
+        name: torch.frombuffer(pages, dtype=dtype, count=size, offset=start).view(
+            shape
+        )  # keeps the memory as long as itself
         for (name, (shape, dtype)), size, start in zip(specs.items(), sizes, starts, strict=True)
     }
 
@@ -90,7 +103,9 @@ class Checkpoint:
     config: GPT2Config
     tensors: dict[str, StoredTensor]
     skipped: tuple[str, ...] = ()  # known and not part of the model: mask buffers, optimizer slots
-    tied_copy: StoredTensor | None = field(default=None, repr=False)  # lm_head.weight of a tied model, to be compared with wte
+    tied_copy: StoredTensor | None = field(
+        default=None, repr=False
+    )  # lm_head.weight of a tied model, to be compared with wte
 
     def __post_init__(self) -> None:
         """Raise CheckpointMismatchError, listing every difference, unless the tensors are those of the configuration."""
@@ -98,9 +113,15 @@ class Checkpoint:
         missing = expected.keys() - self.tensors.keys()
         unexpected = self.tensors.keys() - expected.keys()
         shared = expected.keys() & self.tensors.keys()
-        misshapen = {name: (expected[name], self.tensors[name].shape) for name in shared if expected[name] != self.tensors[name].shape}
+        misshapen = {
+            name: (expected[name], self.tensors[name].shape)
+            for name in shared
+            if expected[name] != self.tensors[name].shape
+        }
         if missing or unexpected or misshapen:
-            raise CheckpointMismatchError(self.path, missing=list(missing), unexpected=list(unexpected), misshapen=misshapen)
+            raise CheckpointMismatchError(
+                self.path, missing=list(missing), unexpected=list(unexpected), misshapen=misshapen
+            )
 
     @property
     def folder(self) -> Path:

@@ -32,14 +32,25 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from gpt2kit.checkpoints.leveldb import LARGEST_TABLE, Cursor, Damaged, Unsupported, is_table, mask, shown, table_items
+from gpt2kit.checkpoints.leveldb import (
+    LARGEST_TABLE,
+    Cursor,
+    Damaged,
+    Unsupported,
+    is_table,
+    mask,
+    shown,
+    table_items,
+)
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError
 from gpt2kit.files import check_regular, impostor
 
 _MOST_SHARDS = 10_000
 _HIGHEST_RANK = 8
 _LARGEST_TENSOR = 1 << 56  # elements
-_CHUNK = 1 << 20  # bytes that are read, then checksummed while they are still in the processor's cache
+_CHUNK = (
+    1 << 20
+)  # bytes that are read, then checksummed while they are still in the processor's cache
 
 # TensorFlow's number for a dtype -> the name that torch and NumPy share, bytes per element (0: not numbers, cannot be read).
 _DTYPES = {
@@ -64,7 +75,9 @@ _DTYPES = {
 }
 
 Box = tuple[tuple[int, int], ...]  # where a slice lies in its variable: (start, stop) per axis
-Extents = Sequence[tuple[int, int | None]]  # the same as stored: (start, length) per axis, None for the whole axis
+Extents = Sequence[
+    tuple[int, int | None]
+]  # the same as stored: (start, length) per axis, None for the whole axis
 
 _V1 = "is a checkpoint in TensorFlow's first format (V1, before 0.12); load it with TensorFlow and save it with tf.compat.v1.train.Saver"
 
@@ -108,7 +121,9 @@ class TensorBundle:
     """
 
     prefix: Path
-    entries: Mapping[str, BundleEntry]  # by variable name, sorted; a partitioned variable is one entry
+    entries: Mapping[
+        str, BundleEntry
+    ]  # by variable name, sorted; a partitioned variable is one entry
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
@@ -119,7 +134,9 @@ class TensorBundle:
             records = {key: _parse_record(key, value) for key, value in items}
             self.entries = MappingProxyType(_join_slices(records, self._num_shards))
         except Damaged as damage:
-            raise CheckpointFormatError(self._index, f"{damage}; the file is damaged: download or copy it again") from damage
+            raise CheckpointFormatError(
+                self._index, f"{damage}; the file is damaged: download or copy it again"
+            ) from damage
         except Unsupported as reason:
             raise CheckpointFormatError(self._index, str(reason)) from reason
         self._check_data_files()
@@ -140,8 +157,14 @@ class TensorBundle:
         """
         entry = self.entries[name]
         self._require_numbers(name)
-        if out.dtype != np.uint8 or out.shape != (entry.nbytes,) or not (out.flags.c_contiguous and out.flags.writeable):
-            raise ValueError(f"{name} needs a writable contiguous array of {entry.nbytes} uint8, not {out.shape} {out.dtype}")
+        if (
+            out.dtype != np.uint8
+            or out.shape != (entry.nbytes,)
+            or not (out.flags.c_contiguous and out.flags.writeable)
+        ):
+            raise ValueError(
+                f"{name} needs a writable contiguous array of {entry.nbytes} uint8, not {out.shape} {out.dtype}"
+            )
         if len(entry.parts) == 1:
             self._read_part(name, entry.parts[0], out)
             return
@@ -149,7 +172,9 @@ class TensorBundle:
         for part in entry.parts:
             piece = np.empty(part.nbytes, np.uint8)
             self._read_part(name, part, piece)
-            whole[tuple(slice(*extent) for extent in part.box)] = piece.reshape(*part.shape, entry.itemsize)
+            whole[tuple(slice(*extent) for extent in part.box)] = piece.reshape(
+                *part.shape, entry.itemsize
+            )
 
     def _read_part(self, name: str, part: BundlePart, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` from the file and check its checksum.
@@ -166,32 +191,44 @@ class TensorBundle:
             while done < part.nbytes:
                 count = file.readinto(out[done : done + _CHUNK])  # type: ignore[arg-type]
                 if not count:
-                    raise CheckpointFormatError(path, f"ends inside {name!r}: it became shorter while it was being read")
+                    raise CheckpointFormatError(
+                        path, f"ends inside {name!r}: it became shorter while it was being read"
+                    )
                 crc = google_crc32c.extend(crc, frozen[done : done + count])
                 done += count
         if mask(crc) != part.checksum:
             found, expected = mask(crc), part.checksum
             raise CheckpointFormatError(
-                path, f"{name!r} has checksum {found:#010x}, not {expected:#010x}; the file is damaged: download or copy it again"
+                path,
+                f"{name!r} has checksum {found:#010x}, not {expected:#010x}; the file is damaged: download or copy it again",
             )
 
     def _require_numbers(self, name: str) -> None:
         """Raise unless the variable is made of numbers."""
         entry = self.entries[name]
         if not entry.itemsize:
-            raise CheckpointFormatError(self._index, f"{name!r} is a {entry.dtype}: only tensors of numbers can be read")
+            raise CheckpointFormatError(
+                self._index, f"{name!r} is a {entry.dtype}: only tensors of numbers can be read"
+            )
 
     def _data_file(self, shard: int) -> Path:
         return Path(f"{self.prefix}.data-{shard:05d}-of-{self._num_shards:05d}")
 
     def _check_data_files(self) -> None:
         """Raise unless every part lies inside its data file, on bytes of its own."""
-        parts = [(part.shard, part.offset, part.nbytes, name) for name, entry in self.entries.items() for part in entry.parts]
+        parts = [
+            (part.shard, part.offset, part.nbytes, name)
+            for name, entry in self.entries.items()
+            for part in entry.parts
+        ]
         ends: dict[int, int] = {}  # data file -> end of its last part
         for shard, offset, nbytes, name in sorted(parts):
             # Parts that share bytes would let a small file ask for any amount of memory.
             if nbytes and offset < ends.get(shard, 0):
-                raise CheckpointFormatError(self._index, f"{name!r} lies on the bytes of another tensor; the file is damaged")
+                raise CheckpointFormatError(
+                    self._index,
+                    f"{name!r} lies on the bytes of another tensor; the file is damaged",
+                )
             ends[shard] = max(ends.get(shard, 0), offset + nbytes)
         sizes: dict[int, int] = {}
         missing = []
@@ -244,7 +281,9 @@ def _read_index(prefix: Path, index: Path) -> bytes:
             missing=[index.name],
         ) from error
     if size > LARGEST_TABLE:
-        raise Unsupported(f"is {size:,} bytes, and no index needs more than {LARGEST_TABLE:,}; is this another file?")
+        raise Unsupported(
+            f"is {size:,} bytes, and no index needs more than {LARGEST_TABLE:,}; is this another file?"
+        )
     data = _read(index, 0, size)
     if not is_table(data):
         shortage = f"is not a TensorFlow index, or only a part of one ({len(data):,} bytes); download it again"
@@ -269,7 +308,9 @@ _SCALARS = {1: "dtype", 3: "shard", 4: "offset", 5: "size", 6: "checksum"}
 _EITHER = (int, bytes)
 
 
-def _fields(message: bytes, kinds: Mapping[int, type | tuple[type, ...]]) -> Iterator[tuple[int, Any]]:
+def _fields(
+    message: bytes, kinds: Mapping[int, type | tuple[type, ...]]
+) -> Iterator[tuple[int, Any]]:
     """Yield number and value of each field of a message whose kind is given: int (signed, 64 bits) or bytes (string or sub-message)."""
     cursor = Cursor(message)
     while cursor:
@@ -294,7 +335,9 @@ def _parse_header(items: Iterator[tuple[bytes, bytes]]) -> int:
     """Take the header, which comes first, and return the number of data files."""
     key, message = next(items, (None, b""))
     if key != b"":
-        raise Unsupported("has no header: a table of another program, or a checkpoint of TensorFlow's first format (V1, before 0.12)")
+        raise Unsupported(
+            "has no header: a table of another program, or a checkpoint of TensorFlow's first format (V1, before 0.12)"
+        )
     num_shards = endianness = oldest_reader = 0
     bad_readers: list[int] = []
     for number, value in _fields(message, {1: _EITHER, 2: int, 3: bytes}):
@@ -311,9 +354,13 @@ def _parse_header(items: Iterator[tuple[bytes, bytes]]) -> int:
                 else:  # numbers one by one, or packed together
                     bad_readers += [version] if isinstance(version, int) else list(_packed(version))
     if endianness:
-        raise Unsupported("holds big-endian numbers; save the checkpoint again on a little-endian machine")
+        raise Unsupported(
+            "holds big-endian numbers; save the checkpoint again on a little-endian machine"
+        )
     if oldest_reader > 1 or 1 in bad_readers:
-        raise Unsupported(f"needs a reader of version {max(2, oldest_reader)}, and this is version 1: it was made by a newer TensorFlow")
+        raise Unsupported(
+            f"needs a reader of version {max(2, oldest_reader)}, and this is version 1: it was made by a newer TensorFlow"
+        )
     if not 1 <= num_shards <= _MOST_SHARDS:
         raise Damaged(f"its header says {num_shards:,} data files, expected 1 to {_MOST_SHARDS:,}")
     return num_shards
@@ -336,11 +383,16 @@ def _parse_record(key: bytes, message: bytes) -> _Record:
         else:
             setattr(record, _SCALARS[number], value)
     if record.dtype not in _DTYPES:
-        raise Damaged(f"{shown(key)} has dtype number {record.dtype}, which is none of TensorFlow's")
+        raise Damaged(
+            f"{shown(key)} has dtype number {record.dtype}, which is none of TensorFlow's"
+        )
     if len(record.shape) > _HIGHEST_RANK:
         raise Damaged(f"{shown(key)} has {len(record.shape)} dimensions, more than {_HIGHEST_RANK}")
     # A tensor with a dimension of 0 is empty, but NumPy multiplies the others all the same.
-    if min(record.shape, default=0) < 0 or math.prod(size or 1 for size in record.shape) > _LARGEST_TENSOR:
+    if (
+        min(record.shape, default=0) < 0
+        or math.prod(size or 1 for size in record.shape) > _LARGEST_TENSOR
+    ):
         raise Damaged(f"{shown(key)} has the shape {record.shape}, which cannot be")
     return record
 
@@ -382,7 +434,10 @@ def _join_slices(records: Mapping[bytes, _Record], num_shards: int) -> dict[str,
                 raise Damaged(f"the slices of {name!r} overlap or leave gaps")
             keys = [_slice_key(key, extents) for extents in record.slices]
             slice_keys.difference_update(keys)
-            parts = tuple(_slice_part(name, record, records.get(key), box, num_shards) for key, box in zip(keys, boxes, strict=True))
+            parts = tuple(
+                _slice_part(name, record, records.get(key), box, num_shards)
+                for key, box in zip(keys, boxes, strict=True)
+            )
         else:
             parts = (_part(name, record, tuple((0, size) for size in record.shape), num_shards),)
         dtype, itemsize = _DTYPES[record.dtype]
@@ -397,7 +452,9 @@ def _part(name: str, record: _Record, box: Box, num_shards: int) -> BundlePart:
     dtype, itemsize = _DTYPES[record.dtype]
     expected = math.prod(record.shape) * itemsize
     if itemsize and record.size != expected:
-        raise Damaged(f"{name!r} has {record.size:,} bytes, but shape {record.shape} of {dtype} makes {expected:,}")
+        raise Damaged(
+            f"{name!r} has {record.size:,} bytes, but shape {record.shape} of {dtype} makes {expected:,}"
+        )
     if not 0 <= record.shard < num_shards:
         raise Damaged(f"{name!r} is in data file {record.shard} of {num_shards}")
     if record.offset < 0 or record.size < 0:
@@ -405,21 +462,30 @@ def _part(name: str, record: _Record, box: Box, num_shards: int) -> BundlePart:
     return BundlePart(record.shard, record.offset, record.size, record.checksum, box)
 
 
-def _slice_part(name: str, whole: _Record, record: _Record | None, box: Box, num_shards: int) -> BundlePart:
+def _slice_part(
+    name: str, whole: _Record, record: _Record | None, box: Box, num_shards: int
+) -> BundlePart:
     """Return where a slice's bytes are, having checked that its own entry agrees with the variable's."""
     if record is None:
         raise Damaged(f"{name!r} lacks its slice at {[start for start, _ in box]}")
     shape = [stop - start for start, stop in box]
     if record.dtype != whole.dtype or record.shape != shape or record.slices:
-        raise Damaged(f"the slice of {name!r} at {[start for start, _ in box]} has another dtype or shape than its variable says")
+        raise Damaged(
+            f"the slice of {name!r} at {[start for start, _ in box]} has another dtype or shape than its variable says"
+        )
     return _part(name, record, box, num_shards)
 
 
 def _box(name: str, shape: Sequence[int], extents: Extents) -> Box:
     """Return where a slice begins and ends on every axis, having checked that it lies inside its variable."""
     if len(extents) != len(shape):
-        raise Damaged(f"a slice of {name!r} has {len(extents)} dimensions, the variable {len(shape)}")
-    box = tuple((start, start + (size if length is None else length)) for (start, length), size in zip(extents, shape, strict=True))
+        raise Damaged(
+            f"a slice of {name!r} has {len(extents)} dimensions, the variable {len(shape)}"
+        )
+    box = tuple(
+        (start, start + (size if length is None else length))
+        for (start, length), size in zip(extents, shape, strict=True)
+    )
     if not all(0 <= start < stop <= size for (start, stop), size in zip(box, shape, strict=True)):
         raise Damaged(f"a slice of {name!r} is at {list(box)}, outside the shape {list(shape)}")
     return box
@@ -435,13 +501,19 @@ def _tile(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
     whole = tuple((0, size) for size in shape)
     for box, count in [(whole, -1), *((box, 1) for box in boxes)]:
         for ends in itertools.product((0, 1), repeat=len(box)):
-            corners[tuple(extent[end] for extent, end in zip(box, ends, strict=True))] += count * (-1) ** sum(ends)
+            corners[tuple(extent[end] for extent, end in zip(box, ends, strict=True))] += count * (
+                -1
+            ) ** sum(ends)
     return not any(corners.values())
 
 
 def _slice_key(name: bytes, extents: Extents) -> bytes:
     """Return the key of a slice's own entry: (0, name, rank, start, length, start, length, …) in an encoding that sorts like its values."""
-    ends = [_ordered(number) for start, length in extents for number in (start, -1 if length is None else length)]
+    ends = [
+        _ordered(number)
+        for start, length in extents
+        for number in (start, -1 if length is None else length)
+    ]
     rank = bytes([1, len(extents)]) if extents else b"\0"
     # A zero ends the name, so those in it are marked. (0xff would be too, but it does not occur in UTF-8.)
     return b"\0" + name.replace(b"\0", b"\0\xff") + b"\0\1" + rank + b"".join(ends)

@@ -31,11 +31,19 @@ class ErrorBoundary(Commands):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), error)
+            _fail(
+                f"{error.filename}: {error.strerror}"
+                if error.filename
+                else str(error.strerror or error),
+                error,
+            )
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            _fail("not enough memory; a smaller model, --dtype bfloat16 or a smaller --batch_size needs less", error)
+            _fail(
+                "not enough memory; a smaller model, --dtype bfloat16 or a smaller --batch_size needs less",
+                error,
+            )
 
 
 def _fail(message: str, error: BaseException) -> None:
@@ -52,7 +60,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # --top-k is --top_k: people type both, and one spelling is enough in the help.
-    context_settings={"token_normalize_func": lambda word: word.replace("-", "_"), "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "token_normalize_func": lambda word: word.replace("-", "_"),
+        "help_option_names": ["-h", "--help"],
+    },
     help="GPT-2: get its weights, prove them right, generate text, train it on yours, see what is inside.",
     epilog="MODEL is a size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id such as org/name.",
 )
@@ -68,7 +79,10 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
     """Options of gpt2kit itself; there is only the version, which its callback prints."""
 
@@ -80,7 +94,9 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
-            output.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark instead
+            output.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot show a character shows a question mark instead
     try:
         app(prog_name="gpt2kit")
     except SystemExit as end:
@@ -88,7 +104,16 @@ def main() -> None:
         raise
 
 
-from gpt2kit.cli import comparison, evaluation, explain, generation, originality, plots, training, weights  # noqa: E402
+from gpt2kit.cli import (  # noqa: E402
+    comparison,
+    evaluation,
+    explain,
+    generation,
+    originality,
+    plots,
+    training,
+    weights,
+)
 
 generation.add_to(app)
 weights.add_to(app)

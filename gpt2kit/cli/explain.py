@@ -29,19 +29,51 @@ def add_to(app: typer.Typer) -> None:
     app.command("explain")(explain)
 
 
-Text = Annotated[str, typer.Argument(metavar="TEXT|-", help="The text to explain; - is standard input.")]
-Top = Annotated[int, typer.Option("--top", min=1, max=1000, help="Alternatives to show in each place.")]
-ShowLens = Annotated[bool, typer.Option("--lens", help="What each layer would say: the logit lens, layer by token.")]
+Text = Annotated[
+    str, typer.Argument(metavar="TEXT|-", help="The text to explain; - is standard input.")
+]
+Top = Annotated[
+    int, typer.Option("--top", min=1, max=1000, help="Alternatives to show in each place.")
+]
+ShowLens = Annotated[
+    bool, typer.Option("--lens", help="What each layer would say: the logit lens, layer by token.")
+]
 Head = Annotated[
     str | None,
-    typer.Option("--attention", metavar="LAYER.HEAD", help="Who looks at whom in this head; both count from 0.", show_default=False),
+    typer.Option(
+        "--attention",
+        metavar="LAYER.HEAD",
+        help="Who looks at whom in this head; both count from 0.",
+        show_default=False,
+    ),
 ]
-Attribute = Annotated[bool, typer.Option("--attribution", help="Which layer and head pushed the next token, compared with the runner-up.")]
-Target = Annotated[str | None, typer.Option("--target", metavar="TOKEN", help="Attribute this next token instead.", show_default=False)]
-Against = Annotated[str | None, typer.Option("--against", metavar="TOKEN", help="Compare it with this one instead.", show_default=False)]
+Attribute = Annotated[
+    bool,
+    typer.Option(
+        "--attribution",
+        help="Which layer and head pushed the next token, compared with the runner-up.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="TOKEN", help="Attribute this next token instead.", show_default=False
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against", metavar="TOKEN", help="Compare it with this one instead.", show_default=False
+    ),
+]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write one self-contained page to explore, and print nothing.", show_default=False),
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write one self-contained page to explore, and print nothing.",
+        show_default=False,
+    ),
 ]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
@@ -77,14 +109,18 @@ def explain(
     if json and html:
         raise typer.BadParameter("give --json or --html, not both")
     if (json or html) and colours == "always":
-        raise typer.BadParameter("--colour always is for the text on a terminal; leave it out, or --json and --html")
+        raise typer.BadParameter(
+            "--colour always is for the text on a terminal; leave it out, or --json and --html"
+        )
     if (target is not None or against is not None) and not attribution:
-        raise typer.BadParameter("--target and --against say what --attribution explains; give that too")
+        raise typer.BadParameter(
+            "--target and --against say what --attribution explains; give that too"
+        )
     if html and html.is_dir():
         raise typer.BadParameter(f"--html is {html}, which is a folder; name a file in it")
     if html and not html.parent.is_dir():
         raise typer.BadParameter(f"--html is {html}, but there is no folder {html.parent}")
-    from gpt2kit.checkpoints import load, pick_numbers
+    from gpt2kit.checkpoints.load import load, pick_numbers
     from gpt2kit.errors import TokenizerError
     from gpt2kit.files import write_whole
     from gpt2kit.inspection import Wish
@@ -96,7 +132,9 @@ def explain(
     pick_numbers(device, dtype, None)
     gpt2, tokenizer = load(options.locate(model), device=device, dtype=dtype)
     if tokenizer is None:
-        raise TokenizerError(f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there")
+        raise TokenizerError(
+            f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there"
+        )
     options.set_unknown(tokenizer, unknown)
     ids = tokenizer.encode(text, special=special)
     wish = Wish(
@@ -108,14 +146,23 @@ def explain(
         target=_token(tokenizer, target),
         against=_token(tokenizer, against),
     )
-    found = find_out(gpt2, ids, wish, overflow=overflow, n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab), progress=_progress)
+    found = find_out(
+        gpt2,
+        ids,
+        wish,
+        overflow=overflow,
+        n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab),
+        progress=_progress,
+    )
     if json:
         for each in _objects(found, tokenizer, head):
             options.print_json(each)
     elif html:
         page = write_page(found, tokenizer.token_bytes, model=Path(model).name, head=head)
         write_whole(html, page)
-        typer.secho(f"{html}: {options.human_size(len(page.encode()))}; open it in a browser", err=True)
+        typer.secho(
+            f"{html}: {options.human_size(len(page.encode()))}; open it in a browser", err=True
+        )
     else:
         coloured = colour.wanted(colours)
         for line in _Report(found, tokenizer, coloured).lines(head):
@@ -134,7 +181,9 @@ def _head(name: str | None) -> tuple[int, int] | None:
         return None
     layer, dot, head = name.partition(".")
     if not (dot and layer.isdecimal() and head.isdecimal()):
-        raise typer.BadParameter(f"--attention is {name!r}, expected a layer and a head such as 0.1")
+        raise typer.BadParameter(
+            f"--attention is {name!r}, expected a layer and a head such as 0.1"
+        )
     return int(layer), int(head)
 
 
@@ -147,7 +196,9 @@ def _token(tokenizer: Tokenizer, text: str | None) -> int | None:
     ids = tokenizer.encode(options.as_typed(text) or "")
     if len(ids) != 1:
         pieces = " ".join(visible(tokenizer.token_bytes(token)) for token in ids) or "nothing"
-        raise TokenizerError(f"{text!r} is not one token but {len(ids)}: {pieces}; most words begin with a space, as in ' the'")
+        raise TokenizerError(
+            f"{text!r} is not one token but {len(ids)}: {pieces}; most words begin with a space, as in ' the'"
+        )
     return ids[0]
 
 
@@ -220,9 +271,14 @@ class _Report:
             numbers = " " * 23
             if expected.surprisal is not None:
                 numbers = f"{expected.surprisal:>7.2f}{_percent(expected.probability or 0):>8}{expected.rank:>8,}"
-            others = [f"{self.short(each.token)} {_percent(each.probability)}" for each in expected.alternatives]
+            others = [
+                f"{self.short(each.token)} {_percent(each.probability)}"
+                for each in expected.alternatives
+            ]
             rows = _wrapped(others, self.columns - left) or [""]
-            yield f"{'next' if expected.token is None else place:>{self.place}}  {token}{numbers}   {rows[0]}".rstrip(" ")
+            yield f"{'next' if expected.token is None else place:>{self.place}}  {token}{numbers}   {rows[0]}".rstrip(
+                " "
+            )
             for row in rows[1:]:
                 yield " " * left + row
 
@@ -244,14 +300,26 @@ class _Report:
             places = range(start, min(start + at_once, n))
             if start:
                 yield ""
-            yield " ".join([f"{'read':<7}", *(fit(self.names[place], wide) for place in places)]).rstrip(" ")
+            yield " ".join(
+                [f"{'read':<7}", *(fit(self.names[place], wide) for place in places)]
+            ).rstrip(" ")
             for layer in range(layers):
                 cells = []
                 for place in places:
                     bits = -math.log2(max(float(lens.probabilities[layer, place]), 1e-30))
-                    cells.append(self.paint(fit(self.name(int(lens.tokens[layer, place])), wide), bits))
+                    cells.append(
+                        self.paint(fit(self.name(int(lens.tokens[layer, place])), wide), bits)
+                    )
                 yield " ".join([f"{layer:>6} ", *cells]).rstrip(" ")
-            yield " ".join([f"{'came':<7}", *(fit(self.names[place + 1] if place + 1 < n else "", wide) for place in places)]).rstrip(" ")
+            yield " ".join(
+                [
+                    f"{'came':<7}",
+                    *(
+                        fit(self.names[place + 1] if place + 1 < n else "", wide)
+                        for place in places
+                    ),
+                ]
+            ).rstrip(" ")
 
     def attention(self, rows: Sequence[Sequence[float]]) -> Iterator[str]:
         """Yield for each token those that it looks at most."""
@@ -259,7 +327,10 @@ class _Report:
         for place, weights in enumerate(rows):
             order = sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[:_LOOKS]
             start = self.found.starts[place]
-            seen = [f"{start + other}:{self.short(self.found.ids[start + other])} {_percent(weights[other])}" for other in order]
+            seen = [
+                f"{start + other}:{self.short(self.found.ids[start + other])} {_percent(weights[other])}"
+                for other in order
+            ]
             lines = _wrapped(seen, self.columns - left)
             yield f"{place:>{self.place}}  {fit(self.names[place], self.token)}   {lines[0]}"
             for line in lines[1:]:
@@ -303,11 +374,18 @@ def _percent(share: float) -> str:
 # --- as JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _objects(found: Explanation, tokenizer: Tokenizer, head: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+def _objects(
+    found: Explanation, tokenizer: Tokenizer, head: tuple[int, int] | None
+) -> Iterator[dict[str, Any]]:
     """Yield one object for each place, the one after the text included, and one for the attribution."""
 
     def named(token: int | None) -> dict[str, Any]:
-        return {"token": token, "text": None if token is None else tokenizer.token_bytes(token).decode("utf-8", errors="replace")}
+        return {
+            "token": token,
+            "text": None
+            if token is None
+            else tokenizer.token_bytes(token).decode("utf-8", errors="replace"),
+        }
 
     n = len(found.ids)
     for place, expected in enumerate(found.expectations):
@@ -317,17 +395,39 @@ def _objects(found: Explanation, tokenizer: Tokenizer, head: tuple[int, int] | N
             "surprisal": expected.surprisal,
             "probability": expected.probability,
             "rank": expected.rank,
-            "alternatives": [{**named(each.token), "probability": each.probability} for each in expected.alternatives],
+            "alternatives": [
+                {**named(each.token), "probability": each.probability}
+                for each in expected.alternatives
+            ],
         }
         if found.lens and place:  # what stands in a place is foretold in the one before
-            tokens, shares = found.lens.tokens[:, place - 1].tolist(), found.lens.probabilities[:, place - 1].tolist()
-            line["lens"] = [{**named(token), "probability": share} for token, share in zip(tokens, shares, strict=True)]
+            tokens, shares = (
+                found.lens.tokens[:, place - 1].tolist(),
+                found.lens.probabilities[:, place - 1].tolist(),
+            )
+            line["lens"] = [
+                {**named(token), "probability": share}
+                for token, share in zip(tokens, shares, strict=True)
+            ]
         if found.attention and head and place < n:
-            line["attention"] = {"layer": head[0], "head": head[1], "from": found.starts[place], "weights": found.attention[place]}
+            line["attention"] = {
+                "layer": head[0],
+                "head": head[1],
+                "from": found.starts[place],
+                "weights": found.attention[place],
+            }
         yield line
     if found.attribution:
         parts = [
-            {"part": each.part, "layer": each.layer, "head": each.head, "value": each.value} for each in found.attribution.contributions
+            {"part": each.part, "layer": each.layer, "head": each.head, "value": each.value}
+            for each in found.attribution.contributions
         ]
         target, against = named(found.attribution.token), named(found.attribution.against)
-        yield {"attribution": {"target": target, "against": against, "total": found.attribution.total, "contributions": parts}}
+        yield {
+            "attribution": {
+                "target": target,
+                "against": against,
+                "total": found.attribution.total,
+                "contributions": parts,
+            }
+        }

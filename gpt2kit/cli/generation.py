@@ -19,9 +19,9 @@ from gpt2kit.cli.colour import Colour
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
-    from gpt2kit.generate import Options, Piece
+    from gpt2kit.generation.speculate import Draft
+    from gpt2kit.generation.text import Options, Piece
     from gpt2kit.model import GPT2
-    from gpt2kit.speculate import Draft
     from gpt2kit.tokenizers import Tokenizer
 
 
@@ -33,29 +33,69 @@ def add_to(app: typer.Typer) -> None:
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="PROMPT|-", help="The text to go on from; - is standard input, '' starts a new text.", show_default=False),
+    typer.Argument(
+        metavar="PROMPT|-",
+        help="The text to go on from; - is standard input, '' starts a new text.",
+        show_default=False,
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max_tokens", min=0, help="New tokens, at most.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token; above 1 is wilder.")]
-TopK = Annotated[int, typer.Option("--top_k", min=0, help="Sample from the k most likely tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option("--top_p", help="Sample from the most likely tokens that together reach this probability.")]
-MinP = Annotated[float, typer.Option("--min_p", help="Drop tokens with less than this share of the most likely one's probability.")]
-Penalty = Annotated[float, typer.Option("--repetition_penalty", help="Above 1: tokens that have occurred become less likely.")]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", help="0 always takes the most likely token; above 1 is wilder."),
+]
+TopK = Annotated[
+    int, typer.Option("--top_k", min=0, help="Sample from the k most likely tokens; 0 keeps all.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top_p", help="Sample from the most likely tokens that together reach this probability."
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min_p",
+        help="Drop tokens with less than this share of the most likely one's probability.",
+    ),
+]
+Penalty = Annotated[
+    float,
+    typer.Option(
+        "--repetition_penalty", help="Above 1: tokens that have occurred become less likely."
+    ),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
-        "--stop", metavar="TEXT", help="Stop before this text; may be given several times. A line end is $'\\n'.", show_default=False
+        "--stop",
+        metavar="TEXT",
+        help="Stop before this text; may be given several times. A line end is $'\\n'.",
+        show_default=False,
     ),
 ]
 IgnoreEos = Annotated[bool, typer.Option("--ignore_eos", help="Go on after <|endoftext|>.")]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="The same seed gives the same text; without it one is drawn and shown.", show_default=False),
+    typer.Option(
+        "--seed",
+        min=0,
+        help="The same seed gives the same text; without it one is drawn and shown.",
+        show_default=False,
+    ),
 ]
-NumSamples = Annotated[int, typer.Option("--num_samples", min=1, help="Continuations of each prompt.")]
+NumSamples = Annotated[
+    int, typer.Option("--num_samples", min=1, help="Continuations of each prompt.")
+]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option("--prompts_file", metavar="FILE", help="Continue every line of a file; - is standard input.", show_default=False),
+    typer.Option(
+        "--prompts_file",
+        metavar="FILE",
+        help="Continue every line of a file; - is standard input.",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Texts to write at once.")]
 DraftName = Annotated[
@@ -80,13 +120,18 @@ DraftTokens = Annotated[
 ]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
-    typer.Option("--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."),
+    typer.Option(
+        "--overflow", help="Past the model's window: re-read its last half, or stop, or refuse."
+    ),
 ]
-NoPrompt = Annotated[bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")]
+NoPrompt = Annotated[
+    bool, typer.Option("--no_prompt", help="Print the continuation without the prompt.")
+]
 Compile = Annotated[
     bool,
     typer.Option(
-        "--compile", help="Let torch compile what reads new tokens; that takes a minute at first. For a GPU, or with GPT2KIT_NATIVE=0."
+        "--compile",
+        help="Let torch compile what reads new tokens; that takes a minute at first. For a GPU, or with GPT2KIT_NATIVE=0.",
     ),
 ]
 ShowStats = Annotated[bool, typer.Option("--stats", help="Report speed and memory on stderr.")]
@@ -127,7 +172,7 @@ def generate(
     Without a prompt on a terminal, asks for one after the other. The text goes to stdout, everything else to stderr.
     """
     process.begin(model, device, dtype, quantize)
-    from gpt2kit.generate import Request, draw_seed
+    from gpt2kit.generation.text import Request, draw_seed
 
     coloured = _coloured(context, colours, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
@@ -155,7 +200,9 @@ def generate(
     wish["draft"] = _load_draft(draft, device, dtype, quantize, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started, compile) if stats else None
-    writer = Writer(gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats)
+    writer = Writer(
+        gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats
+    )
     show_seed = seed is None and temperature > 0 and not json
     if loop:
         _prompt_loop(writer, wish, show_seed)
@@ -163,7 +210,9 @@ def generate(
         _write_all(writer, prompts, wish, batch_size, show_seed)
 
 
-def _write_all(writer: Writer, prompts: list[str], wish: Options, batch_size: int, show_seed: bool) -> None:
+def _write_all(
+    writer: Writer, prompts: list[str], wish: Options, batch_size: int, show_seed: bool
+) -> None:
     for some_prompts, some_wish in _batches(prompts, wish, batch_size):
         writer.write(some_prompts, some_wish)
     writer.report(wish["seed"] if show_seed else None)
@@ -179,7 +228,9 @@ def _coloured(context: typer.Context, colours: colour.Choice, json: bool) -> boo
     return False
 
 
-def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tuple[list[str], Options]]:
+def _batches(
+    prompts: list[str], wish: Options, batch_size: int
+) -> Iterator[tuple[list[str], Options]]:
     """Cut the work so that at most batch_size texts are written at once: whole prompts, or some samples of one."""
     n = wish["num_samples"]
     if n <= batch_size:
@@ -189,20 +240,32 @@ def _batches(prompts: list[str], wish: Options, batch_size: int) -> Iterator[tup
         return
     for prompt in prompts:
         for first in range(0, n, batch_size):
-            yield [prompt], {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)}
+            yield (
+                [prompt],
+                {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)},
+            )
 
 
 def _draft_tokens(given: int | None, draft: str | None, compile: bool) -> int:
-    from gpt2kit.speculate import DRAFT_TOKENS
+    from gpt2kit.generation.speculate import DRAFT_TOKENS
 
     if given is not None and draft is None:
         raise typer.BadParameter("--draft_tokens is for --draft; name a draft, or leave it out")
     if compile and draft is not None:
-        raise typer.BadParameter("--compile is for one token at a time, and a draft proposes several; leave out one of them")
+        raise typer.BadParameter(
+            "--compile is for one token at a time, and a draft proposes several; leave out one of them"
+        )
     return DRAFT_TOKENS if given is None else given
 
 
-def _load_draft(draft: str | None, device: str, dtype: str, quantize: str | None, model: str, tokenizer: Tokenizer | None) -> Draft | None:
+def _load_draft(
+    draft: str | None,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    model: str,
+    tokenizer: Tokenizer | None,
+) -> Draft | None:
     """Return who drafts for a model; raises ConfigError for a draft model that has a vocabulary, and not the model's."""
     from gpt2kit.errors import ConfigError
     from gpt2kit.tokenizers import identity
@@ -226,9 +289,15 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     from gpt2kit.errors import Gpt2KitError
 
     try:
-        text = options.read_stdin() if str(prompts_file) == "-" else prompts_file.read_bytes().decode("utf-8-sig")
+        text = (
+            options.read_stdin()
+            if str(prompts_file) == "-"
+            else prompts_file.read_bytes().decode("utf-8-sig")
+        )
     except UnicodeDecodeError as error:
-        raise Gpt2KitError(f"{prompts_file}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+        raise Gpt2KitError(
+            f"{prompts_file}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from error
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise Gpt2KitError(f"{prompts_file}: no prompts; expected one on each line")
@@ -238,11 +307,15 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
 def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
     """Ask for prompts until the end of input; Ctrl-C ends the text that is being written, or the loop."""
     from gpt2kit.errors import Gpt2KitError
-    from gpt2kit.generate import draw_seed
+    from gpt2kit.generation.text import draw_seed
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history in input()
-    typer.secho("Type the beginning of a text and press Enter. Ctrl-C stops a text, Ctrl-D leaves.", err=True, dim=True)
+    typer.secho(
+        "Type the beginning of a text and press Enter. Ctrl-C stops a text, Ctrl-D leaves.",
+        err=True,
+        dim=True,
+    )
     while True:
         try:
             prompt = _ask()
@@ -282,19 +355,26 @@ class Writer:
 
     def write(self, prompts: Sequence[str], wish: Options) -> None:
         """Continue these prompts together."""
-        from gpt2kit.generate import Request, collect, stream
+        from gpt2kit.generation.text import Request, collect, stream
 
         pieces: Iterable[Piece] = stream(self.model, self.tokenizer, prompts, **wish)
         if self.stats is not None and self.tokenizer is not None:
-            lengths = [len(self.tokenizer.encode(prompt, special=wish["special"])) or 1 for prompt in prompts]
-            pieces = self.stats.watch(pieces, sum(min(length, self.model.config.n_ctx) for length in lengths))
+            lengths = [
+                len(self.tokenizer.encode(prompt, special=wish["special"])) or 1
+                for prompt in prompts
+            ]
+            pieces = self.stats.watch(
+                pieces, sum(min(length, self.model.config.n_ctx) for length in lengths)
+            )
             self.stats.rows = len(prompts) * wish["num_samples"]
         if self.json:
             for completion in collect(pieces, prompts, Request(**wish)):
                 options.print_json(dataclasses.asdict(completion))
         else:
             try:
-                self._print([prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces)
+                self._print(
+                    [prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces
+                )
             except (Exception, KeyboardInterrupt):
                 self._end_line()
                 raise
@@ -390,7 +470,7 @@ class Stats:
 
     def print(self, model: GPT2) -> None:
         """Print the figures on stderr."""
-        from gpt2kit.decoder import Decoder
+        from gpt2kit.engine.decoder import Decoder
 
         decoder = Decoder(model, compile=self.compile)
         place = f"{model.device}, {'int8' if model.is_quantised else str(model.dtype).removeprefix('torch.')}"
@@ -444,7 +524,9 @@ def tokenize(
     path = options.locate(model)
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     if tokenizer is None:
-        raise TokenizerError(f"{path}: no vocabulary; expected vocab.json and merges.txt, or encoder.json and vocab.bpe")
+        raise TokenizerError(
+            f"{path}: no vocabulary; expected vocab.json and merges.txt, or encoder.json and vocab.bpe"
+        )
     options.set_unknown(tokenizer, unknown)
     ids = tokenizer.encode(text, special=special)
     pieces = [tokenizer.token_bytes(token) for token in ids]

@@ -12,9 +12,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpt2kit.checkpoints import Checkpoint
+    from gpt2kit.checkpoints.load import Checkpoint
+    from gpt2kit.data.texts import Text
     from gpt2kit.model import GPT2
-    from gpt2kit.texts import Text
     from gpt2kit.tokenizers import Tokenizer
 
 MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
@@ -22,22 +22,49 @@ MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoi
 Model = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16."
+    ),
+]
 Quantize = Annotated[
-    str | None, typer.Option("--quantize", help="int8: matrices in eight bits, smaller and faster on a CPU.", show_default=False)
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="int8: matrices in eight bits, smaller and faster on a CPU.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")]
-Special = Annotated[bool, typer.Option("--special", help="Read <|endoftext|> in the text as the marker instead of as plain text.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")
+]
+Special = Annotated[
+    bool,
+    typer.Option(
+        "--special", help="Read <|endoftext|> in the text as the marker instead of as plain text."
+    ),
+]
 Unknown = Annotated[
-    Literal["error", "skip"], typer.Option("--unknown", help="What a model of characters or words does with those it does not know.")
+    Literal["error", "skip"],
+    typer.Option(
+        "--unknown", help="What a model of characters or words does with those it does not know."
+    ),
 ]
 Corpus = Annotated[
     str | None,
-    typer.Option("--corpus", metavar="FILE", help="A .txt or .jsonl file, a folder or glob, or ids (.npy, .bin).", show_default=False),
+    typer.Option(
+        "--corpus",
+        metavar="FILE",
+        help="A .txt or .jsonl file, a folder or glob, or ids (.npy, .bin).",
+        show_default=False,
+    ),
 ]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text.")]
-TextField = Annotated[str, typer.Option("--text_field", help="Where in each object of a .jsonl file the text is.")]
+TextField = Annotated[
+    str, typer.Option("--text_field", help="Where in each object of a .jsonl file the text is.")
+]
 Stride = Annotated[
     int | None,
     typer.Option(
@@ -48,32 +75,46 @@ Stride = Annotated[
         show_default=False,
     ),
 ]
-WindowsAtOnce = Annotated[int, typer.Option("--batch_size", min=1, help="Texts or windows to read at once.")]
+WindowsAtOnce = Annotated[
+    int, typer.Option("--batch_size", min=1, help="Texts or windows to read at once.")
+]
 
 
 def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
     """Raise for those of these options that were given, also with their default value: here they would have no effect."""
-    given = [f"--{name}" for name in names if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
+    given = [
+        f"--{name}"
+        for name in names
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
     if given:
-        raise typer.BadParameter(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect here: {because}")
+        raise typer.BadParameter(
+            f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect here: {because}"
+        )
 
 
 def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
     """Return the texts that --corpus names, or the path of a file of ids."""
-    from gpt2kit.texts import read_texts
+    from gpt2kit.data.texts import read_texts
 
     path = Path(corpus)
-    return path if path.suffix in (".npy", ".bin") else read_texts(corpus, encoding=encoding, text_field=text_field)
+    return (
+        path
+        if path.suffix in (".npy", ".bin")
+        else read_texts(corpus, encoding=encoding, text_field=text_field)
+    )
 
 
-def load(model: str, device: str, dtype: str, quantize: str | None = None) -> tuple[GPT2, Tokenizer | None]:
+def load(
+    model: str, device: str, dtype: str, quantize: str | None = None
+) -> tuple[GPT2, Tokenizer | None]:
     """Load a model, which is downloaded first if need be and can be; a wrong device or dtype is refused before that."""
-    from gpt2kit import pages
-    from gpt2kit.checkpoints import load, pick_numbers
+    from gpt2kit import memory
+    from gpt2kit.checkpoints.load import load, pick_numbers
 
     pick_numbers(device, dtype, quantize)
     loaded = load(locate(model), device=device, dtype=dtype, quantize=quantize)
-    pages.release()
+    memory.release()
     return loaded
 
 
@@ -97,7 +138,7 @@ def locate(model: str) -> Path:
 def open_model(model: str) -> Checkpoint:
     """Open the checkpoint of a model that must be on this machine."""
     from gpt2kit import store
-    from gpt2kit.checkpoints import open_checkpoint
+    from gpt2kit.checkpoints.load import open_checkpoint
 
     return open_checkpoint(store.find(model))
 
@@ -115,20 +156,32 @@ def read_stdin(encoding: str | None = None) -> str:
 
     With an `encoding` a byte that is not of it is a CorpusError, as in a file; without one it is U+FFFD, as a terminal would show it.
     """
-    from gpt2kit.texts import decode
+    from gpt2kit.data.texts import decode
 
     data = sys.stdin.buffer.read()
-    text = decode(data, Path("standard input"), encoding) if encoding else data.decode("utf-8", errors="replace")
+    text = (
+        decode(data, Path("standard input"), encoding)
+        if encoding
+        else data.decode("utf-8", errors="replace")
+    )
     return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def as_typed(text: str | None) -> str | None:
     """Return an argument as UTF-8, which it is on every terminal of today whatever the locale claims."""
-    return None if text is None else os.fsencode(text).decode("utf-8", errors="replace") if _has_escapes(text) else text
+    return (
+        None
+        if text is None
+        else os.fsencode(text).decode("utf-8", errors="replace")
+        if _has_escapes(text)
+        else text
+    )
 
 
 def _has_escapes(text: str) -> bool:
-    return any("\udc80" <= character <= "\udcff" for character in text)  # how Python hands on bytes that the locale cannot read
+    return any(
+        "\udc80" <= character <= "\udcff" for character in text
+    )  # how Python hands on bytes that the locale cannot read
 
 
 def print_json(value: dict[str, Any]) -> None:

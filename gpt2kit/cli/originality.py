@@ -24,10 +24,26 @@ def add_to(app: typer.Typer) -> None:
 
 def originality(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The text to look at; - is standard input.")],
-    corpus: Annotated[str, typer.Option("--corpus", metavar="FILE", help="What it may be copied from: a .txt, .jsonl, folder or glob.")],
-    min_run: Annotated[int, typer.Option("--min_run", min=1, help="Words in a row that count as copied.")] = 5,
-    as_list: Annotated[bool, typer.Option("--list", help="Compare line by line, for lists such as names: new or already there.")] = False,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|-", help="The text to look at; - is standard input.")
+    ],
+    corpus: Annotated[
+        str,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="What it may be copied from: a .txt, .jsonl, folder or glob.",
+        ),
+    ],
+    min_run: Annotated[
+        int, typer.Option("--min_run", min=1, help="Words in a row that count as copied.")
+    ] = 5,
+    as_list: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="Compare line by line, for lists such as names: new or already there."
+        ),
+    ] = False,
     encoding: Annotated[str, typer.Option("--encoding", help="Of both texts.")] = "utf-8",
     json: Json = False,
 ) -> None:
@@ -35,12 +51,16 @@ def originality(
 
     For comparison, the same for the last tenth of the corpus beside the rest of it.
     """
-    from gpt2kit.texts import read_texts
+    from gpt2kit.data.texts import read_texts
 
     if as_list:
         options.refuse(context, ("min_run",), "--list compares whole lines")
     there = read_texts(corpus, encoding=encoding).documents
-    text = options.read_stdin(encoding) if file == "-" else "\n".join(read_texts(file, encoding=encoding).documents)
+    text = (
+        options.read_stdin(encoding)
+        if file == "-"
+        else "\n".join(read_texts(file, encoding=encoding).documents)
+    )
     if as_list:
         _compare_lists(text, there, json)
     else:
@@ -50,21 +70,30 @@ def originality(
 def _compare_texts(text: str, corpus: Sequence[str], min_run: int, json: bool) -> None:
     from dataclasses import asdict
 
-    from gpt2kit.originality import baseline, measure_text
+    from gpt2kit.evaluation.originality import baseline, measure_text
 
     found, usual = measure_text(text, corpus, min_run=min_run), baseline(corpus, min_run=min_run)
     if json:
-        held_out = {"baseline_copied": usual and usual.copied, "baseline_longest": usual and usual.longest}
+        held_out = {
+            "baseline_copied": usual and usual.copied,
+            "baseline_longest": usual and usual.longest,
+        }
         options.print_json({"words": found.length, **asdict(found), **held_out})
         return
     share, longest = (f"{usual.copied:.1%}", f"{usual.longest:,}") if usual else ("", "")
     typer.echo(f"{'words':<16}{found.length:>8,}")
-    typer.echo(f"{'copied':<16}{found.copied:>8.1%}  in runs of {min_run} words or more{_beside(share)}")
+    typer.echo(
+        f"{'copied':<16}{found.copied:>8.1%}  in runs of {min_run} words or more{_beside(share)}"
+    )
     typer.echo(f"{'longest run':<16}{found.longest:>8,}  words{_beside(longest)}")
     for passage in found.passages[:_SHOWN]:
-        place = f"line {passage.line:,}" + (f" of document {passage.document + 1:,}" if len(corpus) > 1 else "")
+        place = f"line {passage.line:,}" + (
+            f" of document {passage.document + 1:,}" if len(corpus) > 1 else ""
+        )
         also = f", {passage.occurrences} times" if passage.occurrences > 1 else ""
-        typer.echo(f"\n{passage.length} words, {place}{also}\n  {textwrap.shorten(passage.text, _WIDEST, placeholder=' …')}")
+        typer.echo(
+            f"\n{passage.length} words, {place}{also}\n  {textwrap.shorten(passage.text, _WIDEST, placeholder=' …')}"
+        )
     if len(found.passages) > _SHOWN:
         typer.echo(f"\n{len(found.passages) - _SHOWN:,} more; --json lists them all", err=True)
 
@@ -76,9 +105,11 @@ def _beside(figure: str) -> str:
 def _compare_lists(text: str, corpus: Sequence[str], json: bool) -> None:
     from dataclasses import asdict
 
-    from gpt2kit.originality import measure_list
+    from gpt2kit.evaluation.originality import measure_list
 
-    found = measure_list(text.split("\n"), (line for document in corpus for line in document.split("\n")))
+    found = measure_list(
+        text.split("\n"), (line for document in corpus for line in document.split("\n"))
+    )
     if json:
         options.print_json({**asdict(found), "share_new": found.share_new})
         return
@@ -86,5 +117,6 @@ def _compare_lists(text: str, corpus: Sequence[str], json: bool) -> None:
         for entry in entries:
             typer.echo(f"{what:<7}{entry}")
     typer.secho(
-        f"{found.share_new:.1%} new: {len(found.new):,} new, {len(found.known):,} already there, {found.repeated:,} repeated", err=True
+        f"{found.share_new:.1%} new: {len(found.new):,} new, {len(found.known):,} already there, {found.repeated:,} repeated",
+        err=True,
     )

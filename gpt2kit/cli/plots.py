@@ -28,16 +28,42 @@ plot = typer.Typer(
     epilog="gpt2kit plot KIND --help says what a kind takes.",
 )
 
-Prompt = Annotated[str, typer.Option("--prompt", metavar="TEXT|-", help="The text that the model reads; - is standard input.")]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        "--prompt", metavar="TEXT|-", help="The text that the model reads; - is standard input."
+    ),
+]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
-    typer.Option("--overflow", help="Of a text longer than the model's window: read its end, or its beginning, or refuse."),
+    typer.Option(
+        "--overflow",
+        help="Of a text longer than the model's window: read its end, or its beginning, or refuse.",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf. Default: KIND.png.", show_default=False)]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="A .png, .svg or .pdf. Default: KIND.png.", show_default=False
+    ),
+]
 Dpi = Annotated[int, typer.Option("--dpi", min=20, max=1000, help="Dots per inch.")]
-Title = Annotated[str | None, typer.Option("--title", metavar="TEXT", help="In place of the picture's own title.", show_default=False)]
-Layer = Annotated[int | None, typer.Option("--layer", min=0, help="From 0. Default: all layers.", show_default=False)]
-Head = Annotated[int | None, typer.Option("--head", min=0, help="From 0; needs --layer. Default: all heads.", show_default=False)]
+Title = Annotated[
+    str | None,
+    typer.Option(
+        "--title", metavar="TEXT", help="In place of the picture's own title.", show_default=False
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option("--layer", min=0, help="From 0. Default: all layers.", show_default=False),
+]
+Head = Annotated[
+    int | None,
+    typer.Option(
+        "--head", min=0, help="From 0; needs --layer. Default: all heads.", show_default=False
+    ),
+]
 
 Picture = Any  # a matplotlib Figure; matplotlib is not loaded before it is needed
 
@@ -71,9 +97,11 @@ class Reading:
         return [self.tokenizer.token_bytes(token) for token in self.ids]
 
 
-def _read(model: str, prompt: str, overflow: str, special: bool, unknown: Any, device: str, dtype: str) -> Reading:
+def _read(
+    model: str, prompt: str, overflow: str, special: bool, unknown: Any, device: str, dtype: str
+) -> Reading:
     """Load a model, and cut a text into those of its tokens that fit."""
-    from gpt2kit.checkpoints import load, pick_numbers
+    from gpt2kit.checkpoints.load import load, pick_numbers
     from gpt2kit.errors import Gpt2KitWarning, TokenizerError
     from gpt2kit.inspection.explanation import fit
 
@@ -81,7 +109,9 @@ def _read(model: str, prompt: str, overflow: str, special: bool, unknown: Any, d
     text = options.read_stdin() if prompt == "-" else options.as_typed(prompt) or ""
     gpt2, tokenizer = load(options.locate(model), device=device, dtype=dtype)
     if tokenizer is None:
-        raise TokenizerError(f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there")
+        raise TokenizerError(
+            f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there"
+        )
     options.set_unknown(tokenizer, unknown)
     ids = list(fit(tokenizer.encode(text, special=special), gpt2, overflow))  # type: ignore[arg-type]
     n_ctx = gpt2.config.n_ctx
@@ -91,7 +121,9 @@ def _read(model: str, prompt: str, overflow: str, special: bool, unknown: Any, d
     return Reading(gpt2, tokenizer, ids[-n_ctx:])
 
 
-def _kind(name: str, *, of_text: bool = True) -> Callable[[Callable[..., Picture]], Callable[..., Picture]]:
+def _kind(
+    name: str, *, of_text: bool = True
+) -> Callable[[Callable[..., Picture]], Callable[..., Picture]]:
     """Make a command of a function that draws: its own options, those of a picture, and, before these, those of a text.
 
     A function that draws a text is given a function to call for the Reading, after it has looked at its own options.
@@ -107,7 +139,11 @@ def _kind(name: str, *, of_text: bool = True) -> Callable[[Callable[..., Picture
 
             out = given["out"] or Path(f"{name}.png")
             check_picture(out)
-            reading = [functools.partial(_read, **{option: given[option] for option in text})] if of_text else []
+            reading = (
+                [functools.partial(_read, **{option: given[option] for option in text})]
+                if of_text
+                else []
+            )
             figure = draw(*reading, **{option: given[option] for option in own})
             if given["title"] is not None:
                 figure.suptitle(options.as_typed(given["title"]), parse_math=False)
@@ -116,7 +152,8 @@ def _kind(name: str, *, of_text: bool = True) -> Callable[[Callable[..., Picture
 
         parameters = [*text.values(), *own.values(), *picture.values()]
         run.__doc__ = draw.__doc__
-        run.__signature__ = inspect.Signature([each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters])  # type: ignore[attr-defined]
+        keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         plot.command(name)(run)
         if "-" in name:
@@ -207,7 +244,10 @@ def mlp(read: Read, layer: Layer = None) -> Picture:
 
 @_kind("lens")
 def lens(
-    read: Read, last: Annotated[int, typer.Option("--last", min=0, help="Draw only so many tokens, the last; 0 draws all.")] = 0
+    read: Read,
+    last: Annotated[
+        int, typer.Option("--last", min=0, help="Draw only so many tokens, the last; 0 draws all.")
+    ] = 0,
 ) -> Picture:
     """What each layer would say next, if it were the last (the logit lens)."""
     from gpt2kit import plots
@@ -221,23 +261,38 @@ def temperature(
     read: Read,
     temperatures: Annotated[
         list[float] | None,
-        typer.Option("--temperature", help="May be given several times. Default: 0.5, 1 and 1.5.", show_default=False),
+        typer.Option(
+            "--temperature",
+            help="May be given several times. Default: 0.5, 1 and 1.5.",
+            show_default=False,
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top_k", min=0, help="Mark the k most likely tokens; 0 keeps all.")] = 40,
-    top_p: Annotated[float, typer.Option("--top_p", help="Mark the most likely tokens that together reach this probability.")] = 0.9,
+    top_k: Annotated[
+        int, typer.Option("--top_k", min=0, help="Mark the k most likely tokens; 0 keeps all.")
+    ] = 40,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            "--top_p", help="Mark the most likely tokens that together reach this probability."
+        ),
+    ] = 0.9,
 ) -> Picture:
     """The distribution of the next token at several temperatures, and what top-k and top-p keep."""
     import torch
 
     from gpt2kit import plots
-    from gpt2kit.sampling import Sampling
+    from gpt2kit.generation.sampling import Sampling
 
     chosen = temperatures or [0.5, 1.0, 1.5]
     for value in chosen:
-        Sampling(temperature=value, top_k=top_k, top_p=top_p)  # refuses a wrong one before a model is loaded
+        Sampling(
+            temperature=value, top_k=top_k, top_p=top_p
+        )  # refuses a wrong one before a model is loaded
     reading = read()
     with torch.inference_mode():
-        logits = reading.model(torch.tensor([reading.ids], device=reading.model.device))[0, -1]  # (V,)
+        logits = reading.model(torch.tensor([reading.ids], device=reading.model.device))[
+            0, -1
+        ]  # (V,)
     return plots.temperature(logits, reading.tokenizer, chosen, top_k=top_k, top_p=top_p)
 
 
@@ -247,7 +302,12 @@ def temperature(
 @_kind("losses", of_text=False)
 def losses(
     run: Annotated[
-        list[Path], typer.Option("--run", metavar="DIR", help="A run's folder or its metrics.jsonl; may be given several times.")
+        list[Path],
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="A run's folder or its metrics.jsonl; may be given several times.",
+        ),
     ],
     average: Annotated[
         list[str] | None,
@@ -261,18 +321,26 @@ def losses(
 ) -> Picture:
     """Training and validation losses of one run or several, with moving averages."""
     from gpt2kit import plots
-    from gpt2kit.checkpoints.training import METRICS, read_metrics
     from gpt2kit.errors import TrainingError
     from gpt2kit.plots.runs import curve
+    from gpt2kit.training.run import METRICS, read_metrics
 
-    averages = [] if average == ["none"] else [plots.Average.parse(text) for text in average or ["simple:20"]]
+    averages = (
+        []
+        if average == ["none"]
+        else [plots.Average.parse(text) for text in average or ["simple:20"]]
+    )
     runs = {}
     for path in run:
         if not (path / METRICS).is_file() and not path.is_file():
-            raise TrainingError(f"{path}: no {METRICS}; expected the folder of a training run, or its {METRICS}")
+            raise TrainingError(
+                f"{path}: no {METRICS}; expected the folder of a training run, or its {METRICS}"
+            )
         folder = path if path.is_dir() else path.parent
         name = folder.resolve().name
         runs[str(path) if name in runs else name] = metrics = read_metrics(path)
         if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
-            raise TrainingError(f"{path}: no losses; expected lines of JSON with step and train_loss or val_loss")
+            raise TrainingError(
+                f"{path}: no losses; expected lines of JSON with step and train_loss or val_loss"
+            )
     return plots.losses(runs, averages)

@@ -12,12 +12,21 @@ import typer
 from gpt2kit.cli.options import human_size
 
 
-def download_with_bars(model: str, *, source: str = "hub", revision: str | None = None, force: bool = False, verify: bool = True) -> Path:
+def download_with_bars(
+    model: str,
+    *,
+    source: str = "hub",
+    revision: str | None = None,
+    force: bool = False,
+    verify: bool = True,
+) -> Path:
     """Download a model and show how it goes."""
-    from gpt2kit.download import download
+    from gpt2kit.store.download import download
 
     with _Bars() if sys.stderr.isatty() else _Lines() as progress:
-        return download(model, source=source, revision=revision, force=force, verify=verify, progress=progress)
+        return download(
+            model, source=source, revision=revision, force=force, verify=verify, progress=progress
+        )
 
 
 @contextlib.contextmanager
@@ -27,9 +36,20 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:<18}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<18}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, of: progress.update(task, completed=done, total=of)
@@ -60,9 +80,22 @@ class _Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description:<18}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._file: str | None = None
         self._task: int | None = None
@@ -78,7 +111,10 @@ class _Bars:
         if self._file == file:  # it begins again
             self._progress.update(self._task, completed=already)  # type: ignore[arg-type]
         else:
-            self._file, self._task = file, self._progress.add_task(file, total=total, completed=already)
+            self._file, self._task = (
+                file,
+                self._progress.add_task(file, total=total, completed=already),
+            )
 
     def advanced(self, n: int) -> None:
         if self._task is not None:

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpt2kit import plan
-from gpt2kit.checkpoints.training import SAMPLES, Run, read_metrics
 from gpt2kit.cli import options
 from gpt2kit.cli.options import human_size
-from gpt2kit.corpus import ENGLISH_CHARACTERS_PER_TOKEN
+from gpt2kit.data.corpus import ENGLISH_CHARACTERS_PER_TOKEN
 from gpt2kit.errors import MissingDependencyError
-from gpt2kit.generate import generate
-from gpt2kit.originality import TextIndex, baseline
+from gpt2kit.evaluation.originality import TextIndex, baseline
+from gpt2kit.generation.text import generate
 from gpt2kit.plots import Average, losses, save
-from gpt2kit.sharding import whole
-from gpt2kit.tensorboard import EventWriter
-from gpt2kit.train import StepReport
+from gpt2kit.training import plan
+from gpt2kit.training.loop import StepReport
+from gpt2kit.training.run import SAMPLES, Run, read_metrics
+from gpt2kit.training.sharding import whole
+from gpt2kit.training.tensorboard import EventWriter
 
 if TYPE_CHECKING:
     from gpt2kit.model import GPT2
-    from gpt2kit.training_setup import Setup
+    from gpt2kit.training.setup import Setup
 
 _SAMPLE_SEED = 1
 _AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # in the picture of the losses
@@ -45,13 +45,24 @@ def _say(text: str, **style: Any) -> None:
 
 def show_plan(setup: Setup, *, json: bool) -> None:
     """Print what a training will be and need: with --json one object on stdout, else lines."""
-    needed, free = plan.memory(setup.model, setup.config, setup.ranks), plan.free_memory(setup.model.device)
-    seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)  # all processes take part in it
+    needed, free = (
+        plan.memory(setup.model, setup.config, setup.ranks),
+        plan.free_memory(setup.model.device),
+    )
+    seconds = plan.seconds_per_step(
+        setup.model, setup.corpus, setup.config, setup.ranks
+    )  # all processes take part in it
     if not setup.ranks.is_main:
         return
-    trained = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
+    trained = sum(
+        parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad
+    )
     if json:
-        facts = {"parameters": setup.model.config.n_params, "parameters_trained": trained, "corpus": asdict(setup.corpus.report)}
+        facts = {
+            "parameters": setup.model.config.n_params,
+            "parameters_trained": trained,
+            "corpus": asdict(setup.corpus.report),
+        }
         cost = {"memory": needed, "memory_free": free, "seconds_per_step": seconds}
         options.print_json({**facts, **cost, "training": asdict(setup.config)})
         return
@@ -61,27 +72,55 @@ def show_plan(setup: Setup, *, json: bool) -> None:
         _say(f"warning: {advice}", fg="yellow")
 
 
-def _plan_lines(setup: Setup, trained: int, needed: dict[str, int], free: int | None, seconds: float) -> list[tuple[str, str]]:
+def _plan_lines(
+    setup: Setup, trained: int, needed: dict[str, int], free: int | None, seconds: float
+) -> list[tuple[str, str]]:
     corpus, config, report = setup.corpus, setup.config, setup.corpus.report
     lines = []
     size = f"{report.characters:,} characters, " if report.characters is not None else ""
     per_token = report.characters_per_token
-    ratio = f", {per_token:.2f} characters per token (GPT-2's vocabulary on English: {ENGLISH_CHARACTERS_PER_TOKEN})" if per_token else ""
+    ratio = (
+        f", {per_token:.2f} characters per token (GPT-2's vocabulary on English: {ENGLISH_CHARACTERS_PER_TOKEN})"
+        if per_token
+        else ""
+    )
     lines.append(("corpus", f"{', '.join(report.files)}: {size}{report.tokens:,} tokens{ratio}"))
     lines += [("", note) for note in (report.oddities.notes if report.oddities else [])]
-    lines.append(("split", f"{report.train_tokens:,} tokens to train with, {report.val_tokens:,} to validate with"))
-    lines.append(("model", f"{setup.name}: {setup.model.config.n_params:,} parameters, {trained:,} of them trained"))
+    lines.append(
+        (
+            "split",
+            f"{report.train_tokens:,} tokens to train with, {report.val_tokens:,} to validate with",
+        )
+    )
+    lines.append(
+        (
+            "model",
+            f"{setup.name}: {setup.model.config.n_params:,} parameters, {trained:,} of them trained",
+        )
+    )
     tokens = config.max_steps * config.batch_size * config.block_size
     epochs = tokens / len(corpus.train_ids)
-    steps = f"{config.max_steps:,} steps of {config.batch_size} windows of {config.block_size} tokens"
+    steps = (
+        f"{config.max_steps:,} steps of {config.batch_size} windows of {config.block_size} tokens"
+    )
     lines.append(("training", f"{steps}: {tokens:,} tokens, {epochs:.1f} times the text"))
     cut = f", batches in {config.accumulate} parts" if config.accumulate > 1 else ""
     again = ", blocks computed twice" if config.checkpointing else ""
-    lines.append(("", f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}{cut}{again}"))
+    lines.append(
+        (
+            "",
+            f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}{cut}{again}",
+        )
+    )
     parts = ", ".join(f"{part} {human_size(size)}" for part, size in needed.items())
     of_free = f" of {human_size(free)} that are free" if free else ""
     lines.append(("memory", f"{human_size(sum(needed.values()))}{of_free}: {parts}"))
-    lines.append(("time", f"about {human_time(config.max_steps * seconds)}, {seconds:.2g} s a step, validations aside"))
+    lines.append(
+        (
+            "time",
+            f"about {human_time(config.max_steps * seconds)}, {seconds:.2g} s a step, validations aside",
+        )
+    )
     lines.append(("saved in", str(options.as_typed_here(setup.folder))))
     return lines
 
@@ -108,8 +147,14 @@ class Reporter:
         documents = setup.train_documents
         self._index = TextIndex(documents) if documents else None
         self._prompt: str = setup.options.get("prompt", _first_line(setup))
-        self._bar = _Bar(setup.config.max_steps) if sys.stderr.isatty() and not json and not self._quiet else None
-        self._events = EventWriter(run.folder / "tensorboard") if tensorboard and not self._quiet else None
+        self._bar = (
+            _Bar(setup.config.max_steps)
+            if sys.stderr.isatty() and not json and not self._quiet
+            else None
+        )
+        self._events = (
+            EventWriter(run.folder / "tensorboard") if tensorboard and not self._quiet else None
+        )
         self._last: StepReport | None = None
         self._sample_before: str | None = None
         self._started = time.monotonic()
@@ -132,14 +177,18 @@ class Reporter:
         """Show what a step did; all processes must call it."""
         every = self._setup.options.get("sample_every", self._setup.config.eval_every)
         due = every and report.step % every == 0 and report.finish_reason is None
-        model = whole(self._setup.model, self._setup.ranks) if due else None  # in shards, this takes all processes
+        model = (
+            whole(self._setup.model, self._setup.ranks) if due else None
+        )  # in shards, this takes all processes
         self._last = report
         if self._quiet:
             return
         if self._events:
             self._events.write(report)
         if self._json:
-            options.print_json({name: value for name, value in asdict(report).items() if value is not None})
+            options.print_json(
+                {name: value for name, value in asdict(report).items() if value is not None}
+            )
         elif self._bar:
             self._bar.show(report)
         if report.val_loss is not None and not self._json:
@@ -156,7 +205,9 @@ class Reporter:
         if self._index is not None:
             copied = self._index.measure(text[len(self._prompt) :]).copied
             self.stop = self.stop or (limit < 1 and copied >= limit)
-        self._run.record({"step": step, "text": text, **({} if copied is None else {"copied": copied})}, SAMPLES)
+        self._run.record(
+            {"step": step, "text": text, **({} if copied is None else {"copied": copied})}, SAMPLES
+        )
         if not self._json:
             self._tell(text.rstrip() + "\n", dim=True)
             if self.stop:
@@ -164,7 +215,9 @@ class Reporter:
 
     def _write(self, model: GPT2, n: int, seed: int) -> str:
         """Let the model as it is write."""
-        return self._prompt + generate(model, self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed)
+        return self._prompt + generate(
+            model, self._setup.tokenizer, self._prompt, max_tokens=n, seed=seed
+        )
 
     def _tell(self, text: str, **style: Any) -> None:
         if self._bar:
@@ -177,7 +230,9 @@ class Reporter:
         if self._bar:
             self._bar.stop()
         copied = self._setup.ranks.any(self.stop)
-        ended = self._last is not None and (self._last.finish_reason in ("steps", "patience") or copied)
+        ended = self._last is not None and (
+            self._last.finish_reason in ("steps", "patience") or copied
+        )
         model = whole(self._setup.model, self._setup.ranks) if ended else None
         if self._quiet:
             return
@@ -186,7 +241,9 @@ class Reporter:
             return
         metrics = read_metrics(self._run.folder)
         summary = self._summary(metrics, model)
-        (self._run.folder / "report.json").write_text(json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self._run.folder / "report.json").write_text(
+            json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         with contextlib.suppress(MissingDependencyError):
             save(losses({self._run.folder.name: metrics}, _AVERAGES), self._run.folder / "loss.png")
         if self._json:
@@ -195,9 +252,14 @@ class Reporter:
         for line in _summary_lines(summary):
             _say(line)
         if self._sample_before and "sample" in summary:
-            _say(f"\n--- before\n{self._sample_before.rstrip()}\n\n--- after\n{summary['sample'].rstrip()}", dim=True)
+            _say(
+                f"\n--- before\n{self._sample_before.rstrip()}\n\n--- after\n{summary['sample'].rstrip()}",
+                dim=True,
+            )
         if self._last.finish_reason == "stopped" and not self.stop:
-            _say(f"\nstopped and saved in {self._folder}; the same command with --resume goes on from step {self._last.step:,}")
+            _say(
+                f"\nstopped and saved in {self._folder}; the same command with --resume goes on from step {self._last.step:,}"
+            )
             return
         made = shlex.quote(str(self._folder))
         if self._setup.options.get("lora_rank"):
@@ -221,7 +283,9 @@ class Reporter:
             best = min(measured, key=lambda line: line["val_loss"])
             summary["best_step"] = best["step"]
             for name, line in (("before", measured[0]), ("after", best)):
-                summary[name] = loss_figures(line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters)
+                summary[name] = loss_figures(
+                    line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters
+                )
         if model is not None:
             if "best_step" in summary:
                 self._setup.read(self._run.folder, model)
@@ -234,26 +298,40 @@ class Reporter:
         return summary
 
 
-def loss_figures(loss: float, tokens: int, n_bytes: int, characters: int | None) -> dict[str, float]:
+def loss_figures(
+    loss: float, tokens: int, n_bytes: int, characters: int | None
+) -> dict[str, float]:
     """Return a loss per token and what it means: perplexity, bits per byte, bits per character."""
     bits = loss / math.log(2) * tokens
-    figures = {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits / max(1, n_bytes)}
+    figures = {
+        "val_loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": bits / max(1, n_bytes),
+    }
     return figures | ({"bits_per_character": bits / max(1, characters)} if characters else {})
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    lines = [f"\n{summary['steps']:,} steps in {human_time(summary['seconds'])} ({summary['finish_reason']})"]
+    lines = [
+        f"\n{summary['steps']:,} steps in {human_time(summary['seconds'])} ({summary['finish_reason']})"
+    ]
     if "before" in summary:
         lines.append(f"{'':<22}{'before':>10}{'best':>10}   at step {summary['best_step']:,}")
         for name in summary["before"]:
             label = "validation loss" if name == "val_loss" else name.replace("_", " ")
-            lines.append(f"{label:<22}{summary['before'][name]:>10.3f}{summary['after'][name]:>10.3f}")
+            lines.append(
+                f"{label:<22}{summary['before'][name]:>10.3f}{summary['after'][name]:>10.3f}"
+            )
     if summary["train_loss"] is not None:
-        lines.append(f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}   mean of the last {_RECENT} steps")
+        lines.append(
+            f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}   mean of the last {_RECENT} steps"
+        )
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
-        lines.append(f"copied in runs of 5 words or more: {summary['copied']:.0%} of what it writes{beside}")
+        lines.append(
+            f"copied in runs of 5 words or more: {summary['copied']:.0%} of what it writes{beside}"
+        )
     return lines
 
 
@@ -275,9 +353,20 @@ class _Bar:
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._task = self._progress.add_task("", total=steps)
         self._val = ""

@@ -28,7 +28,11 @@ class Contribution:
     @property
     def name(self) -> str:
         if self.part == "bias":
-            return "bias of the final norm" if self.layer is None else f"bias of attention {self.layer}"
+            return (
+                "bias of the final norm"
+                if self.layer is None
+                else f"bias of attention {self.layer}"
+            )
         if self.layer is None:
             return f"{self.part} embedding"
         return f"head {self.layer}.{self.head}" if self.part == "head" else f"MLP {self.layer}"
@@ -50,12 +54,18 @@ def check_sum(model: GPT2) -> None:
     These are models that normalise after adding, and numbers so rounded that it does not hold (half precision, int8).
     """
     if not model.config.norm_first:
-        raise ConfigError("attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum")
+        raise ConfigError(
+            "attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum"
+        )
     if model.is_quantised or model.dtype.itemsize < 4:
-        raise ConfigError("attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32")
+        raise ConfigError(
+            "attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32"
+        )
 
 
-def attribute(seen: Trace, token: int, against: int | None = None, *, place: int = -1) -> Attribution:
+def attribute(
+    seen: Trace, token: int, against: int | None = None, *, place: int = -1
+) -> Attribution:
     """Split the logit of a token after a place, less that of another one if given, into what each part wrote for it.
 
     Direct logit attribution: the residual stream is a sum, and the final norm is linear once its scale is what it was. The
@@ -68,19 +78,31 @@ def attribute(seen: Trace, token: int, against: int | None = None, *, place: int
         if against is not None:
             towards = towards - _exact(model.head_weight[against])
         bias = getattr(model.ln_f, "bias", None)
-        of_norm = [] if bias is None else [Contribution("bias", None, None, float(_exact(bias) @ towards))]
+        of_norm = (
+            []
+            if bias is None
+            else [Contribution("bias", None, None, float(_exact(bias) @ towards))]
+        )
         final = _exact(seen.final[0, place])
         if config.norm == "layernorm":
             final = final - final.mean()
-        gain = _exact(model.ln_f.get_parameter("weight")) / (final.square().mean() + config.layer_norm_epsilon).sqrt()
+        gain = (
+            _exact(model.ln_f.get_parameter("weight"))
+            / (final.square().mean() + config.layer_norm_epsilon).sqrt()
+        )
         towards = towards * gain
         if config.norm == "layernorm":
-            towards = towards - towards.mean()  # what the norm subtracts from the stream can as well be taken from what reads it
+            towards = (
+                towards - towards.mean()
+            )  # what the norm subtracts from the stream can as well be taken from what reads it
         parts = [*_parts(seen, place)]
         values = (torch.stack([_exact(vector) for *_, vector in parts]) @ towards).tolist()
         logits = _exact(seen.logits[0, place])
         total = float(logits[token] - (0 if against is None else logits[against]))
-    found = [Contribution(part, layer, head, value) for (part, layer, head, _), value in zip(parts, values, strict=True)]
+    found = [
+        Contribution(part, layer, head, value)
+        for (part, layer, head, _), value in zip(parts, values, strict=True)
+    ]
     return Attribution(token, against, total, (*found, *of_norm))
 
 

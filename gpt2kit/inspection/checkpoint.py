@@ -67,4 +67,6 @@ def count_parameters(config: GPT2Config) -> dict[str, int]:
 def memory(config: GPT2Config) -> dict[str, tuple[int, int]]:
     """Return, for each dtype, the bytes of the weights and of the cache of one token."""
     cache = 2 * config.n_layer * config.n_embd
-    return {dtype: (int(config.n_params * size), int(cache * size)) for dtype, size in _BYTES.items()}
+    return {
+        dtype: (int(config.n_params * size), int(cache * size)) for dtype, size in _BYTES.items()
+    }

@@ -17,13 +17,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gpt2kit.continuation import Overflow
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
+from gpt2kit.generation.continuation import Overflow
 from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
 from gpt2kit.model import GPT2, precise
 
-_ROWS_AT_ONCE = 128  # of logits that are sorted and normalised, so that no second copy of all of them is made
+_ROWS_AT_ONCE = (
+    128  # of logits that are sorted and normalised, so that no second copy of all of them is made
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,13 @@ class Expectation:
     """What the model expected in one place of a text, from the tokens before it, and how it took the token that came."""
 
     token: int | None  # None in the last place, after the text
-    surprisal: float | None  # -log2 of the token's probability, in bits; None where nothing came before, or nothing comes
+    surprisal: (
+        float | None
+    )  # -log2 of the token's probability, in bits; None where nothing came before, or nothing comes
     rank: int | None  # 1 where the token was the most likely one
-    alternatives: tuple[Alternative, ...]  # the most likely tokens, best first; none in the first place
+    alternatives: tuple[
+        Alternative, ...
+    ]  # the most likely tokens, best first; none in the first place
 
     @property
     def probability(self) -> float | None:
@@ -83,7 +89,9 @@ def windows(model: GPT2, ids: Sequence[int]) -> Iterator[Window]:
     n_ctx = model.config.n_ctx
     start = known = 0
     while start + known < len(ids):
-        yield Window(start, known, trace(model, torch.tensor([ids[start : start + n_ctx]]), neurons=False))
+        yield Window(
+            start, known, trace(model, torch.tensor([ids[start : start + n_ctx]]), neurons=False)
+        )
         known = n_ctx // 2
         start += n_ctx - known
 
@@ -98,7 +106,14 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
             pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
             surprisal = None if token is None else float(bits[row, token])
             rank = None if token is None else int((bits[row] < bits[row, token]).sum()) + 1
-            found.append(Expectation(token, surprisal, rank, tuple(Alternative(other, 2.0**-value) for other, value in pairs)))
+            found.append(
+                Expectation(
+                    token,
+                    surprisal,
+                    rank,
+                    tuple(Alternative(other, 2.0**-value) for other, value in pairs),
+                )
+            )
     return found
 
 
@@ -159,7 +174,9 @@ class Wish:
     head: tuple[int, int] | None = None  # layer and head whose attention to keep whole
     strongest: int = 0  # entries of each row of attention to keep, of all heads
     attribution: bool = False
-    target: int | None = None  # the token to explain the logit of; the most likely next one unless given
+    target: int | None = (
+        None  # the token to explain the logit of; the most likely next one unless given
+    )
     against: int | None = None  # and the one to compare with; the runner-up unless given
 
 
@@ -169,7 +186,9 @@ class Explanation:
 
     ids: tuple[int, ...]
     expectations: tuple[Expectation, ...]  # T + 1: the last one is of what comes next
-    starts: tuple[int, ...]  # for each token the first place that it could see, 0 unless the text outgrew the window
+    starts: tuple[
+        int, ...
+    ]  # for each token the first place that it could see, 0 unless the text outgrew the window
     lens: Lens | None = None
     attention: tuple[list[float], ...] | None = None  # for each token its weights on starts[t] … t
     strongest: Strongest | None = None
@@ -202,7 +221,13 @@ def explain(
         check_head(model, *wish.head)
     if wish.attribution:
         check_sum(model)
-    expected, starts, lenses, attention, strongest = [Expectation(ids[0], None, None, ())], [], [], [], []
+    expected, starts, lenses, attention, strongest = (
+        [Expectation(ids[0], None, None, ())],
+        [],
+        [],
+        [],
+        [],
+    )
     for window in windows(model, ids):
         seen, known = window.trace, window.known
         end = window.start + seen.ids.shape[1]
@@ -225,7 +250,9 @@ def explain(
         lens=_joined(lenses, dim=1),
         attention=tuple(attention) if wish.head else None,
         strongest=_joined(strongest, dim=0),
-        attribution=attribute(seen, *_compared(seen.logits[0, -1, :n_vocab], wish)) if wish.attribution else None,
+        attribution=attribute(seen, *_compared(seen.logits[0, -1, :n_vocab], wish))
+        if wish.attribution
+        else None,
     )
 
 
@@ -236,7 +263,12 @@ def _joined(parts: Sequence[_Tensors], dim: int) -> _Tensors | None:
     """Put what several windows gave side by side."""
     if not parts:
         return None
-    return type(parts[0])(*(torch.cat([getattr(part, field.name) for part in parts], dim=dim) for field in fields(parts[0])))
+    return type(parts[0])(
+        *(
+            torch.cat([getattr(part, field.name) for part in parts], dim=dim)
+            for field in fields(parts[0])
+        )
+    )
 
 
 def check_head(model: GPT2, layer: int, head: int) -> None:
@@ -245,7 +277,9 @@ def check_head(model: GPT2, layer: int, head: int) -> None:
     if not n_layer:
         raise ConfigError("this model has no layers, and no attention to show")
     if not (0 <= layer < n_layer and 0 <= head < n_head):
-        raise ConfigError(f"there is no head {layer}.{head}: the layers are 0 to {n_layer - 1}, the heads of each 0 to {n_head - 1}")
+        raise ConfigError(
+            f"there is no head {layer}.{head}: the layers are 0 to {n_layer - 1}, the heads of each 0 to {n_head - 1}"
+        )
 
 
 def _compared(logits: Tensor, wish: Wish) -> tuple[int, int | None]:
@@ -261,7 +295,10 @@ def strongest_weights(seen: Trace, known: int, n: int) -> Strongest:
     T, config = seen.ids.shape[1], seen.model.config
     places = torch.arange(known, T, device=seen.ids.device)[:, None]  # (T, 1)
     shape = (T - known, config.n_layer, config.n_head, n)
-    distances, weights = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.uint8)
+    distances, weights = (
+        torch.zeros(shape, dtype=torch.int32),
+        torch.zeros(shape, dtype=torch.uint8),
+    )
     for number, layer in enumerate(seen.layers):
         largest = layer.weights[0, :, known:].topk(min(n, T), dim=-1)  # (H, T, N)
         rounded = (largest.values.sqrt() * 255).round().to(torch.uint8)

@@ -38,7 +38,9 @@ class LayerTrace:
     attention_update: Tensor  # (B, T, C) what attention adds to the residual stream
     middle: Tensor  # (B, T, C) the residual stream after attention
     mlp_before: Tensor  # (B, T, I) before the activation; for SwiGLU the half that is the gate
-    mlp_after: Tensor  # (B, T, I) what c_proj reads: after the activation, for SwiGLU times the other half
+    mlp_after: (
+        Tensor  # (B, T, I) what c_proj reads: after the activation, for SwiGLU times the other half
+    )
     mlp_update: Tensor  # (B, T, C) what the MLP adds to the residual stream
     after: Tensor  # (B, T, C) the residual stream that leaves
 
@@ -87,14 +89,29 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
     Raises ConfigError for ids of another shape, ContextLengthError for more tokens than the model has positions.
     """
     if ids.dim() != 2:
-        raise ConfigError(f"expected (B, T) ids, found the shape {tuple(ids.shape)}; for one text: torch.tensor([ids])")
+        raise ConfigError(
+            f"expected (B, T) ids, found the shape {tuple(ids.shape)}; for one text: torch.tensor([ids])"
+        )
     made: dict[str, Tensor] = {}  # what modules returned
     read: dict[str, Tensor] = {}  # what modules were given
     ids = ids.to(model.device)
     middle = ("ln_2", read) if model.config.norm_first else ("ln_1", made)
-    watched: list[tuple[str, dict[str, Tensor]]] = [("wte", made), ("wpe", made), ("ln_f", read), ("ln_f", made)]
+    watched: list[tuple[str, dict[str, Tensor]]] = [
+        ("wte", made),
+        ("wpe", made),
+        ("ln_f", read),
+        ("ln_f", made),
+    ]
     for layer in range(model.config.n_layer):
-        parts = [("", read), ("", made), ("attn.c_attn", made), ("attn.c_proj", read), ("attn", made), middle, ("mlp", made)]
+        parts = [
+            ("", read),
+            ("", made),
+            ("attn.c_attn", made),
+            ("attn.c_proj", read),
+            ("attn", made),
+            middle,
+            ("mlp", made),
+        ]
         parts += [("mlp.c_fc", made), ("mlp.c_proj", read)] if neurons else []
         watched += [(f"h.{layer}.{part}".rstrip("."), place) for part, place in parts]
     with torch.no_grad(), _evaluating(model), _hooks(model, watched, read):
@@ -117,7 +134,9 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
     config, here = model.config, f"h.{layer}"
     update = made[f"{here}.attn"]
     heads = (*update.shape[:2], config.n_head, config.head_size)
-    queries, keys, values = (part.view(heads).transpose(1, 2) for part in made[f"{here}.attn.c_attn"].chunk(3, dim=2))
+    queries, keys, values = (
+        part.view(heads).transpose(1, 2) for part in made[f"{here}.attn.c_attn"].chunk(3, dim=2)
+    )
     nothing = update[..., :0]
     inner = made.get(f"{here}.mlp.c_fc", nothing)  # (B, T, I), or (B, T, 2 I) for SwiGLU
     attention = model.get_submodule(f"{here}.attn")
@@ -139,12 +158,20 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
 
 
 @contextlib.contextmanager
-def _hooks(model: nn.Module, watched: Iterable[tuple[str, dict[str, Tensor]]], read: dict[str, Tensor]) -> Iterator[None]:
+def _hooks(
+    model: nn.Module, watched: Iterable[tuple[str, dict[str, Tensor]]], read: dict[str, Tensor]
+) -> Iterator[None]:
     """While the block runs, note what each of these modules is given, or returns, in the place that goes with its name."""
     with contextlib.ExitStack() as stack:
         for name, place in watched:
 
-            def hook(module: nn.Module, args: Any, output: Tensor, name: str = name, place: dict[str, Tensor] = place) -> None:
+            def hook(
+                module: nn.Module,
+                args: Any,
+                output: Tensor,
+                name: str = name,
+                place: dict[str, Tensor] = place,
+            ) -> None:
                 place[name] = args[0] if place is read else output
 
             handle = model.get_submodule(name).register_forward_hook(hook)

@@ -28,23 +28,40 @@ def entries_to_keep(model: GPT2, n_tokens: int) -> int:
     return max(_FEWEST, min(_MOST, _BUDGET // (3 * rows)))
 
 
-def write_page(found: Explanation, token_bytes: Callable[[int], bytes], *, model: str, head: tuple[int, int] | None = None) -> str:
+def write_page(
+    found: Explanation,
+    token_bytes: Callable[[int], bytes],
+    *,
+    model: str,
+    head: tuple[int, int] | None = None,
+) -> str:
     """Return the page of an explanation, as HTML.
 
     `token_bytes` gives the bytes of a token, `model` is the name to show, and `head` is the layer and head to show first.
     """
-    shown = json.dumps(_data(found, token_bytes, model, head), ensure_ascii=False, separators=(",", ":"))
-    shown = shown.replace("<", "\\u003c")  # so that no text can end the script element, or open a comment in it
+    shown = json.dumps(
+        _data(found, token_bytes, model, head), ensure_ascii=False, separators=(",", ":")
+    )
+    shown = shown.replace(
+        "<", "\\u003c"
+    )  # so that no text can end the script element, or open a comment in it
     page = files("gpt2kit.inspection").joinpath("page.html").read_text(encoding="utf-8")
     return page.replace("{{data}}", shown).replace("{{title}}", html.escape(model), 1)
 
 
-def _data(found: Explanation, token_bytes: Callable[[int], bytes], model: str, head: tuple[int, int] | None) -> dict[str, Any]:
+def _data(
+    found: Explanation,
+    token_bytes: Callable[[int], bytes],
+    model: str,
+    head: tuple[int, int] | None,
+) -> dict[str, Any]:
     """Return what the page's script reads; names of tokens are listed once, and then named by their ids."""
     decoder = StreamDecoder(token_bytes)
     pieces = [decoder.feed(token) for token in found.ids]
     pieces[-1] += decoder.finish()
-    used = set(found.ids) | {each.token for expected in found.expectations for each in expected.alternatives}
+    used = set(found.ids) | {
+        each.token for expected in found.expectations for each in expected.alternatives
+    }
     data: dict[str, Any] = {
         "model": model,
         "bits": found.surprisal,
@@ -53,12 +70,18 @@ def _data(found: Explanation, token_bytes: Callable[[int], bytes], model: str, h
         "starts": found.starts,
         "surprisal": [_short(each.surprisal) for each in found.expectations],
         "ranks": [each.rank for each in found.expectations],
-        "alternatives": [[[each.token, _short(each.probability)] for each in expected.alternatives] for expected in found.expectations],
+        "alternatives": [
+            [[each.token, _short(each.probability)] for each in expected.alternatives]
+            for expected in found.expectations
+        ],
     }
     if found.lens:
         used |= set(found.lens.tokens.flatten().tolist())
         shares = [[_short(share) for share in row] for row in found.lens.probabilities.T.tolist()]
-        data["lens"] = {"tokens": found.lens.tokens.T.tolist(), "probabilities": shares}  # [place][layer]
+        data["lens"] = {
+            "tokens": found.lens.tokens.T.tolist(),
+            "probabilities": shares,
+        }  # [place][layer]
     if found.strongest and found.strongest.weights.numel():
         _, layers, heads, n = found.strongest.weights.shape
         data["attention"] = {
@@ -66,11 +89,17 @@ def _data(found: Explanation, token_bytes: Callable[[int], bytes], model: str, h
             "heads": heads,
             "n": n,
             "first": head or (0, 0),
-            "distances": base64.b64encode(found.strongest.distances.numpy().astype("<u2").tobytes()).decode(),
+            "distances": base64.b64encode(
+                found.strongest.distances.numpy().astype("<u2").tobytes()
+            ).decode(),
             "weights": base64.b64encode(found.strongest.weights.numpy().tobytes()).decode(),
         }
     if found.attribution:
-        used |= {token for token in (found.attribution.token, found.attribution.against) if token is not None}
+        used |= {
+            token
+            for token in (found.attribution.token, found.attribution.against)
+            if token is not None
+        }
         parts = [[each.name, _short(each.value)] for each in found.attribution.contributions]
         data["attribution"] = {
             "token": found.attribution.token,
@@ -78,7 +107,10 @@ def _data(found: Explanation, token_bytes: Callable[[int], bytes], model: str, h
             "total": _short(found.attribution.total),
             "parts": parts,
         }
-    data["names"] = {token: token_bytes(token).decode("utf-8", errors="backslashreplace") for token in sorted(used)}
+    data["names"] = {
+        token: token_bytes(token).decode("utf-8", errors="backslashreplace")
+        for token in sorted(used)
+    }
     return data
 
 

@@ -29,7 +29,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 WIDTH = 9.0  # inches
 FONT = "DejaVu Sans"  # of token labels; it comes with matplotlib, so that what it can draw is known
 # Okabe and Ito's colours, which those who see fewer colours can tell apart too.
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)
 GREY, PALE = "0.45", "0.9"
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -65,7 +72,9 @@ def check_picture(path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"{path}: expected a name that ends in .png, .svg or .pdf")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first, or name another file")
+        raise ConfigError(
+            f"{path}: there is no folder {path.parent}; make it first, or name another file"
+        )
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
@@ -74,7 +83,11 @@ def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
 
     check_picture(path)
     kind = path.suffix.lower().removeprefix(".")
-    undated: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    undated: dict[str, dict[str, Any]] = {
+        "png": {},
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+    }
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "gpt2kit"}):
         figure.savefig(content, format=kind, dpi=dpi, metadata=undated[kind])
@@ -89,7 +102,9 @@ def numbers(tensor: Tensor) -> Array:
 def check_tokens(tokens: Sequence[Token], T: int) -> None:
     """Raise ConfigError unless there is a token for every position."""
     if len(tokens) != T:
-        raise ConfigError(f"{len(tokens)} tokens for {T} positions; expected the tokens of the ids that were traced")
+        raise ConfigError(
+            f"{len(tokens)} tokens for {T} positions; expected the tokens of the ids that were traced"
+        )
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -132,20 +147,34 @@ def label_size(label: str, size: float) -> Array:
     font = _font()
     font.set_size(size, 72)
     font.set_text(label, 0.0)
-    return np.array([font.get_width_height()[0] / 64 * 1.1 + 1, size * 1.35])  # a screen rounds letters up to whole pixels
+    return np.array(
+        [font.get_width_height()[0] / 64 * 1.1 + 1, size * 1.35]
+    )  # a screen rounds letters up to whole pixels
 
 
-def name_positions(axes: Axes, which: Literal["x", "y"], tokens: Sequence[Token], room: float, first: int = 0) -> None:
+def name_positions(
+    axes: Axes, which: Literal["x", "y"], tokens: Sequence[Token], room: float, first: int = 0
+) -> None:
     """Label an axis of positions with their tokens, or, where its `room` in inches is too little, with some of them.
 
     Where not every position has a label, labels begin with the position's number, which counts from `first`.
     """
     step = thinned(len(tokens), room)
     places = range(0, len(tokens), step)
-    labels = [readable(tokens[place]) if step == 1 else f"{first + place} {readable(tokens[place], 8)}" for place in places]
+    labels = [
+        readable(tokens[place]) if step == 1 else f"{first + place} {readable(tokens[place], 8)}"
+        for place in places
+    ]
     axis = axes.xaxis if which == "x" else axes.yaxis
     upright = which == "y" or room / len(labels) > _LETTER * (max(map(len, labels)) + 0.7)
-    axis.set_ticks(list(places), labels, rotation=0 if upright else 90, fontfamily=FONT, fontsize=8, parse_math=False)
+    axis.set_ticks(
+        list(places),
+        labels,
+        rotation=0 if upright else 90,
+        fontfamily=FONT,
+        fontsize=8,
+        parse_math=False,
+    )
     axis.set_label_text("token" if step == 1 else "position and token")
 
 
@@ -167,18 +196,39 @@ def thinned(n: int, room: float, each: float = _LABEL) -> int:
 
 
 def paint(
-    axes: Axes, values: Array, cmap: str = SEQUENTIAL, norm: Normalize | None = None, extent: Sequence[float] | None = None
+    axes: Axes,
+    values: Array,
+    cmap: str = SEQUENTIAL,
+    norm: Normalize | None = None,
+    extent: Sequence[float] | None = None,
 ) -> AxesImage:
     """Draw a matrix as colours; what is masked or not a number stays pale. `extent` is left, right, bottom, top."""
     import matplotlib
 
     colours = matplotlib.colormaps[cmap].with_extremes(bad=PALE)
     place = None if extent is None else (extent[0], extent[1], extent[2], extent[3])
-    smooth = "auto" if min(values.shape) > _CELLS else "nearest"  # a few rows, such as layers, must not blur into each other
-    return axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", extent=place, interpolation=smooth)
+    smooth = (
+        "auto" if min(values.shape) > _CELLS else "nearest"
+    )  # a few rows, such as layers, must not blur into each other
+    return axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        norm=norm,
+        aspect="auto",
+        extent=place,
+        interpolation=smooth,
+    )
 
 
-def heat(axes: Axes, values: Array, title: str, meaning: str, *, cmap: str = SEQUENTIAL, norm: Normalize | None = None) -> AxesImage:
+def heat(
+    axes: Axes,
+    values: Array,
+    title: str,
+    meaning: str,
+    *,
+    cmap: str = SEQUENTIAL,
+    norm: Normalize | None = None,
+) -> AxesImage:
     """Draw a matrix as colours, with a title, and a bar that says what the colours mean."""
     image = paint(axes, values, cmap, norm)
     axes.set_title(title, fontsize=10)
@@ -193,7 +243,9 @@ def explain_colours(image: AxesImage, panels: Sequence[Axes], meaning: str) -> N
     above = high is not None and bool((values > high * (1 + 1e-6)).any())
     below = low is not None and bool((values < low - abs(low) * 1e-6).any())
     extend = ("both" if below else "max") if above else "min" if below else "neither"
-    bar = panels[0].figure.colorbar(image, ax=list(panels), label=meaning, extend=extend, fraction=0.05)
+    bar = panels[0].figure.colorbar(
+        image, ax=list(panels), label=meaning, extend=extend, fraction=0.05
+    )
     if bar.ax.get_yscale() == "log":
         plain_numbers(bar.ax.yaxis)
 
@@ -251,4 +303,6 @@ def plain_numbers(axis: Axis) -> None:
     """Write the numbers of a logarithmic axis plainly; where it is short, also at 2 and 5 times the powers of ten."""
     low, high = axis.get_view_interval()
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(lambda x, _: f"{x:g}" if high / low < 300 and f"{x:e}"[0] in "25" else "")
+    axis.set_minor_formatter(
+        lambda x, _: f"{x:g}" if high / low < 300 and f"{x:e}"[0] in "25" else ""
+    )

@@ -9,8 +9,17 @@ import numpy as np
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.plots.canvas import BLUE, ORANGE, RED, WIDTH, Array, name_positions, new_figure, numbers
-from gpt2kit.sampling import Sampling, candidates, keep_top_p
+from gpt2kit.generation.sampling import Sampling, candidates, keep_top_p
+from gpt2kit.plots.canvas import (
+    BLUE,
+    ORANGE,
+    RED,
+    WIDTH,
+    Array,
+    name_positions,
+    new_figure,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +30,12 @@ _SHOWN = 50  # tokens, the likeliest
 
 
 def temperature(
-    logits: Tensor, tokenizer: Tokenizer, temperatures: Sequence[float] = (0.5, 1.0, 1.5), *, top_k: int = 40, top_p: float = 0.9
+    logits: Tensor,
+    tokenizer: Tokenizer,
+    temperatures: Sequence[float] = (0.5, 1.0, 1.5),
+    *,
+    top_k: int = 40,
+    top_p: float = 0.9,
 ) -> Figure:
     """Draw the distribution of the next token at each temperature, likeliest first, and where top-k and top-p cut it.
 
@@ -33,14 +47,24 @@ def temperature(
     samplings = [Sampling(temperature=value, top_k=top_k, top_p=top_p) for value in temperatures]
     logits = logits[: tokenizer.n_vocab].detach().float().cpu()
     n = min(_SHOWN, len(logits))
-    words = [tokenizer.token_bytes(token) for token in logits.sort(descending=True, stable=True).indices[:n].tolist()]
+    words = [
+        tokenizer.token_bytes(token)
+        for token in logits.sort(descending=True, stable=True).indices[:n].tolist()
+    ]
     figure = new_figure("How likely each next token is", 1.8 + 1.6 * len(samplings))
     panels = figure.subplots(len(samplings), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, sampling in zip(panels, samplings, strict=True):
         probabilities = distribution(logits, sampling.temperature)  # (V,), descending
         by_k, by_p = kept(logits, sampling)
-        axes.bar(np.arange(n), probabilities[:n], color=[BLUE if place < by_p else "0.75" for place in range(n)])
-        for count, colour, style, what in ((by_k, RED, "--", f"top-k {top_k}"), (by_p, ORANGE, "-", f"top-p {top_p:g}")):
+        axes.bar(
+            np.arange(n),
+            probabilities[:n],
+            color=[BLUE if place < by_p else "0.75" for place in range(n)],
+        )
+        for count, colour, style, what in (
+            (by_k, RED, "--", f"top-k {top_k}"),
+            (by_p, ORANGE, "-", f"top-p {top_p:g}"),
+        ):
             beyond = " (beyond the picture)" if count > n else ""
             label = f"{what} keeps {count:,}{beyond}"
             axes.axvline(count - 0.5, color=colour, linestyle=style, label=label)
@@ -49,7 +73,9 @@ def temperature(
         axes.legend(fontsize=8, title="grey: never drawn", title_fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     name_positions(panels[-1], "x", words, WIDTH - 1)
-    panels[-1].set_xlabel(f"the {n} likeliest of {len(logits):,} tokens" if n < len(logits) else f"the {n} tokens")
+    panels[-1].set_xlabel(
+        f"the {n} likeliest of {len(logits):,} tokens" if n < len(logits) else f"the {n} tokens"
+    )
     return figure
 
 

@@ -45,7 +45,9 @@ _MOST_BARS = 12  # positions whose distributions one picture shows
 MEANING = "attention weight (colours by its square root)"
 
 
-def attention(trace: Trace, tokens: Sequence[Token], layer: int | None = None, head: int | None = None) -> Figure:
+def attention(
+    trace: Trace, tokens: Sequence[Token], layer: int | None = None, head: int | None = None
+) -> Figure:
     """Draw one head from scores to output, or the weights of all heads of a layer, or those of the whole model.
 
     Raises ConfigError for a layer or head that the model does not have, and for a head without its layer.
@@ -75,19 +77,45 @@ def find_layer(trace: Trace, layer: int) -> LayerTrace:
 
 def hide_later(values: Array) -> Array:
     """Mask what lies above the diagonal, where a token would look at a later one: (…, T, T)."""
-    return np.ma.masked_where(np.broadcast_to(np.triu(np.ones(values.shape[-2:], dtype=bool), k=1), values.shape), values)
+    return np.ma.masked_where(
+        np.broadcast_to(np.triu(np.ones(values.shape[-2:], dtype=bool), k=1), values.shape), values
+    )
 
 
 def _one_head(layer: LayerTrace, tokens: Sequence[Token], number: int, head: int) -> Figure:
     figure = new_figure(f"Attention of layer {number}, head {head}", 8.2)
     (before, after), (weights, output) = figure.subplots(2, 2)
-    scores, y = numbers(layer.scores[0, head]), numbers(layer.head_outputs[0, head])  # (T, T), (T, D)
+    scores, y = (
+        numbers(layer.scores[0, head]),
+        numbers(layer.head_outputs[0, head]),
+    )  # (T, T), (T, D)
     visible = hide_later(scores)
-    heat(before, scores, "scores: how well a query (row) fits a key", "score", cmap=DIVERGING, norm=around_zero(scores))
-    heat(after, visible, "after the mask: no looking ahead", "score", cmap=DIVERGING, norm=around_zero(scores))
+    heat(
+        before,
+        scores,
+        "scores: how well a query (row) fits a key",
+        "score",
+        cmap=DIVERGING,
+        norm=around_zero(scores),
+    )
+    heat(
+        after,
+        visible,
+        "after the mask: no looking ahead",
+        "score",
+        cmap=DIVERGING,
+        norm=around_zero(scores),
+    )
     shares = hide_later(numbers(layer.weights[0, head]))
     heat(weights, shares, "weights: softmax of each row", MEANING, norm=rooted(shares))
-    heat(output, y, "output: the values, mixed by the weights", "value", cmap=DIVERGING, norm=around_zero(y))
+    heat(
+        output,
+        y,
+        "output: the values, mixed by the weights",
+        "value",
+        cmap=DIVERGING,
+        norm=around_zero(y),
+    )
     for axes in (before, after, weights):
         name_positions(axes, "x", tokens, 2.9)
         name_positions(axes, "y", tokens, 2.9)
@@ -115,7 +143,9 @@ def _heads_of(layer: LayerTrace, tokens: Sequence[Token], number: int) -> Figure
         name_positions(axes, "y", tokens, size - 0.4)
         is_left, is_bottom = place % across == 0, place + across >= len(maps)
         axes.tick_params(labelleft=is_left, labelbottom=is_bottom)
-        axes.set(xlabel="looks at" if is_bottom else "", ylabel=axes.get_ylabel() if is_left else "")
+        axes.set(
+            xlabel="looks at" if is_bottom else "", ylabel=axes.get_ylabel() if is_left else ""
+        )
     explain_colours(image, list(panels.flat)[: len(maps)], MEANING)
     return figure
 
@@ -123,13 +153,21 @@ def _heads_of(layer: LayerTrace, tokens: Sequence[Token], number: int) -> Figure
 def _every_head(trace: Trace) -> Figure:
     H, L, T = trace.model.config.n_head, len(trace.layers), trace.ids.shape[1]
     size = min(1.6, (WIDTH - 1.5) / H, 40 / L)  # inches of a map
-    figure = new_figure(f"Attention weights of {T} tokens, every head of every layer", 1.5 + size * L, max(5.0, 1.5 + size * H))
+    figure = new_figure(
+        f"Attention weights of {T} tokens, every head of every layer",
+        1.5 + size * L,
+        max(5.0, 1.5 + size * H),
+    )
     axes = figure.add_subplot()
-    tiles = np.concatenate([np.concatenate(_tiles(layer), axis=1) for layer in trace.layers])  # (L (t + 1), H (t + 1))
+    tiles = np.concatenate(
+        [np.concatenate(_tiles(layer), axis=1) for layer in trace.layers]
+    )  # (L (t + 1), H (t + 1))
     image = paint(axes, tiles, norm=rooted(tiles), extent=(-0.5, H - 0.5, L - 0.5, -0.5))
     name_numbers(axes, "x", H, size * H, "head")
     name_numbers(axes, "y", L, size * L, "layer")
-    axes.set_title("in each map: a row for each token, a column for each that it looks at", fontsize=9)
+    axes.set_title(
+        "in each map: a row for each token, a column for each that it looks at", fontsize=9
+    )
     explain_colours(image, [axes], MEANING)
     return figure
 
@@ -137,7 +175,9 @@ def _every_head(trace: Trace) -> Figure:
 def _tiles(layer: LayerTrace) -> list[Array]:
     """Return the map of each head of a layer with a pale edge, (t + 1, t + 1): of long texts the largest weight of each few."""
     weights = layer.weights[0]  # (H, T, T)
-    maps = numbers(weights if weights.shape[-1] <= _FINEST else F.adaptive_max_pool2d(weights, _FINEST))  # (H, t, t)
+    maps = numbers(
+        weights if weights.shape[-1] <= _FINEST else F.adaptive_max_pool2d(weights, _FINEST)
+    )  # (H, t, t)
     maps[:, np.triu(np.ones(maps.shape[1:], dtype=bool), k=1)] = np.nan
     return [np.pad(each, (0, 1), constant_values=np.nan) for each in maps]
 
@@ -153,7 +193,9 @@ def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: 
     weights = numbers(trace.layers[layer].weights[0, head])  # (T, T)
     places = [int(place) for place in np.unique(np.linspace(0, T - 1, min(T, _MOST_BARS)).round())]
     which = "each token looks" if len(places) == T else f"{len(places)} of {T} tokens look"
-    figure = new_figure(f"Attention of layer {layer}, head {head}: where {which}", 1.6 + 0.6 * len(places))
+    figure = new_figure(
+        f"Attention of layer {layer}, head {head}: where {which}", 1.6 + 0.6 * len(places)
+    )
     panels = figure.subplots(len(places), 1, squeeze=False, sharex=True)[:, 0]
     for axes, place in zip(panels, places, strict=True):
         shares = weights[place, : place + 1]
@@ -165,9 +207,13 @@ def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: 
         axes.tick_params(axis="x", bottom=False)
         axes.spines[["top", "right"]].set_visible(False)
         name = f"{place} {readable(tokens[place])}"
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontfamily=FONT, fontsize=8, parse_math=False)
+        axes.set_ylabel(
+            name, rotation=0, ha="right", va="center", fontfamily=FONT, fontsize=8, parse_math=False
+        )
     panels[0].set_xlim(-0.5, T - 0.5)
-    panels[0].set_title("share of its attention, each to its own scale; the line is the token itself", fontsize=9)
+    panels[0].set_title(
+        "share of its attention, each to its own scale; the line is the token itself", fontsize=9
+    )
     name_positions(panels[-1], "x", tokens, WIDTH - 2)
     panels[-1].tick_params(axis="x", bottom=True)
     panels[-1].set_xlabel("looks at")

@@ -47,7 +47,9 @@ def tokens(trace: Trace, tokens: Sequence[Token]) -> Figure:
     """Draw the ids of a text over its positions."""
     ids = trace.ids[0].cpu().numpy()  # (T,)
     check_tokens(tokens, len(ids))
-    figure = new_figure(f"{len(ids):,} tokens of a vocabulary of {trace.model.config.n_vocab:,}", 4.5)
+    figure = new_figure(
+        f"{len(ids):,} tokens of a vocabulary of {trace.model.config.n_vocab:,}", 4.5
+    )
     axes = figure.add_subplot()
     axes.vlines(np.arange(len(ids)), 0, ids, color=BLUE, alpha=0.3, linewidth=1)
     axes.plot(ids, "o", color=BLUE, markersize=5 if len(ids) <= 100 else 3)
@@ -63,8 +65,22 @@ def positions(trace: Trace, tokens: Sequence[Token]) -> Figure:
     check_tokens(tokens, len(table))
     figure = new_figure(f"Embeddings of the first {len(table):,} positions", 4.5)
     left, right = figure.subplots(1, 2)
-    heat(left, table, "the embeddings, number by number", "value", cmap=DIVERGING, norm=around_zero(table))
-    heat(right, cosines(table), "cosine between every two", "cosine", cmap=DIVERGING, norm=_from_minus_one())
+    heat(
+        left,
+        table,
+        "the embeddings, number by number",
+        "value",
+        cmap=DIVERGING,
+        norm=around_zero(table),
+    )
+    heat(
+        right,
+        cosines(table),
+        "cosine between every two",
+        "cosine",
+        cmap=DIVERGING,
+        norm=_from_minus_one(),
+    )
     name_numbers(left, "x", table.shape[1], WIDTH / 3, "dimension")
     name_numbers(left, "y", len(table), 3.5, "position")
     name_numbers(right, "x", len(table), WIDTH / 3, "position")
@@ -93,7 +109,14 @@ def norms(trace: Trace, tokens: Sequence[Token]) -> Figure:
     axes = figure.add_subplot()
     marker = "o" if len(tokens) <= 100 else None
     for (part, vectors), colour in zip(parts.items(), (BLUE, ORANGE, GREEN), strict=True):
-        axes.plot(np.linalg.norm(vectors, axis=1), color=colour, marker=marker, markersize=4, linewidth=1, label=part)
+        axes.plot(
+            np.linalg.norm(vectors, axis=1),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1,
+            label=part,
+        )
     axes.set(ylabel="Euclidean norm", ylim=(0, None))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     name_positions(axes, "x", tokens, _ROOM)
@@ -105,18 +128,28 @@ def embeddings(trace: Trace, tokens: Sequence[Token]) -> Figure:
     parts = _parts(trace)
     check_tokens(tokens, len(parts["position"]))
     labels = [readable(token) for token in tokens]
-    figure = new_figure("Embeddings in the plane of their first two principal components", 4.2, WIDTH * 1.3)
+    figure = new_figure(
+        "Embeddings in the plane of their first two principal components", 4.2, WIDTH * 1.3
+    )
     panels = figure.subplots(1, 3)
     for axes, (part, vectors) in zip(panels, parts.items(), strict=True):
         points, shares = principal_components(vectors)
         order = np.arange(len(points))
         dots = axes.scatter(points[:, 0], points[:, 1], c=order, cmap=SEQUENTIAL, s=18, zorder=2)
-        axes.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second component ({shares[1]:.0%})", title=part)
+        axes.set(
+            xlabel=f"first component ({shares[0]:.0%} of the variance)",
+            ylabel=f"second component ({shares[1]:.0%})",
+            title=part,
+        )
         axes.margins(0.12)
     figure.colorbar(dots, ax=list(panels), label="position in the text")
     figure.draw_without_rendering()  # puts the axes in their places, so that it is known which labels meet
     for axes, part in zip(panels, parts, strict=True):
-        _label_points(axes, [str(place) for place in range(len(tokens))] if part == "position" else labels, once=part == "token")
+        _label_points(
+            axes,
+            [str(place) for place in range(len(tokens))] if part == "position" else labels,
+            once=part == "token",
+        )
     return figure
 
 
@@ -146,17 +179,27 @@ def _label_points(axes: Axes, labels: Sequence[str], *, once: bool) -> None:
     to_points = 72 / float(axes.get_figure(root=True).dpi)  # type: ignore[union-attr]  # 1/72 inch, as sizes of letters
     points = axes.transData.transform(offsets) * to_points
     frame = np.asarray(axes.get_window_extent().extents) * to_points  # left, bottom, right, top
-    taken = np.concatenate([points - 1.5, points + 1.5], axis=1)  # boxes, of the dots and then of labels too
+    taken = np.concatenate(
+        [points - 1.5, points + 1.5], axis=1
+    )  # boxes, of the dots and then of labels too
     written: set[str] = set()
     for number, label in enumerate(labels):
         if once and label in written:
             continue
         size = label_size(label, _SIZE)
-        for corner in ((0, 0), (-1, 0), (0, -1), (-1, -1)):  # right above the point, left above, right below, left below
+        for corner in (
+            (0, 0),
+            (-1, 0),
+            (0, -1),
+            (-1, -1),
+        ):  # right above the point, left above, right below, left below
             shift = np.where(np.array(corner) == 0, _APART, -_APART) + np.array(corner) * size
             box = np.concatenate([points[number] + shift, points[number] + shift + size])
             inside = (box[:2] >= frame[:2]).all() and (box[2:] <= frame[2:]).all()
-            if inside and not ((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2])).all(axis=1).any():
+            if (
+                inside
+                and not ((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2])).all(axis=1).any()
+            ):
                 text = axes.annotate(
                     label,
                     offsets[number],

@@ -75,12 +75,16 @@ def updates(trace: Trace, tokens: Sequence[Token]) -> Figure:
     )
     for axes, (name, measure) in zip(figure.subplots(1, 2), measures, strict=True):
         for label, colour, marker, part in parts:
-            values = np.stack([measure(numbers(part(layer)[0])) for layer in trace.layers])  # (L, T)
+            values = np.stack(
+                [measure(numbers(part(layer)[0])) for layer in trace.layers]
+            )  # (L, T)
             draw_spread(axes, values, label, colour, marker)
         axes.set_ylabel(name)
         plain_log(axes)
         name_numbers(axes, "x", len(trace.layers), WIDTH / 2.6, "layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     axes.set_title(_band(tokens), fontsize=9, loc="right")
     return figure
 
@@ -91,12 +95,19 @@ def _band(tokens: Sequence[Token]) -> str:
 
 def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
     """Draw the norm of the residual stream after each layer: along the layers, and for each position."""
-    norms = np.stack([np.linalg.norm(numbers(stream), axis=-1) for _, stream in streams(trace)])  # (L + 1, T)
+    norms = np.stack(
+        [np.linalg.norm(numbers(stream), axis=-1) for _, stream in streams(trace)]
+    )  # (L + 1, T)
     check_tokens(tokens, norms.shape[1])
     names = [name for name, _ in streams(trace)]
     figure = new_figure("Norm of the residual stream", 5)
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    draw_spread(left, norms[:, 1:] if len(tokens) > 1 else norms, "the other positions" if len(tokens) > 1 else "the position", BLUE)
+    draw_spread(
+        left,
+        norms[:, 1:] if len(tokens) > 1 else norms,
+        "the other positions" if len(tokens) > 1 else "the position",
+        BLUE,
+    )
     if len(tokens) > 1:
         left.plot(norms[:, 0], color=ORANGE, marker="s", markersize=4, label="the first position")
     left.set_ylabel("Euclidean norm")
@@ -104,7 +115,13 @@ def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
     plain_log(left)
     left.legend(fontsize=8)
     _name_streams(left, "x", names, 2.6)
-    heat(right, norms, "after each layer, at each position", "Euclidean norm (logarithmic)", norm=logarithmic(norms))
+    heat(
+        right,
+        norms,
+        "after each layer, at each position",
+        "Euclidean norm (logarithmic)",
+        norm=logarithmic(norms),
+    )
     _name_streams(right, "y", names, 3.6)
     name_positions(right, "x", tokens, WIDTH / 2.6)
     return figure
@@ -112,7 +129,10 @@ def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 def streams(trace: Trace) -> list[tuple[str, Tensor]]:
     """Return the residual stream of the first row at the start and after each layer, (T, C) each, with short names."""
-    return [("start", trace.embeddings[0]), *((str(number), layer.after[0]) for number, layer in enumerate(trace.layers))]
+    return [
+        ("start", trace.embeddings[0]),
+        *((str(number), layer.after[0]) for number, layer in enumerate(trace.layers)),
+    ]
 
 
 def _name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], room: float) -> None:
@@ -138,7 +158,13 @@ def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figu
     chosen = trace.layers if layer is None else trace.layers[layer : layer + 1]
     config = trace.model.config
     function = "SwiGLU" if config.mlp == "swiglu" else config.activation_function
-    which = f"layer {layer}" if layer is not None else f"all {len(chosen)} layers" if len(chosen) > 1 else "its only layer"
+    which = (
+        f"layer {layer}"
+        if layer is not None
+        else f"all {len(chosen)} layers"
+        if len(chosen) > 1
+        else "its only layer"
+    )
     figure = new_figure(f"Activations of the MLP ({function}), {which}", 7)
     (before, after), (curve, active) = figure.subplots(2, 2)
     for axes, when, colour, part in (
@@ -167,11 +193,19 @@ def _draw_curve(axes: Axes, trace: Trace, chosen: Sequence[LayerTrace]) -> None:
     every = max(1, sum(layer.mlp_before[0].numel() for layer in chosen) // _DOTS)
     x = np.concatenate([numbers(layer.mlp_before[0].reshape(-1)[::every]) for layer in chosen])
     y = np.concatenate([numbers(layer.mlp_after[0].reshape(-1)[::every]) for layer in chosen])
-    axes.plot(x, y, ".", color=GREEN, markersize=3, alpha=0.5, label=f"{len(x):,} of the activations")
+    axes.plot(
+        x, y, ".", color=GREEN, markersize=3, alpha=0.5, label=f"{len(x):,} of the activations"
+    )
     grid = torch.linspace(float(x.min()), float(x.max()), 200)
     gated = trace.model.config.mlp == "swiglu"
     function = F.silu if gated else ACTIVATION[trace.model.config.activation_function]
-    axes.plot(numbers(grid), numbers(function(grid)), color=GREY, linewidth=1, label="SiLU, before the gate" if gated else "the function")
+    axes.plot(
+        numbers(grid),
+        numbers(function(grid)),
+        color=GREY,
+        linewidth=1,
+        label="SiLU, before the gate" if gated else "the function",
+    )
     axes.set(xlabel="before", ylabel="after")
     axes.set_title("the activation function", fontsize=10)
     axes.legend(fontsize=8)
@@ -179,8 +213,16 @@ def _draw_curve(axes: Axes, trace: Trace, chosen: Sequence[LayerTrace]) -> None:
 
 def _draw_active(axes: Axes, layers: Sequence[LayerTrace], tokens: Sequence[Token]) -> None:
     active = [numbers(layer.mlp_before[0] > 0) for layer in layers]  # (T, I) each
-    draw_spread(axes, np.stack([layer.mean(axis=1) for layer in active]), "active, of one token", BLUE)
-    axes.plot([1 - layer.max(axis=0).mean() for layer in active], color=RED, marker="s", markersize=4, label="never active in this text")
+    draw_spread(
+        axes, np.stack([layer.mean(axis=1) for layer in active]), "active, of one token", BLUE
+    )
+    axes.plot(
+        [1 - layer.max(axis=0).mean() for layer in active],
+        color=RED,
+        marker="s",
+        markersize=4,
+        label="never active in this text",
+    )
     axes.set(ylim=(0, 1), ylabel="share of the neurons")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
@@ -228,7 +270,11 @@ def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int 
             fontsize=8,
             fontfamily=FONT,
             parse_math=False,
-            color="white" if np.dot(image.to_rgba(probabilities[row, place])[:3], _LUMINANCE) < 0.45 else "black",
-            fontweight="bold" if next_place < len(ids) and ids[next_place] == said[row, place] else "normal",
+            color="white"
+            if np.dot(image.to_rgba(probabilities[row, place])[:3], _LUMINANCE) < 0.45
+            else "black",
+            fontweight="bold"
+            if next_place < len(ids) and ids[next_place] == said[row, place]
+            else "normal",
         )
     return figure

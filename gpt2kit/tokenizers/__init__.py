@@ -13,7 +13,15 @@ from gpt2kit.tokenizers.listed import find_listed
 from gpt2kit.tokenizers.stream import StreamDecoder
 from gpt2kit.tokenizers.word import WordTokenizer
 
-__all__ = ["BPETokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "WordTokenizer", "identity", "load_tokenizer"]
+__all__ = [
+    "BPETokenizer",
+    "CharTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "WordTokenizer",
+    "identity",
+    "load_tokenizer",
+]
 
 
 @runtime_checkable
@@ -46,7 +54,9 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
     Raises TokenizerError for a damaged vocabulary.
     """
-    return find_listed(folder, {"char": CharTokenizer, "word": WordTokenizer}) or BPETokenizer.find(folder)
+    return find_listed(folder, {"char": CharTokenizer, "word": WordTokenizer}) or BPETokenizer.find(
+        folder
+    )
 
 
 def identity(tokenizer: Tokenizer) -> str:

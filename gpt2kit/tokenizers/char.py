@@ -29,7 +29,11 @@ class CharTokenizer(ListedTokenizer):
         """Return the known characters that differ in case or accent, else those of the same kind that are next in Unicode."""
         known = [token for token in self.tokens if len(token) == 1]
         alike = [token for token in known if _bare(token) == _bare(piece)]
-        same_kind = [token for token in known if unicodedata.category(token)[0] == unicodedata.category(piece)[0]]
+        same_kind = [
+            token
+            for token in known
+            if unicodedata.category(token)[0] == unicodedata.category(piece)[0]
+        ]
         return sorted(alike or same_kind, key=lambda token: abs(ord(token) - ord(piece)))[:3]
 
 

@@ -23,7 +23,9 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
     Of pairs that are equally frequent the one that sorts first is merged first, so the same text gives the same vocabulary.
     """
     if not 257 <= n_vocab <= 2**20:
-        raise ConfigError(f"n_vocab is {n_vocab}, expected 257 or more: 256 bytes and {END_OF_TEXT}")
+        raise ConfigError(
+            f"n_vocab is {n_vocab}, expected 257 or more: 256 bytes and {END_OF_TEXT}"
+        )
     characters = byte_characters()
     words = Counter(word for document in documents for word in regex.findall(PATTERN, document))
     pieces = [[characters[byte] for byte in word.encode()] for word in words]
@@ -38,7 +40,9 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         if counts[best] < 2:
             break
-        if "".join(best) in tokens:  # the same token made in another way, which the format has no place for
+        if (
+            "".join(best) in tokens
+        ):  # the same token made in another way, which the format has no place for
             del counts[best]
             continue
         merges.append(best)
@@ -47,10 +51,18 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
             _count(pieces[word], word, -times[word], counts, places)
             pieces[word] = _merge(pieces[word], best)
             _count(pieces[word], word, times[word], counts, places)
-    return BPETokenizer({**tokens, END_OF_TEXT: len(tokens)}, [f"{first} {second}" for first, second in merges])
+    return BPETokenizer(
+        {**tokens, END_OF_TEXT: len(tokens)}, [f"{first} {second}" for first, second in merges]
+    )
 
 
-def _count(tokens: list[str], word: int, times: int, counts: Counter[Pair], places: defaultdict[Pair, set[int]]) -> None:
+def _count(
+    tokens: list[str],
+    word: int,
+    times: int,
+    counts: Counter[Pair],
+    places: defaultdict[Pair, set[int]],
+) -> None:
     """Add a word's pairs to the counts, or with negative `times` take them off."""
     for pair in pairwise(tokens):
         counts[pair] += times

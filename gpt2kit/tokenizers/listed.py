@@ -32,14 +32,18 @@ class ListedTokenizer:
         self.unknown: Unknown = unknown
         self._ids = {token: number for number, token in enumerate(self.tokens)}
         if not self.tokens or len(self._ids) != len(self.tokens):
-            raise TokenizerError(f"a vocabulary of {len(self.tokens)} with {len(self._ids)} different tokens; expected each once")
+            raise TokenizerError(
+                f"a vocabulary of {len(self.tokens)} with {len(self._ids)} different tokens; expected each once"
+            )
         for token in self.tokens:
             if token != END_OF_TEXT and self.cut(token) != [token]:
                 raise TokenizerError(f"{token!r} in the vocabulary is not one {self.what}")
         try:
             self._bytes = [token.encode() for token in self.tokens]
         except UnicodeEncodeError as error:
-            raise TokenizerError(f"half a surrogate pair, U+{ord(error.object[error.start]):04X}, is no character") from None
+            raise TokenizerError(
+                f"half a surrogate pair, U+{ord(error.object[error.start]):04X}, is no character"
+            ) from None
         self.n_vocab = len(self.tokens)
         self.stop_id = self._ids.get(END_OF_TEXT)
 
@@ -74,7 +78,11 @@ class ListedTokenizer:
         try:
             return [self._ids[piece] for piece in pieces]
         except KeyError:
-            return [token for place, piece in enumerate(pieces) if (token := self._look_up(pieces, place, piece)) is not None]
+            return [
+                token
+                for place, piece in enumerate(pieces)
+                if (token := self._look_up(pieces, place, piece)) is not None
+            ]
 
     def _look_up(self, pieces: list[str], place: int, piece: str) -> int | None:
         token = self.find(piece)
@@ -110,7 +118,9 @@ class ListedTokenizer:
         (folder / FILE).write_bytes(content.encode())
 
 
-def find_listed(folder: Path, kinds: Mapping[str, Callable[[Sequence[str]], ListedTokenizer]]) -> ListedTokenizer | None:
+def find_listed(
+    folder: Path, kinds: Mapping[str, Callable[[Sequence[str]], ListedTokenizer]]
+) -> ListedTokenizer | None:
     """Read gpt2kit_tokenizer.json in a folder, or return None where there is none; raises TokenizerError for damage."""
     path = folder / FILE
     if not path.exists():
@@ -126,7 +136,9 @@ def find_listed(folder: Path, kinds: Mapping[str, Callable[[Sequence[str]], List
         or not isinstance(tokens, list)
         or not all(isinstance(token, str) for token in tokens)
     ):
-        raise TokenizerError(f'{path}: expected {{"kind": {" or ".join(map(repr, kinds))}, "tokens": [texts]}}')
+        raise TokenizerError(
+            f'{path}: expected {{"kind": {" or ".join(map(repr, kinds))}, "tokens": [texts]}}'
+        )
     try:
         return kinds[kind](tokens)
     except TokenizerError as error:

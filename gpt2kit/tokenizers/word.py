@@ -40,4 +40,7 @@ class WordTokenizer(ListedTokenizer):
         known = {token.strip(): None for token in self.tokens if not token.isspace()}
         word = piece.strip()
         same = [other for other in known if other.casefold() == word.casefold()]
-        return (same + [other for other in difflib.get_close_matches(word, known, n=3) if other not in same])[:3]
+        return (
+            same
+            + [other for other in difflib.get_close_matches(word, known, n=3) if other not in same]
+        )[:3]

@@ -17,7 +17,10 @@ def compare(task: Task, times: Callable[[list[int]], Iterator[float]]) -> Figure
     taken: dict[int, list[float]] = {SHORT: [], task["prompt_tokens"]: []}
     for _ in range(TURNS):
         for length, found in taken.items():
-            found += [later - earlier for earlier, later in itertools.pairwise(times(prompt(task, length)))]
+            found += [
+                later - earlier
+                for earlier, later in itertools.pairwise(times(prompt(task, length)))
+            ]
     short, long = (statistics.median(found) for found in taken.values())
     return {"tokens_per_second": 1 / short, "after_long": 1 / long, "cost": long / short}
 
@@ -28,7 +31,9 @@ def kit(kind: str, task: Task) -> Figures:
     model, _ = load_kit(kind, task["model"], task["threads"])
 
     def times(ids: list[int]) -> Iterator[float]:
-        for _ in gpt2kit.generate_tokens(model, [ids], max_tokens=task["tokens"], sampling=gpt2kit.Sampling(temperature=0)):
+        for _ in gpt2kit.generate_tokens(
+            model, [ids], max_tokens=task["tokens"], sampling=gpt2kit.Sampling(temperature=0)
+        ):
             yield time.perf_counter()
 
     return compare(task, times)
@@ -53,7 +58,14 @@ def hf(kind: str, task: Task) -> Figures:
     def times(ids: list[int]) -> Iterator[float]:
         clock, n = Clock(), task["tokens"]
         with torch.inference_mode():
-            model.generate(torch.tensor([ids]), max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, streamer=clock)
+            model.generate(
+                torch.tensor([ids]),
+                max_new_tokens=n,
+                min_new_tokens=n,
+                do_sample=False,
+                pad_token_id=0,
+                streamer=clock,
+            )
         return iter(clock.times[1:])  # the first is the prompt's
 
     return compare(task, times)

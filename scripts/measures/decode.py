@@ -14,23 +14,36 @@ def rate(task: Task, go: Callable[[int], None]) -> Figures:
     """Return tokens per second of a function that continues the prompt by n tokens: of reading it, or of writing without that."""
     if task["what"] == "prefill":
         go(1)
-        return {"tokens_per_second": task["prompt_tokens"] / statistics.median(seconds(go, 1) for _ in range(3))}
+        return {
+            "tokens_per_second": task["prompt_tokens"]
+            / statistics.median(seconds(go, 1) for _ in range(3))
+        }
     go(8)
-    return {"tokens_per_second": task["batch"] * (task["tokens"] - 1) / (seconds(go, task["tokens"]) - seconds(go, 1))}
+    return {
+        "tokens_per_second": task["batch"]
+        * (task["tokens"] - 1)
+        / (seconds(go, task["tokens"]) - seconds(go, 1))
+    }
 
 
 def kit(kind: str, task: Task) -> Figures:
     import gpt2kit
 
     compiled = kind.endswith("-compiled")
-    model, _ = load_kit(kind.removesuffix("-compiled"), task["model"], task["threads"], task["device"])
+    model, _ = load_kit(
+        kind.removesuffix("-compiled"), task["model"], task["threads"], task["device"]
+    )
     prompts = [prompt(task)] * task["batch"]
     if task["what"] == "batch":
-        prompts = [[row, *tokens] for row, tokens in enumerate(prompts)]  # different ones, or they would be read once
+        prompts = [
+            [row, *tokens] for row, tokens in enumerate(prompts)
+        ]  # different ones, or they would be read once
 
     def go(n: int) -> None:
         greedy = gpt2kit.Sampling(temperature=0)
-        for _ in gpt2kit.generate_tokens(model, prompts, max_tokens=n, sampling=greedy, compile=compiled):
+        for _ in gpt2kit.generate_tokens(
+            model, prompts, max_tokens=n, sampling=greedy, compile=compiled
+        ):
             pass
 
     if compiled or task["device"] != "cpu":
@@ -46,7 +59,9 @@ def hf(kind: str, task: Task) -> Figures:
 
     def go(n: int) -> None:
         with torch.inference_mode():
-            model.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0).tolist()
+            model.generate(
+                ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
+            ).tolist()
 
     return rate(task, go)
 
@@ -56,13 +71,23 @@ def ct2(kind: str, task: Task) -> Figures:
 
     folder = Path(task["work"]) / f"ct2-{kind}"
     if not folder.exists():
-        ctranslate2.converters.TransformersConverter(task["model"]).convert(str(folder), quantization=kind)
-    generator = ctranslate2.Generator(str(folder), device="cpu", intra_threads=task["threads"], compute_type=kind)
+        ctranslate2.converters.TransformersConverter(task["model"]).convert(
+            str(folder), quantization=kind
+        )
+    generator = ctranslate2.Generator(
+        str(folder), device="cpu", intra_threads=task["threads"], compute_type=kind
+    )
     length = len(prompt(task))
     start = [["Hello"] * length] * task["batch"]
 
     def go(n: int) -> None:
-        generator.generate_batch(start, max_length=length + n, min_length=length + n, sampling_topk=1, include_prompt_in_result=False)
+        generator.generate_batch(
+            start,
+            max_length=length + n,
+            min_length=length + n,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
 
     return rate(task, go)
 
@@ -73,7 +98,14 @@ def llama(kind: str, task: Task) -> Figures:
     file = Path(task["work"]) / f"gpt2-{kind}.gguf"
     if not file.exists():
         write_gguf(Path(task["model"]), file, kind)
-    model = Llama(str(file), n_ctx=1024, n_batch=1024, n_threads=task["threads"], n_threads_batch=task["threads"], verbose=False)
+    model = Llama(
+        str(file),
+        n_ctx=1024,
+        n_batch=1024,
+        n_threads=task["threads"],
+        n_threads_batch=task["threads"],
+        verbose=False,
+    )
 
     def go(n: int) -> None:
         model.reset()

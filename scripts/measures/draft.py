@@ -31,12 +31,22 @@ def kit(kind: str, task: Task) -> Figures:
     from gpt2kit.tokenizers.listed import ListedTokenizer
 
     model, tokenizer = load_kit(kind, task["model"], task["threads"])
-    draft: Any = task["draft"] if task["draft"] == "lookup" else load_kit(kind, task["draft"], task["threads"])[0]
+    draft: Any = (
+        task["draft"]
+        if task["draft"] == "lookup"
+        else load_kit(kind, task["draft"], task["threads"])[0]
+    )
     if isinstance(tokenizer, ListedTokenizer):
         tokenizer.unknown = "skip"
     write(model, tokenizer, task, draft, tokens=8)
-    turns = [(write(model, tokenizer, task, None), write(model, tokenizer, task, draft)) for _ in range(TURNS)]
-    without, with_draft = (statistics.median(rates) for rates in zip(*((one.rate, other.rate) for one, other in turns), strict=True))
+    turns = [
+        (write(model, tokenizer, task, None), write(model, tokenizer, task, draft))
+        for _ in range(TURNS)
+    ]
+    without, with_draft = (
+        statistics.median(rates)
+        for rates in zip(*((one.rate, other.rate) for one, other in turns), strict=True)
+    )
     last = turns[-1][1]
     return {
         "tokens_per_second": with_draft,
@@ -61,22 +71,36 @@ def write(model: Any, tokenizer: Any, task: Task, draft: Any, tokens: int | None
 
     n_new, warmth = tokens or task["tokens"], task["temperature"]
     pieces = gpt2kit.stream(
-        model, tokenizer, TEXTS[task["text"]], max_tokens=n_new, temperature=warmth, top_k=40, seed=1, ignore_eos=True, draft=draft
+        model,
+        tokenizer,
+        TEXTS[task["text"]],
+        max_tokens=n_new,
+        temperature=warmth,
+        top_k=40,
+        seed=1,
+        ignore_eos=True,
+        draft=draft,
     )
     next(pieces)  # reads the prompt
     start, n, steps, proposed, accepted = time.perf_counter(), 0, 0, 0, 0
     for piece in pieces:
         n += 1
         if piece.checked is not None:
-            steps, proposed, accepted = steps + 1, proposed + piece.checked.proposed, accepted + piece.checked.accepted
-    return Written(n / (time.perf_counter() - start), accepted / max(proposed, 1), n / max(steps, 1))
+            steps, proposed, accepted = (
+                steps + 1,
+                proposed + piece.checked.proposed,
+                accepted + piece.checked.accepted,
+            )
+    return Written(
+        n / (time.perf_counter() - start), accepted / max(proposed, 1), n / max(steps, 1)
+    )
 
 
 def cost_of_several(model: Any, task: Task) -> float:
     """Return how many times as long as reading one token it takes to read several at once."""
     import torch
 
-    from gpt2kit.decoder import Decoder
+    from gpt2kit.engine.decoder import Decoder
 
     decoder, cache = Decoder(model), model.new_cache()
     ids = prompt(task, AT_ONCE)

@@ -9,7 +9,7 @@ from measures.timing import SEED_TOKEN, Figures, Task, load_hf, load_kit, second
 
 def text_of(task: Task) -> tuple[list[int], int]:
     """Return ids that whole windows cover, and their stride."""
-    from gpt2kit.checkpoints import open_checkpoint
+    from gpt2kit.checkpoints.load import open_checkpoint
 
     config = open_checkpoint(Path(task["model"])).config
     stride = config.n_ctx // 2
@@ -21,12 +21,14 @@ def kit(kind: str, task: Task) -> Figures:
     """`gpt2kit.evaluate` without the cutting of the text into tokens."""
     import numpy as np
 
-    from gpt2kit.evaluate import token_surprisals
+    from gpt2kit.evaluation.perplexity import token_surprisals
 
     ids, stride = text_of(task)
     model, _ = load_kit(kind, task["model"], task["threads"])
     token_surprisals(model, np.array(ids[:65]), stride=stride)
-    taken = seconds(lambda: token_surprisals(model, np.array(ids), stride=stride, batch_size=task["batch"]))
+    taken = seconds(
+        lambda: token_surprisals(model, np.array(ids), stride=stride, batch_size=task["batch"])
+    )
     return {"tokens_per_second": (len(ids) - 1) / taken}
 
 
@@ -41,7 +43,9 @@ def hf(kind: str, task: Task) -> Figures:
 
     def go() -> None:
         for first in range(0, len(starts), task["batch"]):
-            read = torch.tensor([ids[start : start + n_ctx] for start in starts[first : first + task["batch"]]])
+            read = torch.tensor(
+                [ids[start : start + n_ctx] for start in starts[first : first + task["batch"]]]
+            )
             labels = read.clone()
             labels[0 if first else 1 :, : n_ctx - stride] = -100
             with torch.inference_mode():

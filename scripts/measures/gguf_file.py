@@ -12,11 +12,15 @@ def write_gguf(model: Path, out: Path, kind: str) -> None:
     import gguf
     import torch
 
-    from gpt2kit.checkpoints import open_checkpoint
+    from gpt2kit.checkpoints.load import open_checkpoint
 
     checkpoint = open_checkpoint(model)
     config = checkpoint.config
-    stored = {"f32": None, "bf16": gguf.GGMLQuantizationType.BF16, "q8_0": gguf.GGMLQuantizationType.Q8_0}[kind]
+    stored = {
+        "f32": None,
+        "bf16": gguf.GGMLQuantizationType.BF16,
+        "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    }[kind]
     writer = gguf.GGUFWriter(str(out.with_suffix(".part")), "gpt2")
     writer.add_context_length(config.n_ctx)
     writer.add_embedding_length(config.n_embd)

@@ -20,8 +20,17 @@ def kit(kind: str, task: Task) -> Figures:
     }
 
     def read(prompts: list[list[int]]) -> None:
-        next(iter(gpt2kit.generate_tokens(model, prompts, max_tokens=1, sampling=gpt2kit.Sampling(temperature=0))))
+        next(
+            iter(
+                gpt2kit.generate_tokens(
+                    model, prompts, max_tokens=1, sampling=gpt2kit.Sampling(temperature=0)
+                )
+            )
+        )
 
     read([one])
     found = {name: seconds(read, prompts) for name, prompts in kinds.items()}
-    return {"seconds": found["one"], **{name: found[name] / found["one"] for name in ("equal", "shared", "different")}}
+    return {
+        "seconds": found["one"],
+        **{name: found[name] / found["one"] for name in ("equal", "shared", "different")},
+    }

@@ -12,7 +12,7 @@ def make(size: str, work: Path) -> Path:
         import torch
 
         from gpt2kit import GPT2, SIZES
-        from gpt2kit.checkpoints import write_model
+        from gpt2kit.checkpoints.load import write_model
         from gpt2kit.files import new_directory
 
         torch.manual_seed(0)

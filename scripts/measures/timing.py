@@ -55,10 +55,14 @@ def peak_memory() -> int:
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
-def load_kit(kind: str, model: str, threads: int, device: str = "cpu") -> tuple[GPT2, Tokenizer | None]:
+def load_kit(
+    kind: str, model: str, threads: int, device: str = "cpu"
+) -> tuple[GPT2, Tokenizer | None]:
     """Load a model with gpt2kit in float32, bfloat16 or int8, for so many threads."""
     import torch
 
@@ -81,4 +85,6 @@ def load_hf(kind: str, model: str, threads: int, device: str = "cpu") -> Any:
 
 def prompt(task: Task, length: int | None = None) -> list[int]:
     """Return ids of the length that the task asks for, in the model's vocabulary."""
-    return [(SEED_TOKEN + place) % task["n_vocab"] for place in range(length or task["prompt_tokens"])]
+    return [
+        (SEED_TOKEN + place) % task["n_vocab"] for place in range(length or task["prompt_tokens"])
+    ]

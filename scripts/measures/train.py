@@ -29,7 +29,11 @@ def hf(kind: str, task: Task) -> Figures:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return {"tokens_per_second": BATCH * BLOCK / statistics.median([seconds(step) for _ in range(task["tokens"])][1:])}
+    return {
+        "tokens_per_second": BATCH
+        * BLOCK
+        / statistics.median([seconds(step) for _ in range(task["tokens"])][1:])
+    }
 
 
 def kit(kind: str, task: Task) -> Figures:
@@ -37,14 +41,24 @@ def kit(kind: str, task: Task) -> Figures:
     import numpy as np
 
     import gpt2kit
-    from gpt2kit.corpus import Corpus, CorpusReport
+    from gpt2kit.data.corpus import Corpus, CorpusReport
 
     dtype: Any = kind
     model, _ = load_kit("float32", task["model"], task["threads"])
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, 100_000).astype(np.uint16)
     report = CorpusReport([], 1, 0, 0, None, None, len(ids), 0, None)
     config = gpt2kit.TrainConfig(
-        max_steps=task["tokens"], block_size=BLOCK, batch_size=BATCH, optimizer="adamw", lr=3e-5, dtype=dtype, warmup=1
+        max_steps=task["tokens"],
+        block_size=BLOCK,
+        batch_size=BATCH,
+        optimizer="adamw",
+        lr=3e-5,
+        dtype=dtype,
+        warmup=1,
     )
     reports = gpt2kit.train(model, Corpus(ids, ids[:0], report, ""), config)
-    return {"tokens_per_second": statistics.median([report.tokens_per_second for report in reports if report.tokens_per_second][1:])}
+    return {
+        "tokens_per_second": statistics.median(
+            [report.tokens_per_second for report in reports if report.tokens_per_second][1:]
+        )
+    }

@@ -17,14 +17,21 @@ def test_the_table_is_a_bijection_onto_the_models_parameters() -> None:
     assert sorted(openai_names(config).values()) == sorted(config.shapes())
 
 
-@pytest.mark.parametrize(("size", "variables"), [("124M", 148), ("355M", 292), ("774M", 436), ("1558M", 580)])
+@pytest.mark.parametrize(
+    ("size", "variables"), [("124M", 148), ("355M", 292), ("774M", 436), ("1558M", 580)]
+)
 def test_published_checkpoints_have_their_number_of_variables(size: str, variables: int) -> None:
     assert len(openai_names(SIZES[size])) == variables
 
 
 def test_exactly_the_four_matrices_of_a_block_are_transposed() -> None:
     names = [name for name in GPT2Config(n_layer=1).shapes() if is_transposed(name)]
-    assert names == ["h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight", "h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight"]
+    assert names == [
+        "h.0.attn.c_attn.weight",
+        "h.0.attn.c_proj.weight",
+        "h.0.mlp.c_fc.weight",
+        "h.0.mlp.c_proj.weight",
+    ]
 
 
 def test_prefixes_come_off_in_any_order_and_buffers_are_left_out() -> None:
@@ -43,5 +50,8 @@ def test_prefixes_come_off_in_any_order_and_buffers_are_left_out() -> None:
 
 
 def test_one_parameter_under_two_names_is_refused() -> None:
-    with pytest.raises(CheckpointFormatError, match=r"wte\.weight and transformer\.wte\.weight are the same parameter"):
+    with pytest.raises(
+        CheckpointFormatError,
+        match=r"wte\.weight and transformer\.wte\.weight are the same parameter",
+    ):
         plain_names(["wte.weight", "transformer.wte.weight"], Path("x"))

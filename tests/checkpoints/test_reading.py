@@ -23,8 +23,8 @@ from conftest import GOLDEN, make_model
 from torch import Tensor
 
 import gpt2kit
-from gpt2kit.checkpoints import Checkpoint, build_model, open_checkpoint
 from gpt2kit.checkpoints.huggingface import read_config
+from gpt2kit.checkpoints.load import Checkpoint, build_model, open_checkpoint
 from gpt2kit.checkpoints.names import is_transposed, openai_names, plain_names
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
@@ -98,8 +98,12 @@ def test_the_cache_holds_what_tensorflows_holds() -> None:
     with torch.no_grad():
         model(torch.from_numpy(answers["tokens_7"]).long(), cache)
     present = torch.from_numpy(answers["present_7"])  # (B, n_layer, 2, H, T, D)
-    torch.testing.assert_close(cache.keys[:, :, :, :7], present[:, :, 0].transpose(0, 1), rtol=0, atol=2e-5)
-    torch.testing.assert_close(cache.values[:, :, :, :7], present[:, :, 1].transpose(0, 1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        cache.keys[:, :, :, :7], present[:, :, 0].transpose(0, 1), rtol=0, atol=2e-5
+    )
+    torch.testing.assert_close(
+        cache.values[:, :, :, :7], present[:, :, 1].transpose(0, 1), rtol=0, atol=2e-5
+    )
 
 
 def test_what_is_not_the_model_is_listed_as_skipped() -> None:
@@ -110,28 +114,44 @@ def test_what_is_not_the_model_is_listed_as_skipped() -> None:
 # --- a model in every dtype and format -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("wanted", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize(
+    "wanted", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_any_float_dtype_is_read_into_any(tmp_path: Path, tiny_model: GPT2, stored: torch.dtype, wanted: torch.dtype, weights: str) -> None:
+def test_any_float_dtype_is_read_into_any(
+    tmp_path: Path, tiny_model: GPT2, stored: torch.dtype, wanted: torch.dtype, weights: str
+) -> None:
     state = {name: tensor.to(stored) for name, tensor in hub_state(tiny_model).items()}
-    model = build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=state, weights=weights)), dtype=wanted)
+    model = build_model(
+        open_checkpoint(write_hub(tmp_path, tiny_model, state=state, weights=weights)), dtype=wanted
+    )
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, tiny_model.state_dict()[name].to(stored).to(wanted))
         assert tensor.is_contiguous()
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes  # nothing of the file is kept alive behind it
+        assert (
+            tensor.untyped_storage().nbytes() == tensor.nbytes
+        )  # nothing of the file is kept alive behind it
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "module.", "_orig_mod.transformer.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "transformer.", "module.", "_orig_mod.transformer.", "module._orig_mod."]
+)
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_every_prefix_is_understood(tmp_path: Path, tiny_model: GPT2, prefix: str, weights: str) -> None:
+def test_every_prefix_is_understood(
+    tmp_path: Path, tiny_model: GPT2, prefix: str, weights: str
+) -> None:
     folder = write_hub(tmp_path, tiny_model, state=hub_state(tiny_model, prefix), weights=weights)
     assert_same_model(build_model(open_checkpoint(folder)), tiny_model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool], ids=str)
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_every_mask_buffer_is_left_out(tmp_path: Path, tiny_model: GPT2, dtype: torch.dtype, weights: str) -> None:
+def test_every_mask_buffer_is_left_out(
+    tmp_path: Path, tiny_model: GPT2, dtype: torch.dtype, weights: str
+) -> None:
     state = hub_state(tiny_model)
     for layer in range(2):
         state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril().to(dtype)
@@ -140,7 +160,9 @@ def test_every_mask_buffer_is_left_out(tmp_path: Path, tiny_model: GPT2, dtype: 
     assert_same_model(build_model(checkpoint), tiny_model)
 
 
-def test_a_file_is_read_by_what_is_in_it_and_not_by_its_name(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_a_file_is_read_by_what_is_in_it_and_not_by_its_name(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     folder = write_hub(tmp_path, tiny_model, weights="pytorch_model.bin")
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
@@ -148,14 +170,27 @@ def test_a_file_is_read_by_what_is_in_it_and_not_by_its_name(tmp_path: Path, tin
     assert_same_model(build_model(checkpoint), tiny_model)
 
 
-def test_a_lightning_wrapper_around_the_tensors_is_looked_into(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_a_lightning_wrapper_around_the_tensors_is_looked_into(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     wrapped: Any = {"state_dict": hub_state(tiny_model), "epoch": 3}
-    assert_same_model(build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=wrapped, weights="pytorch_model.bin"))), tiny_model)
+    assert_same_model(
+        build_model(
+            open_checkpoint(
+                write_hub(tmp_path, tiny_model, state=wrapped, weights="pytorch_model.bin")
+            )
+        ),
+        tiny_model,
+    )
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_shards_are_read_from_the_files_that_the_index_names(tmp_path: Path, tiny_model: GPT2, suffix: str) -> None:
-    assert_same_model(build_model(open_checkpoint(write_shards(tmp_path, tiny_model, suffix))), tiny_model)
+def test_shards_are_read_from_the_files_that_the_index_names(
+    tmp_path: Path, tiny_model: GPT2, suffix: str
+) -> None:
+    assert_same_model(
+        build_model(open_checkpoint(write_shards(tmp_path, tiny_model, suffix))), tiny_model
+    )
 
 
 def write_shards(folder: Path, model: GPT2, suffix: str = "safetensors") -> Path:
@@ -164,24 +199,37 @@ def write_shards(folder: Path, model: GPT2, suffix: str = "safetensors") -> Path
     names = [f"{base}-{number:05}-of-00003.{suffix}" for number in (1, 2, 3)]
     weight_map = {tensor: names[place % 3] for place, tensor in enumerate(state)}
     for name in names:
-        write_hub(folder, model, state={tensor: state[tensor] for tensor, file in weight_map.items() if file == name}, weights=name)
-    (folder / f"{base}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        write_hub(
+            folder,
+            model,
+            state={tensor: state[tensor] for tensor, file in weight_map.items() if file == name},
+            weights=name,
+        )
+    (folder / f"{base}.{suffix}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder
 
 
 def test_a_tied_models_own_copy_of_the_head_is_read_once(tmp_path: Path, tiny_model: GPT2) -> None:
     state = {**hub_state(tiny_model), "lm_head.weight": tiny_model.wte.weight.detach().clone()}
-    assert_same_model(build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=state))), tiny_model)
+    assert_same_model(
+        build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=state))), tiny_model
+    )
 
 
 def test_an_untied_head_is_kept_apart(tmp_path: Path, tiny_config: GPT2Config) -> None:
     model = make_model(replace(tiny_config, tie_word_embeddings=False))
-    assert_same_model(build_model(open_checkpoint(write_hub(tmp_path, model, tie_word_embeddings=False))), model)
+    assert_same_model(
+        build_model(open_checkpoint(write_hub(tmp_path, model, tie_word_embeddings=False))), model
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("as_directory", [True, False])
-def test_nanogpts_checkpoint_is_the_same_function(tmp_path: Path, tiny_config: GPT2Config, bias: bool, as_directory: bool) -> None:
+def test_nanogpts_checkpoint_is_the_same_function(
+    tmp_path: Path, tiny_config: GPT2Config, bias: bool, as_directory: bool
+) -> None:
     model = make_model(replace(tiny_config, activation_function="gelu", bias=bias, qkv_bias=bias))
     path = write_nanogpt(tmp_path / "out" / "ckpt.pt", model)
     checkpoint = open_checkpoint(path.parent if as_directory else path)
@@ -192,16 +240,32 @@ def test_nanogpts_checkpoint_is_the_same_function(tmp_path: Path, tiny_config: G
 
 def test_the_prefix_of_an_older_checkpoint_can_be_named() -> None:
     folder = GOLDEN / "tf" / "micro-simple"
-    newest, older = build_model(open_checkpoint(folder)), build_model(open_checkpoint(folder / "model-10"))
+    newest, older = (
+        build_model(open_checkpoint(folder)),
+        build_model(open_checkpoint(folder / "model-10")),
+    )
     assert not torch.equal(newest.wte.weight, older.wte.weight)
     assert_same_model(build_model(open_checkpoint(folder / "model-20.index")), newest)
 
 
-@pytest.mark.parametrize("named", ["model-20", "/home/someone/checkpoint/run1/model-20", "C:\\\\runs\\\\model-20", "../../model-20"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        "model-20",
+        "/home/someone/checkpoint/run1/model-20",
+        "C:\\\\runs\\\\model-20",
+        "../../model-20",
+    ],
+)
 def test_the_checkpoint_file_of_another_machine_is_understood(tmp_path: Path, named: str) -> None:
     shutil.copytree(GOLDEN / "tf" / "micro-simple", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{named}"\nall_model_checkpoint_paths: "{named}"\n')
-    assert_same_model(build_model(open_checkpoint(tmp_path)), build_model(open_checkpoint(GOLDEN / "tf" / "micro-simple")))
+    (tmp_path / "checkpoint").write_text(
+        f'model_checkpoint_path: "{named}"\nall_model_checkpoint_paths: "{named}"\n'
+    )
+    assert_same_model(
+        build_model(open_checkpoint(tmp_path)),
+        build_model(open_checkpoint(GOLDEN / "tf" / "micro-simple")),
+    )
 
 
 def assert_same_model(found: GPT2, expected: GPT2) -> None:
@@ -222,7 +286,15 @@ def test_fields_of_other_purposes_are_passed_over(tmp_path: Path, tiny_model: GP
         "torch_dtype": "float32",
         "transformers_version": "5",
     }
-    write_hub(tmp_path, tiny_model, **others, n_ctx=7, gradient_checkpointing=False, id2label={}, do_sample=True)
+    write_hub(
+        tmp_path,
+        tiny_model,
+        **others,
+        n_ctx=7,
+        gradient_checkpointing=False,
+        id2label={},
+        do_sample=True,
+    )
     assert read_config(tmp_path / "config.json") == tiny_model.config
 
 
@@ -241,7 +313,9 @@ def test_fields_of_other_purposes_are_passed_over(tmp_path: Path, tiny_model: GP
         ("model_type", "llama"),
     ],
 )
-def test_a_field_that_is_not_supported_is_refused_by_name(tmp_path: Path, tiny_model: GPT2, field: str, value: Any) -> None:
+def test_a_field_that_is_not_supported_is_refused_by_name(
+    tmp_path: Path, tiny_model: GPT2, field: str, value: Any
+) -> None:
     write_hub(tmp_path, tiny_model, **{field: value})
     with pytest.raises(ConfigError, match=field) as caught:
         open_checkpoint(tmp_path)
@@ -267,7 +341,9 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
 @pytest.mark.parametrize("name", ["config.json", "hparams.json"])
-def test_a_damaged_configuration_is_named(tmp_path: Path, tiny_model: GPT2, content: bytes, name: str) -> None:
+def test_a_damaged_configuration_is_named(
+    tmp_path: Path, tiny_model: GPT2, content: bytes, name: str
+) -> None:
     if name == "config.json":
         write_hub(tmp_path, tiny_model)
     else:
@@ -279,7 +355,9 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, tiny_model: GPT2, cont
 
 def test_a_byte_order_mark_is_no_damage(tmp_path: Path, tiny_model: GPT2) -> None:
     write_hub(tmp_path, tiny_model)
-    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes(
+        b"\xef\xbb\xbf" + (tmp_path / "config.json").read_bytes()
+    )
     assert open_checkpoint(tmp_path).config == tiny_model.config
 
 
@@ -292,14 +370,20 @@ def test_a_missing_tensor_is_named(tmp_path: Path, tiny_model: GPT2, name: str) 
     del state["transformer." + name]
     with pytest.raises(CheckpointMismatchError) as caught:
         open_checkpoint(write_hub(tmp_path, tiny_model, state=state))
-    assert (caught.value.missing, caught.value.unexpected, caught.value.misshapen) == ([name], [], {})
+    assert (caught.value.missing, caught.value.unexpected, caught.value.misshapen) == (
+        [name],
+        [],
+        {},
+    )
     assert name in str(caught.value)
 
 
 def test_all_differences_are_told_at_once(tmp_path: Path, tiny_model: GPT2) -> None:
     state = hub_state(tiny_model)
     del state["transformer.ln_f.bias"]
-    state["transformer.h.0.mlp.c_fc.weight"] = state["transformer.h.0.mlp.c_fc.weight"].t().contiguous()
+    state["transformer.h.0.mlp.c_fc.weight"] = (
+        state["transformer.h.0.mlp.c_fc.weight"].t().contiguous()
+    )
     state["classifier.weight"] = torch.zeros(2, 2)
     with pytest.raises(CheckpointMismatchError) as caught:
         open_checkpoint(write_hub(tmp_path, tiny_model, state=state))
@@ -309,7 +393,9 @@ def test_all_differences_are_told_at_once(tmp_path: Path, tiny_model: GPT2) -> N
 
 
 def test_a_configuration_of_another_model_is_a_mismatch(tmp_path: Path, tiny_model: GPT2) -> None:
-    with pytest.raises(CheckpointMismatchError, match="Is config.json or hparams.json another model's"):
+    with pytest.raises(
+        CheckpointMismatchError, match="Is config.json or hparams.json another model's"
+    ):
         open_checkpoint(write_hub(tmp_path, tiny_model, n_layer=3))
 
 
@@ -321,23 +407,32 @@ def test_a_head_that_is_tied_and_differs_is_refused(tmp_path: Path, tiny_model: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path: Path, tiny_model: GPT2, value: float, weights: str) -> None:
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(
+    tmp_path: Path, tiny_model: GPT2, value: float, weights: str
+) -> None:
     state = hub_state(tiny_model)
     state["transformer.h.1.mlp.c_fc.bias"][3] = value
-    with pytest.raises(CheckpointFormatError, match=r"h\.1\.mlp\.c_fc\.bias holds 1 numbers that are NaN or infinite"):
+    with pytest.raises(
+        CheckpointFormatError,
+        match=r"h\.1\.mlp\.c_fc\.bias holds 1 numbers that are NaN or infinite",
+    ):
         build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=state, weights=weights)))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64], ids=str)
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_numbers_of_another_kind_are_refused(tmp_path: Path, tiny_model: GPT2, dtype: torch.dtype, weights: str) -> None:
+def test_numbers_of_another_kind_are_refused(
+    tmp_path: Path, tiny_model: GPT2, dtype: torch.dtype, weights: str
+) -> None:
     state = hub_state(tiny_model)
     state["transformer.wpe.weight"] = state["transformer.wpe.weight"].to(dtype)
     with pytest.raises(CheckpointFormatError, match=r"wpe\.weight has dtype"):
         open_checkpoint(write_hub(tmp_path, tiny_model, state=state, weights=weights))
 
 
-def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, tiny_config: GPT2Config) -> None:
+def test_a_vocabulary_larger_than_the_model_is_refused(
+    tmp_path: Path, tiny_config: GPT2Config
+) -> None:
     folder = add_vocabulary(write_hub(tmp_path, make_model(replace(tiny_config, n_vocab=100))))
     with pytest.raises(TokenizerError, match="vocabulary has 512 tokens, but the model only 100"):
         gpt2kit.load(folder)
@@ -348,13 +443,24 @@ def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, tiny_conf
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, tiny_model: GPT2, weights: str, legacy: bool) -> None:
+def test_a_file_cut_anywhere_is_refused(
+    tmp_path: Path, tiny_model: GPT2, weights: str, legacy: bool
+) -> None:
     write_hub(tmp_path, tiny_model, weights=weights)
     path = tmp_path / weights
     if legacy and path.suffix == ".bin":
         torch.save(hub_state(tiny_model), path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
-    for size in {0, 1, 7, 8, 9, 100, *np.random.default_rng(0).integers(0, len(whole), 30).tolist(), len(whole) - 1}:
+    for size in {
+        0,
+        1,
+        7,
+        8,
+        9,
+        100,
+        *np.random.default_rng(0).integers(0, len(whole), 30).tolist(),
+        len(whole) - 1,
+    }:
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=weights):
             build_model(open_checkpoint(tmp_path))
@@ -387,7 +493,10 @@ def test_a_flipped_bit_in_a_tensorflow_checkpoint_is_found(tmp_path: Path) -> No
     [
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
         (b'<?xml version="1.0"?><Error><Code>BlobNotFound</Code></Error>', "XML"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n", "git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n",
+            "git lfs pull",
+        ),
         (b"", "whole safetensors"),
         (b"\x00" * 4096, "whole safetensors"),
     ],
@@ -403,7 +512,9 @@ def test_what_was_saved_in_place_of_weights_is_recognised(
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
-def test_what_is_no_file_never_blocks(tmp_path: Path, tiny_model: GPT2, weights: str, kind: str) -> None:
+def test_what_is_no_file_never_blocks(
+    tmp_path: Path, tiny_model: GPT2, weights: str, kind: str
+) -> None:
     write_hub(tmp_path, tiny_model, weights=weights)
     path = tmp_path / weights
     path.unlink()
@@ -436,11 +547,17 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_never_run(tmp_path: Path, tiny_model: GPT2, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_pickle_is_never_run(
+    tmp_path: Path, tiny_model: GPT2, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # switches torch's own default off
     write_hub(tmp_path, tiny_model, weights="pytorch_model.bin")
     trace = tmp_path / "executed"
-    torch.save({"wte.weight": Evil(trace)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"wte.weight": Evil(trace)},
+        tmp_path / "pytorch_model.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(CheckpointFormatError, match="safetensors"):
         open_checkpoint(tmp_path)
     assert not trace.exists()
@@ -475,7 +592,11 @@ def test_a_storage_shorter_than_declared_is_refused(tmp_path: Path, tiny_model: 
     [
         [torch.zeros(2)],
         {"transformer.wte.weight": [1.0]},
-        {"transformer.wte.weight": torch.sparse_coo_tensor(torch.zeros(2, 0), torch.zeros(0), (512, 16), check_invariants=True)},
+        {
+            "transformer.wte.weight": torch.sparse_coo_tensor(
+                torch.zeros(2, 0), torch.zeros(0), (512, 16), check_invariants=True
+            )
+        },
         {"transformer.wte.weight": torch.zeros(1).expand(10**6, 10**6)},
         {"transformer.wte.weight": torch.zeros(512, 16, device="meta")},
     ],
@@ -491,8 +612,13 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, tiny_model: GPT2, va
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "C:\\x", "\\\\host\\x", "a\0b", "..", "", ".hidden"])
-def test_a_shard_outside_the_folder_is_never_opened(tmp_path: Path, tiny_model: GPT2, shard: str) -> None:
+@pytest.mark.parametrize(
+    "shard",
+    ["../secret.safetensors", "/etc/passwd", "C:\\x", "\\\\host\\x", "a\0b", "..", "", ".hidden"],
+)
+def test_a_shard_outside_the_folder_is_never_opened(
+    tmp_path: Path, tiny_model: GPT2, shard: str
+) -> None:
     folder = write_shards(tmp_path / "model", tiny_model)
     write_hub(tmp_path, tiny_model, weights="secret.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -503,7 +629,9 @@ def test_a_shard_outside_the_folder_is_never_opened(tmp_path: Path, tiny_model: 
         open_checkpoint(folder)
 
 
-def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_an_index_that_disagrees_with_its_shards_is_refused(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     folder = write_shards(tmp_path, tiny_model)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -524,23 +652,34 @@ def test_a_missing_shard_is_named(tmp_path: Path, tiny_model: GPT2) -> None:
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointNotFoundError, match=r"config\.json with model\.safetensors, hparams\.json with model\.ckpt\.index"):
+    with pytest.raises(
+        CheckpointNotFoundError,
+        match=r"config\.json with model\.safetensors, hparams\.json with model\.ckpt\.index",
+    ):
         open_checkpoint(tmp_path)
 
 
-def test_a_configuration_without_weights_says_what_was_expected(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_a_configuration_without_weights_says_what_was_expected(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     (write_hub(tmp_path, tiny_model) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointNotFoundError, match=r"no weights; expected one of model\.safetensors"):
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"no weights; expected one of model\.safetensors"
+    ):
         open_checkpoint(tmp_path)
 
 
-def test_weights_without_a_configuration_say_what_was_expected(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_weights_without_a_configuration_say_what_was_expected(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     (write_hub(tmp_path, tiny_model) / "config.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"expected config\.json beside them"):
         open_checkpoint(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("missing", ["hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"])
+@pytest.mark.parametrize(
+    "missing", ["hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"]
+)
 def test_a_missing_file_of_openais_is_named(tmp_path: Path, missing: str) -> None:
     shutil.copytree(GOLDEN / "tf" / "micro-a", tmp_path, dirs_exist_ok=True)
     (tmp_path / missing).unlink()
@@ -558,14 +697,22 @@ def test_several_checkpoints_and_none_named_are_listed(tmp_path: Path) -> None:
 def test_a_checkpoint_file_that_names_nothing_here_lists_what_is(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "tf" / "micro-simple", tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model-30"\n')
-    with pytest.raises(CheckpointNotFoundError, match="names model-30, which is not here.*model-10,model-20"):
+    with pytest.raises(
+        CheckpointNotFoundError, match="names model-30, which is not here.*model-10,model-20"
+    ):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"n_layer": 2}, {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 512, "rope": 1}]
+    "arguments",
+    [
+        {"n_layer": 2},
+        {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 512, "rope": 1},
+    ],
 )
-def test_a_nanogpt_checkpoint_of_another_shape_is_refused(tmp_path: Path, tiny_model: GPT2, arguments: dict[str, Any]) -> None:
+def test_a_nanogpt_checkpoint_of_another_shape_is_refused(
+    tmp_path: Path, tiny_model: GPT2, arguments: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError, match="model_args"):
         open_checkpoint(write_nanogpt(tmp_path / "ckpt.pt", tiny_model, model_args=arguments))
 
@@ -580,7 +727,9 @@ def test_another_torch_file_is_not_taken_for_nanogpts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "legacy"])
-def test_no_damage_escapes_as_anything_but_our_own_errors(tmp_path: Path, tiny_config: GPT2Config, weights: str) -> None:
+def test_no_damage_escapes_as_anything_but_our_own_errors(
+    tmp_path: Path, tiny_config: GPT2Config, weights: str
+) -> None:
     model = make_model(replace(tiny_config, n_layer=1, n_vocab=20))
     name = "pytorch_model.bin" if weights == "legacy" else weights
     path = write_hub(tmp_path, model, weights=name) / name
@@ -625,7 +774,9 @@ def test_a_model_can_be_loaded_in_inference_mode(tmp_path: Path, tiny_model: GPT
         assert_same_model(build_model(open_checkpoint(write_hub(tmp_path, tiny_model))), tiny_model)
 
 
-def test_opening_reads_no_tensor(tmp_path: Path, tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_no_tensor(
+    tmp_path: Path, tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint: Checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model))
 
     def refuse(*_: Any) -> Tensor:

@@ -12,10 +12,10 @@ from builders import add_vocabulary, write_hub
 from conftest import make_model
 from typer.testing import CliRunner
 
-from gpt2kit.checkpoints import build_model, load, open_checkpoint
+from gpt2kit.checkpoints.load import build_model, load, open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
-from gpt2kit.evaluate import evaluate
+from gpt2kit.evaluation.perplexity import evaluate
 
 SHAPE = GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2)
 TEXT = "Nel mezzo del cammin di nostra vita\nmi ritrovai per una selva oscura\n"
@@ -58,7 +58,9 @@ def test_diff_shows_every_part_of_every_layer(a: Path, b: Path) -> None:
         (1, "attention"),
         (1, "MLP"),
     ]
-    relative = next(part["relative"] for part in found if part["part"] == "MLP" and part["layer"] == 1)
+    relative = next(
+        part["relative"] for part in found if part["part"] == "MLP" and part["layer"] == 1
+    )
     lines = run("diff", a, b).stdout.splitlines()
     assert lines[-1].split()[0] == "1"
     assert lines[-1].split()[-1] == f"{relative:.4%}"
@@ -67,7 +69,10 @@ def test_diff_shows_every_part_of_every_layer(a: Path, b: Path) -> None:
 def test_diff_shows_what_happens_to_a_text(a: Path, b: Path, book: Path) -> None:
     result = run("diff", a, b, "--corpus", book, "--top", 2, "--stride", 32)
     first, second = (evaluate(*load(model), book, stride=32).loss for model in (a, b))
-    assert f"loss {first:.4f} with A, {second:.4f} with B, change {second - first:+.4f} ±" in result.stdout
+    assert (
+        f"loss {first:.4f} with A, {second:.4f} with B, change {second - first:+.4f} ±"
+        in result.stdout
+    )
     assert sum(" -> " in line for line in result.stdout.splitlines()) == 4
     change = objects(run("diff", a, b, "--corpus", book, "--json"))[-1]
     assert len(change["changes"]) == 20
@@ -75,8 +80,13 @@ def test_diff_shows_what_happens_to_a_text(a: Path, b: Path, book: Path) -> None
 
 
 def test_models_that_do_not_compare_are_refused(a: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "other", 3, GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=1))
-    for command in (["diff", a, other], ["blend", a, other, "--alpha", 0.5, "--out", tmp_path / "out"]):
+    other = write(
+        tmp_path / "other", 3, GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=1)
+    )
+    for command in (
+        ["diff", a, other],
+        ["blend", a, other, "--alpha", 0.5, "--out", tmp_path / "out"],
+    ):
         result = run(*command)
         assert result.exit_code == 1
         assert "not of one shape: they have n_layer 2 and 1" in result.stderr
@@ -89,7 +99,10 @@ def test_blend_writes_a_whole_model(a: Path, b: Path, tmp_path: Path) -> None:
     assert result.stdout == f"{out}\n"
     written = build_model(open_checkpoint(out)).state_dict()
     ours, theirs = (make_model(SHAPE, seed=seed).state_dict() for seed in (1, 2))
-    assert all(torch.allclose(tensor, 0.75 * ours[name] + 0.25 * theirs[name], atol=1e-6) for name, tensor in written.items())
+    assert all(
+        torch.allclose(tensor, 0.75 * ours[name] + 0.25 * theirs[name], atol=1e-6)
+        for name, tensor in written.items()
+    )
     assert (out / "merges.txt").read_bytes() == (a / "merges.txt").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "out"}
 
@@ -107,7 +120,9 @@ def test_a_folder_is_replaced_only_with_force(a: Path, b: Path, tmp_path: Path) 
     assert (precious / "letter.txt").exists()
 
 
-def test_a_text_finds_the_best_share_which_is_written(a: Path, b: Path, book: Path, tmp_path: Path) -> None:
+def test_a_text_finds_the_best_share_which_is_written(
+    a: Path, b: Path, book: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     found = objects(run("blend", a, b, "--corpus", book, "--json", "--out", out))
     tried = {line["alpha"]: line["loss"] for line in found[:-2]}
@@ -126,7 +141,10 @@ def test_a_text_finds_the_best_share_which_is_written(a: Path, b: Path, book: Pa
     assert evaluate(*load(out), book).loss == pytest.approx(tried[0.3])
 
 
-@pytest.mark.parametrize("arguments", [[], ["--alpha", "0.5"], ["--out", "x"], ["--alpha", "0.5", "--out", "x", "--stride", "3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--alpha", "0.5"], ["--out", "x"], ["--alpha", "0.5", "--out", "x", "--stride", "3"]],
+)
 def test_what_blend_lacks_is_a_mistake_of_usage(arguments: list[str], a: Path, b: Path) -> None:
     assert run("blend", a, b, *arguments).exit_code == 2
 
@@ -141,8 +159,12 @@ OF_A_TEXT = [
 ]
 
 
-@pytest.mark.parametrize("option", [*OF_A_TEXT, ("--device", "cpu"), ("--top", 3)], ids=lambda option: option[0])
-def test_an_option_for_a_text_needs_one(option: tuple[str, object], a: Path, b: Path, book: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "option", [*OF_A_TEXT, ("--device", "cpu"), ("--top", 3)], ids=lambda option: option[0]
+)
+def test_an_option_for_a_text_needs_one(
+    option: tuple[str, object], a: Path, b: Path, book: Path, tmp_path: Path
+) -> None:
     # Each of them was accepted, and did nothing.
     commands: list[list[object]] = [["diff", a, b]]
     if option[0] != "--top":
@@ -155,13 +177,17 @@ def test_an_option_for_a_text_needs_one(option: tuple[str, object], a: Path, b: 
 
 
 @pytest.mark.parametrize("option", [("--alpha", 0.5), ("--force",)], ids=lambda option: option[0])
-def test_an_option_for_what_is_written_needs_a_place(option: tuple[object, ...], a: Path, b: Path, book: Path) -> None:
+def test_an_option_for_what_is_written_needs_a_place(
+    option: tuple[object, ...], a: Path, b: Path, book: Path
+) -> None:
     result = run("blend", a, b, "--corpus", book, *option)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"{option[0]} has no effect here" in result.stderr
 
 
-def test_a_wrong_share_is_refused_before_anything_is_measured(a: Path, b: Path, book: Path, tmp_path: Path) -> None:
+def test_a_wrong_share_is_refused_before_anything_is_measured(
+    a: Path, b: Path, book: Path, tmp_path: Path
+) -> None:
     result = run("blend", a, b, "--alpha", 2, "--corpus", book, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "alpha is 2.0, expected from 0" in result.stderr

@@ -52,11 +52,16 @@ def test_the_table_has_a_row_for_every_token_and_one_for_what_comes_next(model: 
         assert int(row[4]) == expected.rank
         assert row[5] == colour.visible(tokenizer.token_bytes(expected.alternatives[0].token))
     assert sum(line.startswith("next  ") for line in result.stdout.splitlines()) == 1
-    assert f"{found.surprisal:.2f} bits per token, perplexity {2 ** (found.surprisal or 0):,.2f}" in result.stdout
+    assert (
+        f"{found.surprisal:.2f} bits per token, perplexity {2 ** (found.surprisal or 0):,.2f}"
+        in result.stdout
+    )
 
 
 @pytest.mark.parametrize("columns", [64, 80, 120])
-def test_no_line_is_wider_than_the_terminal(model: str, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_no_line_is_wider_than_the_terminal(
+    model: str, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     result = run(model, TEXT, "--top", "9", "--lens", "--attention", "1.0", "--attribution")
     assert max(map(cell_len, result.stdout.splitlines())) <= columns
@@ -66,7 +71,11 @@ def test_no_line_is_wider_than_the_terminal(model: str, monkeypatch: pytest.Monk
 
 
 def test_numbers_stand_in_columns_whatever_the_tokens_are(model: str) -> None:
-    lines = [line for line in run(model, TEXT, "--top", "1").stdout.splitlines() if re.match(r" *\d+  ", line)]
+    lines = [
+        line
+        for line in run(model, TEXT, "--top", "1").stdout.splitlines()
+        if re.match(r" *\d+  ", line)
+    ]
     ends = {cell_len(re.match(r" *\d+  .*?\d+\.\d\d(?= )", line).group()) for line in lines[1:]}  # type: ignore[union-attr]
     assert len(ends) == 1
 
@@ -126,12 +135,20 @@ def test_json_tells_everything_place_by_place(model: str) -> None:
     assert tokenizer is not None
     ids = tokenizer.encode("the end is near")
     found = explain(loaded, ids, Wish(top=3, lens=True, head=(1, 1), attribution=True))
-    *places, last = objects(model, "the end is near", "--top", "3", "--lens", "--attention", "1.1", "--attribution")
+    *places, last = objects(
+        model, "the end is near", "--top", "3", "--lens", "--attention", "1.1", "--attribution"
+    )
     assert [each["token"] for each in places] == [*ids, None]
     assert "".join(each["text"] or "" for each in places) == "the end is near"
     for place, (line, expected) in enumerate(zip(places, found.expectations, strict=True)):
-        assert (line["place"], line["surprisal"], line["rank"]) == (place, expected.surprisal, expected.rank)
-        assert [each["token"] for each in line["alternatives"]] == [each.token for each in expected.alternatives]
+        assert (line["place"], line["surprisal"], line["rank"]) == (
+            place,
+            expected.surprisal,
+            expected.rank,
+        )
+        assert [each["token"] for each in line["alternatives"]] == [
+            each.token for each in expected.alternatives
+        ]
         if place:
             assert line["lens"][-1]["token"] == line["alternatives"][0]["token"]
         if place < len(ids):
@@ -140,11 +157,15 @@ def test_json_tells_everything_place_by_place(model: str) -> None:
             assert len(line["attention"]["weights"]) == place + 1
     attribution = last["attribution"]
     assert attribution["target"]["token"] == places[-1]["alternatives"][0]["token"]
-    assert sum(each["value"] for each in attribution["contributions"]) == pytest.approx(attribution["total"], abs=1e-4)
+    assert sum(each["value"] for each in attribution["contributions"]) == pytest.approx(
+        attribution["total"], abs=1e-4
+    )
 
 
 def test_the_token_to_attribute_can_be_named(model: str) -> None:
-    named = objects(model, "the end", "--attribution", "--target", "a", "--against", "b")[-1]["attribution"]
+    named = objects(model, "the end", "--attribution", "--target", "a", "--against", "b")[-1][
+        "attribution"
+    ]
     assert (named["target"]["text"], named["against"]["text"]) == ("a", "b")
     result = run(model, "the end", "--attribution", "--target", "near")
     assert result.exit_code == 1
@@ -177,7 +198,11 @@ def test_long_texts_slide_or_stop_or_are_refused(model: str) -> None:
 
 def test_numbers_can_be_computed_in_another_dtype(model: str) -> None:
     single, double = objects(model, "the end"), objects(model, "the end", "--dtype", "float64")
-    assert single[1]["surprisal"] != double[1]["surprisal"] == pytest.approx(single[1]["surprisal"], abs=1e-4)
+    assert (
+        single[1]["surprisal"]
+        != double[1]["surprisal"]
+        == pytest.approx(single[1]["surprisal"], abs=1e-4)
+    )
     result = run(model, "the end", "--dtype", "bfloat16", "--attribution")
     assert result.exit_code == 1
     assert "use --dtype float32" in result.stderr
@@ -189,7 +214,9 @@ def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: 
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
     assert str(page) in result.stderr
-    data = json.loads(page.read_text(encoding="utf-8").split('type="application/json">')[1].split("</script>")[0])
+    data = json.loads(
+        page.read_text(encoding="utf-8").split('type="application/json">')[1].split("</script>")[0]
+    )
     assert "".join(data["pieces"]) == TEXT
     assert data["attention"]["first"] == [1, 1]
     assert len(data["alternatives"][1]) == 3
@@ -228,7 +255,11 @@ def test_ids_beyond_the_vocabulary_are_no_alternatives(tmp_path: Path, small_bpe
     with torch.no_grad():
         padded.wte.weight[512:] *= 100  # padding that would win
     model = str(add_vocabulary(write_hub(tmp_path / "padded", padded)))
-    tokens = [each["token"] for line in objects(model, "the end", "--top", "600") for each in line["alternatives"]]
+    tokens = [
+        each["token"]
+        for line in objects(model, "the end", "--top", "600")
+        for each in line["alternatives"]
+    ]
     assert max(tokens) < 512
 
 

@@ -21,8 +21,8 @@ from builders import add_vocabulary, write_hub
 from typer.testing import CliRunner, Result
 
 import gpt2kit
-from gpt2kit import native
 from gpt2kit.cli import app
+from gpt2kit.engine import native
 from gpt2kit.model import GPT2
 
 
@@ -35,7 +35,9 @@ def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, list(arguments), input=stdin)
 
 
-def generate(model: str, *arguments: str, stdin: str | bytes | None = None, seed: str | None = "1") -> Result:
+def generate(
+    model: str, *arguments: str, stdin: str | bytes | None = None, seed: str | None = "1"
+) -> Result:
     seeded = ["--seed", seed] if seed else []
     return run("generate", *arguments, "--model", model, "--device", "cpu", *seeded, stdin=stdin)
 
@@ -50,7 +52,9 @@ def text(model: str, *arguments: str, stdin: str | bytes | None = None) -> str:
 
 
 def test_stdout_is_the_prompt_and_its_continuation_and_nothing_else(model: str) -> None:
-    expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), "the end", max_tokens=12, seed=1)
+    expected = gpt2kit.generate(
+        *gpt2kit.load(model, device="cpu"), "the end", max_tokens=12, seed=1
+    )
     result = generate(model, "the end", "--max_tokens", "12")
     assert result.stdout == f"the end{expected}\n"
     assert result.stderr == ""
@@ -76,7 +80,9 @@ def test_an_empty_prompt_starts_a_new_text(model: str) -> None:
 
 
 def test_dashes_and_underscores_are_the_same(model: str) -> None:
-    assert text(model, "a", "--max-tokens", "5", "--top-k", "3") == text(model, "a", "--max_tokens", "5", "--top_k", "3")
+    assert text(model, "a", "--max-tokens", "5", "--top-k", "3") == text(
+        model, "a", "--max_tokens", "5", "--top_k", "3"
+    )
 
 
 CHANGES: list[list[str]] = [
@@ -111,13 +117,21 @@ def test_stop_texts_and_markers_are_obeyed(model: str) -> None:
     stop = whole[10:13]
     cut = text(model, "a", "--ignore_eos", "--no_prompt", "--stop", stop, "--stop", "never in it")
     assert cut == whole[: whole.index(stop)] + "\n"
-    assert text(model, "<|endoftext|>a", "--special", "--no_prompt") != text(model, "<|endoftext|>a", "--no_prompt")
+    assert text(model, "<|endoftext|>a", "--special", "--no_prompt") != text(
+        model, "<|endoftext|>a", "--no_prompt"
+    )
 
 
 def test_ignore_eos_goes_on_after_the_end(model: str) -> None:
     seeds = [str(seed) for seed in range(40)]
-    ended = next(seed for seed in seeds if "end_of_text" in generate(model, "a", "--json", "--top_k", "0", seed=seed).stdout)
-    found = json.loads(generate(model, "a", "--json", "--top_k", "0", "--ignore_eos", seed=ended).stdout)
+    ended = next(
+        seed
+        for seed in seeds
+        if "end_of_text" in generate(model, "a", "--json", "--top_k", "0", seed=seed).stdout
+    )
+    found = json.loads(
+        generate(model, "a", "--json", "--top_k", "0", "--ignore_eos", seed=ended).stdout
+    )
     assert found["finish_reason"] == "max_tokens"
     assert "<|endoftext|>" in found["text"]
 
@@ -131,22 +145,50 @@ def test_several_samples_are_printed_one_after_the_other(model: str) -> None:
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "16"])
 @pytest.mark.parametrize("source", ["file", "-"])
-def test_every_line_of_a_file_is_continued_as_it_would_be_alone(model: str, tmp_path: Path, batch_size: str, source: str) -> None:
+def test_every_line_of_a_file_is_continued_as_it_would_be_alone(
+    model: str, tmp_path: Path, batch_size: str, source: str
+) -> None:
     prompts = ["the end", "a", "Perché no?", "the end"]
     (tmp_path / "prompts").write_text("\n\n".join(prompts) + "\r\n", encoding="utf-8")
     stdin = (tmp_path / "prompts").read_text(encoding="utf-8") if source == "-" else None
     name = "-" if source == "-" else str(tmp_path / "prompts")
-    found = text(model, "--prompts_file", name, "--batch_size", batch_size, "--json", "--max_tokens", "9", stdin=stdin)
+    found = text(
+        model,
+        "--prompts_file",
+        name,
+        "--batch_size",
+        batch_size,
+        "--json",
+        "--max_tokens",
+        "9",
+        stdin=stdin,
+    )
     alone = [text(model, prompt, "--json", "--max_tokens", "9") for prompt in prompts]
-    rows, expected = [json.loads(line) for line in found.splitlines()], [json.loads(line) for line in alone]
+    rows, expected = (
+        [json.loads(line) for line in found.splitlines()],
+        [json.loads(line) for line in alone],
+    )
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]
     assert [row["prompt"] for row in rows] == prompts
 
 
 def test_json_has_everything_that_programs_want(model: str) -> None:
     found = json.loads(text(model, "Perché", "--json", "--max_tokens", "6"))
-    assert found.keys() == {"prompt", "text", "tokens", "finish_reason", "seed", "sample", "logprobs"}
-    assert (found["prompt"], found["seed"], found["sample"], found["finish_reason"]) == ("Perché", 1, 0, "max_tokens")
+    assert found.keys() == {
+        "prompt",
+        "text",
+        "tokens",
+        "finish_reason",
+        "seed",
+        "sample",
+        "logprobs",
+    }
+    assert (found["prompt"], found["seed"], found["sample"], found["finish_reason"]) == (
+        "Perché",
+        1,
+        0,
+        "max_tokens",
+    )
     assert len(found["tokens"]) == len(found["logprobs"]) == 6
     assert all(logprob < 0 for logprob in found["logprobs"])
 
@@ -161,18 +203,43 @@ def test_every_dtype_writes_text(model: str, dtype: str) -> None:
 @pytest.mark.parametrize("draft", ["lookup", "MODEL"])
 def test_a_draft_changes_no_text_that_is_not_drawn(model: str, tmp_path: Path, draft: str) -> None:
     (tmp_path / "prompts").write_text("the end of the end of\na\nPerché no?\n")
-    options = ["--prompts_file", str(tmp_path / "prompts"), "--temperature", "0", "--num_samples", "2", "--stop", "zz"]
+    options = [
+        "--prompts_file",
+        str(tmp_path / "prompts"),
+        "--temperature",
+        "0",
+        "--num_samples",
+        "2",
+        "--stop",
+        "zz",
+    ]
     plain = text(model, *options)
     assert text(model, *options, "--draft", draft.replace("MODEL", model)) == plain
-    assert text(model, *options, "--draft", draft.replace("MODEL", model), "--draft_tokens", "2", "--batch_size", "1") == plain
+    assert (
+        text(
+            model,
+            *options,
+            "--draft",
+            draft.replace("MODEL", model),
+            "--draft_tokens",
+            "2",
+            "--batch_size",
+            "1",
+        )
+        == plain
+    )
     seeded = ["a", "--num_samples", "3", "--repetition_penalty", "1.1"]
     assert text(model, *seeded, "--draft", "lookup") == text(model, *seeded)
 
 
 def test_stats_say_how_many_proposals_were_accepted(model: str) -> None:
-    pattern = r"draft +(\d+) tokens proposed, ([\d.]+)% of them accepted, ([\d.]+) tokens per step\n"
+    pattern = (
+        r"draft +(\d+) tokens proposed, ([\d.]+)% of them accepted, ([\d.]+) tokens per step\n"
+    )
     arguments = ["a", "--stats", "--ignore_eos", "--max_tokens", "25", "--temperature", "0"]
-    found = re.search(pattern, generate(model, *arguments, "--draft", model, "--draft_tokens", "3").stderr)
+    found = re.search(
+        pattern, generate(model, *arguments, "--draft", model, "--draft_tokens", "3").stderr
+    )
     assert found is not None
     assert found.groups() == ("18", "100.0", "4.00")
     assert "draft" not in generate(model, *arguments).stderr
@@ -189,7 +256,9 @@ def test_a_drawn_seed_is_told_and_repeats_the_text(model: str) -> None:
     assert generate(model, "a", "--temperature", "0", seed=None).stderr == ""
 
 
-def test_compile_lets_torch_compile_what_it_reads_and_stats_say_so(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_lets_torch_compile_what_it_reads_and_stats_say_so(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[object] = []
 
     def watched(function: Callable[..., object]) -> Callable[..., object]:
@@ -219,7 +288,9 @@ def test_compile_is_refused_where_it_would_have_no_effect(model: str) -> None:
 def test_stats_go_to_stderr(model: str) -> None:
     result = generate(model, "the end", "--stats", "--ignore_eos", "--max_tokens", "7")
     assert result.stdout == text(model, "the end", "--ignore_eos", "--max_tokens", "7")
-    assert re.search(r"prompt +\d+ tokens, [\d,.]+ tokens/s, first new token after \d+\.\d+ s", result.stderr)
+    assert re.search(
+        r"prompt +\d+ tokens, [\d,.]+ tokens/s, first new token after \d+\.\d+ s", result.stderr
+    )
     assert re.search(r"decode +7 tokens, [\d,.]+ tokens/s", result.stderr)
     assert re.search(r"memory +[\d.]+ [MG]B at most", result.stderr)
     assert re.search(r"model +[\d.]+ kB of weights on cpu, float32, loaded in", result.stderr)
@@ -229,7 +300,10 @@ def test_stats_go_to_stderr(model: str) -> None:
 def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
     result = generate(model, "x y " * 40, "--max_tokens", "2")
     assert result.exit_code == 0
-    assert re.search(r"warning: the prompt has \d+ tokens and the model reads 32: the first \d+ are left out", result.stderr)
+    assert re.search(
+        r"warning: the prompt has \d+ tokens and the model reads 32: the first \d+ are left out",
+        result.stderr,
+    )
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -250,13 +324,24 @@ def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
         (["--prompts_file", os.devnull], "no prompts"),
         (["a", "--draft", "dante"], "the draft model dante has another vocabulary than"),
         (["a", "--draft", "my-novel"], "no model is called my-novel"),
-        (["a", "--draft", "lookup", "--draft_tokens", "65"], "draft_tokens is 65, expected a whole number from 1 to 64"),
+        (
+            ["a", "--draft", "lookup", "--draft_tokens", "65"],
+            "draft_tokens is 65, expected a whole number from 1 to 64",
+        ),
         (["a", "--num_samples", "1000000000000"], "num_samples is 1000000000000"),
         (["a " * 60, "--overflow", "error"], "reads at most 32"),
     ],
 )
-def test_a_wrong_option_is_one_line_and_exit_code_one(model: str, arguments: list[str], message: str) -> None:
-    result = run("generate", *arguments, "--model", model, *(["--device", "cpu"] if "--device" not in arguments else []))
+def test_a_wrong_option_is_one_line_and_exit_code_one(
+    model: str, arguments: list[str], message: str
+) -> None:
+    result = run(
+        "generate",
+        *arguments,
+        "--model",
+        model,
+        *(["--device", "cpu"] if "--device" not in arguments else []),
+    )
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -295,7 +380,9 @@ def test_an_empty_prompts_file_is_an_error(model: str, tmp_path: Path) -> None:
     assert "no prompts; expected one on each line" in result.stderr
 
 
-def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run("generate", "a", "--model", "124M")
     assert result.exit_code == 1
@@ -307,12 +394,27 @@ def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(monkeyp
 
 
 def command(model: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gpt2kit", "generate", *arguments, "--model", model, "--device", "cpu", "--seed", "1"]
+    return [
+        sys.executable,
+        "-m",
+        "gpt2kit",
+        "generate",
+        *arguments,
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--seed",
+        "1",
+    ]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(model: str) -> None:
     process = subprocess.Popen(
-        command(model, "a", "--max_tokens", "3000", "--ignore_eos"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        command(model, "a", "--max_tokens", "3000", "--ignore_eos"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     )
     assert process.stdout is not None
     assert process.stdout.read(5)
@@ -324,14 +426,25 @@ def test_a_reader_that_has_seen_enough_is_no_error(model: str) -> None:
 
 def test_a_terminal_without_unicode_gets_question_marks(model: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-    done = subprocess.run(command(model, "Perché 🙂", "--max_tokens", "2"), capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        command(model, "Perché 🙂", "--max_tokens", "2"),
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"Perch? ?")
 
 
 def test_a_full_disk_is_one_line(model: str) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command(model, "a", "--max_tokens", "2"), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command(model, "a", "--max_tokens", "2"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 1
     assert done.stderr == "error: No space left on device\n"
 
@@ -356,8 +469,24 @@ class Terminal:
 
     def __init__(self, model: str, *arguments: str, stdout: int | None = None) -> None:
         self._terminal, child = pty.openpty()
-        command = [sys.executable, "-m", "gpt2kit", "generate", "--model", model, "--device", "cpu", *arguments]
-        self.process = subprocess.Popen(command, stdin=child, stdout=child if stdout is None else stdout, stderr=child, close_fds=True)
+        command = [
+            sys.executable,
+            "-m",
+            "gpt2kit",
+            "generate",
+            "--model",
+            model,
+            "--device",
+            "cpu",
+            *arguments,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdin=child,
+            stdout=child if stdout is None else stdout,
+            stderr=child,
+            close_fds=True,
+        )
         os.close(child)
         self._shown = b""
 
@@ -386,7 +515,9 @@ def test_without_a_prompt_a_terminal_gets_a_loop(model: str) -> None:
     terminal.read_until("> ")
     for prompt in ("the end", "Perché"):
         terminal.type(f"{prompt}\n")
-        expected = gpt2kit.generate(*gpt2kit.load(model, device="cpu"), prompt, max_tokens=4, temperature=0)
+        expected = gpt2kit.generate(
+            *gpt2kit.load(model, device="cpu"), prompt, max_tokens=4, temperature=0
+        )
         terminal.read_until(f"{prompt}{expected}\n")
         terminal.read_until("> ")
     assert terminal.leave() == 0
@@ -428,9 +559,19 @@ def test_the_prompt_of_the_loop_does_not_reach_a_file(model: str, tmp_path: Path
 
 
 def test_a_closed_stream_is_no_traceback(model: str) -> None:
-    lines = [" ".join(command(model, "" if closed == "<&-" else "a", "--max_tokens", "2", closed)) for closed in ("<&-", ">&-", "2>&-")]
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    for process in [subprocess.Popen(["bash", "-c", line], **pipes) for line in lines]:  # all at once: starting takes the time
+    lines = [
+        " ".join(command(model, "" if closed == "<&-" else "a", "--max_tokens", "2", closed))
+        for closed in ("<&-", ">&-", "2>&-")
+    ]
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    for process in [
+        subprocess.Popen(["bash", "-c", line], **pipes) for line in lines
+    ]:  # all at once: starting takes the time
         _, said = process.communicate(timeout=60)
         assert "Traceback" not in said
         assert process.returncode == 0, process.args
@@ -438,23 +579,55 @@ def test_a_closed_stream_is_no_traceback(model: str) -> None:
 
 def test_a_pipe_can_hold_the_prompts(model: str) -> None:
     arguments = " ".join(command(model, "--max_tokens", "2", "--json"))
-    done = subprocess.run(["bash", "-c", f"{arguments} --prompts_file <(printf 'a\nb\n')"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{arguments} --prompts_file <(printf 'a\nb\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["a", "b"]
 
 
 def test_arguments_are_utf8_whatever_the_locale_says(model: str) -> None:
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command(model, "Perché", "--max_tokens", "0"), capture_output=True, env=environment, check=True)
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    done = subprocess.run(
+        command(model, "Perché", "--max_tokens", "0"),
+        capture_output=True,
+        env=environment,
+        check=True,
+    )
     assert done.stdout.decode() == "Perché\n"
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "16"])
-def test_texts_and_samples_are_the_same_in_any_batch(model: str, tmp_path: Path, batch_size: str) -> None:
+def test_texts_and_samples_are_the_same_in_any_batch(
+    model: str, tmp_path: Path, batch_size: str
+) -> None:
     (tmp_path / "prompts").write_text("a\nthe end\n")
-    arguments = ["--prompts_file", str(tmp_path / "prompts"), "--num_samples", "3", "--max_tokens", "5"]
-    assert text(model, *arguments, "--batch_size", batch_size) == text(model, *arguments, "--batch_size", "6")
-    rows = [json.loads(line) for line in text(model, *arguments, "--batch_size", batch_size, "--json").splitlines()]
-    assert [(row["prompt"], row["sample"]) for row in rows] == [(prompt, sample) for prompt in ("a", "the end") for sample in range(3)]
+    arguments = [
+        "--prompts_file",
+        str(tmp_path / "prompts"),
+        "--num_samples",
+        "3",
+        "--max_tokens",
+        "5",
+    ]
+    assert text(model, *arguments, "--batch_size", batch_size) == text(
+        model, *arguments, "--batch_size", "6"
+    )
+    rows = [
+        json.loads(line)
+        for line in text(model, *arguments, "--batch_size", batch_size, "--json").splitlines()
+    ]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [
+        (prompt, sample) for prompt in ("a", "the end") for sample in range(3)
+    ]
 
 
 def test_a_byte_order_mark_on_standard_input_is_not_part_of_the_prompt(model: str) -> None:
@@ -489,8 +662,13 @@ def test_tokens_as_json_and_from_standard_input(model: str) -> None:
 
 
 def test_markers_are_tokens_only_when_special(model: str) -> None:
-    assert json.loads(run("tokenize", "<|endoftext|>", "--model", model, "--json", "--special").stdout)["ids"] == [511]
-    assert len(json.loads(run("tokenize", "<|endoftext|>", "--model", model, "--json").stdout)["ids"]) > 1
+    assert json.loads(
+        run("tokenize", "<|endoftext|>", "--model", model, "--json", "--special").stdout
+    )["ids"] == [511]
+    assert (
+        len(json.loads(run("tokenize", "<|endoftext|>", "--model", model, "--json").stdout)["ids"])
+        > 1
+    )
 
 
 def test_tokenizing_nothing_is_no_tokens(model: str) -> None:
@@ -506,7 +684,9 @@ def test_a_model_without_a_vocabulary_cannot_tokenize(tmp_path: Path, tiny_model
 
 def test_colours_are_for_terminals_and_change_nothing_else(model: str) -> None:
     plain = text(model, "the end", "--max_tokens", "20")
-    assert text(model, "the end", "--max_tokens", "20", "--colour", "auto") == plain  # not a terminal
+    assert (
+        text(model, "the end", "--max_tokens", "20", "--colour", "auto") == plain
+    )  # not a terminal
     always = text(model, "the end", "--max_tokens", "20", "--colour", "always")
     assert "\x1b[48;5;" in always
     assert re.sub(r"\x1b\[[0-9;]*m", "", always) == plain

@@ -25,7 +25,9 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_type_is_shown_only_where_it_says_something(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_is_shown_only_where_it_says_something(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # --help itself was a <bool>, and MODEL a <list[str]>.
     before, options = re.split(r"─ Options ─", help_of(command, monkeypatch))
     assert re.search(r"--help +-h +Show this message", options)
@@ -35,7 +37,9 @@ def test_a_type_is_shown_only_where_it_says_something(command: str, monkeypatch:
 
 def test_paragraphs_are_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     # They ended where a line of the program ends, and at the edge of the terminal too.
-    assert " too. Perplexities compare only models with the same vocabulary" in help_of("evaluate", monkeypatch)
+    assert " too. Perplexities compare only models with the same vocabulary" in help_of(
+        "evaluate", monkeypatch
+    )
 
 
 def test_an_optional_argument_is_in_brackets_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,10 @@ WORDS = "il sole la luna e le altre stelle che muovono il cielo sopra di noi"
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"
-    path.write_text(f"Una prima riga.\n{WORDS}\n" + "".join(f"riga {n} del libro\n" for n in range(50)), encoding="utf-8")
+    path.write_text(
+        f"Una prima riga.\n{WORDS}\n" + "".join(f"riga {n} del libro\n" for n in range(50)),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -47,7 +50,12 @@ def test_the_shortest_run_that_counts_can_be_chosen(book: Path) -> None:
 def test_json_has_every_passage_and_the_baseline(book: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("la luna e le altre stelle")
     result = json.loads(run(tmp_path / "text.txt", "--corpus", book, "--json").stdout)
-    assert (result["words"], result["copied"], result["longest"], result["baseline_longest"]) == (6, 1.0, 6, 3)
+    assert (result["words"], result["copied"], result["longest"], result["baseline_longest"]) == (
+        6,
+        1.0,
+        6,
+        3,
+    )
     assert result["passages"][0]["text"] == "la luna e le altre stelle"
     assert result["passages"][0]["line"] == 2
 
@@ -62,8 +70,15 @@ def test_lists_are_compared_line_by_line(tmp_path: Path) -> None:
     result = run("-", "--list", "--corpus", tmp_path / "names.txt", stdin="bice\ncarla\ncarla\n")
     assert result.stdout == "new    carla\nthere  bice\n"
     assert "50.0% new: 1 new, 1 already there, 1 repeated" in result.stderr
-    result = run("-", "--list", "--json", "--corpus", tmp_path / "names.txt", stdin="bice\ncarla\ncarla\n")
-    assert json.loads(result.stdout) == {"new": ["carla"], "known": ["bice"], "repeated": 1, "share_new": 0.5}
+    result = run(
+        "-", "--list", "--json", "--corpus", tmp_path / "names.txt", stdin="bice\ncarla\ncarla\n"
+    )
+    assert json.loads(result.stdout) == {
+        "new": ["carla"],
+        "known": ["bice"],
+        "repeated": 1,
+        "share_new": 0.5,
+    }
 
 
 def test_the_encoding_can_be_told(tmp_path: Path) -> None:
@@ -72,7 +87,12 @@ def test_the_encoding_can_be_told(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "add --encoding cp1252" in result.stderr
-    assert "100.0%" in run(tmp_path / "old.txt", "--corpus", tmp_path / "old.txt", "--encoding", "cp1252").stdout
+    assert (
+        "100.0%"
+        in run(
+            tmp_path / "old.txt", "--corpus", tmp_path / "old.txt", "--encoding", "cp1252"
+        ).stdout
+    )
 
 
 def test_a_missing_corpus_is_one_line_of_error(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def write_run(folder: Path, *losses: float) -> Path:
     folder.mkdir()
-    lines = [json.dumps({"step": step, "train_loss": loss}) for step, loss in enumerate(losses, start=1)]
+    lines = [
+        json.dumps({"step": step, "train_loss": loss}) for step, loss in enumerate(losses, start=1)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -99,21 +101,30 @@ def test_options_of_a_kind_reach_it(model: str, calls: list[tuple[Any, ...]]) ->
     assert given("mlp", "--layer", 1)[1][2:] == (1,)
     assert given("lens", "--last", 3)[1][3:] == (3,)
     assert given("temperature")[1:][1] == {"top_k": 40, "top_p": 0.9}
-    name, arguments, filters = given("temperature", "--temperature", 0.7, "--temperature", 2, "--top-k", 5, "--top_p", 0.5)
+    name, arguments, filters = given(
+        "temperature", "--temperature", 0.7, "--temperature", 2, "--top-k", 5, "--top_p", 0.5
+    )
     assert (name, arguments[2], filters) == ("temperature", [0.7, 2.0], {"top_k": 5, "top_p": 0.5})
 
 
-def test_the_distribution_is_that_after_the_last_token(model: str, calls: list[tuple[Any, ...]]) -> None:
+def test_the_distribution_is_that_after_the_last_token(
+    model: str, calls: list[tuple[Any, ...]]
+) -> None:
     import torch
 
     assert run("temperature", "--model", model, "--prompt", TEXT, "--device", "cpu").exit_code == 0
     gpt2, tokenizer = gpt2kit.load(model, device="cpu")
     assert tokenizer is not None
-    torch.testing.assert_close(calls[-1][1][0], gpt2(torch.tensor([tokenizer.encode(TEXT)]))[0, -1].detach())
+    torch.testing.assert_close(
+        calls[-1][1][0], gpt2(torch.tensor([tokenizer.encode(TEXT)]))[0, -1].detach()
+    )
 
 
 def test_numbers_and_markers_are_as_asked(model: str, calls: list[tuple[Any, ...]]) -> None:
-    assert run("norms", "--model", model, "--prompt", "a<|endoftext|>", "--dtype", "float64").exit_code == 0
+    assert (
+        run("norms", "--model", model, "--prompt", "a<|endoftext|>", "--dtype", "float64").exit_code
+        == 0
+    )
     plain = calls[-1][1][0]
     assert str(plain.embeddings.dtype) == "torch.float64"
     assert run("norms", "--model", model, "--prompt", "a<|endoftext|>", "--special").exit_code == 0
@@ -124,19 +135,40 @@ def test_what_the_vocabulary_lacks_is_refused_or_skipped() -> None:
     refused = run("tokens", "--model", "dante", "--prompt", "Nel 日", "--dpi", 30)
     assert refused.exit_code == 1
     assert "--unknown skip" in refused.stderr
-    assert run("tokens", "--model", "dante", "--prompt", "Nel 日", "--unknown", "skip", "--dpi", 30).exit_code == 0
+    assert (
+        run(
+            "tokens", "--model", "dante", "--prompt", "Nel 日", "--unknown", "skip", "--dpi", 30
+        ).exit_code
+        == 0
+    )
 
 
 @pytest.mark.filterwarnings("always::gpt2kit.errors.Gpt2KitWarning")
-def test_a_text_longer_than_the_window_follows_overflow(model: str, calls: list[tuple[Any, ...]]) -> None:
+def test_a_text_longer_than_the_window_follows_overflow(
+    model: str, calls: list[tuple[Any, ...]]
+) -> None:
     tokenizer = gpt2kit.load(model, device="cpu")[1]
     assert tokenizer is not None
     text = " ".join(str(number) for number in range(60))
     ids = tokenizer.encode(text)
-    for overflow, expected, said in ((None, ids[-32:], "the first"), ("slide", ids[-32:], "the first"), ("stop", ids[:32], "the last")):
-        result = run("tokens", "--model", model, "--prompt", text, *(["--overflow", overflow] if overflow else []))
+    for overflow, expected, said in (
+        (None, ids[-32:], "the first"),
+        ("slide", ids[-32:], "the first"),
+        ("stop", ids[:32], "the last"),
+    ):
+        result = run(
+            "tokens",
+            "--model",
+            model,
+            "--prompt",
+            text,
+            *(["--overflow", overflow] if overflow else []),
+        )
         assert result.exit_code == 0
-        assert f"warning: the text has {len(ids)} tokens and the model reads 32: {said} {len(ids) - 32} are left out" in result.stderr
+        assert (
+            f"warning: the text has {len(ids)} tokens and the model reads 32: {said} {len(ids) - 32} are left out"
+            in result.stderr
+        )
         assert calls[-1][1][0].ids.tolist() == [expected]
     result = run("tokens", "--model", model, "--prompt", text, "--overflow", "error")
     assert result.exit_code == 1
@@ -146,7 +178,12 @@ def test_a_text_longer_than_the_window_follows_overflow(model: str, calls: list[
 def test_title_and_format_are_as_asked(model: str, calls: list[tuple[Any, ...]]) -> None:
     assert run("tokens", "--model", model, "--prompt", TEXT, "--out", "x.svg").exit_code == 0
     assert "<!-- a title -->" in Path("x.svg").read_text()
-    assert run("tokens", "--model", model, "--prompt", TEXT, "--out", "x.svg", "--title", "Mine & $x").exit_code == 0
+    assert (
+        run(
+            "tokens", "--model", model, "--prompt", TEXT, "--out", "x.svg", "--title", "Mine & $x"
+        ).exit_code
+        == 0
+    )
     assert "<!-- Mine &amp; $x -->" in Path("x.svg").read_text()
     assert run("tokens", "--model", model, "--prompt", TEXT, "--out", "x.pdf").exit_code == 0
     assert Path("x.pdf").read_bytes().startswith(b"%PDF")
@@ -156,18 +193,29 @@ def test_title_and_format_are_as_asked(model: str, calls: list[tuple[Any, ...]])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tokens", "--prompt", "x", "--out", "x.jpg"], "x.jpg: expected a name that ends in .png, .svg or .pdf"),
+        (
+            ["tokens", "--prompt", "x", "--out", "x.jpg"],
+            "x.jpg: expected a name that ends in .png, .svg or .pdf",
+        ),
         (["tokens", "--prompt", "x", "--out", "none/x.png"], "there is no folder none"),
         (["temperature", "--prompt", "x", "--top_p", "2"], "top_p is 2.0"),
-        (["losses", "--run", "none"], "none: no metrics.jsonl; expected the folder of a training run"),
-        (["losses", "--run", ".", "--average", "median:2"], "average 'median', expected simple:STEPS"),
+        (
+            ["losses", "--run", "none"],
+            "none: no metrics.jsonl; expected the folder of a training run",
+        ),
+        (
+            ["losses", "--run", ".", "--average", "median:2"],
+            "average 'median', expected simple:STEPS",
+        ),
     ],
 )
-def test_what_cannot_be_is_one_line_before_work_starts(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_is_one_line_before_work_starts(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("work has started")
 
-    monkeypatch.setattr("gpt2kit.checkpoints.load", work)
+    monkeypatch.setattr("gpt2kit.checkpoints.load.load", work)
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert message in result.stderr
@@ -178,12 +226,20 @@ def test_a_layer_that_is_not_there_and_an_empty_text_are_refused(model: str) -> 
     result = run("mlp", "--model", model, "--prompt", TEXT, "--layer", 2)
     assert (result.exit_code, result.stderr) == (1, "error: layer is 2, expected 0 to 1\n")
     result = run("lens", "--model", model, "--prompt", "")
-    assert (result.exit_code, result.stderr) == (1, "error: the text has no tokens; there must be one at least\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the text has no tokens; there must be one at least\n",
+    )
     assert not list(Path().glob("*.png"))
 
 
 def test_options_that_a_kind_has_no_use_for_are_refused(model: str) -> None:
-    for arguments in (["tokens", "--layer", "1"], ["lens", "--head", "1"], ["mlp", "--top_k", "2"], ["attention", "--head", "1"]):
+    for arguments in (
+        ["tokens", "--layer", "1"],
+        ["lens", "--head", "1"],
+        ["mlp", "--top_k", "2"],
+        ["attention", "--head", "1"],
+    ):
         result = run(*arguments, "--model", model, "--prompt", TEXT)
         assert result.exit_code == 2
     assert run("losses", "--prompt", "x", "--run", "y").exit_code == 2
@@ -204,7 +260,10 @@ def test_runs_are_named_by_their_folders(tmp_path: Path, calls: list[tuple[Any, 
     first, second = write_run(tmp_path / "first", 3.0, 2.0), write_run(tmp_path / "second", 4.0)
     (tmp_path / "other").mkdir()
     third = write_run(tmp_path / "other" / "first", 5.0)
-    assert run("losses", "--run", first, "--run", second / "metrics.jsonl", "--run", third).exit_code == 0
+    assert (
+        run("losses", "--run", first, "--run", second / "metrics.jsonl", "--run", third).exit_code
+        == 0
+    )
     _, (runs, averages), _ = calls.pop()
     assert {name: [line["train_loss"] for line in lines] for name, lines in runs.items()} == {
         "first": [3.0, 2.0],
@@ -216,7 +275,12 @@ def test_runs_are_named_by_their_folders(tmp_path: Path, calls: list[tuple[Any, 
 
 def test_averages_are_as_asked(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
     folder = write_run(tmp_path / "run", 3.0, 2.0)
-    assert run("losses", "--run", folder, "--average", "simple:5", "--average", "exponential:0.9").exit_code == 0
+    assert (
+        run(
+            "losses", "--run", folder, "--average", "simple:5", "--average", "exponential:0.9"
+        ).exit_code
+        == 0
+    )
     assert calls[-1][1][1] == [plots.Average("simple", 5), plots.Average("exponential", 0.9)]
     assert run("losses", "--run", folder, "--average", "none").exit_code == 0
     assert calls[-1][1][1] == []
@@ -234,4 +298,7 @@ def test_a_file_without_losses_is_named(content: bytes) -> None:
     Path("other.jsonl").write_bytes(content)
     result = run("losses", "--run", "other.jsonl")
     assert result.exit_code == 1
-    assert result.stderr == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss or val_loss\n"
+    assert (
+        result.stderr
+        == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss or val_loss\n"
+    )

@@ -18,7 +18,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 def python(program: str, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, env=os.environ | ONE_THREAD | options, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=os.environ | ONE_THREAD | options, capture_output=True, text=True, check=False
+    )
 
 
 # Runs the command line as `gpt2kit` does; tells at which of its ends the process came past.
@@ -41,7 +43,10 @@ def test_all_is_written_and_atexit_runs_but_the_interpreter_is_not_taken_apart()
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["rm", "nothing-of-that-name"], 1), (["nonsense"], 2), (["models", "--help"], 0)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["rm", "nothing-of-that-name"], 1), (["nonsense"], 2), (["models", "--help"], 0)],
+)
 def test_the_exit_code_stays(arguments: list[str], code: int) -> None:
     assert python(RUN.format(more=""), *arguments).returncode == code
 
@@ -55,25 +60,31 @@ def test_a_thread_that_has_work_to_do_may_finish() -> None:
 
 def test_a_profiler_reports() -> None:
     command = [sys.executable, "-m", "cProfile", "-m", "gpt2kit", "--version"]
-    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=True
+    )
     assert "function calls" in done.stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 def test_a_full_disk_at_the_end_is_not_taken_for_success() -> None:
-    program = RUN.format(more="sys.stdout = open('/dev/full', 'w'); print('a line that waits to be written')")
+    program = RUN.format(
+        more="sys.stdout = open('/dev/full', 'w'); print('a line that waits to be written')"
+    )
     assert python(program, "rm", "nothing-of-that-name").returncode != 0
-    done = python(program.replace("main()", "from gpt2kit.cli import process; process.end_at_once(0)"))
+    done = python(
+        program.replace("main()", "from gpt2kit.cli import process; process.end_at_once(0)")
+    )
     assert done.returncode != 0
     assert "No space left" in done.stderr
 
 
 BEGIN = """
 import gc, sys
-from gpt2kit import pages
+from gpt2kit import memory
 from gpt2kit.cli import process
 prepared = []
-pages.prepare = prepared.append
+memory.prepare = prepared.append
 process.begin(*sys.argv[1:4], None)
 print(prepared, "torch" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 50_000)
 prepared.clear()
@@ -82,7 +93,9 @@ print(prepared)
 """
 
 
-def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage(tiny_model: GPT2, tmp_path: Path) -> None:
+def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage(
+    tiny_model: GPT2, tmp_path: Path
+) -> None:
     done = python(BEGIN, str(write_hub(tmp_path / "model", tiny_model)), "cpu", "float32")
     needed = sum(parameter.nbytes for parameter in tiny_model.parameters())
     assert done.stdout == f"[{needed}] True True True\n[]\n"

@@ -17,13 +17,13 @@ import torch
 from training_builders import VERSES
 from typer.testing import CliRunner
 
-from gpt2kit import recipes
-from gpt2kit.checkpoints import load
-from gpt2kit.checkpoints.training import read_metrics, read_settings
+from gpt2kit.checkpoints.load import load
 from gpt2kit.cli import app
 from gpt2kit.cli.training_options import FINETUNE, MODEL, TRAINING
 from gpt2kit.cli.training_report import human_time, loss_figures
-from gpt2kit.training_setup import set_up
+from gpt2kit.training import recipes
+from gpt2kit.training.run import read_metrics, read_settings
+from gpt2kit.training.setup import set_up
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -41,7 +41,7 @@ def book(tmp_path: Path) -> Path:
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A small GPT-2 with a vocabulary of its own."""
-    from gpt2kit.checkpoints import write_model
+    from gpt2kit.checkpoints.load import write_model
     from gpt2kit.config import GPT2Config
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers.learn import learn_bpe
@@ -70,13 +70,28 @@ def facts(kind: str, source: Path, *arguments: object, **given: Any) -> dict[str
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
-def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(book: Path, tmp_path: Path) -> None:
+def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(
+    book: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     result = run("train", book, *SMALL_OPTIONS, "--out", out)
     assert result.stdout == ""
-    for piece in ("characters per token", "of them trained", "6 steps of 4 windows of 16 tokens", "weights", "a step, validations aside"):
+    for piece in (
+        "characters per token",
+        "of them trained",
+        "6 steps of 4 windows of 16 tokens",
+        "weights",
+        "a step, validations aside",
+    ):
         assert piece in result.stderr
-    for piece in ("validation loss", "bits per byte", "copied in runs of 5 words", "--- before", "--- after", "gpt2kit generate"):
+    for piece in (
+        "validation loss",
+        "bits per byte",
+        "copied in runs of 5 words",
+        "--- before",
+        "--- after",
+        "gpt2kit generate",
+    ):
         assert piece in result.stderr
     assert [line["step"] for line in read_metrics(out)] == list(range(7))
     summary = json.loads((out / "report.json").read_text())
@@ -89,7 +104,9 @@ def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(book
     assert len(said.rstrip("\n")) <= 3
 
 
-def test_what_to_type_next_has_the_shortest_path(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_to_type_next_has_the_shortest_path(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It was absolute, whatever was given.
     monkeypatch.chdir(tmp_path)
     said = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "runs" / "first").stderr
@@ -98,7 +115,12 @@ def test_what_to_type_next_has_the_shortest_path(book: Path, tmp_path: Path, mon
 
 
 def test_with_json_stdout_has_one_object_a_line(book: Path, tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--json").stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in run(
+            "train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--json"
+        ).stdout.splitlines()
+    ]
     assert [line["step"] for line in lines[:-1]] == list(range(7))
     assert "val_loss" in lines[3]
     assert lines[3]["tokens_per_second"] > 0
@@ -116,25 +138,34 @@ def test_a_run_is_resumed_with_its_own_options(book: Path, tmp_path: Path) -> No
     assert "has ended already" in run("train", book, "--out", cut, "--resume").stderr
 
 
-def test_resuming_with_another_option_or_text_is_refused_with_the_difference(book: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_option_or_text_is_refused_with_the_difference(
+    book: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     run("train", book, *SMALL_OPTIONS, "--out", out)
-    assert "training.lr was 0.003 and is now 0.01" in run("train", book, "--out", out, "--resume", "--lr", "0.01", code=1).stderr
+    assert (
+        "training.lr was 0.003 and is now 0.01"
+        in run("train", book, "--out", out, "--resume", "--lr", "0.01", code=1).stderr
+    )
     book.write_text(VERSES * 4, encoding="utf-8")
     assert "corpus was" in run("train", book, "--out", out, "--resume", code=1).stderr
     assert "already exists" in run("train", book, *SMALL_OPTIONS, "--out", out, code=1).stderr
     run("train", book, *SMALL_OPTIONS, "--out", out, "--force")
 
 
-def test_the_default_folder_is_named_after_corpus_and_model(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_named_after_corpus_and_model(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path / "w"))
     run("train", book, *SMALL_OPTIONS, "--sample_every", 0)
     assert (tmp_path / "w" / "book-gpt" / "model.safetensors").exists()
     assert not (tmp_path / "w" / "book-gpt" / "samples.jsonl").exists()
 
 
-@pytest.mark.parametrize("wrong", ["--lr 0", "--lr nan", "--max_steps 0", "--tokenizer morse", "--n_head 3", "--freeze all", "--val_fraction 1", "--dropout 1", "--max_steps 3 --epochs 1", "--device tpu", "--recipe nothing", "--epochs 0"])  # fmt: skip  # noqa: E501
-def test_options_that_cannot_be_are_one_line_and_leave_nothing(book: Path, tmp_path: Path, wrong: str) -> None:
+@pytest.mark.parametrize("wrong", ["--lr 0", "--lr nan", "--max_steps 0", "--tokenizer morse", "--n_head 3", "--freeze all", "--val_fraction 1", "--dropout 1", "--max_steps 3 --epochs 1", "--device tpu", "--recipe nothing", "--epochs 0"])  # fmt: skip
+def test_options_that_cannot_be_are_one_line_and_leave_nothing(
+    book: Path, tmp_path: Path, wrong: str
+) -> None:
     kept = [word for word in SMALL_OPTIONS if not word.startswith("--max_steps")]
     result = run("train", book, *kept, *wrong.split(), "--out", tmp_path / "run", code=1)
     assert result.stderr.startswith("error: ")
@@ -231,17 +262,48 @@ def test_the_encoding_and_the_field_of_the_text_can_be_chosen(tmp_path: Path) ->
     assert set_up("train", str(lines), {"text_field": "verse"}).texts.joined == VERSES  # type: ignore[union-attr]
 
 
-def test_samples_go_on_from_the_prompt_with_so_many_tokens_so_often(book: Path, tmp_path: Path) -> None:
+def test_samples_go_on_from_the_prompt_with_so_many_tokens_so_often(
+    book: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    run("train", book, *SMALL_OPTIONS, "--out", out, "--sample_every", 2, "--prompt", "selva", "--sample_tokens", 7)
+    run(
+        "train",
+        book,
+        *SMALL_OPTIONS,
+        "--out",
+        out,
+        "--sample_every",
+        2,
+        "--prompt",
+        "selva",
+        "--sample_tokens",
+        7,
+    )
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [0, 2, 4]
-    assert all(sample["text"].startswith("selva") and len(sample["text"]) == 12 for sample in samples)
+    assert all(
+        sample["text"].startswith("selva") and len(sample["text"]) == 12 for sample in samples
+    )
 
 
-def test_training_stops_when_too_much_is_copied(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2kit.cli.training_report.generate", lambda *_, **__: "l mezzo del cammin di nostra vita mi ritrovai")
-    stopped = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "a", "--prompt", "Ne", "--stop_when_copied", 0.5)
+def test_training_stops_when_too_much_is_copied(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gpt2kit.cli.training_report.generate",
+        lambda *_, **__: "l mezzo del cammin di nostra vita mi ritrovai",
+    )
+    stopped = run(
+        "train",
+        book,
+        *SMALL_OPTIONS,
+        "--out",
+        tmp_path / "a",
+        "--prompt",
+        "Ne",
+        "--stop_when_copied",
+        0.5,
+    )
     assert "copied from the corpus: stopping" in stopped.stderr
     assert read_metrics(tmp_path / "a")[-1]["step"] == 1
     run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "b", "--prompt", "Ne")
@@ -258,18 +320,43 @@ def test_a_frozen_part_is_not_trained(book: Path, tmp_path: Path) -> None:
 
 def test_the_device_can_be_chosen(book: Path, tmp_path: Path) -> None:
     assert set_up("train", str(book), {"device": "cpu"}).model.device.type == "cpu"
-    assert "device is 'cuda:9'" in run("train", book, *SMALL_OPTIONS, "--device", "cuda:9", "--out", tmp_path / "run", code=1).stderr
+    assert (
+        "device is 'cuda:9'"
+        in run(
+            "train", book, *SMALL_OPTIONS, "--device", "cuda:9", "--out", tmp_path / "run", code=1
+        ).stderr
+    )
 
 
 def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gpt2kit", "train", str(book), *SMALL_OPTIONS, "--max_steps", "1000000", "--save_every", "1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2kit",
+        "train",
+        str(book),
+        *SMALL_OPTIONS,
+        "--max_steps",
+        "1000000",
+        "--save_every",
+        "1000000",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     numbers = (signal.SIGINT, signal.SIGTERM)
-    outs = [tmp_path / number.name for number in numbers]  # both at once: most of the time goes into starting
-    processes = [subprocess.Popen([*command, "--out", out], env=environment, stderr=subprocess.PIPE, text=True) for out in outs]
+    outs = [
+        tmp_path / number.name for number in numbers
+    ]  # both at once: most of the time goes into starting
+    processes = [
+        subprocess.Popen(
+            [*command, "--out", out], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for out in outs
+    ]
     for process, number, out in zip(processes, numbers, outs, strict=True):
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3):
+        while time.monotonic() < deadline and not (
+            (out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3
+        ):
             time.sleep(0.05)
         process.send_signal(number)
     for process, number, out in zip(processes, numbers, outs, strict=True):
@@ -281,10 +368,19 @@ def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path
 
 # --- finetune, plan, merge -------------------------------------------------------------------------------------------
 
-FINE = ["--block_size=16", "--batch_size=4", "--max_steps=6", "--lr=0.01", "--sample_tokens=5", "--eval_every=3"]
+FINE = [
+    "--block_size=16",
+    "--batch_size=4",
+    "--max_steps=6",
+    "--lr=0.01",
+    "--sample_tokens=5",
+    "--eval_every=3",
+]
 
 
-def test_fine_tuning_starts_from_a_model_and_leaves_one_of_the_same_shape(book: Path, base: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_a_model_and_leaves_one_of_the_same_shape(
+    book: Path, base: Path, tmp_path: Path
+) -> None:
     result = run("finetune", book, "--model", base, *FINE, "--out", tmp_path / "run")
     assert "--- after" in result.stderr
     before, _ = load(base, device="cpu")
@@ -304,9 +400,13 @@ def test_transformers_loads_what_was_fine_tuned(book: Path, base: Path, tmp_path
     torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=2e-5, rtol=1e-4)
 
 
-def test_adapters_are_saved_apart_and_merged_into_a_model(book: Path, base: Path, tmp_path: Path) -> None:
+def test_adapters_are_saved_apart_and_merged_into_a_model(
+    book: Path, base: Path, tmp_path: Path
+) -> None:
     lora, merged = tmp_path / "lora", tmp_path / "merged"
-    result = run("finetune", book, "--model", base, *FINE, "--lora_rank", 2, "--lora_alpha", 6, "--out", lora)
+    result = run(
+        "finetune", book, "--model", base, *FINE, "--lora_rank", 2, "--lora_alpha", 6, "--out", lora
+    )
     assert "gpt2kit merge" in result.stderr
     assert not (lora / "model.safetensors").exists()
     assert json.loads((lora / "adapter.json").read_text())["alpha"] == 6.0
@@ -315,7 +415,9 @@ def test_adapters_are_saved_apart_and_merged_into_a_model(book: Path, base: Path
     after, tokenizer = load(merged, device="cpu")
     assert tokenizer is not None
     assert torch.equal(after.wte.weight, before.wte.weight)
-    assert not torch.equal(after.state_dict()["h.0.attn.c_attn.weight"], before.state_dict()["h.0.attn.c_attn.weight"])
+    assert not torch.equal(
+        after.state_dict()["h.0.attn.c_attn.weight"], before.state_dict()["h.0.attn.c_attn.weight"]
+    )
     assert "already exists" in run("merge", lora, "--out", merged, code=1).stderr
     assert "no adapters" in run("merge", base, "--out", tmp_path / "x", code=1).stderr
 
@@ -324,7 +426,10 @@ def test_adapters_are_not_merged_into_other_weights(book: Path, base: Path, tmp_
     run("finetune", book, "--model", base, *FINE, "--lora_rank", 2, "--out", tmp_path / "lora")
     run("finetune", book, "--model", base, *FINE, "--out", tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", base / "model.safetensors")
-    assert "trained on other weights" in run("merge", tmp_path / "lora", "--out", tmp_path / "x", code=1).stderr
+    assert (
+        "trained on other weights"
+        in run("merge", tmp_path / "lora", "--out", tmp_path / "x", code=1).stderr
+    )
 
 
 def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: Path) -> None:
@@ -339,19 +444,32 @@ def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: P
     assert "a step, validations aside" in run("plan", book, "--model", base).stderr
 
 
-def test_a_plan_of_a_recipe_or_a_shape_is_that_of_training_from_scratch(book: Path, base: Path) -> None:
+def test_a_plan_of_a_recipe_or_a_shape_is_that_of_training_from_scratch(
+    book: Path, base: Path
+) -> None:
     plan = json.loads(run("plan", book, "--recipe", "names", "--block_size", 16, "--json").stdout)
     expected = set_up("train", str(book), {"recipe": "names", "block_size": 16})
     assert plan["parameters"] == expected.model.config.n_params
     assert plan["training"]["max_steps"] == expected.config.max_steps
     assert "model     names" in run("plan", book, "--recipe", "names", "--block_size", 16).stderr
-    assert json.loads(run("plan", book, "--n_layer", 1, "--n_head", 1, "--n_embd", 8, "--json").stdout)["parameters"] < 5000
-    assert "--model is for fine-tuning" in run("plan", book, "--recipe", "names", "--model", base, code=1).stderr
+    assert (
+        json.loads(
+            run("plan", book, "--n_layer", 1, "--n_head", 1, "--n_embd", 8, "--json").stdout
+        )["parameters"]
+        < 5000
+    )
+    assert (
+        "--model is for fine-tuning"
+        in run("plan", book, "--recipe", "names", "--model", base, code=1).stderr
+    )
 
 
 def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -> None:
     run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run")
-    assert "was started with train, not with finetune" in run("finetune", book, "--out", tmp_path / "run", "--resume", code=1).stderr
+    assert (
+        "was started with train, not with finetune"
+        in run("finetune", book, "--out", tmp_path / "run", "--resume", code=1).stderr
+    )
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
@@ -360,20 +478,35 @@ def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -
 def test_recipes_are_listed_with_what_they_are_and_shown_by_name() -> None:
     listed = run("recipes").stdout.splitlines()
     assert [line.split()[0] for line in listed] == recipes.names()
-    assert {"toy", "names", "verdict", "verdict-small", "dante-basic", "dante", "dante-bpe", "bigram", "shakespeare-cpu", "shakespeare"} <= set(recipes.names())  # fmt: skip  # noqa: E501
+    assert {"toy", "names", "verdict", "verdict-small", "dante-basic", "dante", "dante-bpe", "bigram", "shakespeare-cpu", "shakespeare"} <= set(recipes.names())  # fmt: skip
     assert "swiglu" in run("recipes", "names").stdout
     assert json.loads(run("recipes", "toy", "--json").stdout)["options"]["n_layer"] == 3
     assert "there is no recipe" in run("recipes", "nothing", code=1).stderr
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_each_recipe_is_made_of_options_and_leads_to_a_training(book: Path, base: Path, name: str) -> None:
+def test_each_recipe_is_made_of_options_and_leads_to_a_training(
+    book: Path, base: Path, name: str
+) -> None:
     known = TRAINING.keys() | MODEL.keys() | {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
     options = recipes.read(name).options
     assert options.keys() <= known
-    small = {"n_layer": min(1, options["n_layer"]), "n_embd": 8, "n_head": 1, "n_inner": 8, "block_size": 8}
-    given = {"recipe": name, **small, **({"vocabulary": str(base)} if "vocabulary" in options else {})}
-    assert facts("train", book, **given)["training"]["max_steps"] == set_up("train", str(book), given).config.max_steps
+    small = {
+        "n_layer": min(1, options["n_layer"]),
+        "n_embd": 8,
+        "n_head": 1,
+        "n_inner": 8,
+        "block_size": 8,
+    }
+    given = {
+        "recipe": name,
+        **small,
+        **({"vocabulary": str(base)} if "vocabulary" in options else {}),
+    }
+    assert (
+        facts("train", book, **given)["training"]["max_steps"]
+        == set_up("train", str(book), given).config.max_steps
+    )
 
 
 def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> None:
@@ -384,8 +517,12 @@ def test_an_option_wins_over_what_the_recipe_says_about_the_same(book: Path) -> 
     assert facts("train", book, recipe="demo", **small)["model"]["attn_pdrop"] == 0.0
 
 
-def test_a_prompt_that_the_text_cannot_write_is_refused_and_a_recipe_s_left_out(book: Path, tmp_path: Path) -> None:
-    refused = run("train", book, *SMALL_OPTIONS, "--prompt", "Zürich", "--out", tmp_path / "run", code=1)  # it used to fail at the end
+def test_a_prompt_that_the_text_cannot_write_is_refused_and_a_recipe_s_left_out(
+    book: Path, tmp_path: Path
+) -> None:
+    refused = run(
+        "train", book, *SMALL_OPTIONS, "--prompt", "Zürich", "--out", tmp_path / "run", code=1
+    )  # it used to fail at the end
     assert "prompt is 'Zürich', which the text's vocabulary cannot write" in refused.stderr
     assert not (tmp_path / "run").exists()
     run("train", book, "--recipe", "toy", *SMALL_OPTIONS, "--out", tmp_path / "run")
@@ -395,9 +532,35 @@ def test_a_prompt_that_the_text_cannot_write_is_refused_and_a_recipe_s_left_out(
 
 def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
     book = tmp_path / "toy.txt"
-    book.write_text("The dog ate my homework. The cat drank milk. The bird flew high. The fish swam deep. The sun shone bright.\n" * 4)
-    run("train", book, "--recipe", "toy", "--out", tmp_path / "run", "--max_steps", 200, "--dropout", 0.0, "--sample_every", 0)
-    said = run("generate", "The dog ate my ", "--model", tmp_path / "run", "--max_tokens", 8, "--temperature", 0, "--no_prompt")
+    book.write_text(
+        "The dog ate my homework. The cat drank milk. The bird flew high. The fish swam deep. The sun shone bright.\n"
+        * 4
+    )
+    run(
+        "train",
+        book,
+        "--recipe",
+        "toy",
+        "--out",
+        tmp_path / "run",
+        "--max_steps",
+        200,
+        "--dropout",
+        0.0,
+        "--sample_every",
+        0,
+    )
+    said = run(
+        "generate",
+        "The dog ate my ",
+        "--model",
+        tmp_path / "run",
+        "--max_tokens",
+        8,
+        "--temperature",
+        0,
+        "--no_prompt",
+    )
     assert said.stdout.startswith("homework")
 
 
@@ -405,7 +568,12 @@ def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
 
 
 def test_durations_are_said_as_people_say_them() -> None:
-    assert [human_time(seconds) for seconds in (4, 89, 700, 12_000)] == ["4 s", "89 s", "12 min", "3 h 20 min"]
+    assert [human_time(seconds) for seconds in (4, 89, 700, 12_000)] == [
+        "4 s",
+        "89 s",
+        "12 min",
+        "3 h 20 min",
+    ]
 
 
 def test_a_loss_is_given_in_all_its_units() -> None:

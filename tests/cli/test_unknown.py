@@ -18,7 +18,9 @@ MODEL = Path(__file__).parents[1] / "golden/hf/safetensors"
 def model(tmp_path: Path) -> str:
     """A model of 512 characters, among them those of ASCII."""
     shutil.copytree(MODEL, tmp_path / "model")
-    CharTokenizer([chr(place) for place in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(tmp_path / "model")
+    CharTokenizer([chr(place) for place in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(
+        tmp_path / "model"
+    )
     return str(tmp_path / "model")
 
 
@@ -32,13 +34,33 @@ def test_an_unknown_character_is_one_line_of_error(command: str, model: str) -> 
 
 def test_skipped_it_is_as_if_it_were_not_there(model: str) -> None:
     def generated(prompt: str) -> str:
-        command = ["generate", prompt, "--model", model, "--unknown", "skip", "--no_prompt", "--seed", "1", "--max_tokens", "8"]
+        command = [
+            "generate",
+            prompt,
+            "--model",
+            model,
+            "--unknown",
+            "skip",
+            "--no_prompt",
+            "--seed",
+            "1",
+            "--max_tokens",
+            "8",
+        ]
         return CliRunner().invoke(app, command).stdout
 
     assert len(generated("pinata").rstrip("\n")) == 8
     assert generated("piñnata") == generated("pinata")
-    assert "'p'" in CliRunner().invoke(app, ["tokenize", "ñp", "--model", model, "--unknown", "skip"]).stdout
+    assert (
+        "'p'"
+        in CliRunner().invoke(app, ["tokenize", "ñp", "--model", model, "--unknown", "skip"]).stdout
+    )
 
 
 def test_another_word_is_a_mistake_of_usage(model: str) -> None:
-    assert CliRunner().invoke(app, ["tokenize", "p", "--model", model, "--unknown", "ignore"]).exit_code == 2
+    assert (
+        CliRunner()
+        .invoke(app, ["tokenize", "p", "--model", model, "--unknown", "ignore"])
+        .exit_code
+        == 2
+    )

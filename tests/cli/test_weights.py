@@ -15,7 +15,7 @@ from servers import FakeHub
 from typer.testing import CliRunner, Result
 
 from gpt2kit import store
-from gpt2kit.checkpoints import open_checkpoint
+from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.cli.options import human_size
 from gpt2kit.config import GPT2Config
@@ -120,16 +120,23 @@ def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_mod
     ("arguments", "message"),
     [
         (["125M"], "did you mean 124M"),
-        (["llama"], "llama is no published GPT-2; there are distilgpt2, 124M, 355M, 774M, 1558M. A Hub id is org/name"),
+        (
+            ["llama"],
+            "llama is no published GPT-2; there are distilgpt2, 124M, 355M, 774M, 1558M. A Hub id is org/name",
+        ),
         (["distilgpt2", "--source", "openai"], "OpenAI did not publish distilgpt2"),
         (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_any_request(arguments: list[str], message: str) -> None:
+def test_what_cannot_be_had_is_refused_before_any_request(
+    arguments: list[str], message: str
+) -> None:
     assert message in failed(run("download", *arguments))
 
 
-def test_a_download_ends_with_its_folder_on_stdout(tiny_model: GPT2, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_ends_with_its_folder_on_stdout(
+    tiny_model: GPT2, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     hub = FakeHub()
     hub.add("someone/novel", files)
@@ -154,7 +161,13 @@ def test_a_download_ends_with_its_folder_on_stdout(tiny_model: GPT2, model: Path
 def test_convert_writes_a_folder_and_says_where(model: Path, tmp_path: Path) -> None:
     result = run("convert", str(model), "--to", str(tmp_path / "out"))
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n")
-    names = {"config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    names = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
@@ -171,17 +184,24 @@ def test_convert_takes_every_format(tmp_path: Path, tiny_model: GPT2, kind: str)
     assert result.exit_code == 0, result.stderr
     assert "--vocabulary MODEL takes another model's" in result.stderr
     before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
-    assert all(torch.equal(after.tensors[name].read(), stored.read()) for name, stored in before.tensors.items())
+    assert all(
+        torch.equal(after.tensors[name].read(), stored.read())
+        for name, stored in before.tensors.items()
+    )
 
 
-def test_convert_changes_the_dtype_and_takes_a_vocabulary_when_told(model: Path, tmp_path: Path) -> None:
+def test_convert_changes_the_dtype_and_takes_a_vocabulary_when_told(
+    model: Path, tmp_path: Path
+) -> None:
     arguments = ["--to", str(tmp_path / "out"), "--dtype", "bfloat16", "--vocabulary", str(model)]
     assert run("convert", str(GOLDEN / "tf" / "micro-a"), *arguments).exit_code == 0
     assert open_checkpoint(tmp_path / "out").tensors["wte.weight"].dtype == torch.bfloat16
     assert (tmp_path / "out" / "vocab.json").exists()
 
 
-def test_convert_keeps_what_is_there_unless_forced(model: Path, tmp_path: Path, tiny_config: GPT2Config) -> None:
+def test_convert_keeps_what_is_there_unless_forced(
+    model: Path, tmp_path: Path, tiny_config: GPT2Config
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "diary").write_text("mine")
     assert "already exists" in failed(run("convert", str(model), "--to", str(tmp_path / "out")))
@@ -189,7 +209,8 @@ def test_convert_keeps_what_is_there_unless_forced(model: Path, tmp_path: Path, 
     write_hub(tmp_path / "older", make_model(tiny_config, seed=9))
     assert run("convert", str(model), "--to", str(tmp_path / "older"), "--force").exit_code == 0
     assert torch.equal(
-        open_checkpoint(tmp_path / "older").tensors["wte.weight"].read(), open_checkpoint(model).tensors["wte.weight"].read()
+        open_checkpoint(tmp_path / "older").tensors["wte.weight"].read(),
+        open_checkpoint(model).tensors["wte.weight"].read(),
     )
 
 
@@ -214,7 +235,9 @@ def write_model_like(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["", ".", "/"])
-def test_convert_needs_a_name_to_write_to(model: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_needs_a_name_to_write_to(
+    model: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     failed(run("convert", str(model), "--to", to, "--force"))
@@ -225,14 +248,29 @@ def test_convert_writes_nothing_that_cannot_be_loaded(tmp_path: Path, tiny_model
     state = hub_state(tiny_model)
     heads = {**state, "lm_head.weight": torch.zeros(512, 16)}
     assert "tie_word_embeddings" in failed(
-        run("convert", str(write_hub(tmp_path / "a", tiny_model, state=heads)), "--to", str(tmp_path / "out"))
+        run(
+            "convert",
+            str(write_hub(tmp_path / "a", tiny_model, state=heads)),
+            "--to",
+            str(tmp_path / "out"),
+        )
     )
     state["transformer.ln_f.bias"][0] = 1e6
     large = str(write_hub(tmp_path / "b", tiny_model, state=state))
     message = failed(run("convert", large, "--to", str(tmp_path / "out"), "--dtype", "float16"))
-    assert "ln_f.bias holds 1 numbers that are NaN or infinite as float16; take a wider --dtype" in message
+    assert (
+        "ln_f.bias holds 1 numbers that are NaN or infinite as float16; take a wider --dtype"
+        in message
+    )
     state["transformer.ln_f.bias"][0] = float("nan")
-    failed(run("convert", str(write_hub(tmp_path / "c", tiny_model, state=state)), "--to", str(tmp_path / "out")))
+    failed(
+        run(
+            "convert",
+            str(write_hub(tmp_path / "c", tiny_model, state=state)),
+            "--to",
+            str(tmp_path / "out"),
+        )
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -242,7 +280,10 @@ def test_convert_keeps_the_widest_dtype_of_a_mixed_file(tmp_path: Path, tiny_mod
     folder = write_hub(tmp_path / "a", tiny_model, state=state)
     assert run("convert", str(folder), "--to", str(tmp_path / "out")).exit_code == 0
     before, after = open_checkpoint(folder), open_checkpoint(tmp_path / "out")
-    assert all(torch.equal(after.tensors[name].read(), stored.read().float()) for name, stored in before.tensors.items())
+    assert all(
+        torch.equal(after.tensors[name].read(), stored.read().float())
+        for name, stored in before.tensors.items()
+    )
 
 
 def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -275,15 +316,23 @@ def test_inspect_as_json_is_a_line_for_each_tensor(model: Path, tiny_model: GPT2
 
 
 def test_inspect_tells_what_was_passed_over() -> None:
-    assert "not part of the model: beta1_power" in run("inspect", str(GOLDEN / "tf" / "micro-adam")).stdout
+    assert (
+        "not part of the model: beta1_power"
+        in run("inspect", str(GOLDEN / "tf" / "micro-adam")).stdout
+    )
 
 
 def test_verify_is_a_line_for_each_check(model: Path) -> None:
     result = run("verify", str(model), "--device", "cpu")
     assert result.exit_code == 0
-    assert re.search(r"^ok +reference +logits of up to .* differ by at most", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^ok +reference +logits of up to .* differ by at most", result.stdout, re.MULTILINE
+    )
     assert re.search(r"^skip +files ", result.stdout, re.MULTILINE)
-    rows = [json.loads(line) for line in run("verify", str(model), "--device", "cpu", "--json").stdout.splitlines()]
+    rows = [
+        json.loads(line)
+        for line in run("verify", str(model), "--device", "cpu", "--json").stdout.splitlines()
+    ]
     assert {"name", "passed", "detail"} == rows[0].keys()
 
 
@@ -298,7 +347,9 @@ def test_verify_fails_on_damage(tmp_path: Path, tiny_model: GPT2) -> None:
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "tokenize x --model", "convert --to out"])
 @pytest.mark.parametrize("name", ["nothing-like-it", "./nowhere", "someone/never", "774M"])
-def test_a_model_that_is_not_here_is_one_line(command: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_here_is_one_line(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*command.split(), name)
     assert result.exit_code == 1
@@ -316,7 +367,10 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(run("models").exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")],
+)
 def test_too_little_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full() -> None:
         raise error
@@ -340,7 +394,14 @@ def test_without_a_command_there_is_help_and_exit_code_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (548_105_171, "548.1 MB"), (6_431_830_000, "6.4 GB"), (36_864, "36.9 kB")]
+    ("n", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (548_105_171, "548.1 MB"),
+        (6_431_830_000, "6.4 GB"),
+        (36_864, "36.9 kB"),
+    ],
 )
 def test_sizes_are_written_as_people_write_them(n: int, shown: str) -> None:
     assert human_size(n) == shown

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from builders import write_hub
 
-from gpt2kit.checkpoints import open_checkpoint
+from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.config import SIZES
 from gpt2kit.inspection import count_parameters, memory, summarize
 from gpt2kit.model import GPT2
 
 
-def test_every_tensor_is_described_in_the_order_of_the_forward_pass(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_every_tensor_is_described_in_the_order_of_the_forward_pass(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     found = list(summarize(open_checkpoint(write_hub(tmp_path, tiny_model))))
     assert [tensor.name for tensor in found] == list(tiny_model.config.shapes())
     parameters = dict(tiny_model.named_parameters())

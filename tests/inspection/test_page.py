@@ -65,14 +65,18 @@ def test_a_page_carries_what_was_found(tiny_model: GPT2, small_bpe: BPETokenizer
     found = explain(tiny_model, ids, Wish(top=4))
     assert data["ids"] == ids
     assert "".join(data["pieces"]) == text
-    assert data["surprisal"][1:-1] == pytest.approx([each.surprisal for each in found.expectations[1:-1]], rel=1e-3)
+    assert data["surprisal"][1:-1] == pytest.approx(
+        [each.surprisal for each in found.expectations[1:-1]], rel=1e-3
+    )
     assert data["surprisal"][0] is data["surprisal"][-1] is None
     for shown, expected in zip(data["alternatives"], found.expectations, strict=True):
         assert [token for token, _ in shown] == [each.token for each in expected.alternatives]
     assert data["names"][str(ids[0])] == small_bpe.decode(ids[:1])
     assert len(data["lens"]["tokens"]) == len(ids)
     assert len(data["lens"]["tokens"][0]) == 3
-    assert sum(value for _, value in data["attribution"]["parts"]) == pytest.approx(data["attribution"]["total"], abs=1e-2)
+    assert sum(value for _, value in data["attribution"]["parts"]) == pytest.approx(
+        data["attribution"]["total"], abs=1e-2
+    )
 
 
 def test_the_attention_on_a_page_is_the_models(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
@@ -80,17 +84,24 @@ def test_the_attention_on_a_page_is_the_models(tiny_model: GPT2, small_bpe: BPET
     attention = data_of(make_page(tiny_model, small_bpe, "Hello there"))["attention"]
     shape = (len(ids), 2, 2, attention["n"])
     distances = np.frombuffer(base64.b64decode(attention["distances"]), "<u2").reshape(shape)
-    weights = (np.frombuffer(base64.b64decode(attention["weights"]), np.uint8).reshape(shape) / 255) ** 2
+    weights = (
+        np.frombuffer(base64.b64decode(attention["weights"]), np.uint8).reshape(shape) / 255
+    ) ** 2
     for layer, seen in enumerate(trace(tiny_model, torch.tensor([ids])).layers):
         whole = np.zeros((len(ids), 2, len(ids)))  # (T, H, T)
         for place, head, entry in np.ndindex(len(ids), 2, attention["n"]):
-            whole[place, head, place - distances[place, layer, head, entry]] += weights[place, layer, head, entry]
+            whole[place, head, place - distances[place, layer, head, entry]] += weights[
+                place, layer, head, entry
+            ]
         np.testing.assert_allclose(whole, seen.weights[0].transpose(0, 1), atol=4e-3)
 
 
 def test_no_text_gets_out_of_its_place(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     tiny_model = make_model(GPT2Config(n_vocab=512, n_ctx=128, n_embd=16, n_head=2, n_layer=2))
-    plain, nasty = Parts(make_page(tiny_model, small_bpe, "Hello")), Parts(make_page(tiny_model, small_bpe, NASTY))
+    plain, nasty = (
+        Parts(make_page(tiny_model, small_bpe, "Hello")),
+        Parts(make_page(tiny_model, small_bpe, NASTY)),
+    )
     assert nasty.elements == plain.elements
     assert nasty.text["title"] == '<a "model"> & more: what it makes of a text'
     data = json.loads(nasty.text["data"])
@@ -100,18 +111,33 @@ def test_no_text_gets_out_of_its_place(tiny_model: GPT2, small_bpe: BPETokenizer
 
 def test_a_page_needs_nothing_from_anywhere(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     parts = Parts(make_page(tiny_model, small_bpe, "Hello"))
-    assert not [tag for tag, attributes in parts.elements if {"src", "href"} & attributes.keys() or tag in ("link", "img", "iframe")]
-    policy = next(attributes["content"] for tag, attributes in parts.elements if attributes.get("http-equiv"))
+    assert not [
+        tag
+        for tag, attributes in parts.elements
+        if {"src", "href"} & attributes.keys() or tag in ("link", "img", "iframe")
+    ]
+    policy = next(
+        attributes["content"] for tag, attributes in parts.elements if attributes.get("http-equiv")
+    )
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def test_a_model_without_layers_and_a_single_token_have_pages(tiny_config: GPT2Config, small_bpe: BPETokenizer) -> None:
-    data = data_of(make_page(make_model(replace(tiny_config, n_layer=0)), small_bpe, "H", lens=True, attribution=True))
+def test_a_model_without_layers_and_a_single_token_have_pages(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer
+) -> None:
+    data = data_of(
+        make_page(
+            make_model(replace(tiny_config, n_layer=0)), small_bpe, "H", lens=True, attribution=True
+        )
+    )
     assert "attention" not in data
     assert data["bits"] is None
 
 
-@pytest.mark.parametrize(("size", "n", "most"), [("124M", 1024, 16), ("124M", 20, 16), ("1558M", 1024, 3), ("124M", 100_000, 2)])
+@pytest.mark.parametrize(
+    ("size", "n", "most"),
+    [("124M", 1024, 16), ("124M", 20, 16), ("1558M", 1024, 3), ("124M", 100_000, 2)],
+)
 def test_long_texts_keep_fewer_entries(size: str, n: int, most: int) -> None:
     with torch.device("meta"):
         assert entries_to_keep(GPT2(SIZES[size]), n) == most
@@ -122,7 +148,11 @@ def test_long_texts_keep_fewer_entries(size: str, n: int, most: int) -> None:
 
 def drawn(page: str, folder: Path, script: str) -> str:
     """Let chromium run a page and then a script, and return the document that comes of it."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     assert chromium, "chromium is not installed"
     file = folder / "page.html"
     file.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -134,26 +164,43 @@ def drawn(page: str, folder: Path, script: str) -> str:
         "--disable-background-networking",
         "--disable-component-update",
     ]
-    command = [chromium, *options, f"--user-data-dir={folder / 'profile'}", "--dump-dom", file.as_uri()]
+    command = [
+        chromium,
+        *options,
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        file.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @pytest.mark.browser
-def test_pointing_at_a_token_shows_what_was_expected_and_what_it_looks_at(small_bpe: BPETokenizer, tmp_path: Path) -> None:
+def test_pointing_at_a_token_shows_what_was_expected_and_what_it_looks_at(
+    small_bpe: BPETokenizer, tmp_path: Path
+) -> None:
     model = make_model(GPT2Config(n_vocab=512, n_ctx=128, n_embd=16, n_head=2, n_layer=2))
     page = make_page(model, small_bpe, NASTY, lens=True)
     data = data_of(page)
     point = "const on = new PointerEvent('pointerover', {bubbles: true}); document.querySelector('[data-place=\"3\"]').dispatchEvent(on);"
-    before = Parts(drawn(page, tmp_path, "document.title = document.getElementById('text').innerText"))
+    before = Parts(
+        drawn(page, tmp_path, "document.title = document.getElementById('text').innerText")
+    )
     assert before.text["title"].replace("·", "").split() == [*NASTY.split(), "…"]
-    after = drawn(page, tmp_path, point + "document.title = document.getElementById('about').innerText.replace(/\\s+/g, ' ')")
+    after = drawn(
+        page,
+        tmp_path,
+        point + "document.title = document.getElementById('about').innerText.replace(/\\s+/g, ' ')",
+    )
     shown = Parts(after).text["title"]
     assert f"rank {data['ranks'][3]:,}" in shown
     assert "Expected here" in shown
     assert "by the number of layers asked" in shown
     assert "Looks at, in head 0.0" in shown
     assert after.count("--seen") > 1
-    other = point + "layer.value = 1; layer.onchange(); document.title = document.getElementById('about').innerText"
+    other = (
+        point
+        + "layer.value = 1; layer.onchange(); document.title = document.getElementById('about').innerText"
+    )
     assert "Looks at, in head 1.0" in Parts(drawn(page, tmp_path, other)).text["title"]
     press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
     pressed = 3 * press + "document.title = document.querySelector('.chosen').dataset.place"

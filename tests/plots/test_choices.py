@@ -11,8 +11,8 @@ from trace_builders import Seen, look, panels
 
 from gpt2kit import plots
 from gpt2kit.errors import ConfigError
+from gpt2kit.generation.sampling import Sampling, sample, sample_generator
 from gpt2kit.plots.choices import kept
-from gpt2kit.sampling import Sampling, sample, sample_generator
 from gpt2kit.tokenizers import BPETokenizer
 
 
@@ -35,7 +35,12 @@ def test_bars_are_the_probabilities_at_each_temperature_likeliest_first(seen: Se
 
 def test_what_is_marked_as_kept_is_what_sampling_draws() -> None:
     logits = torch.randn(30, generator=torch.Generator().manual_seed(0)) * 2
-    for settings in ({"top_k": 7}, {"top_k": 0, "top_p": 0.8}, {"top_k": 9, "top_p": 0.9, "temperature": 2.0}, {"temperature": 0}):
+    for settings in (
+        {"top_k": 7},
+        {"top_k": 0, "top_p": 0.8},
+        {"top_k": 9, "top_p": 0.9, "temperature": 2.0},
+        {"temperature": 0},
+    ):
         sampling = Sampling(**{"top_k": 40, **settings})  # type: ignore[arg-type]
         by_k, by_p = kept(logits, sampling)
         generators = [sample_generator(0, row) for row in range(4000)]
@@ -52,7 +57,10 @@ def test_lines_and_colours_mark_what_is_kept(seen: Seen) -> None:
     colours = [bar.get_facecolor() for bar in axes.patches]
     assert len(set(colours[:by_p])) == len(set(colours[by_p:])) == 1
     assert colours[0] != colours[by_p]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["top-k 12 keeps 12", f"top-p 0.7 keeps {by_p}"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "top-k 12 keeps 12",
+        f"top-p 0.7 keeps {by_p}",
+    ]
 
 
 def test_at_temperature_0_the_likeliest_has_all(seen: Seen) -> None:

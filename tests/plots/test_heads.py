@@ -38,7 +38,10 @@ def test_a_layer_has_a_map_for_each_head(seen: Seen) -> None:
     maps = [axes for axes in panels(figure) if axes.images]
     assert [axes.get_title() for axes in maps] == ["head 0", "head 1"]
     for head, axes in enumerate(maps):
-        np.testing.assert_array_equal(axes.images[0].get_array()[VISIBLE], seen.trace.layers[1].weights[0, head].numpy()[VISIBLE])
+        np.testing.assert_array_equal(
+            axes.images[0].get_array()[VISIBLE],
+            seen.trace.layers[1].weights[0, head].numpy()[VISIBLE],
+        )
 
 
 def test_the_model_has_a_map_for_each_head_of_each_layer(seen: Seen) -> None:
@@ -48,7 +51,9 @@ def test_the_model_has_a_map_for_each_head_of_each_layer(seen: Seen) -> None:
     for layer, head in np.ndindex(3, 2):
         tile = tiles[layer * (T + 1) :, head * (T + 1) :][:T, :T]
         np.testing.assert_array_equal(tile.mask, ~VISIBLE)
-        np.testing.assert_array_equal(tile[VISIBLE], seen.trace.layers[layer].weights[0, head].numpy()[VISIBLE])
+        np.testing.assert_array_equal(
+            tile[VISIBLE], seen.trace.layers[layer].weights[0, head].numpy()[VISIBLE]
+        )
 
 
 def test_maps_of_a_long_text_keep_the_largest_weight_of_each_part(small_bpe: BPETokenizer) -> None:
@@ -57,7 +62,9 @@ def test_maps_of_a_long_text_keep_the_largest_weight_of_each_part(small_bpe: BPE
     weights = seen.trace.layers[0].weights[0, 0].numpy()
     assert tiles.shape == (129, 129)
     for row, column in ((0, 0), (100, 40), (127, 127)):
-        assert tiles[row, column] == weights[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].max()
+        assert (
+            tiles[row, column] == weights[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].max()
+        )
 
 
 def test_bars_are_what_each_position_looks_at(seen: Seen) -> None:
@@ -65,7 +72,9 @@ def test_bars_are_what_each_position_looks_at(seen: Seen) -> None:
     assert len(panels(figure)) == len(IDS)
     for place, axes in enumerate(panels(figure)):
         drawn = axes.patches[0].get_data()
-        np.testing.assert_array_equal(drawn.values, seen.trace.layers[1].weights[0, 1, place, : place + 1])
+        np.testing.assert_array_equal(
+            drawn.values, seen.trace.layers[1].weights[0, 1, place, : place + 1]
+        )
         assert drawn.edges[0] == -0.5
         assert axes.get_ylabel() == f"{place} {plots.readable(seen.tokens[place])}"
 
@@ -78,8 +87,14 @@ def test_of_a_long_text_some_positions_have_bars(small_bpe: BPETokenizer) -> Non
     assert panels(figure)[-1].get_ylabel().startswith("199 ")
 
 
-def test_layers_and_heads_that_are_not_there_are_refused(seen: Seen, small_bpe: BPETokenizer) -> None:
-    for arguments, message in (((3,), "layer is 3, expected 0 to 2"), ((-1,), "layer is -1"), ((None, 0), "a layer too")):
+def test_layers_and_heads_that_are_not_there_are_refused(
+    seen: Seen, small_bpe: BPETokenizer
+) -> None:
+    for arguments, message in (
+        ((3,), "layer is 3, expected 0 to 2"),
+        ((-1,), "layer is -1"),
+        ((None, 0), "a layer too"),
+    ):
         with pytest.raises(ConfigError, match=message):
             plots.attention(seen.trace, seen.tokens, *arguments)
     for draw in (plots.attention, plots.attention_bars):

@@ -20,11 +20,15 @@ def seen(small_bpe: BPETokenizer) -> Seen:
 def test_tokens_are_drawn_at_their_ids(seen: Seen) -> None:
     (axes,) = panels(plots.tokens(seen.trace, seen.tokens))
     assert axes.lines[0].get_ydata().tolist() == IDS
-    assert [label.get_text() for label in axes.get_xticklabels()] == [plots.readable(token) for token in seen.tokens]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        plots.readable(token) for token in seen.tokens
+    ]
 
 
 def test_positions_are_their_embeddings_and_cosines(seen: Seen) -> None:
-    left, right = (axes.images[0].get_array() for axes in panels(plots.positions(seen.trace, seen.tokens))[:2])
+    left, right = (
+        axes.images[0].get_array() for axes in panels(plots.positions(seen.trace, seen.tokens))[:2]
+    )
     expected = seen.trace.position_embeddings.double().numpy()
     np.testing.assert_array_equal(left, seen.trace.position_embeddings.numpy())
     unit = expected / np.sqrt((expected**2).sum(axis=1, keepdims=True))
@@ -67,7 +71,11 @@ def test_directions_that_do_not_exist_are_zero(shape: tuple[int, int]) -> None:
 
 def test_embeddings_are_drawn_in_their_plane(seen: Seen) -> None:
     figure = plots.embeddings(seen.trace, seen.tokens)
-    groups = (seen.trace.token_embeddings[0], seen.trace.position_embeddings, seen.trace.embeddings[0])
+    groups = (
+        seen.trace.token_embeddings[0],
+        seen.trace.position_embeddings,
+        seen.trace.embeddings[0],
+    )
     for axes, vectors in zip(panels(figure)[:3], groups, strict=True):
         expected, shares = principal_components(vectors.numpy())
         np.testing.assert_allclose(axes.collections[0].get_offsets(), expected, atol=1e-6)
@@ -85,10 +93,21 @@ def test_labels_of_points_name_them_and_cover_nothing(small_bpe: BPETokenizer) -
         assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
         for text in axes.texts:
             (number,) = np.flatnonzero((offsets == text.xy).all(axis=1))[:1]
-            assert text.get_text() == (plots.readable(expected[number]) if expected else str(number))
+            assert text.get_text() == (
+                plots.readable(expected[number]) if expected else str(number)
+            )
 
 
 def test_tokens_of_another_text_are_refused(seen: Seen) -> None:
-    for draw in (plots.tokens, plots.positions, plots.norms, plots.embeddings, plots.attention, plots.updates, plots.mlp, plots.residual):
+    for draw in (
+        plots.tokens,
+        plots.positions,
+        plots.norms,
+        plots.embeddings,
+        plots.attention,
+        plots.updates,
+        plots.mlp,
+        plots.residual,
+    ):
         with pytest.raises(ConfigError, match="8 tokens for 9 positions"):
             draw(seen.trace, seen.tokens[1:])

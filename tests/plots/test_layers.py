@@ -28,12 +28,22 @@ def drawn(axes: Any) -> dict[str, Any]:
 
 def test_updates_are_medians_of_norm_and_variance(seen: Seen) -> None:
     norms, variances = panels(plots.updates(seen.trace, seen.tokens))[:2]
-    parts = {"residual stream, as it enters": "before", "update by attention": "attention_update", "update by MLP": "mlp_update"}
+    parts = {
+        "residual stream, as it enters": "before",
+        "update by attention": "attention_update",
+        "update by MLP": "mlp_update",
+    }
     for label, part in parts.items():
-        values = np.stack([getattr(layer, part)[0].double().numpy() for layer in seen.trace.layers])  # (L, T, C)
-        np.testing.assert_allclose(drawn(norms)[label], np.median(np.sqrt((values**2).sum(axis=-1)), axis=1), rtol=1e-5)
+        values = np.stack(
+            [getattr(layer, part)[0].double().numpy() for layer in seen.trace.layers]
+        )  # (L, T, C)
+        np.testing.assert_allclose(
+            drawn(norms)[label], np.median(np.sqrt((values**2).sum(axis=-1)), axis=1), rtol=1e-5
+        )
         centred = values - values.mean(axis=-1, keepdims=True)
-        np.testing.assert_allclose(drawn(variances)[label], np.median((centred**2).mean(axis=-1), axis=1), rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn(variances)[label], np.median((centred**2).mean(axis=-1), axis=1), rtol=1e-5
+        )
 
 
 def test_bands_hold_the_middle_half(seen: Seen) -> None:
@@ -41,16 +51,23 @@ def test_bands_hold_the_middle_half(seen: Seen) -> None:
     norms = seen.trace.layers[0].before[0].norm(dim=-1).numpy()
     at_start = axes.collections[0].get_paths()[0].vertices
     low, high = (extreme(at_start[at_start[:, 0] == 0][:, 1]) for extreme in (min, max))
-    assert (low, high) == (pytest.approx(np.percentile(norms, 25), rel=1e-5), pytest.approx(np.percentile(norms, 75), rel=1e-5))
+    assert (low, high) == (
+        pytest.approx(np.percentile(norms, 25), rel=1e-5),
+        pytest.approx(np.percentile(norms, 75), rel=1e-5),
+    )
 
 
 def test_the_residual_stream_is_drawn_by_layer_and_position(seen: Seen) -> None:
     left, right = panels(plots.residual(seen.trace, seen.tokens))[:2]
     points = [seen.trace.embeddings, *(layer.after for layer in seen.trace.layers)]
-    expected = np.stack([stream[0].double().norm(dim=-1).numpy() for stream in points])  # (L + 1, T)
+    expected = np.stack(
+        [stream[0].double().norm(dim=-1).numpy() for stream in points]
+    )  # (L + 1, T)
     np.testing.assert_allclose(right.images[0].get_array(), expected, rtol=1e-5)
     np.testing.assert_allclose(drawn(left)["the first position"], expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(drawn(left)["the other positions"], np.median(expected[:, 1:], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        drawn(left)["the other positions"], np.median(expected[:, 1:], axis=1), rtol=1e-5
+    )
     assert [label.get_text() for label in right.get_yticklabels()] == ["start", "0", "1", "2"]
 
 
@@ -74,27 +91,45 @@ def test_dots_of_the_activation_lie_on_the_function(seen: Seen) -> None:
     dots, function = panels(plots.mlp(seen.trace, seen.tokens))[2].lines
     x, y = (torch.tensor(np.asarray(values)) for values in (dots.get_xdata(), dots.get_ydata()))
     torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate="tanh"))
-    x, y = (torch.tensor(np.asarray(values)) for values in (function.get_xdata(), function.get_ydata()))
+    x, y = (
+        torch.tensor(np.asarray(values)) for values in (function.get_xdata(), function.get_ydata())
+    )
     torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 def test_the_share_of_active_neurons_is_by_layer(seen: Seen) -> None:
     lines = drawn(panels(plots.mlp(seen.trace, seen.tokens))[3])
     active = np.stack([layer.mlp_before[0].numpy() > 0 for layer in seen.trace.layers])  # (L, T, I)
-    np.testing.assert_allclose(lines["active, of one token"], np.median(active.mean(axis=2), axis=1))
-    np.testing.assert_allclose(lines["never active in this text"], (~active.any(axis=1)).mean(axis=1))
+    np.testing.assert_allclose(
+        lines["active, of one token"], np.median(active.mean(axis=2), axis=1)
+    )
+    np.testing.assert_allclose(
+        lines["never active in this text"], (~active.any(axis=1)).mean(axis=1)
+    )
 
 
 def test_the_lens_shows_the_likeliest_word_and_its_probability(seen: Seen) -> None:
     axes = panels(plots.lens(seen.trace, seen.tokens, seen.tokenizer))[0]
-    image, words = axes.images[0].get_array(), np.array([text.get_text() for text in axes.texts]).reshape(4, T)
-    for row, stream in enumerate([seen.trace.embeddings, *(layer.after for layer in seen.trace.layers)]):
+    image, words = (
+        axes.images[0].get_array(),
+        np.array([text.get_text() for text in axes.texts]).reshape(4, T),
+    )
+    for row, stream in enumerate(
+        [seen.trace.embeddings, *(layer.after for layer in seen.trace.layers)]
+    ):
         logits = seen.trace.model.head(seen.trace.model.ln_f(stream))[0].detach().double()
         logits = logits[:, : seen.tokenizer.n_vocab]
         np.testing.assert_allclose(image[row], logits.softmax(dim=-1).amax(dim=-1), rtol=1e-4)
-        expected = [plots.readable(seen.tokenizer.token_bytes(int(token))) for token in logits.argmax(dim=-1)]
+        expected = [
+            plots.readable(seen.tokenizer.token_bytes(int(token)))
+            for token in logits.argmax(dim=-1)
+        ]
         assert words[row].tolist() == expected
-    np.testing.assert_allclose(image[3], seen.trace.logits[0, :, : seen.tokenizer.n_vocab].softmax(dim=-1).amax(dim=-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        image[3],
+        seen.trace.logits[0, :, : seen.tokenizer.n_vocab].softmax(dim=-1).amax(dim=-1),
+        rtol=1e-4,
+    )
 
 
 def test_the_lens_is_bold_where_the_text_goes_on_so(small_bpe: BPETokenizer) -> None:
@@ -102,13 +137,20 @@ def test_the_lens_is_bold_where_the_text_goes_on_so(small_bpe: BPETokenizer) -> 
     said = int(first.trace.logits[0, 0].argmax())
     seen = look(small_bpe, [IDS[0], said, IDS[1]])
     axes = panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0]
-    bold = {(text.get_position()[1], text.get_position()[0]) for text in axes.texts if text.get_fontweight() == "bold"}
+    bold = {
+        (text.get_position()[1], text.get_position()[0])
+        for text in axes.texts
+        if text.get_fontweight() == "bold"
+    }
     assert (3, 0) in bold
     assert all(place < 2 for _, place in bold)  # what follows the last token is not known
 
 
 def test_the_lens_can_show_the_end_alone(seen: Seen) -> None:
-    whole, end = (panels(plots.lens(seen.trace, seen.tokens, seen.tokenizer, last))[0].images[0].get_array() for last in (0, 4))
+    whole, end = (
+        panels(plots.lens(seen.trace, seen.tokens, seen.tokenizer, last))[0].images[0].get_array()
+        for last in (0, 4)
+    )
     np.testing.assert_allclose(end, whole[:, -4:], rtol=1e-6)
 
 
@@ -137,7 +179,9 @@ DRAWINGS: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("variant", ["post-norm", "swiglu", "sinusoidal", "one head"])
-def test_every_picture_can_be_drawn_of_every_kind_of_model(small_bpe: BPETokenizer, variant: str) -> None:
+def test_every_picture_can_be_drawn_of_every_kind_of_model(
+    small_bpe: BPETokenizer, variant: str
+) -> None:
     seen = look(small_bpe, IDS[:5], **{"n_layer": 2, **VARIANTS[variant]})
     for draw in DRAWINGS.values():
         assert panels(draw(seen.trace, seen.tokens))
@@ -157,4 +201,6 @@ def test_a_model_without_layers_has_inputs_a_stream_and_a_lens(small_bpe: BPETok
     seen = look(small_bpe, IDS, n_layer=0)
     for draw in (plots.tokens, plots.positions, plots.norms, plots.embeddings, plots.residual):
         draw(seen.trace, seen.tokens).draw_without_rendering()
-    assert panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0].images[0].get_array().shape == (1, T)
+    assert panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0].images[
+        0
+    ].get_array().shape == (1, T)

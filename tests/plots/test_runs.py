@@ -14,7 +14,11 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.plots import Average, losses
 from gpt2kit.plots.runs import exponential_average, simple_average
 
-METRICS = [{"step": 0, "val_loss": 4.0}, *({"step": step, "train_loss": 4 / step} for step in range(1, 30)), {"step": 30, "val_loss": 1.0}]
+METRICS = [
+    {"step": 0, "val_loss": 4.0},
+    *({"step": step, "train_loss": 4 / step} for step in range(1, 30)),
+    {"step": 30, "val_loss": 1.0},
+]
 
 
 def test_averages_begin_with_the_first_value_and_follow_the_rest() -> None:
@@ -32,11 +36,25 @@ def test_averages_equal_their_definitions() -> None:
         assert average == pytest.approx(sum(window) / len(window))
     for place, average in enumerate(Average.parse("exponential:0.9").of(values)):
         weights = [0.9 ** (place - other) for other in range(place + 1)]
-        assert average == pytest.approx(sum(weight * value for weight, value in zip(weights, values, strict=False)) / sum(weights))
+        assert average == pytest.approx(
+            sum(weight * value for weight, value in zip(weights, values, strict=False))
+            / sum(weights)
+        )
 
 
 @pytest.mark.parametrize(
-    "text", ["simple", "simple:0", "simple:2.5", "exponential:1", "exponential:-1", "median:3", "simple:x", "simple:nan", ""]
+    "text",
+    [
+        "simple",
+        "simple:0",
+        "simple:2.5",
+        "exponential:1",
+        "exponential:-1",
+        "median:3",
+        "simple:x",
+        "simple:nan",
+        "",
+    ],
 )
 def test_an_average_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="average"):
@@ -54,7 +72,12 @@ def test_a_run_is_drawn_raw_averaged_and_validated() -> None:
     assert list(exponential.get_ydata()) == exponential_average(values, 0.95)
     assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([0, 30], [4, 1])
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["training", "training, mean of 20 steps", "training, exponential mean (0.95)", "validation"]
+    assert names == [
+        "training",
+        "training, mean of 20 steps",
+        "training, exponential mean (0.95)",
+        "validation",
+    ]
     assert figure.get_suptitle() == "Losses of names"
 
 
@@ -62,7 +85,12 @@ def test_several_runs_are_told_apart() -> None:
     # A name that begins with _ was left out of the legend.
     (axes,) = panels(losses({"first": METRICS, "_second": METRICS[:-1]}, []))
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["first: training", "first: validation", "_second: training", "_second: validation"]
+    assert names == [
+        "first: training",
+        "first: validation",
+        "_second: training",
+        "_second: validation",
+    ]
     colours = [line.get_color() for line in axes.lines]
     assert colours[0] == colours[1] != colours[2] == colours[3]
 

@@ -17,7 +17,7 @@ import pytest
 from benchmark import Contestant, engines_of, medians, with_ratios
 
 from gpt2kit import store
-from gpt2kit.checkpoints import open_checkpoint
+from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.config import SIZES, GPT2Config
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(work: Path, *words: str) -> dict[str, Any]:
-    options = benchmark.parser().parse_args([*words, "--rounds", "1", "--threads", "1", "--work", str(work)])
+    options = benchmark.parser().parse_args(
+        [*words, "--rounds", "1", "--threads", "1", "--work", str(work)]
+    )
     return benchmark.compare(benchmark.contestants_of(options), options.rounds)
 
 
@@ -50,13 +52,18 @@ def run(work: Path, *words: str) -> dict[str, Any]:
         ("context --tokens 5 --prompt_tokens 60", {"tokens_per_second", "after_long", "cost"}),
         ("prefill --prompt_tokens 60", {"tokens_per_second"}),
         ("prefix --prompt_tokens 60 --batch_size 3", {"seconds", "equal", "shared", "different"}),
-        ("draft --tokens 12 --engines kit-float32", {"tokens_per_second", "without", "gain", "accepted", "per_step", "cost_of_8"}),
+        (
+            "draft --tokens 12 --engines kit-float32",
+            {"tokens_per_second", "without", "gain", "accepted", "per_step", "cost_of_8"},
+        ),
         ("load", {"seconds"}),
         ("evaluate --tokens 600 --batch_size 2", {"tokens_per_second"}),
         ("train --tokens 2", {"tokens_per_second"}),
     ],
 )
-def test_every_kind_of_work_gives_its_figures(words: str, names: set[str], here: None, tmp_path: Path) -> None:
+def test_every_kind_of_work_gives_its_figures(
+    words: str, names: set[str], here: None, tmp_path: Path
+) -> None:
     found = run(tmp_path, *words.split(), "--model", "dante")
     assert found["engines"]
     for row in found["engines"].values():
@@ -64,7 +71,9 @@ def test_every_kind_of_work_gives_its_figures(words: str, names: set[str], here:
         assert all(math.isfinite(value) and value >= 0 for value in row.values()), row
 
 
-def test_rates_leave_out_the_reading_of_the_prompt_and_count_every_text(here: None, tmp_path: Path) -> None:
+def test_rates_leave_out_the_reading_of_the_prompt_and_count_every_text(
+    here: None, tmp_path: Path
+) -> None:
     options = ["--model", "dante", "--tokens", "12", "--engines", "kit-float32"]
     weights = 68 * 192 + 12 * 192 * 192 * open_checkpoint(store.find("dante")).config.n_layer
     one = run(tmp_path, "decode", *options)["engines"]["kit-float32"]
@@ -79,16 +88,35 @@ def test_scale_makes_models_once_and_compares_the_weights_that_are_read(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", TINY)
-    monkeypatch.setitem(SIZES, "wider", GPT2Config(n_vocab=300, n_ctx=96, n_embd=64, n_head=2, n_layer=2))
-    words = ["scale", "--sizes", "tiny,wider", "--tokens", "12", "--engines", "kit-float32,kit-bfloat16"]
+    monkeypatch.setitem(
+        SIZES, "wider", GPT2Config(n_vocab=300, n_ctx=96, n_embd=64, n_head=2, n_layer=2)
+    )
+    words = [
+        "scale",
+        "--sizes",
+        "tiny,wider",
+        "--tokens",
+        "12",
+        "--engines",
+        "kit-float32,kit-bfloat16",
+    ]
     rows = run(tmp_path, *words)["engines"]
-    assert list(rows) == ["kit-float32 tiny", "kit-float32 wider", "kit-bfloat16 tiny", "kit-bfloat16 wider"]
+    assert list(rows) == [
+        "kit-float32 tiny",
+        "kit-float32 wider",
+        "kit-bfloat16 tiny",
+        "kit-bfloat16 wider",
+    ]
     for engine, width in (("kit-float32", 4), ("kit-bfloat16", 2)):
         first, second = rows[f"{engine} tiny"], rows[f"{engine} wider"]
         read = (300 * 32 + 2 * 12 * 32 * 32) * width  # the head, and the matrices of two layers
-        assert first["weights_GBps"] == pytest.approx(first["tokens_per_second"] * read / 1e9, rel=0.05, abs=1e-3)
+        assert first["weights_GBps"] == pytest.approx(
+            first["tokens_per_second"] * read / 1e9, rel=0.05, abs=1e-3
+        )
         assert first["ratio"] == 1
-        assert second["ratio"] == pytest.approx(second["weights_GBps"] / first["weights_GBps"], rel=0.05)
+        assert second["ratio"] == pytest.approx(
+            second["weights_GBps"] / first["weights_GBps"], rel=0.05
+        )
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("random-*/model.safetensors")}
     run(tmp_path, *words)
     assert len(before) == 2
@@ -96,9 +124,21 @@ def test_scale_makes_models_once_and_compares_the_weights_that_are_read(
 
 
 def test_a_process_of_its_own_prints_a_table_and_json(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "load", "--engines", "kit-float32,ct2-nothing"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark.py"),
+        "load",
+        "--engines",
+        "kit-float32,ct2-nothing",
+    ]
     options = ["--model", "dante", "--rounds", "1", "--work", str(tmp_path)]
-    done = subprocess.run([*command, *options], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, *options],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     table, found = done.stdout.splitlines(), json.loads(done.stdout.splitlines()[-1])
     assert table[0].startswith("load: ")
     assert table[2].split()[0] == "kit-float32"
@@ -108,9 +148,17 @@ def test_a_process_of_its_own_prints_a_table_and_json(tmp_path: Path) -> None:
 
 
 def test_a_process_reports_its_own_memory_and_not_that_of_the_one_that_started_it() -> None:
-    program = "from measures.timing import peak_memory; block = bytes(10_000_000); print(peak_memory())"
+    program = (
+        "from measures.timing import peak_memory; block = bytes(10_000_000); print(peak_memory())"
+    )
     block = bytes(300_000_000)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert 10_000_000 < int(done.stdout) < len(block) / 2
 
 
@@ -120,14 +168,34 @@ def test_medians_leave_out_rounds_in_which_an_engine_failed() -> None:
 
 
 def test_ratios_are_to_the_first_row() -> None:
-    contestants = [Contestant(engine, {"what": "load"}) for engine in ("hf-float32", "kit-float32", "kit-int8")]
-    rows = with_ratios(contestants, [{"seconds": 2.0, "peak_GB": 1.0}, {"seconds": 1.0, "peak_GB": 3.0}, {}])
-    assert rows == [{"seconds": 2.0, "ratio": 1.0, "peak_GB": 1.0}, {"seconds": 1.0, "ratio": 0.5, "peak_GB": 3.0}, {}]
+    contestants = [
+        Contestant(engine, {"what": "load"}) for engine in ("hf-float32", "kit-float32", "kit-int8")
+    ]
+    rows = with_ratios(
+        contestants, [{"seconds": 2.0, "peak_GB": 1.0}, {"seconds": 1.0, "peak_GB": 3.0}, {}]
+    )
+    assert rows == [
+        {"seconds": 2.0, "ratio": 1.0, "peak_GB": 1.0},
+        {"seconds": 1.0, "ratio": 0.5, "peak_GB": 3.0},
+        {},
+    ]
 
 
 def test_only_peers_that_can_do_the_work_take_part() -> None:
-    assert engines_of("decode", "hf,llama")[:5] == ["hf-float32", "hf-bfloat16", "llama-f32", "llama-bf16", "llama-q8_0"]
-    assert engines_of("load", "hf,llama") == ["hf-float32", "hf-bfloat16", "kit-float32", "kit-bfloat16", "kit-int8"]
+    assert engines_of("decode", "hf,llama")[:5] == [
+        "hf-float32",
+        "hf-bfloat16",
+        "llama-f32",
+        "llama-bf16",
+        "llama-q8_0",
+    ]
+    assert engines_of("load", "hf,llama") == [
+        "hf-float32",
+        "hf-bfloat16",
+        "kit-float32",
+        "kit-bfloat16",
+        "kit-int8",
+    ]
     assert engines_of("train", "hf") == ["hf-bfloat16", "kit-bfloat16"]
     with pytest.raises(SystemExit, match="vllm"):
         engines_of("decode", "vllm")
@@ -139,9 +207,14 @@ def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> 
 
 
 def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
-    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "speed.md"))
+    pages = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "README.md", ROOT / "docs" / "speed.md")
+    )
     commands = re.findall(r"python scripts/benchmark\.py ([a-z][^`\n]*)", pages)
-    assert {shlex.split(command, comments=True)[0] for command in commands} == benchmark.WORKS.keys()
+    assert {
+        shlex.split(command, comments=True)[0] for command in commands
+    } == benchmark.WORKS.keys()
     for command in commands:
         benchmark.parser().parse_args(shlex.split(command, comments=True))
 
@@ -149,9 +222,13 @@ def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
 def test_on_a_gpu_those_take_part_that_run_there() -> None:
     compiled = ["kit-float32", "kit-bfloat16", "kit-bfloat16-compiled"]
     assert engines_of("decode", "hf,ct2,llama", "cuda") == ["hf-float32", "hf-bfloat16", *compiled]
-    with pytest.raises(SystemExit, match="--device is for decode, batch, scale and prefill, not for train"):
+    with pytest.raises(
+        SystemExit, match="--device is for decode, batch, scale and prefill, not for train"
+    ):
         contestants_of("train", "--device", "cuda")
-    (contestant,) = contestants_of("decode", "--device", "cuda:1", "--engines", "kit-bfloat16-compiled")
+    (contestant,) = contestants_of(
+        "decode", "--device", "cuda:1", "--engines", "kit-bfloat16-compiled"
+    )
     assert contestant.task["device"] == "cuda:1"
 
 
@@ -159,16 +236,25 @@ def contestants_of(*words: str) -> list[Contestant]:
     return benchmark.contestants_of(benchmark.parser().parse_args([*words, "--model", "dante"]))
 
 
-def test_a_gpu_is_measured_against_its_own_memory(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_measured_against_its_own_memory(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(benchmark, "gpu_bandwidth", lambda device: {"cuda": 5e9}[device])
-    monkeypatch.setattr(benchmark, "in_its_own_process", lambda engine, task: {"tokens_per_second": 1.0})
+    monkeypatch.setattr(
+        benchmark, "in_its_own_process", lambda engine, task: {"tokens_per_second": 1.0}
+    )
     found = run(tmp_path, "decode", "--model", "dante", "--device", "cuda")
     assert found["bandwidth_GBps"] == 5.0
-    exact, half = (found["engines"][engine]["weights_GBps"] for engine in ("kit-float32", "kit-bfloat16-compiled"))
+    exact, half = (
+        found["engines"][engine]["weights_GBps"]
+        for engine in ("kit-float32", "kit-bfloat16-compiled")
+    )
     assert exact == pytest.approx(2 * half, abs=0.002)
 
 
-def test_a_compiled_step_can_be_measured(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_step_can_be_measured(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[object] = []
 
     def compile(function: Callable[..., object]) -> Callable[..., object]:
@@ -177,6 +263,15 @@ def test_a_compiled_step_can_be_measured(here: None, tmp_path: Path, monkeypatch
 
     monkeypatch.setenv("GPT2KIT_NATIVE", "0")
     monkeypatch.setattr("torch.compile", compile)
-    found = run(tmp_path, "decode", "--model", "dante", "--tokens", "12", "--engines", "kit-float32,kit-float32-compiled")
+    found = run(
+        tmp_path,
+        "decode",
+        "--model",
+        "dante",
+        "--tokens",
+        "12",
+        "--engines",
+        "kit-float32,kit-float32-compiled",
+    )
     assert found["engines"]["kit-float32-compiled"]["tokens_per_second"] > 0
     assert len(compiled) == 1

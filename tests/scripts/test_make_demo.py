@@ -12,7 +12,7 @@ import pytest
 from training_builders import VERSES
 
 from gpt2kit import store
-from gpt2kit.checkpoints import load
+from gpt2kit.checkpoints.load import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,9 @@ def make_demo(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_few_steps_leave_a_model_with_its_card_and_the_bundled_one_as_it_is(tmp_path: Path) -> None:
+def test_a_few_steps_leave_a_model_with_its_card_and_the_bundled_one_as_it_is(
+    tmp_path: Path,
+) -> None:
     text = tmp_path / "comedy.txt"
     text.write_text("".join(f"{number}\n{VERSES}" for number in range(20)), encoding="utf-8")
     before = {path: path.read_bytes() for path in (store.BUNDLED / "dante").iterdir()}

@@ -44,21 +44,34 @@ def test_texts_encode_to_openais_ids_and_back(gpt2: BPETokenizer, case: dict[str
 
 
 @pytest.mark.parametrize("name", EXPECTED["corpora"])
-def test_corpora_encode_to_openais_ids_and_back(gpt2: BPETokenizer, test_data: Path, name: str) -> None:
+def test_corpora_encode_to_openais_ids_and_back(
+    gpt2: BPETokenizer, test_data: Path, name: str
+) -> None:
     answer = EXPECTED["corpora"][name]
     path = test_data / "corpora" / name
     if not path.exists():
         pytest.skip(f"{path} is not among the fixtures")
     text = path.read_bytes().decode()
     ids = gpt2.encode(text)
-    assert (len(ids), ids[:10], ids[-5:]) == (answer["tokens"], answer["first_10"], answer["last_5"])
-    assert hashlib.sha256(np.array(ids, dtype="<u2").tobytes()).hexdigest() == answer["sha256_uint16_le"]
+    assert (len(ids), ids[:10], ids[-5:]) == (
+        answer["tokens"],
+        answer["first_10"],
+        answer["last_5"],
+    )
+    assert (
+        hashlib.sha256(np.array(ids, dtype="<u2").tobytes()).hexdigest()
+        == answer["sha256_uint16_le"]
+    )
     assert gpt2.decode(ids) == text
 
 
-def test_openais_vocabulary_is_saved_byte_for_byte(gpt2: BPETokenizer, test_data: Path, tmp_path: Path) -> None:
+def test_openais_vocabulary_is_saved_byte_for_byte(
+    gpt2: BPETokenizer, test_data: Path, tmp_path: Path
+) -> None:
     gpt2.save(tmp_path)
-    assert (tmp_path / "vocab.json").read_bytes() == (test_data / "bpe" / "encoder.json").read_bytes()
+    assert (tmp_path / "vocab.json").read_bytes() == (
+        test_data / "bpe" / "encoder.json"
+    ).read_bytes()
     assert (tmp_path / "merges.txt").read_bytes() == (test_data / "bpe" / "vocab.bpe").read_bytes()
 
 
@@ -69,7 +82,19 @@ def test_openais_vocabulary_has_its_size_and_marker(gpt2: BPETokenizer) -> None:
 # --- with a small one ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "a", "Perché la città?\r\n", "🙂🇮🇹", "\0\x1b[0m", "e\u0301", "a" * 5000, "'Ll \u2028\u00a0  x  "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "Perché la città?\r\n",
+        "🙂🇮🇹",
+        "\0\x1b[0m",
+        "e\u0301",
+        "a" * 5000,
+        "'Ll \u2028\u00a0  x  ",
+    ],
+)
 def test_any_text_comes_back(small_bpe: BPETokenizer, text: str) -> None:
     assert small_bpe.decode(small_bpe.encode(text)) == text
 
@@ -110,12 +135,18 @@ def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path) is None
 
 
-def test_two_folders_have_two_vocabularies(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_two_folders_have_two_vocabularies(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     # tiktoken's own reader caches by path and would hand out what stood there before.
     before = BPETokenizer.find(folder)
     merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     (folder / "merges.txt").write_text("\n".join(merges[:1]) + "\n", encoding="utf-8")
-    vocab = {token: number for token, number in json.loads((folder / "vocab.json").read_text()).items() if number < 256}
+    vocab = {
+        token: number
+        for token, number in json.loads((folder / "vocab.json").read_text()).items()
+        if number < 256
+    }
     (folder / "vocab.json").write_text(json.dumps(vocab))
     after = BPETokenizer.find(folder)
     assert before is not None
@@ -134,7 +165,9 @@ def test_openais_file_names_are_found_too(folder: Path, small_bpe: BPETokenizer)
     assert found.encode("the end") == small_bpe.encode("the end")
 
 
-def test_a_missing_final_newline_and_windows_line_ends_change_nothing(folder: Path, small_bpe: BPETokenizer) -> None:
+def test_a_missing_final_newline_and_windows_line_ends_change_nothing(
+    folder: Path, small_bpe: BPETokenizer
+) -> None:
     text = (folder / "merges.txt").read_text(encoding="utf-8")
     (folder / "merges.txt").write_bytes(text.rstrip("\n").replace("\n", "\r\n").encode())
     found = load_tokenizer(folder)
@@ -150,7 +183,11 @@ def tokenizer_json(folder: Path, *, merges_as_text: bool = False, **changes: Any
         "added_tokens": [{"id": 511, "content": "<|endoftext|>", "special": True}],
         "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges if merges_as_text else [merge.split(" ") for merge in merges]},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": merges if merges_as_text else [merge.split(" ") for merge in merges],
+        },
         **changes,
     }
     (folder / "vocab.json").unlink()
@@ -160,7 +197,9 @@ def tokenizer_json(folder: Path, *, merges_as_text: bool = False, **changes: Any
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-def test_tokenizer_json_alone_is_enough(folder: Path, small_bpe: BPETokenizer, as_text: bool) -> None:
+def test_tokenizer_json_alone_is_enough(
+    folder: Path, small_bpe: BPETokenizer, as_text: bool
+) -> None:
     found = load_tokenizer(tokenizer_json(folder, merges_as_text=as_text))
     assert found is not None
     assert found.encode("the end of the text") == small_bpe.encode("the end of the text")
@@ -183,12 +222,27 @@ def test_another_kind_of_tokenizer_json_is_refused(folder: Path, changes: dict[s
 
 
 @pytest.mark.parametrize(
-    "model", [[], {"merges": [5]}, {"merges": [[1, 2]]}, {"merges": [[[1], [2]]]}, {"vocab": [], "merges": []}], ids=str
+    "model",
+    [
+        [],
+        {"merges": [5]},
+        {"merges": [[1, 2]]},
+        {"merges": [[[1], [2]]]},
+        {"vocab": [], "merges": []},
+    ],
+    ids=str,
 )
 def test_a_tokenizer_json_of_another_shape_is_one_error(folder: Path, model: Any) -> None:
     vocab = json.loads((folder / "vocab.json").read_text())
     with pytest.raises(TokenizerError):
-        load_tokenizer(tokenizer_json(folder, model={"type": "BPE", "vocab": vocab, **model} if isinstance(model, dict) else model))
+        load_tokenizer(
+            tokenizer_json(
+                folder,
+                model={"type": "BPE", "vocab": vocab, **model}
+                if isinstance(model, dict)
+                else model,
+            )
+        )
 
 
 def test_a_gap_in_the_numbering_is_shown_as_a_replacement_character(folder: Path) -> None:
@@ -225,7 +279,9 @@ def test_the_end_marker_is_the_one_that_the_model_names(folder: Path) -> None:
     found = load_tokenizer(folder)
     assert found is not None
     assert found.stop_id == 512
-    (folder / "config.json").write_text(json.dumps({"eos_token_id": 50256}))  # a leftover, not in this vocabulary
+    (folder / "config.json").write_text(
+        json.dumps({"eos_token_id": 50256})
+    )  # a leftover, not in this vocabulary
     found = load_tokenizer(folder)
     assert found is not None
     assert found.stop_id == 511
@@ -242,7 +298,9 @@ def _pipe(folder: Path) -> None:
 
 def _without(folder: Path, *tokens: str) -> None:
     vocab = json.loads((folder / "vocab.json").read_text())
-    (folder / "vocab.json").write_text(json.dumps({token: number for token, number in vocab.items() if token not in tokens}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: number for token, number in vocab.items() if token not in tokens})
+    )
 
 
 def _with(folder: Path, **numbers: Any) -> None:
@@ -256,23 +314,56 @@ def _merges(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "half a pair": (lambda folder: (folder / "merges.txt").unlink(), r"vocab\.json is here, but merges\.txt is missing"),
+    "half a pair": (
+        lambda folder: (folder / "merges.txt").unlink(),
+        r"vocab\.json is here, but merges\.txt is missing",
+    ),
     "cut short": (_cut, "not valid JSON"),
-    "a web page": (lambda folder: (folder / "vocab.json").write_text("<!DOCTYPE html>"), "web page"),
-    "merges cut short": (lambda folder: _merges(folder, lambda lines: lines[:200]), "made by no merge"),
-    "an empty token": (lambda folder: (folder / "added_tokens.json").write_text('{"": 512}'), "a token is empty"),
-    "a surrogate": (lambda folder: (folder / "added_tokens.json").write_text('{"\\ud800": 512}'), "not as tokenizers writes it"),
+    "a web page": (
+        lambda folder: (folder / "vocab.json").write_text("<!DOCTYPE html>"),
+        "web page",
+    ),
+    "merges cut short": (
+        lambda folder: _merges(folder, lambda lines: lines[:200]),
+        "made by no merge",
+    ),
+    "an empty token": (
+        lambda folder: (folder / "added_tokens.json").write_text('{"": 512}'),
+        "a token is empty",
+    ),
+    "a surrogate": (
+        lambda folder: (folder / "added_tokens.json").write_text('{"\\ud800": 512}'),
+        "not as tokenizers writes it",
+    ),
     "a list": (lambda folder: (folder / "vocab.json").write_text("[]"), "expected a JSON object"),
-    "a byte missing": (lambda folder: _without(folder, "a", "b"), "lacks 2 of the 256 single bytes"),
+    "a byte missing": (
+        lambda folder: _without(folder, "a", "b"),
+        "lacks 2 of the 256 single bytes",
+    ),
     "a merge missing": (lambda folder: _without(folder, "he"), "is not in the vocabulary"),
-    "text for an id": (lambda folder: _with(folder, the="7"), "expected an object from tokens to ids"),
-    "true for an id": (lambda folder: _with(folder, the=True), "expected an object from tokens to ids"),
+    "text for an id": (
+        lambda folder: _with(folder, the="7"),
+        "expected an object from tokens to ids",
+    ),
+    "true for an id": (
+        lambda folder: _with(folder, the=True),
+        "expected an object from tokens to ids",
+    ),
     "a negative id": (lambda folder: _with(folder, the=-1), "negative"),
     "an id twice": (lambda folder: _with(folder, extra=300), "same id"),
-    "merges out of order": (lambda folder: _merges(folder, lambda lines: [lines[0], *reversed(lines[1:-1])]), "merge"),
+    "merges out of order": (
+        lambda folder: _merges(folder, lambda lines: [lines[0], *reversed(lines[1:-1])]),
+        "merge",
+    ),
     "ids out of order": (lambda folder: _with(folder, the=256, Ġt=262), "expected more than"),
-    "three in a merge": (lambda folder: _merges(folder, lambda lines: [*lines[:5], "a b c", *lines[5:]]), "expected two tokens"),
-    "not utf-8": (lambda folder: (folder / "merges.txt").write_bytes(b"#version\n\xff\xfe"), "not UTF-8"),
+    "three in a merge": (
+        lambda folder: _merges(folder, lambda lines: [*lines[:5], "a b c", *lines[5:]]),
+        "expected two tokens",
+    ),
+    "not utf-8": (
+        lambda folder: (folder / "merges.txt").write_bytes(b"#version\n\xff\xfe"),
+        "not UTF-8",
+    ),
     "a pipe": (_pipe, "expected a file"),
 }
 

@@ -55,9 +55,18 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("piece", "nearest"), [("é", "'è', 'e'"), ("N", "'n'"), ("7", "'1', '0'"), ("œ", "'è', 'x', 'n'"), ("€", "none is near")]
+    ("piece", "nearest"),
+    [
+        ("é", "'è', 'e'"),
+        ("N", "'n'"),
+        ("7", "'1', '0'"),
+        ("œ", "'è', 'x', 'n'"),
+        ("€", "none is near"),
+    ],
 )
-def test_an_unknown_character_is_named_with_the_nearest_known_ones(piece: str, nearest: str) -> None:
+def test_an_unknown_character_is_named_with_the_nearest_known_ones(
+    piece: str, nearest: str
+) -> None:
     tokenizer = CharTokenizer.from_text("enx è 01")
     with pytest.raises(TokenizerError) as caught:
         tokenizer.encode(f"ne {piece}")

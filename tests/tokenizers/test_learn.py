@@ -10,7 +10,10 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.tokenizers import load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
 
-TEXT = "la gloria di colui che tutto move per l'universo penetra, e risplende\n  in una parte più e meno altrove.\n" * 3
+TEXT = (
+    "la gloria di colui che tutto move per l'universo penetra, e risplende\n  in una parte più e meno altrove.\n"
+    * 3
+)
 
 
 def test_a_learned_vocabulary_encodes_and_decodes_any_text() -> None:

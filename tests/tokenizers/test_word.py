@@ -14,7 +14,17 @@ TEXT = "  Nel mezzo del cammin\ndi nostra  vita,\tmi ritrovai \r\n\nper una selv
 
 
 def test_words_take_the_blank_before_them_and_other_white_space_stands_alone() -> None:
-    assert WordTokenizer.cut("  Nel mezzo\ndel  cammin\t\n") == [" ", " Nel", " mezzo", "\n", "del", " ", " cammin", "\t", "\n"]
+    assert WordTokenizer.cut("  Nel mezzo\ndel  cammin\t\n") == [
+        " ",
+        " Nel",
+        " mezzo",
+        "\n",
+        "del",
+        " ",
+        " cammin",
+        "\t",
+        "\n",
+    ]
 
 
 def test_it_keeps_the_protocol_and_gives_the_text_back() -> None:
@@ -29,7 +39,9 @@ def test_it_keeps_the_protocol_and_gives_the_text_back() -> None:
 def test_any_text_comes_back_to_the_character() -> None:
     generator = random.Random(0)
     for _ in range(200):
-        text = "".join(generator.choice("ab  \n\t\u00a0\r") for _ in range(generator.randint(1, 30)))
+        text = "".join(
+            generator.choice("ab  \n\t\u00a0\r") for _ in range(generator.randint(1, 30))
+        )
         tokenizer = WordTokenizer.from_text(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -41,7 +53,13 @@ def test_a_word_known_in_another_place_of_the_line_is_used_there_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "nearest"), [("canmin", "'cammin'"), ("nel", "'Nel', 'del'"), ("selve,", "'selva'"), ("xyz", "none is near")]
+    ("word", "nearest"),
+    [
+        ("canmin", "'cammin'"),
+        ("nel", "'Nel', 'del'"),
+        ("selve,", "'selva'"),
+        ("xyz", "none is near"),
+    ],
 )
 def test_an_unknown_word_is_named_with_the_nearest_known_ones(word: str, nearest: str) -> None:
     tokenizer = WordTokenizer.from_text(TEXT)

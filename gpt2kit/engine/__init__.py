@@ -1,0 +1,1 @@
+"""Who computes a step: torch, the native step, CUDA graphs."""

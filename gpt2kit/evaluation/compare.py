@@ -1,0 +1,182 @@
+"""Two models of one shape: how far apart their weights are, what that does to a text, and what lies between them.
+
+Tensors are read one by one from the files; only to measure on a text is a model built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2kit.checkpoints.load import load_vocabulary, read_checked
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
+from gpt2kit.data.corpus import Ids
+from gpt2kit.errors import CheckpointError, ConfigError
+from gpt2kit.evaluation.perplexity import standard_error
+from gpt2kit.inspection import part_of
+from gpt2kit.tokenizers import Tokenizer, identity
+
+
+def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
+    """Return the vocabulary of two models, or None where neither has one.
+
+    Raises CheckpointError, naming the difference, for two that do not compute the same function of their weights or have different
+    vocabularies.
+    """
+    ours, theirs = asdict(a.config), asdict(b.config)
+    different = [
+        f"{name} {ours[name]} and {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and not name.endswith("_pdrop")
+    ]
+    if different:
+        raise CheckpointError(
+            f"{a.path} and {b.path} are not of one shape: they have {', '.join(different)}"
+        )
+    tokenizers = [
+        tokenizer for tokenizer in (load_vocabulary(a), load_vocabulary(b)) if tokenizer is not None
+    ]
+    if len({identity(tokenizer) for tokenizer in tokenizers}) > 1:
+        sizes = " and ".join(f"{tokenizer.n_vocab:,}" for tokenizer in tokenizers)
+        raise CheckpointError(
+            f"{a.path} and {b.path} have different vocabularies, of {sizes} tokens: the same id is not the same text"
+        )
+    return tokenizers[0] if tokenizers else None
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartDifference:
+    """How far two models are apart in some part of them; norms are Euclidean, over all of its tensors."""
+
+    part: str  # "token embedding", "attention" …, or "all"
+    layer: int | None  # None for what is in no layer
+    parameters: int
+    norm: float  # of the first model's,
+    difference: float  # and of what the second has more or less
+    relative: float | None  # difference / norm; None where the norm is 0
+
+
+def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
+    """Return how far two models are apart, part by part in the order of the forward pass, and in all; reads two tensors at a time."""
+    squares: dict[tuple[str, int | None], list[float]] = {}
+    for name in a.config.shapes():
+        ours, theirs = read_checked(a, name).double(), read_checked(b, name).double()
+        layer = int(name.split(".")[1]) if name.startswith("h.") else None
+        for key in ((part_of(name), layer), ("all", None)):
+            sums = squares.setdefault(key, [0, 0.0, 0.0])
+            for place, more in enumerate(
+                (ours.numel(), float(ours.square().sum()), float((theirs - ours).square().sum()))
+            ):
+                sums[place] += more
+    squares["all", None] = squares.pop(("all", None))  # to the end
+    return [
+        PartDifference(
+            part,
+            layer,
+            int(count),
+            norm**0.5,
+            difference**0.5,
+            (difference / norm) ** 0.5 if norm else None,
+        )
+        for (part, layer), (count, norm, difference) in squares.items()
+    ]
+
+
+def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
+    """Return the model whose weights are (1 - alpha) · a + alpha · b: alpha is the share of b. Nothing is read until it is.
+
+    Sums are made in float32 at least, and kept in the wider of both dtypes. Alpha 0 and 1 give a and b exactly. Raises ConfigError
+    for another alpha than from 0 to 1, and what `check_alike` raises; reading it, CheckpointFormatError where a or b is damaged.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(
+            f"alpha is {alpha}, expected from 0 (only the first model) to 1 (only the second)"
+        )
+    check_alike(a, b)
+
+    def mix(name: str) -> StoredTensor:
+        dtype = torch.promote_types(a.tensors[name].dtype, b.tensors[name].dtype)
+        precise = torch.promote_types(dtype, torch.float32)
+
+        def read(_: Tensor | None) -> Tensor:
+            if alpha in (0, 1):  # for lerp would make 0.0 of -0.0
+                return read_checked(b if alpha else a, name).to(dtype)
+            return torch.lerp(
+                read_checked(a, name).to(precise), read_checked(b, name).to(precise), alpha
+            ).to(dtype)
+
+        return StoredTensor(a.tensors[name].shape, dtype, read)
+
+    return Checkpoint(
+        a.path, f"blend of {a.path} and {b.path}", a.config, {name: mix(name) for name in a.tensors}
+    )
+
+
+# --- a text ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenChange:
+    """A token of a text that one model predicts better than the other."""
+
+    position: int  # among the text's tokens, from 0
+    before: str  # the text before it
+    token: str
+    surprisal_a: float  # nats
+    surprisal_b: float
+    change: float  # b - a: below 0 the second model predicts it better
+
+
+@dataclass(frozen=True)
+class TextDifference:
+    """What two models of one vocabulary make of a text."""
+
+    tokens: int  # scored
+    loss_a: float  # nats per token
+    loss_b: float
+    change: float  # b - a: below 0 the second model is better
+    standard_error: float | None  # of the change, as if tokens were independent
+    better: int  # tokens that the second model predicts better
+    worse: int
+    changes: list[
+        TokenChange
+    ]  # the largest, first those that got better, the most first; then those that got worse
+
+
+_CONTEXT = 16  # tokens shown before one
+
+
+def text_difference(
+    a: Tensor, b: Tensor, ids: Ids, tokenizer: Tokenizer, *, top: int = 10
+) -> TextDifference:
+    """Compare what `token_surprisals` gave for two models on the same (n,) ids, (n - 1,) each; `top` tokens are listed on either side."""
+    change = b - a
+
+    def listed(order: Tensor) -> Iterator[TokenChange]:
+        for place in order.tolist():
+            position = place + 1  # the first token has no surprisal
+            before = tokenizer.decode(ids[max(0, position - _CONTEXT) : position].tolist())
+            token = tokenizer.decode([int(ids[position])])
+            yield TokenChange(
+                position, before, token, float(a[place]), float(b[place]), float(change[place])
+            )
+
+    order = change.argsort(stable=True)
+    best = order[:top][change[order[:top]] < 0]
+    worst = order.flip(0)[:top][change[order.flip(0)[:top]] > 0]
+    return TextDifference(
+        tokens=len(change),
+        loss_a=float(a.mean()),
+        loss_b=float(b.mean()),
+        change=float(change.mean()),
+        standard_error=standard_error(change),
+        better=int((change < 0).sum()),
+        worse=int((change > 0).sum()),
+        changes=[*listed(best), *listed(worst)],
+    )

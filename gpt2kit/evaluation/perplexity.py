@@ -1,0 +1,231 @@
+"""How well a model predicts a text: perplexity, bits per byte, and the probability of single lines.
+
+    evaluation = evaluate(model, tokenizer, Path("book.txt"))
+    print(evaluation.perplexity, evaluation.bits_per_byte)
+
+A text is one sequence of tokens, as in training: documents follow one another with the tokenizer's stop_id between them, which is
+scored as any other token, and the first token of a document is predicted from that and from the end of the document before, as far
+as the window has it. Every token but the very first is scored once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2kit.data.corpus import Ids, load_corpus
+from gpt2kit.data.texts import Text
+from gpt2kit.errors import ContextLengthError, CorpusError, Gpt2KitWarning, TokenizerError
+from gpt2kit.evaluation.surprisal import (
+    BATCH_SIZE,
+    Progress,
+    Window,
+    by_length,
+    ignore,
+    surprisals,
+    windows,
+)
+from gpt2kit.generation.continuation import Overflow
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import Tokenizer
+from gpt2kit.tokenizers.bpe import END_OF_TEXT
+
+_LARGEST_EXPONENT = 700.0  # of a perplexity, so that it stays a number
+_LINES_AT_ONCE = 512  # among which those of like length are read together
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text. Figures per byte and per character compare models with different tokenizers; others do not."""
+
+    tokens: int  # that were scored
+    bytes: int  # of UTF-8 that they stand for, separators of documents aside
+    characters: int
+    words: int  # pieces between white space
+    n_ctx: int  # tokens that a window reads,
+    stride: int  # and by how many it begins after the one before
+    loss: float  # nats per token
+    standard_error: float | None  # of the loss, as if tokens were independent; None for one token
+    perplexity: float  # per token
+    perplexity_per_word: float | None  # None where there is no whole word, byte, or character
+    bits_per_byte: float | None
+    bits_per_character: float | None
+
+
+def evaluate(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    text: str | Path | Text | Ids,
+    *,
+    stride: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = ignore,
+) -> Evaluation:
+    """Measure a model on a text: a string, the Path of what `load_corpus` reads, a Text, or ids.
+
+    `surprisal.windows` says which tokens each window reads and scores; `stride` is half of n_ctx unless given. `batch_size` windows
+    are read at once. Raises CorpusError for a text of fewer than two tokens, TokenizerError for what the vocabulary does not know.
+    """
+    tokenizer = present(tokenizer)
+    ids = text if isinstance(text, np.ndarray) else text_ids(text, tokenizer)
+    n_ctx = model.config.n_ctx
+    stride = default_stride(n_ctx) if stride is None else stride
+    nats = token_surprisals(model, ids, stride=stride, batch_size=batch_size, progress=progress)
+    n_bytes, characters, words = _sizes(ids[1:], tokenizer)
+    total, loss = float(nats.sum()), float(nats.mean())
+    return Evaluation(
+        tokens=len(nats),
+        bytes=n_bytes,
+        characters=characters,
+        words=words,
+        n_ctx=n_ctx,
+        stride=stride,
+        loss=loss,
+        standard_error=standard_error(nats),
+        perplexity=exponential(loss),
+        perplexity_per_word=exponential(total / words) if words else None,
+        bits_per_byte=total / math.log(2) / n_bytes if n_bytes else None,
+        bits_per_character=total / math.log(2) / characters if characters else None,
+    )
+
+
+def text_ids(text: str | Path | Text, tokenizer: Tokenizer) -> Ids:
+    """Return the ids of a text, documents separated; raises CorpusError where there are fewer than two."""
+    if isinstance(text, str):
+        documents = tuple(document for document in text.split(END_OF_TEXT) if document.strip())
+        if not documents:
+            raise CorpusError("the text is empty; expected some tokens to predict")
+        text = Text(documents, (Path("the text"),), len(text.encode()))
+    return load_corpus(text, tokenizer, val_fraction=0.0).train_ids
+
+
+def token_surprisals(
+    model: GPT2, ids: Ids, *, stride: int, batch_size: int = BATCH_SIZE, progress: Progress = ignore
+) -> Tensor:
+    """Return the surprisal in nats of every token of a text but the first, (n - 1,) float64."""
+    nats = torch.empty(len(ids) - 1, dtype=torch.float64)
+    done = 0
+    for surprisal in surprisals(
+        model, windows(ids, n_ctx=model.config.n_ctx, stride=stride), batch_size=batch_size
+    ):
+        nats[done : done + len(surprisal.nats)] = surprisal.nats
+        done += len(surprisal.nats)
+        progress(done, len(nats))
+    return nats
+
+
+def default_stride(n_ctx: int) -> int:
+    """Return half of the window: every token is predicted from half a window at least, and read twice."""
+    return max(1, n_ctx // 2)
+
+
+def standard_error(values: Tensor) -> float | None:
+    """Return the standard error of the mean of some values, or None for one alone."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _sizes(ids: Ids, tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Return the bytes, characters and words that ids stand for, separators aside."""
+    different, places = np.unique(ids, return_inverse=True)
+    # A separator ends a word as a line end does, but is no text.
+    pieces = [
+        b"\n" if token == tokenizer.stop_id else tokenizer.token_bytes(token)
+        for token in different.tolist()
+    ]
+    text = b"".join(map(pieces.__getitem__, places.tolist()))
+    separators = 0 if tokenizer.stop_id is None else int(np.count_nonzero(ids == tokenizer.stop_id))
+    characters = len(text) - len(
+        re.findall(rb"[\x80-\xbf]", text)
+    )  # what is left begins a character
+    return (
+        len(text) - separators,
+        characters - separators,
+        len(text.decode(errors="replace").split()),
+    )
+
+
+def present(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Return the tokenizer; raises TokenizerError for a model without one."""
+    if tokenizer is None:
+        raise TokenizerError(
+            "the model came without a vocabulary; put its vocab.json and merges.txt beside the weights"
+        )
+    return tokenizer
+
+
+def exponential(x: float) -> float:
+    """Return e to the x, or what still is a number where that is too large."""
+    return math.exp(min(x, _LARGEST_EXPONENT))
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a model makes of one line."""
+
+    line: int  # its number, from 1 on
+    text: str
+    tokens: int  # that were scored
+    logprob: float  # of all of them together, in nats
+    logprob_per_token: float | None  # None where no token was scored
+
+
+def score(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    lines: Sequence[str],
+    *,
+    overflow: Overflow = "slide",
+    special: bool = False,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Line]:
+    """Yield the log-probability of each line that is not blank, every one as a text of its own.
+
+    The first token of a line is predicted from the tokenizer's stop_id; without one it cannot be, and is not scored. A line of more
+    than n_ctx tokens is scored in windows of that many, half of which overlap (`slide`), or as far as one window goes, with a
+    warning (`stop`), or raises ContextLengthError (`error`).
+    """
+    tokenizer = present(tokenizer)
+    numbered = ((number, text) for number, text in enumerate(lines, 1) if text.strip())
+    while some := list(islice(numbered, _LINES_AT_ONCE)):
+        cut = [
+            _line_windows(number, text, model.config.n_ctx, tokenizer, overflow, special)
+            for number, text in some
+        ]
+        found = iter(
+            by_length(model, [window for line in cut for window in line], batch_size=batch_size)
+        )
+        for (number, text), line in zip(some, cut, strict=True):
+            nats = [next(found).nats.double() for _ in line]
+            total, tokens = 0.0 - sum(float(part.sum()) for part in nats), sum(map(len, nats))
+            yield Line(number, text, tokens, total, total / tokens if tokens else None)
+
+
+def _line_windows(
+    number: int, text: str, n_ctx: int, tokenizer: Tokenizer, overflow: Overflow, special: bool
+) -> list[Window]:
+    try:
+        ids = tokenizer.encode(text, special=special)
+    except TokenizerError as error:
+        raise TokenizerError(f"line {number:,}: {error}") from error
+    start = [] if tokenizer.stop_id is None else [tokenizer.stop_id]
+    ids = start + ids
+    if len(ids) > n_ctx + 1 and overflow == "error":
+        message = f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most {n_ctx:,}; use --overflow slide"
+        raise ContextLengthError(message, requested=len(ids) - 1, limit=n_ctx)
+    if len(ids) > n_ctx + 1 and overflow == "stop":
+        message = f"line {number:,} has {len(ids) - 1:,} tokens to predict and the model reads {n_ctx:,}: the rest is not scored"
+        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
+        ids = ids[: n_ctx + 1]
+    return list(windows(ids, n_ctx=n_ctx, stride=default_stride(n_ctx)))

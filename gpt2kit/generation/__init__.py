@@ -1,0 +1,1 @@
+"""Tokens, then text: the loop, sampling, drafts."""

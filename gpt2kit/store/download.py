@@ -1,0 +1,206 @@
+"""Fetch weights from the Hub or from OpenAI, whole or not at all.
+
+A download collects its files in a hidden directory beside the model's and becomes the model by a rename, when all of them are there and
+right. Stopped in any way, it goes on where it was when it is asked for again. `sources` asks what the files are, `transfer` moves the
+bytes, and `gpt2kit.store` knows the places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt2kit import store
+from gpt2kit.config import SIZES, nearest_size
+from gpt2kit.errors import CheckpointFormatError, DownloadError, Gpt2KitWarning
+from gpt2kit.files import put_in_place
+from gpt2kit.store import catalogue
+from gpt2kit.store.parts import drop_sidecars
+from gpt2kit.store.sources import Plan, hub_plan, openai_plan
+from gpt2kit.store.transfer import Patience, Progress, Silent
+
+__all__ = ["Patience", "Progress", "Silent", "download"]
+
+
+def download(
+    model: str,
+    *,
+    source: str = "hub",
+    revision: str | None = None,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+    patience: Patience | None = None,
+) -> Path:
+    """Fetch a size, an alias or a Hub id ("org/name") and return its directory.
+
+    What is already here and complete is returned without asking the network, unless `force` or another `revision` is asked for; the older
+    copy then stays usable until the new one is whole. `verify=False` checks sizes but no hashes, and warns. Raises DownloadError.
+    """
+    progress, patience = progress or Silent(), patience or Patience()
+    model, source = _understood(model, source, revision)
+    target = store.weights_dir() / store.directory_name(model, source)
+    with _disk_errors(target):
+        store.undo_broken_swap(target)
+        _refuse_to_replace(target, force)
+        here = None if force else _complete(target)
+        if here is not None and revision in (None, here.revision):
+            return target
+        _refuse_offline(model, target)
+        if not verify:
+            warnings.warn(f"the hashes of {model} are not checked", Gpt2KitWarning, stacklevel=2)
+        plan = (
+            openai_plan(model, patience, progress)
+            if source == "openai"
+            else hub_plan(model, revision, verify, patience, progress)
+        )
+        if here is None or here.revision != plan.revision:
+            _carry_out(plan, target, force, verify, progress)
+    return target
+
+
+def _understood(model: str, source: str, revision: str | None) -> tuple[str, str]:
+    """Return the canonical name and the source, or raise DownloadError for what cannot be had, before any request."""
+    name, told = store.split_source(model)
+    source = told or source
+    if source not in ("hub", "openai"):
+        raise DownloadError(f"there is no source {source!r}; it is hub or openai")
+    if name not in SIZES and (source == "openai" or not store.HUB_ID.fullmatch(name)):
+        if source == "openai" and store.HUB_ID.fullmatch(name):
+            raise DownloadError(
+                f"{name} is a repository of the Hub, not one of OpenAI's models; run: gpt2kit download {name} --source hub"
+            )
+        nearest = nearest_size(name)
+        advice = (
+            f"did you mean {nearest}? Run: gpt2kit download {nearest}"
+            if nearest
+            else f"there are {', '.join(SIZES)}"
+        )
+        raise DownloadError(f"{model} is no published GPT-2; {advice}. A Hub id is org/name")
+    if source == "openai" and catalogue.PUBLICATIONS[name].openai_directory is None:
+        raise DownloadError(
+            f"OpenAI did not publish {name}; run: gpt2kit download {name} --source hub"
+        )
+    if source == "openai" and revision is not None:
+        raise DownloadError(
+            "OpenAI's files have no revisions; leave --revision out, or take --source hub"
+        )
+    return name, source
+
+
+def _refuse_to_replace(target: Path, force: bool) -> None:
+    """Raise DownloadError where the target is somebody's, not a download of ours."""
+    if os.path.lexists(target) and not target.is_dir():
+        raise DownloadError(
+            f"{target} is not a directory; move it away, or set GPT2KIT_WEIGHTS to another folder",
+            path=target,
+        )
+    if (
+        target.exists()
+        and not force
+        and not (target / store.MANIFEST).exists()
+        and any(target.iterdir())
+    ):
+        raise DownloadError(
+            f"{target} is there, but was not downloaded by gpt2kit; move it away, or replace it with --force",
+            path=target,
+        )
+
+
+def _complete(target: Path) -> store.Manifest | None:
+    """Return the manifest of the model that is here with all its files, or None."""
+    manifest = store.Manifest.read(target)
+    return manifest if manifest is not None and manifest.fits(target) else None
+
+
+def _refuse_offline(model: str, target: Path) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            what = (
+                "is not on this machine"
+                if not target.exists()
+                else "is not here in this revision, or not complete"
+            )
+            raise DownloadError(
+                f"{model} {what} ({target}), and {variable} forbids asking for it; unset it, or copy the directory there"
+            )
+
+
+def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Progress) -> None:
+    """Fetch the files of the plan and put them in place, unless another process has done so meanwhile."""
+    waited = False
+
+    def waiting() -> None:
+        nonlocal waited
+        waited = True
+        progress.note(f"another process is downloading {target.name}; waiting for it")
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with store.locked(target.name, waiting=waiting):
+        if (waited or not force) and _done_meanwhile(target, plan):
+            return
+        staging = store.staging_dir(target.name)
+        staging.mkdir(exist_ok=True)
+        try:
+            _make_room(plan, staging)
+            with plan.transfer() as transfer:
+                files = {
+                    file.name: (file.size, transfer.fetch(file, staging, verify=verify))
+                    for file in plan.files
+                }
+            store.Manifest(plan.source, plan.repository, plan.revision, files).write(staging)
+            drop_sidecars(staging)
+            put_in_place(staging, target)
+        finally:
+            with contextlib.suppress(OSError):
+                staging.rmdir()  # only where nothing was fetched
+
+
+def _done_meanwhile(target: Path, plan: Plan) -> bool:
+    try:
+        here = _complete(target)
+    except CheckpointFormatError:
+        return False
+    return here is not None and here.revision == plan.revision
+
+
+def _make_room(plan: Plan, staging: Path) -> None:
+    """Delete what an earlier plan left in the staging directory, and see that the rest fits on the disk."""
+    content = {name for file in plan.files for name in (file.name, f"{file.name}.part")}
+    sidecars = {f"{file.name}.part.json" for file in plan.files}
+    present = 0
+    for path in staging.iterdir():
+        if path.name in content:
+            present += path.stat().st_size
+        elif path.name not in sidecars:
+            path.unlink()
+    needed, free = sum(file.size for file in plan.files) - present, shutil.disk_usage(staging).free
+    if needed > free:
+        raise DownloadError(
+            f"{plan.repository} needs {needed:,} more bytes, and {free:,} are free in {staging.parent}",
+            path=staging.parent,
+        )
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a DownloadError."""
+    try:
+        yield
+    except OSError as error:
+        staging = store.staging_dir(target.name)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            kept = sum(path.stat().st_size for path in staging.glob("*")) if staging.is_dir() else 0
+            free = shutil.disk_usage(target.parent).free
+            message = (
+                f"the disk took no more ({error.strerror}; {free:,} bytes are free in {target.parent}); make room and run it again:"
+                f" the {kept:,} bytes already fetched are kept in {staging}"
+            )
+        else:
+            message = f"cannot use {error.filename or target}: {error.strerror or error}; GPT2KIT_WEIGHTS names another folder for weights"
+        raise DownloadError(message, path=target) from error

@@ -1,0 +1,349 @@
+"""What the Hub and OpenAI say that a model consists of.
+
+One question to the Hub gives the commit and the size and hash of each file; OpenAI's bucket is asked for each of its files. The answers are
+held against the catalogue, and every failure of the asking becomes a DownloadError.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from gpt2kit import store
+from gpt2kit.errors import DownloadError
+from gpt2kit.store import catalogue
+from gpt2kit.store.catalogue import PublishedFile
+from gpt2kit.store.parts import RemoteFile
+from gpt2kit.store.transfer import (
+    Interrupted,
+    Patience,
+    Progress,
+    Transfer,
+    Tries,
+    judge,
+    plainly,
+    shown,
+    within,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+HUB_URL = "https://huggingface.co"
+OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+
+# A repository that is not in the catalogue: these where they are there, and the first of the kinds of weights.
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+_WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_MODEL_TYPES = ("gpt2", "gpt2kit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything to be fetched, known before the first byte of a file."""
+
+    source: str  # "hub" or "openai"
+    repository: str
+    revision: str | None
+    files: Sequence[RemoteFile]
+    transfer: Callable[[], Transfer]
+
+
+def hub_plan(
+    model: str, revision: str | None, verify: bool, patience: Patience, progress: Progress
+) -> Plan:
+    """Ask the Hub for commit, sizes and hashes, and choose the files."""
+    from huggingface_hub import HfApi
+
+    publication = catalogue.PUBLICATIONS.get(model)
+    repository = publication.repository if publication else model
+    endpoint = _address(os.environ.get("HF_ENDPOINT") or HUB_URL, "HF_ENDPOINT")
+    token = _hub_token(patience)
+
+    def refusal(response: httpx2.Response) -> str:
+        return _hub_refusal(response, repository, revision, with_token=token is not None)
+
+    # False: not even a token that huggingface_hub finds where we looked in vain.
+    api = HfApi(endpoint=endpoint, token=token or False, library_name="gpt2kit")
+    info = _model_info(
+        api, repository, revision, refusal, Tries(patience, progress, patience.lookups), patience
+    )
+    siblings = {
+        sibling.rfilename: sibling
+        for sibling in info.siblings or ()
+        if store.PLAIN_NAME.fullmatch(sibling.rfilename)
+    }
+    commit = info.sha
+    if not isinstance(commit, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", commit):
+        raise DownloadError(
+            f"{shown(endpoint)} does not tell the commit of {repository}; is it a Hub?",
+            url=shown(endpoint),
+        )
+    if publication and revision is None:
+        files = [
+            _pinned(file, siblings, repository, endpoint, commit, verify)
+            for file in publication.hub_files
+        ]
+    else:
+        files = [
+            _remote(siblings[name], repository, endpoint, commit)
+            for name in _needed(siblings, repository, info.config)
+        ]
+
+    def transfer() -> Transfer:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return Transfer(
+            endpoint=endpoint,
+            headers=headers,
+            refusal=refusal,
+            patience=patience,
+            progress=progress,
+        )
+
+    return Plan(
+        source="hub", repository=repository, revision=commit, files=files, transfer=transfer
+    )
+
+
+def _model_info(
+    api: HfApi,
+    repository: str,
+    revision: str | None,
+    refusal: Callable[[httpx2.Response], str],
+    tries: Tries,
+    patience: Patience,
+) -> ModelInfo:
+    """Return what the Hub knows of the repository; nothing that huggingface_hub or its client raises gets past."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    url = f"{api.endpoint}/api/models/{repository}"
+    while True:
+        try:
+            return within(
+                patience.connect + patience.read,
+                lambda: api.model_info(
+                    repository, revision=revision, files_metadata=True, timeout=patience.read
+                ),
+            )
+        except HfHubHTTPError as error:
+            failure = judge(error.response, url, refusal)
+            if isinstance(failure, DownloadError):
+                raise failure from error
+        except (HFValidationError, OfflineModeIsEnabled) as error:
+            raise DownloadError(str(error)) from error
+        except (httpx2.HTTPError, OSError) as error:
+            failure = Interrupted(plainly(error))
+        except (ValueError, KeyError, TypeError, AttributeError, httpx2.InvalidURL) as error:
+            message = f"{shown(url)} answered with something that describes no model: is there a proxy or login page in between?"
+            raise DownloadError(message, url=shown(url)) from error
+        tries.failed(failure, url)
+
+
+def _hub_token(patience: Patience) -> str | None:
+    """Return the user's token where huggingface_hub finds one: in the environment or saved by a login."""
+    from huggingface_hub import get_token
+
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return None
+    try:
+        token = within(
+            patience.connect + patience.read, get_token
+        )  # an expired login is renewed over the network
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        raise DownloadError(
+            f"the saved login to the Hub cannot be used ({type(error).__name__}); run: hf auth login"
+        ) from error
+    if token and (not token.isascii() or not token.isprintable() or " " in token):
+        # Sent on, it would be quoted in the client's error message.
+        raise DownloadError(
+            "the Hub token (HF_TOKEN, or what `hf auth login` saved) has characters that no token has; set it again"
+        )
+    return token
+
+
+def _hub_refusal(
+    response: httpx2.Response, repository: str, revision: str | None, *, with_token: bool
+) -> str:
+    """Say what an answer of 400 and above from the Hub means and what to do."""
+    status, code = response.status_code, response.headers.get("X-Error-Code", "")
+    who = f"the Hub answered {status}: "
+    if code == "GatedRepo":
+        return f"{who}{repository} is gated: accept its licence at {HUB_URL}/{repository}, then run: hf auth login"
+    if code == "RevisionNotFound" or (
+        status == 404 and "/revision/" in response.url.path and code != "RepoNotFound"
+    ):
+        return f"{who}{repository} has no revision {revision}; leave --revision out for the newest"
+    if code == "EntryNotFound" or (
+        status == 404 and "/resolve/" in response.url.path and code != "RepoNotFound"
+    ):
+        return (
+            f"{who}{repository} has no file {response.url.path.rpartition('/')[2]} in this revision"
+        )
+    if status == 404 or code == "RepoNotFound":
+        return f"{who}there is no repository {repository}, or it is private.{_similar(repository)} For a private one, run: hf auth login"
+    if status == 401 and not with_token:
+        return f"{who}{repository} is private, or there is no such repository.{_similar(repository)} For a private one, run: hf auth login"
+    if status == 401:
+        return f"{who}the token was not accepted; check HF_TOKEN, or run: hf auth login"
+    if status == 403:
+        return f"{who}{repository} may not be read{' with this token' if with_token else ''}; ask its owner, or run: hf auth login"
+    return f"{who}{repository} cannot be fetched"
+
+
+def _similar(repository: str) -> str:
+    known = [
+        publication.repository
+        for publication in catalogue.PUBLICATIONS.values()
+        if publication.repository != repository
+    ]
+    close = difflib.get_close_matches(repository, known, n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _needed(siblings: Mapping[str, Any], repository: str, config: Any) -> list[str]:
+    """Choose the files of a repository that is not in the catalogue, the weights last."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind is not None and kind not in _MODEL_TYPES:
+        raise DownloadError(f"{repository} is a model of the kind {kind}; gpt2kit reads GPT-2")
+    if "config.json" not in siblings:
+        raise DownloadError(
+            f"{repository} has no config.json, so it is no model that gpt2kit reads"
+        )
+    texts = [name for name in _TEXT_FILES if name in siblings]
+    for stem, extension in _WEIGHTS:
+        if (whole := f"{stem}.{extension}") in siblings:
+            return [*texts, whole]
+        if (index := f"{stem}.{extension}.index.json") in siblings:
+            shards = sorted(
+                name
+                for name in siblings
+                if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}\.{extension}", name)
+            )
+            if not shards or int(shards[-1].rpartition(".")[0][-5:]) != len(shards):
+                raise DownloadError(
+                    f"{repository} has {index}, but only {len(shards)} of the files that it is about"
+                )
+            return [*texts, index, *shards]
+    raise DownloadError(
+        f"{repository} has no weights that gpt2kit reads: expected model.safetensors or pytorch_model.bin"
+    )
+
+
+def _remote(sibling: Any, repository: str, endpoint: str, commit: str) -> RemoteFile:
+    """Return the file as the Hub describes it."""
+    name = sibling.rfilename
+    size = sibling.lfs.size if sibling.lfs else sibling.size
+    if type(size) is not int or size < 0:
+        raise DownloadError(
+            f"{shown(endpoint)} does not tell the size of {name} in {repository}; is it a Hub?",
+            url=shown(endpoint),
+        )
+    digests = (
+        {"sha256": sibling.lfs.sha256}
+        if sibling.lfs
+        else {"git": sibling.blob_id}
+        if sibling.blob_id
+        else {}
+    )
+    return RemoteFile(
+        name=name,
+        url=f"{endpoint}/{repository}/resolve/{commit}/{name}",
+        size=size,
+        digests=digests,
+    )
+
+
+def _pinned(
+    known: PublishedFile,
+    siblings: Mapping[str, Any],
+    repository: str,
+    endpoint: str,
+    commit: str,
+    verify: bool,
+) -> RemoteFile:
+    """Return the file as the Hub describes it and as the catalogue knows it; raise DownloadError where the two disagree."""
+    if known.name not in siblings:
+        raise DownloadError(
+            f"{repository} has no {known.name}, which belongs to it; is {shown(endpoint)} a Hub?",
+            url=shown(endpoint),
+        )
+    file = _remote(siblings[known.name], repository, endpoint, commit)
+    told = file.digests.get("sha256")
+    other_hash = verify and known.sha256 is not None and told is not None and told != known.sha256
+    if other_hash or (known.size is not None and known.size != file.size):
+        raise DownloadError(
+            f"{known.name} of {repository} is not the file that gpt2kit knows: {file.size:,} bytes, sha256 {told or 'unknown'}; expected"
+            f" {known.size or file.size:,} bytes, sha256 {known.sha256}. To take it as it is now, add: --revision main",
+            url=file.url,
+        )
+    digests = {**file.digests, **({"sha256": known.sha256} if known.sha256 else {})}
+    return RemoteFile(name=file.name, url=file.url, size=file.size, digests=digests)
+
+
+def openai_plan(model: str, patience: Patience, progress: Progress) -> Plan:
+    """Ask for the sizes of OpenAI's files, which have no list."""
+    publication = catalogue.PUBLICATIONS[model]
+    base = _address(os.environ.get("GPT2KIT_OPENAI_URL") or OPENAI_URL, "GPT2KIT_OPENAI_URL")
+    address = f"{base}/{publication.openai_directory}"
+
+    def refusal(response: httpx2.Response) -> str:
+        where = shown(str(response.url))
+        return f"{where}: the server answered {response.status_code}; the Hub has the same weights: gpt2kit download {model}"
+
+    def transfer() -> Transfer:
+        return Transfer(
+            endpoint=base, headers={}, refusal=refusal, patience=patience, progress=progress
+        )
+
+    with transfer() as asking:
+        files = [
+            _openai_file(file, f"{address}/{file.name}", asking.head(f"{address}/{file.name}"))
+            for file in publication.openai_files
+        ]
+    return Plan(
+        source="openai", repository=shown(address), revision=None, files=files, transfer=transfer
+    )
+
+
+def _openai_file(known: PublishedFile, url: str, headers: httpx2.Headers) -> RemoteFile:
+    """Return the file as the catalogue knows it, and as the server describes it where the catalogue does not."""
+    length = headers.get("Content-Length", "")
+    size = int(length) if length.isascii() and length.isdigit() else known.size
+    if size is None:
+        raise DownloadError(f"{shown(url)}: the server does not tell the size", url=shown(url))
+    if known.size not in (None, size):
+        raise DownloadError(
+            f"{shown(url)} has {size:,} bytes, expected {known.size:,}; is there a proxy in between?",
+            url=shown(url),
+        )
+    if known.sha256:
+        return RemoteFile(name=known.name, url=url, size=size, digests={"sha256": known.sha256})
+    with contextlib.suppress(ValueError):
+        if md5 := base64.b64decode(headers.get("Content-MD5", ""), validate=True):
+            return RemoteFile(name=known.name, url=url, size=size, digests={"md5": md5.hex()})
+    return RemoteFile(name=known.name, url=url, size=size)
+
+
+def _address(value: str, variable: str) -> str:
+    """Return the base of the addresses; the value is not shown, since it may hold a password."""
+    with contextlib.suppress(httpx2.InvalidURL):
+        url = httpx2.URL(value.strip())
+        if url.scheme in ("http", "https") and url.host:
+            return value.strip().rstrip("/")
+    raise DownloadError(f"{variable} is no address that begins with http:// or https://")

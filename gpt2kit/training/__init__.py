@@ -1,0 +1,1 @@
+"""Training: the loop, the loss, optimizers, runs, plans, several processes, recipes."""

@@ -1,0 +1,459 @@
+"""Corpora: the right ids on each side of the split, batches that depend on seed and step alone, token files checked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2kit.data import corpus as corpus_module
+from gpt2kit.data.corpus import Corpus, encode_documents, load_corpus, split_documents
+from gpt2kit.data.texts import read_texts
+from gpt2kit.errors import ConfigError, CorpusError
+from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from gpt2kit.tokenizers.bpe import byte_characters
+
+TEXT = "".join(f"verso numero {n} è scritto qui\n" for n in range(60))
+
+
+def byte_tokenizer() -> BPETokenizer:
+    """GPT-2's tokenizer without merges, but for one: the 256 bytes, "he", and the marker."""
+    vocab = {character: byte for byte, character in byte_characters().items()} | {
+        "he": 256,
+        "<|endoftext|>": 257,
+    }
+    return BPETokenizer(vocab, ["h e"])
+
+
+def load(
+    tmp_path: Path, text: str = TEXT, tokenizer: Tokenizer | None = None, **options: Any
+) -> Corpus:
+    (tmp_path / "book.txt").write_bytes(text.encode())
+    return load_corpus(tmp_path / "book.txt", tokenizer or CharTokenizer.from_text(text), **options)
+
+
+# --- the split -------------------------------------------------------------------------------------------------------
+
+
+def test_both_parts_together_are_the_text(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.from_text(TEXT)
+    corpus = load(tmp_path)
+    train, val = (
+        tokenizer.decode(corpus.train_ids.tolist()),
+        tokenizer.decode(corpus.val_ids.tolist()),
+    )
+    assert train + val == TEXT
+    assert train.endswith("\n")
+    assert 0.07 < len(val) / len(TEXT) <= 0.1
+    assert corpus.train_ids.dtype == np.uint16
+
+
+def test_every_tokenizer_has_the_same_text_held_out(tmp_path: Path) -> None:
+    tokenizers: list[Tokenizer] = [
+        CharTokenizer.from_text(TEXT),
+        WordTokenizer.from_text(TEXT),
+        byte_tokenizer(),
+    ]
+    held_out = {
+        tokenizer.decode(load(tmp_path, tokenizer=tokenizer).val_ids.tolist())
+        for tokenizer in tokenizers
+    }
+    assert len(held_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("documents", "fraction", "expected"),
+    [
+        (["a\n" * 50], 0.25, (["a\n" * 38], ["a\n" * 12])),  # the end of a line
+        (
+            ["abcde " * 20],
+            0.25,
+            (["abcde " * 15 + "abcde"], [" abcde" * 4 + " "]),
+        ),  # the end of a word
+        (["a" * 100], 0.25, (["a" * 75], ["a" * 25])),
+        (
+            ["a" * 40, "b" * 42, "c" * 18],
+            0.2,
+            (["a" * 40, "b" * 42], ["c" * 18]),
+        ),  # the end of a document
+        (["a" * 50, "b" * 50], 0.5, (["a" * 50], ["b" * 50])),
+        (["abc"], 0.0, (["abc"], [])),
+    ],
+)
+def test_the_cut_is_at_a_good_place(
+    documents: list[str], fraction: float, expected: tuple[list[str], list[str]]
+) -> None:
+    assert split_documents(documents, fraction) == expected
+
+
+def test_no_character_is_lost_wherever_the_cut_falls() -> None:
+    generator = random.Random(0)
+    for _ in range(300):
+        documents = [
+            "".join(generator.choice("ab \n") for _ in range(generator.randint(1, 40)))
+            for _ in range(generator.randint(1, 4))
+        ]
+        fraction = generator.random()
+        train, val = split_documents(documents, fraction)
+        assert "".join(train + val) == "".join(documents)
+        assert (
+            0.7 * fraction * len("".join(documents)) - 1
+            <= len("".join(val))
+            <= fraction * len("".join(documents)) + 1
+        )
+
+
+def test_another_file_can_be_the_validation_text(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("verso nuovo")
+    tokenizer = CharTokenizer.from_text(TEXT)
+    corpus = load(tmp_path, val=tmp_path / "val.txt")
+    assert tokenizer.decode(corpus.train_ids.tolist()) == TEXT
+    assert tokenizer.decode(corpus.val_ids.tolist()) == "verso nuovo"
+    assert corpus.report.val_characters == 11
+
+
+def test_a_text_too_short_to_hold_anything_out_is_trained_on_whole(tmp_path: Path) -> None:
+    corpus = load(tmp_path, "abcdef")
+    assert (len(corpus.train_ids), len(corpus.val_ids)) == (6, 0)
+    assert list(corpus.val_windows(4)) == []
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(ConfigError, match="val_fraction"):
+        load(tmp_path, val_fraction=fraction)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def counting(n: int, n_val: int = 0) -> Corpus:
+    """A corpus whose ids are their positions."""
+    ids = np.arange(n + n_val, dtype=np.uint16)
+    report = corpus_module.CorpusReport([], 1, n, n_val, n, n_val, n, n_val, None)
+    return Corpus(ids[:n], ids[n:], report, "")
+
+
+def windows(corpus: Corpus, steps: range, **options: int) -> list[list[int]]:
+    defaults = {"block_size": 10, "batch_size": 4, "seed": 1}
+    return [
+        row
+        for step in steps
+        for row in corpus.batch("train", step, **(defaults | options)).tolist()
+    ]
+
+
+def test_a_batch_is_whole_windows_of_the_text() -> None:
+    corpus = counting(105)
+    batch = corpus.batch("train", 0, block_size=10, batch_size=6, seed=0)
+    assert (batch.shape, batch.dtype) == ((6, 11), torch.int64)
+    for row in batch.tolist():
+        assert row == list(range(row[0], row[0] + 11))
+
+
+@pytest.mark.parametrize("n", [21, 22, 100, 101, 105, 110, 111])
+def test_each_token_is_predicted_once_in_an_epoch_and_more_often_only_at_the_edges(n: int) -> None:
+    corpus = counting(n)
+    per_epoch = -(-(n - 1) // 10) + 1
+    for epoch in range(20):
+        rows = windows(corpus, range(epoch * per_epoch, (epoch + 1) * per_epoch), batch_size=1)
+        predicted = Counter(token for row in rows for token in row[1:])
+        assert set(predicted) == set(range(1, n))
+        assert max(predicted.values()) <= 3
+        assert all(predicted[token] == 1 for token in range(11, n - 20))
+
+
+def test_epochs_are_cut_and_shuffled_anew() -> None:
+    rows = windows(counting(1001), range(404), batch_size=1)
+    epochs = [tuple(row[0] for row in rows[start : start + 101]) for start in range(0, 404, 101)]
+    assert len({frozenset(starts) for starts in epochs}) > 1
+    assert all(list(starts) != sorted(starts) for starts in epochs)
+
+
+def test_the_order_depends_on_seed_and_step_alone() -> None:
+    corpus = counting(500)
+    expected = windows(corpus, range(30))
+    assert windows(counting(500), range(20, 30)) == expected[80:]
+    assert windows(corpus, range(20, 30)) == expected[80:]
+    assert windows(corpus, range(30), seed=2) != expected
+    assert windows(corpus, range(15), batch_size=8) == expected
+
+
+def test_the_order_is_the_one_of_earlier_versions() -> None:
+    """A change of it would let runs go on with other batches than they would have had."""
+    assert [row[0] for row in windows(counting(200), range(6))][:12] == [
+        81,
+        151,
+        11,
+        171,
+        181,
+        131,
+        31,
+        111,
+        161,
+        61,
+        41,
+        141,
+    ]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_a_batch_without_overlap(world_size: int) -> None:
+    corpus = counting(300)
+    for step in range(10):
+        shares = [
+            windows(corpus, range(step, step + 1), rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        assert sorted(itertools.chain(*shares)) == sorted(windows(corpus, range(step, step + 1)))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 3), (2, 2), (-1, 2)])
+def test_a_batch_that_cannot_be_shared_is_refused(rank: int, world_size: int) -> None:
+    with pytest.raises(ConfigError, match="shared evenly"):
+        windows(counting(300), range(1), rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("n", "block_size", "fitted"),
+    [(100, 10, 10), (21, 10, 10), (20, 10, 9), (5, 1024, 2), (2, 8, 1)],
+)
+def test_a_short_text_shrinks_the_window_to_two_of_them(
+    n: int, block_size: int, fitted: int
+) -> None:
+    corpus = counting(n)
+    assert corpus.fit_block_size(block_size) == fitted
+    assert corpus.batch("train", 7, block_size=fitted, batch_size=2, seed=0).shape == (
+        2,
+        fitted + 1,
+    )
+
+
+def test_a_window_that_does_not_fit_is_an_error_that_says_which_does() -> None:
+    with pytest.raises(
+        CorpusError, match=r"train split has 10 tokens, .*--block_size of 4 or less"
+    ):
+        windows(counting(10), range(1))
+    with pytest.raises(ConfigError, match="block_size is 0"):
+        windows(counting(10), range(1), block_size=0)
+
+
+@pytest.mark.parametrize("n_val", [2, 10, 11, 12, 31, 35])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_validation_windows_predict_each_token_once_and_in_order(
+    n_val: int, batch_size: int
+) -> None:
+    corpus = counting(50, n_val)
+    batches = list(corpus.val_windows(10, batch_size=batch_size))
+    assert [token for batch in batches for row in batch.tolist() for token in row[1:]] == list(
+        range(51, 50 + n_val)
+    )
+    assert [token for batch in batches for row in batch.tolist() for token in row[:-1]] == list(
+        range(50, 49 + n_val)
+    )
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+def test_documents_are_separated_by_the_stop_id(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    corpus = load(tmp_path, "he<|endoftext|>ab", tokenizer, val_fraction=0)
+    assert corpus.train_ids.tolist() == [256, 257, 97, 98]
+    assert corpus.report.documents == 2
+
+
+def test_the_marker_is_a_token_of_a_character_vocabulary_made_of_the_text(tmp_path: Path) -> None:
+    text = read_texts([*(_written(tmp_path / f"{n}.txt", f"testo {n}") for n in range(3))])
+    corpus = load_corpus(text, CharTokenizer.from_text(text.joined), val_fraction=0)
+    assert np.count_nonzero(corpus.train_ids == len(set("testo 012"))) == 2
+
+
+def test_without_a_stop_id_documents_are_separated_by_a_line_end() -> None:
+    tokenizer = CharTokenizer.from_text("ab\n")
+    assert tokenizer.decode(encode_documents(["a", "b"], tokenizer).tolist()) == "a\nb"
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_encoding_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(0)
+    text = "".join(
+        generator.choice(["he", "the ", "\n", "\n\n", " \n", "  ", "'s", "è", "12"])
+        for _ in range(3000)
+    )
+    tokenizers: list[Tokenizer] = [
+        CharTokenizer.from_text(text),
+        WordTokenizer.from_text(text),
+        byte_tokenizer(),
+    ]
+    for tokenizer in tokenizers:
+        monkeypatch.setattr(corpus_module, "_CHUNK", 50)
+        assert len(list(corpus_module._chunks(text))) > 20
+        assert encode_documents([text], tokenizer).tolist() == tokenizer.encode(text)
+
+
+def test_ids_of_a_large_vocabulary_have_four_bytes() -> None:
+    tokenizer = CharTokenizer([chr(place) for place in range(0x1_0000, 0x2_0001)])
+    assert encode_documents([chr(0x2_0000)], tokenizer).tolist() == [0x1_0000]
+
+
+def test_the_report_counts_what_was_read(tmp_path: Path) -> None:
+    report = load(tmp_path, "a\r\nè\n" * 20, val_fraction=0.5).report
+    assert (report.characters, report.bytes, report.tokens, report.documents) == (100, 120, 100, 1)
+    assert (report.val_characters, report.val_bytes) == (report.val_tokens, 60)
+    assert report.characters_per_token == 1
+    assert report.oddities is not None
+    assert report.oddities.crlf == 20
+
+
+def test_sha256_changes_with_text_split_and_tokenizer(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    corpora = [
+        load(tmp_path, tokenizer=tokenizer),
+        load(tmp_path, TEXT + ".", tokenizer),
+        load(tmp_path, tokenizer=tokenizer, val_fraction=0.2),
+        load(tmp_path),
+    ]
+    assert len({corpus.sha256 for corpus in corpora}) == 4
+    assert load(tmp_path, tokenizer=byte_tokenizer()).sha256 == corpora[0].sha256
+
+
+def test_a_single_token_is_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"book\.txt: 1 token, expected two"):
+        load(tmp_path, "a")
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+class Counted(CharTokenizer):
+    """A tokenizer that counts what it encodes."""
+
+    encoded = 0
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        type(self).encoded += len(text)
+        return super().encode(text, special=special)
+
+
+def test_a_cached_text_is_encoded_once(tmp_path: Path) -> None:
+    tokenizer = Counted(CharTokenizer.from_text(TEXT).tokens)
+    first = load(tmp_path, tokenizer=tokenizer, cache=tmp_path / "cache")
+    done = Counted.encoded
+    second = load(tmp_path, tokenizer=tokenizer, cache=tmp_path / "cache")
+    assert Counted.encoded == done == len(TEXT)
+    assert isinstance(second.train_ids, np.memmap)
+    assert (
+        first.train_ids.tolist() + first.val_ids.tolist()
+        == second.train_ids.tolist() + second.val_ids.tolist()
+    )
+    assert first.sha256 == second.sha256 == load(tmp_path, tokenizer=tokenizer).sha256
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".npy", ".npy"]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    expected = load(tmp_path, cache=tmp_path / "cache").train_ids.tolist()
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    assert load(tmp_path, cache=tmp_path / "cache").train_ids.tolist() == expected
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(CorpusError, match="cannot write the encoded text: No space left on device"):
+        load(tmp_path, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# --- files of ids ----------------------------------------------------------------------------------------------------
+
+
+def test_files_of_ids_are_mapped_and_split(tmp_path: Path) -> None:
+    ids = np.arange(200, dtype=np.uint16) % 250
+    ids[[50, 100]] = 257
+    np.save(tmp_path / "ids.npy", ids)
+    (tmp_path / "ids.bin").write_bytes(ids.astype("<u2").tobytes())
+    for name in ("ids.npy", "ids.bin"):
+        corpus = load_corpus(tmp_path / name, byte_tokenizer())
+        assert isinstance(corpus.train_ids, np.memmap)
+        assert (corpus.train_ids.tolist(), corpus.val_ids.tolist()) == (
+            ids[:180].tolist(),
+            ids[180:].tolist(),
+        )
+        assert (corpus.report.documents, corpus.report.bytes, corpus.report.characters) == (
+            3,
+            198,
+            None,
+        )
+    corpus = load_corpus(tmp_path / "ids.npy", byte_tokenizer(), val=tmp_path / "ids.bin")
+    assert (len(corpus.train_ids), len(corpus.val_ids)) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.bin", b"\0\0\0", "3 bytes, an odd number"),
+        ("a.bin", b"", "empty"),
+        ("a.bin", b"\1\0\2\0\2\1\3\1", "id 258 at position 2, but the vocabulary has 258"),
+        ("a.bin", b"\1\0", "1 token to train on"),
+        ("a.npy", b"\x93NUMPY", "not a whole .npy file"),
+        ("a.npy", np.array([1, 2], np.int64), "int64 of shape \\[2\\], expected one row of uint16"),
+        ("a.npy", np.array([[1, 2]], np.uint16), "uint16 of shape \\[1, 2\\], expected one row"),
+        ("a.npy", np.array([1, 2], ">u2"), ">u2 of shape"),
+        ("a.npy", np.array([1, 70_000], np.uint32), "id 70,000 at position 1"),
+        ("a.npy", np.array([{}, {}], object), "not a whole .npy file"),
+    ],
+)
+def test_a_wrong_file_of_ids_is_refused(
+    tmp_path: Path, name: str, content: bytes | np.ndarray[Any, Any], reason: str
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(CorpusError, match=f"{name}: .*{reason}"):
+        load_corpus(path, byte_tokenizer())
+
+
+def test_a_file_of_ids_cannot_be_validated_with_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\1\0" * 10)
+    with pytest.raises(CorpusError, match=r"book\.txt: expected a \.npy or \.bin"):
+        load_corpus(tmp_path / "a.bin", byte_tokenizer(), val=tmp_path / "book.txt")
+
+
+# --- the real ones ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    "GPT2KIT_TEST_DATA" not in os.environ, reason="needs the corpora in $GPT2KIT_TEST_DATA"
+)
+@pytest.mark.parametrize(
+    ("name", "n_tokens"),
+    [("dante-commedia", 226_297), ("tinyshakespeare", 338_025), ("the-verdict", 5_145)],
+)
+def test_a_real_book_has_the_tokens_of_openai_s_encoder(name: str, n_tokens: int) -> None:
+    data = Path(os.environ["GPT2KIT_TEST_DATA"])
+    tokenizer = load_tokenizer(data / "bpe")
+    assert tokenizer is not None
+    corpus = load_corpus(data / f"corpora/{name}.txt", tokenizer)
+    assert corpus.report.tokens == n_tokens
+    assert corpus.report.oddities is not None
+    assert corpus.report.oddities.notes == []

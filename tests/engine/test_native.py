@@ -1,0 +1,527 @@
+"""The native step computes what the torch model defines, or leaves it to torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import compiled
+from torch import Tensor, nn
+
+from gpt2kit.cache import KVCache
+from gpt2kit.config import ACTIVATIONS, GPT2Config
+from gpt2kit.engine import native
+from gpt2kit.engine.decoder import MOST_TOKENS, READS_BETWEEN_LOOKS, Decoder
+from gpt2kit.errors import ConfigError, ContextLengthError
+from gpt2kit.generation import continuation
+from gpt2kit.generation.sampling import Sampling, sample
+from gpt2kit.generation.text import generate_tokens
+from gpt2kit.model import GPT2
+from gpt2kit.quantize import Int8GPT2, quantized_state
+
+ROOT = Path(__file__).parents[2]
+SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
+
+# Of float32 logits, as a share of the largest: the same sums in another order.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # these models are too small for more; the tests that are about threads say so
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def block_of(model: GPT2, layer: int) -> Any:
+    return model.h[layer]
+
+
+def model_of(config: GPT2Config, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2:
+    """A model with weights that are large enough for every part to matter."""
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT2(config)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=generator)
+            * (0.15 if parameter.ndim == 2 else 0.3)
+        )
+        if "ln_" in name and name.endswith("weight"):
+            parameter.add_(1)
+    return model.to(dtype).eval()
+
+
+def int8_of(model: GPT2) -> Int8GPT2:
+    result = Int8GPT2(model.config)
+    state = dict(model.named_parameters())
+    result.load_state_dict(
+        dict(quantized_state(model.config, lambda name: state[name].detach())), assign=True
+    )
+    return result.eval()
+
+
+def ids_of(*shape: int, V: int = SMALL.n_vocab, seed: int = 1) -> Tensor:
+    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def torch_logits(model: GPT2, ids: Tensor, cache: KVCache) -> Tensor:
+    return model.head(model.hidden(ids, cache)[:, -1])
+
+
+def assert_native(model: GPT2) -> None:
+    assert Decoder(model).name() == f"native {native.level()}"
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    return float(
+        (found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1)
+    )
+
+
+def compare(model: GPT2, tolerance: float = TOLERANCE, batch: int = 2) -> None:
+    """Read three pieces both ways, and compare logits, keys and values."""
+    assert_native(model)
+    decoder, ours, theirs = (
+        Decoder(model),
+        model.new_cache(batch, capacity=20),
+        model.new_cache(batch, capacity=20),
+    )
+    for number, n in enumerate((5, 1, 2)):
+        ids = ids_of(batch, n, V=model.config.n_vocab, seed=number)
+        assert difference(decoder.read(ids, ours), torch_logits(model, ids, theirs)) < tolerance
+    assert ours.lengths == theirs.lengths == [8] * batch
+    if model.config.n_layer:
+        assert difference(ours.keys[..., :8, :], theirs.keys[..., :8, :]) < tolerance
+        assert difference(ours.values[..., :8, :], theirs.values[..., :8, :]) < tolerance
+
+
+# --- the same numbers ------------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_float32_logits_are_those_of_the_model(level: str) -> None:
+    compare(model_of(SMALL))
+
+
+@compiled
+def test_bfloat16_logits_are_nearer_to_the_weights_than_those_of_torch(level: str) -> None:
+    model = model_of(SMALL, torch.bfloat16)
+    assert_native(model)
+    exact = model_of(SMALL, torch.bfloat16).double()
+    ids = ids_of(2, 7)
+    expected = torch_logits(exact, ids, exact.new_cache(2))
+    ours = difference(Decoder(model).read(ids, model.new_cache(2)), expected)
+    assert ours < 0.01
+    assert ours < difference(torch_logits(model, ids, model.new_cache(2)), expected)
+
+
+@compiled
+def test_int8_logits_are_those_of_the_torch_path(level: str) -> None:
+    # A rounding of a key to bfloat16, or of an input to int8, may fall to the other side: one step of 1/127 or 1/256 somewhere.
+    compare(int8_of(model_of(SMALL)), tolerance=0.01)
+
+
+VARIANTS = {
+    **{f"activation {name}": {"activation_function": name} for name in ACTIVATIONS},
+    "untied head": {"tie_word_embeddings": False},
+    "no biases": {"bias": False, "qkv_bias": False},
+    "no bias on q, k, v": {"qkv_bias": False},
+    "inner width": {"n_inner": 50},
+    "odd widths": {"n_embd": 51, "n_head": 3, "n_inner": 37},
+    "one head": {"n_head": 1},
+    "head of 128": {"n_embd": 256, "n_head": 2},
+    "no layers": {"n_layer": 0},
+    "epsilon": {"layer_norm_epsilon": 0.1},
+    "unscaled": {"scale_attn_weights": False},
+    "scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+    "upcast": {"reorder_and_upcast_attn": True},
+    "one token": {"n_vocab": 1},
+}
+
+
+@compiled
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_gpt2_has_the_same_logits(variant: str, level: str) -> None:
+    compare(model_of(replace(SMALL, **VARIANTS[variant])))  # type: ignore[arg-type]
+
+
+@compiled
+@pytest.mark.parametrize(
+    "variant",
+    [{"norm": "rmsnorm"}, {"norm_first": False}, {"mlp": "swiglu"}, {"positions": "sinusoidal"}],
+)
+def test_other_shapes_are_left_to_torch(variant: dict[str, object]) -> None:
+    model = model_of(replace(SMALL, **variant))  # type: ignore[arg-type]
+    assert Decoder(model).name() == "torch"
+    ids, cache = ids_of(1, 3), model.new_cache()
+    assert torch.equal(Decoder(model).read(ids, cache), torch_logits(model, ids, model.new_cache()))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "make",
+    [
+        model_of,
+        lambda config: int8_of(model_of(config)),
+        lambda config: model_of(config, torch.bfloat16),
+    ],
+)
+def test_a_row_is_the_same_alone_in_a_batch_and_with_any_number_of_threads(
+    make: object, level: str
+) -> None:
+    model: GPT2 = make(SMALL)  # type: ignore[operator]
+    ids = ids_of(7, 2)
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(Decoder(model).read(ids, model.new_cache(7)))
+    alone = torch.cat(
+        [Decoder(model).read(ids[row : row + 1], model.new_cache()) for row in range(7)]
+    )
+    assert all(torch.equal(logits, alone) for logits in found)
+
+
+@compiled
+def test_rows_of_different_lengths_and_caches_that_were_cut_thinned_and_refilled(
+    level: str,
+) -> None:
+    model = model_of(SMALL)
+    decoder, ours, theirs = (
+        Decoder(model),
+        model.new_cache(3, capacity=24),
+        model.new_cache(3, capacity=24),
+    )
+    for cache in (ours, theirs):
+        model.hidden(ids_of(3, 9), cache)
+        cache.truncate([9, 4, 1])
+    for number in range(3):
+        ids = ids_of(3, 1, seed=number)
+        assert difference(decoder.read(ids, ours), torch_logits(model, ids, theirs)) < TOLERANCE
+    other = model.new_cache(capacity=5)
+    model.hidden(ids_of(1, 5), other)
+    for cache in (ours, theirs):
+        cache.keep([2, 0])
+        cache.fill([1], other, 0)
+    ids = ids_of(2, 2)
+    assert difference(decoder.read(ids, ours), torch_logits(model, ids, theirs)) < TOLERANCE
+    assert ours.lengths == theirs.lengths == [6, 7]
+
+
+@compiled
+def test_a_long_prompt_of_an_int8_model_is_read_in_pieces() -> None:
+    model = int8_of(model_of(replace(SMALL, n_ctx=200)))
+    ids = ids_of(1, 150)
+    whole, single = model.new_cache(), model.new_cache()
+    found = Decoder(model).read(ids, whole)
+    for place in range(150):
+        expected = Decoder(model).read(ids[:, place : place + 1], single)
+    assert torch.equal(found, expected)
+    assert torch.equal(whole.keys[..., :150, :], single.keys[..., :150, :])
+
+
+ROWS = [[5, 6, 7, 8], [9], [], list(range(20))]  # more than are read at once
+
+
+@compiled
+@pytest.mark.parametrize(
+    "make",
+    [
+        model_of,
+        lambda config: int8_of(model_of(config)),
+        lambda config: model_of(config, torch.bfloat16),
+    ],
+)
+def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(
+    make: object, level: str
+) -> None:
+    model: GPT2 = make(SMALL)  # type: ignore[operator]
+    decoder, together = Decoder(model), model.new_cache(4)
+    decoder.read(ids_of(4, 3), together)
+    together.truncate([3, 1, 2, 0])
+    found = decoder.read_each(ROWS, together)
+    assert together.lengths == [7, 2, 2, 20]
+    for row, tokens in enumerate(ROWS):
+        single = model.new_cache()
+        decoder.read(ids_of(4, 3)[row : row + 1], single)
+        single.truncate([[3, 1, 2, 0][row]])
+        expected = [decoder.read(torch.tensor([[token]]), single) for token in tokens]
+        assert torch.equal(found[row], torch.cat([torch.empty(0, SMALL.n_vocab), *expected]))
+        assert torch.equal(
+            together.keys[:, row, :, : single.lengths[0]], single.keys[:, 0, :, : single.lengths[0]]
+        )
+
+
+@pytest.mark.parametrize("capacity", [48, 23])  # with room to fill the shorter rows up, and without
+def test_torch_reads_several_tokens_of_each_row_too(
+    capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(native.VARIABLE, "0")
+    model = model_of(SMALL)
+    decoder, cache = Decoder(model), model.new_cache(4, capacity=capacity)
+    decoder.read(ids_of(4, 5), cache)
+    cache.truncate([5, 5, 4, 3])
+    found = decoder.read_each(ROWS, cache)
+    assert cache.lengths == [9, 6, 4, 23]
+    for row, tokens in enumerate(ROWS):
+        start = ids_of(4, 5)[row, : [5, 5, 4, 3][row]].tolist()
+        expected = model(torch.tensor([[*start, *tokens]]))[0, len(start) :]
+        assert found[row].shape == expected.shape
+        assert difference(found[row], expected) < TOLERANCE if tokens else True
+
+
+def test_what_does_not_fit_into_a_row_is_refused_before_it_is_read() -> None:
+    model = model_of(SMALL)
+    cache = model.new_cache(2, capacity=5)
+    with pytest.raises(
+        ContextLengthError,
+        match="0 tokens are read and 6 more were given, but the cache has room for 5",
+    ):
+        Decoder(model).read_each([[1], [1, 2, 3, 4, 5, 6]], cache)
+    with pytest.raises(IndexError, match="outside of the vocabulary"):
+        Decoder(model).read_each([[1], [SMALL.n_vocab]], cache)
+    assert cache.lengths == [0, 0]
+
+
+@compiled
+def test_damaged_weights_give_no_finite_logits() -> None:
+    model = model_of(SMALL)
+    block_of(model, 1).mlp.c_fc.weight[3, 4] = float("nan")
+    assert not Decoder(model).read(ids_of(1, 1), model.new_cache()).isfinite().any()
+
+
+# --- generation ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_generation_gives_the_same_tokens_with_and_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(replace(SMALL, n_ctx=16))
+    for sampling in (Sampling(temperature=0), Sampling(temperature=0.7, top_k=5)):
+        prompts = [[1, 2, 3], [4], [5, 6, 7, 8]]
+        found = list(
+            generate_tokens(model, prompts, max_tokens=30, sampling=sampling, seed=3)
+        )  # slides
+        monkeypatch.setenv(native.VARIABLE, "0")
+        assert Decoder(model).name() == "torch"
+        assert found == list(
+            generate_tokens(model, prompts, max_tokens=30, sampling=sampling, seed=3)
+        )
+        monkeypatch.delenv(native.VARIABLE)
+
+
+@compiled
+@compiled
+def test_torch_keeps_to_one_thread_between_two_native_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+
+    def watched(*arguments: Any) -> list[int]:
+        threads.append(torch.get_num_threads())
+        return sample(*arguments)
+
+    monkeypatch.setattr(continuation, "sample", watched)
+    torch.set_num_threads(2)
+    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
+    monkeypatch.setenv(native.VARIABLE, "0")
+    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=2))
+    assert threads == [1, 1, 1, 2, 2]
+    assert torch.get_num_threads() == 2
+
+
+def test_tokens_that_do_not_fit_or_do_not_exist_are_refused() -> None:
+    model = model_of(SMALL)
+    cache = model.new_cache(capacity=2)
+    with pytest.raises(ContextLengthError):
+        Decoder(model).read(ids_of(1, 3), cache)
+    for wrong in (-1, SMALL.n_vocab):
+        with pytest.raises(IndexError):
+            Decoder(model).read(torch.tensor([[wrong]]), cache)
+    assert cache.lengths == [0]
+
+
+# --- when torch takes over ---------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_it_is_not_used_in_training_or_where_gradients_are_wanted() -> None:
+    model = model_of(SMALL)
+    decoder = Decoder(model)
+    model.train()
+    assert decoder.name() == "torch"
+    model.eval()
+    assert decoder.name() != "torch"
+    with torch.inference_mode(False), torch.enable_grad():
+        fresh = GPT2(SMALL).eval()
+        assert Decoder(fresh).read(ids_of(1, 2).clone(), fresh.new_cache()).requires_grad
+
+
+@compiled
+def test_weights_that_changed_or_moved_are_noticed() -> None:
+    model, other = model_of(SMALL), model_of(SMALL, seed=5)
+    decoder, ids = Decoder(model), ids_of(1, 3)
+
+    def check(tolerance: float = TOLERANCE) -> None:
+        found = [decoder.read(ids, model.new_cache()) for _ in range(READS_BETWEEN_LOOKS)]
+        assert difference(found[-1], torch_logits(model, ids, model.new_cache())) < tolerance
+
+    check()
+    block_of(model, 0).attn.c_attn.bias.add_(1)  # in place
+    check()
+    model.load_state_dict(other.state_dict(), assign=True)
+    check()
+    model.wte.weight = nn.Parameter(model.wte.weight * 2)
+    check()
+    block_of(model, 1).mlp = block_of(model_of(SMALL, seed=6), 1).mlp
+    check()
+    model.to(torch.bfloat16)
+    assert decoder.name() != "torch"
+    check(0.1)
+    model.to(torch.float64)
+    assert decoder.name() == "torch"
+    check()
+
+
+@compiled
+def test_adapters_and_hooks_are_left_to_torch() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = model_of(SMALL)
+    decoder = Decoder(model)
+    assert decoder.name() != "torch"
+    original = block_of(model, 0).attn.c_proj
+    block_of(model, 0).attn.c_proj = Doubled(96, 96)
+    assert decoder.name() == "torch"
+    block_of(model, 0).attn.c_proj = original
+    assert decoder.name() != "torch"
+    handle = block_of(model, 0).register_forward_hook(lambda *_: None)
+    assert decoder.name() == "torch"
+    handle.remove()
+    assert decoder.name() != "torch"
+
+
+@compiled
+def test_many_tokens_at_once_are_left_to_torch() -> None:
+    decoder = Decoder(model_of(SMALL))
+    assert decoder.name(MOST_TOKENS) != "torch"
+    assert decoder.name(MOST_TOKENS + 1) == "torch"
+    assert Decoder(int8_of(model_of(SMALL))).name(1000) != "torch"
+
+
+def test_without_the_library_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_library", lambda: None)
+    for model in (model_of(SMALL), int8_of(model_of(SMALL))):
+        assert Decoder(model).name() == "torch"
+        assert (
+            len(
+                list(
+                    generate_tokens(model, [[1, 2]], max_tokens=5, sampling=Sampling(temperature=0))
+                )
+            )
+            == 5
+        )
+    monkeypatch.setenv(native.VARIABLE, "plain")
+    with pytest.raises(ConfigError, match="nothing was compiled"):
+        Decoder(model)
+
+
+def test_a_level_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.VARIABLE, "avx1024")
+    with pytest.raises(ConfigError, match="avx1024"):
+        native.level()
+
+
+# --- threads and processes -----------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_threads_that_decode_at_once_do_not_disturb_each_other() -> None:
+    torch.set_num_threads(3)
+    model, ids = model_of(SMALL), ids_of(1, 4)
+    expected = Decoder(model).read(ids, model.new_cache())
+    wrong = []
+
+    def work() -> None:
+        with torch.inference_mode():
+            decoder = Decoder(model)
+            for _ in range(50):
+                if not torch.equal(decoder.read(ids, model.new_cache()), expected):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@compiled
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_can_decode() -> None:
+    program = """
+import os, torch
+from gpt2kit import GPT2, GPT2Config
+from gpt2kit.engine.decoder import Decoder
+torch.set_num_threads(2)
+model = GPT2(GPT2Config(n_vocab=11, n_ctx=8, n_embd=32, n_head=2, n_layer=2)).eval()
+with torch.inference_mode():
+    read = lambda: Decoder(model).read(torch.tensor([[1]]), model.new_cache())
+    expected = read()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(read(), expected) else 3)
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["cc", "clang", "no-such-compiler"])
+def test_it_is_compiled_by_any_compiler_and_left_out_without_one(
+    compiler: str, tmp_path: Path
+) -> None:
+    if (
+        compiler == "clang"
+        and subprocess.run(["which", "clang"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no clang here")
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path / "lib"),
+        "--build-temp",
+        str(tmp_path / "temp"),
+    ]
+    environment = os.environ | {"CC": compiler, "LDSHARED": f"{compiler} -shared"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = list((tmp_path / "lib").rglob("_step*"))
+    assert len(built) == (compiler != "no-such-compiler")
+    for library in built:
+        assert ctypes.CDLL(str(library)).decode_step

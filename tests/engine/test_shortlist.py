@@ -1,0 +1,286 @@
+"""The largest logits are found without computing the others, and are the very same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compiled, make_model
+from torch import Tensor
+
+from gpt2kit.checkpoints.load import load
+from gpt2kit.config import GPT2Config
+from gpt2kit.engine import native
+from gpt2kit.engine.decoder import Decoder
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.sampling import Sampling, sample_generator
+from gpt2kit.generation.text import complete, generate_tokens
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import BPETokenizer
+
+pytestmark = [compiled, pytest.mark.usefixtures("_every_head_is_large")]
+
+CONFIG = GPT2Config(n_vocab=3001, n_ctx=32, n_embd=80, n_head=2, n_layer=1)
+
+
+@pytest.fixture
+def _every_head_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LARGE_HEAD", 0)
+
+
+def peaked(config: GPT2Config, dtype: torch.dtype = torch.float32) -> GPT2:
+    """A model whose logits lie far apart, as those of trained ones do."""
+    model = make_model(config, dtype=dtype)
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").mul_(5)
+    return model
+
+
+def both(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> tuple[Tensor, Tensor]:
+    """Return all logits, and those that a shortlist gives."""
+    with torch.inference_mode():
+        return tuple(
+            Decoder(model).read([ids], model.new_cache(), most_likely=n)[0] for n in (0, k)
+        )  # type: ignore[return-value]
+
+
+def assert_same(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> int:
+    """Check that the k largest logits are there, bit for bit, and return how many were computed."""
+    expected, found = both(model, k, ids)
+    computed = found > -torch.inf
+    assert torch.equal(found[computed], expected[computed])
+    assert torch.equal(found.topk(k).values, expected.topk(k).values)
+    return int(computed.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_embd", [80, 64, 36, 6])
+def test_the_largest_logits_are_those_of_the_whole_head(
+    n_embd: int, dtype: torch.dtype, level: str
+) -> None:
+    model = peaked(replace(CONFIG, n_embd=n_embd), dtype)
+    for token in range(10):
+        for k in (1, 40, 256):
+            assert assert_same(model, k, (token,)) < 1500
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_work(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert assert_same(peaked(CONFIG), 20) < 500
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [10.0, 1000.0, 1e5])
+def test_a_few_huge_numbers_in_the_vector_do_not_blur_it(size: float) -> None:
+    model = peaked(CONFIG)
+    with torch.no_grad():
+        model.get_parameter("ln_f.bias")[3:5] = torch.tensor([size, -size])
+    assert assert_same(model, 10) < 100
+
+
+def test_rows_that_differ_by_less_than_the_sketch_can_tell_are_all_computed() -> None:
+    model = peaked(CONFIG)
+    with torch.no_grad():
+        largest = int(both(model, 0)[0].argmax())
+        near = model.wte.weight[largest] + 1e-6 * torch.randn(
+            300, CONFIG.n_embd, generator=torch.Generator().manual_seed(0)
+        )
+        model.wte.weight[1000:1300] = near
+    assert assert_same(model, 5, (7, 5)) > 300
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
+    """The sketch says 11 for a product of 11.49, or 10 for 10.49 times as many, and more for a smaller one."""
+    model = peaked(replace(CONFIG, tie_word_embeddings=False))
+    x, head = model.get_parameter("ln_f.bias"), model.get_parameter("lm_head.weight")
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").zero_()
+        head.zero_()
+        if large:  # all in one number
+            x.zero_()[5] = 1
+            head[10, 0], head[10, 5] = 127, 11.49  # 11, the scale being 1
+            head[20, 0], head[20, 5] = 127 * 22.9, 11.48  # 22.9, the scale
+        else:  # every number is rounded to the same side
+            x.fill_(1)[0] = 0
+            head[10], head[20, 1::2], head[20, 2::2] = 10.49, 10.51, 10.46
+            head[[10, 20], 0] = 127
+    assert both(model, 0)[0].argmax() == 10
+    assert assert_same(model, 1) == 2
+
+
+def test_of_a_trained_model_it_computes_little_more_than_what_is_asked_for(test_data: Path) -> None:
+    model, tokenizer = load(test_data / "models" / "shakespeare")  # a vocabulary of 50,257
+    assert tokenizer is not None
+    decoder, cache, computed = Decoder(model), model.new_cache(), []
+    with torch.inference_mode():
+        for token in tokenizer.encode("Before we proceed any further, hear me speak."):
+            computed.append(int(decoder.read([[token]], cache, most_likely=40).isfinite().sum()))
+    assert max(computed) < 60
+
+
+def test_a_head_in_which_it_finds_too_little_is_computed_whole_from_then_on() -> None:
+    model = peaked(CONFIG)
+    with torch.no_grad():
+        model.wte.weight[1:].copy_(model.wte.weight[:1])
+    decoder, cache = Decoder(model), model.new_cache()
+    with torch.inference_mode():
+        for _ in range(2):
+            assert decoder.read([[1]], cache, most_likely=3).isfinite().all()
+        assert decoder._description is not None
+        assert not decoder._description._sketch_pays
+
+
+def with_head(head: Tensor, x: Tensor) -> GPT2:
+    """A model whose logits are head x, whatever it reads."""
+    config = replace(
+        CONFIG, n_vocab=len(head), n_embd=len(x), n_head=1, n_layer=0, tie_word_embeddings=False
+    )
+    model = make_model(config)
+    with torch.no_grad():
+        model.get_parameter("ln_f.weight").zero_()
+        model.get_parameter("ln_f.bias").copy_(x)
+        model.get_parameter("lm_head.weight").copy_(head)
+    return model
+
+
+def test_rounding_of_the_vector_is_measured_with_the_sketched_rows(level: str) -> None:
+    """The sketch of a row may be larger than the row, which counted for too little: the one positive logit was ruled out."""
+    K, size = 12288, 18.5005
+    finest = (2**31 - 1) // (128 * K)
+    each = size * 0.5005
+    first = int(each * (K - 2) / finest - 0.4995) + 0.4995
+    x, head = torch.full((K,), 0.5005), torch.zeros(64, K)
+    x[:2] = torch.tensor([finest, 0.0])
+    head[10, :2] = torch.tensor([first, 127.0])
+    head[10, 2 : 2 + int((finest * first - 60) / each)] = -size
+    model = with_head(head, x)
+    assert both(model, 0)[0][10] > 50
+    assert assert_same(model, 1) >= 1
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1e-24, 1), (1, 1e-24), (1e-38, 1), (1e-20, 1e-20), (1e30, 1), (1, 1e37)], ids=str
+)
+def test_tiny_and_huge_numbers_are_not_ruled_out(sizes: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        x = torch.randn(64, generator=generator)
+        head = x + 0.01 * torch.randn(
+            300, 64, generator=generator
+        )  # products that are nearly equal
+        assert_same(with_head(head * sizes[0], x * sizes[1]), 1)
+
+
+def test_sums_near_the_largest_number_are_not_ruled_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        x = torch.rand(3, generator=generator) + 0.01
+        x /= x.norm()
+        head = x + 0.1 * torch.randn(12, 3, generator=generator)
+        head *= (1 - torch.rand(12, 1, generator=generator) * 0.01) / head.norm(dim=1, keepdim=True)
+        model = with_head(head * 1.8446e19, x * 1.8446e19)
+        if both(model, 0)[0].isfinite().all():
+            assert_same(model, 1)
+
+
+def test_a_head_replaced_within_a_text_leaves_the_one_that_is_in_use() -> None:
+    model = peaked(CONFIG)
+    decoder, expected = Decoder(model), both(model, 0, (1,))[0]
+    with torch.inference_mode():
+        decoder.read([[1]], model.new_cache(), most_likely=3)
+        with torch.inference_mode(False):
+            model.wte.weight = torch.nn.Parameter(model.wte.weight[:100].detach().clone())
+        found = decoder.read([[1]], model.new_cache(), most_likely=3)[0]
+    assert torch.equal(found.topk(3).values, expected.topk(3).values)
+
+
+def test_weights_that_do_not_tell_of_changes_have_no_sketch() -> None:
+    with torch.inference_mode():
+        model = peaked(CONFIG)
+        assert Decoder(model).read([[1]], model.new_cache(), most_likely=3).isfinite().all()
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_damaged_row_is_never_ruled_out(damage: float) -> None:
+    model = peaked(replace(CONFIG, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.lm_head.weight[2000, 11] = damage
+    expected, found = both(model, 3)
+    assert not expected[2000].isfinite()
+    assert torch.equal(found[2000].nan_to_num(), expected[2000].nan_to_num())
+
+
+def test_weights_changed_in_place_make_a_new_sketch() -> None:
+    model = peaked(CONFIG)
+    decoder = Decoder(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            found = decoder.read([[1]], model.new_cache(), most_likely=3)[0]
+        assert torch.equal(found.topk(3).values, both(model, 0, (1,))[0].topk(3).values)
+        with torch.no_grad():
+            model.wte.weight.copy_(model.wte.weight.flip(0))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0), Sampling(top_k=5), Sampling(top_k=40, top_p=0.9, min_p=0.01)],
+    ids=str,
+)
+def test_texts_are_the_same_with_and_without_it(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = peaked(CONFIG)
+
+    def text() -> list[list[int]]:
+        return list(
+            generate_tokens(model, [[3, 4]], max_tokens=50, sampling=sampling, seed=5)
+        )  # past the window, too
+
+    with_it = text()
+    monkeypatch.setattr(native, "MOST_LIKELY", 0)
+    assert text() == with_it
+
+
+def test_a_padded_vocabulary_has_room_for_its_padding_among_the_largest() -> None:
+    model = peaked(CONFIG)
+    with torch.no_grad():
+        model.wte.weight[2960:] *= 3  # padding that would win
+
+    def text(*, logprobs: bool) -> list[int]:
+        sampling, streams = Sampling(top_k=20, temperature=0.7), [sample_generator(1, 0)]
+        state = Continuation(
+            model,
+            [[3]],
+            max_tokens=20,
+            sampling=sampling,
+            generators=streams,
+            n_vocab=2960,
+            logprobs=logprobs,
+        )
+        return [state.step()[0][0] for _ in range(20)]
+
+    assert text(logprobs=False) == text(logprobs=True)  # log-probabilities need all logits
+    assert max(text(logprobs=False)) < 2960
+
+
+def test_log_probabilities_count_all_tokens(small_bpe: BPETokenizer) -> None:
+    model = peaked(replace(CONFIG, n_vocab=small_bpe.n_vocab))
+    (found,) = complete(
+        model, small_bpe, "a", max_tokens=4, top_k=1, logprobs=True, ignore_eos=True
+    )
+    ids = torch.tensor([[*small_bpe.encode("a"), *found.tokens]])
+    with torch.inference_mode():
+        expected = model(ids)[0, :-1].log_softmax(dim=-1)[-4:].gather(1, ids[0, -4:, None])[:, 0]
+    assert found.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_what_depends_on_all_logits_gets_them() -> None:
+    assert Sampling(temperature=0).most_likely == 1
+    assert Sampling(top_k=7).most_likely == 7
+    assert Sampling(top_k=0).most_likely == 0
+    assert Sampling(repetition_penalty=1.2).most_likely == 0

@@ -1,0 +1,209 @@
+"""Choosing one token: each filter on four numbers, and the whole on many draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+
+from gpt2kit.errors import ConfigError, GenerationError
+from gpt2kit.generation.sampling import (
+    Sampling,
+    candidates,
+    draw,
+    keep_min_p,
+    keep_top_p,
+    penalized,
+    sample,
+    sample_generator,
+)
+
+LOGITS = torch.tensor([[0.5, 0.2, 0.25, 0.05]]).log()  # probabilities, as logits
+
+
+def generators(n: int, seed: int = 0) -> list[torch.Generator]:
+    return [sample_generator(seed, row) for row in range(n)]
+
+
+def shares(logits: torch.Tensor, sampling: Sampling, n: int = 4000) -> list[float]:
+    """Return how often each token of one row is chosen."""
+    chosen = sample(logits.expand(n, -1), sampling, generators(n))
+    return (torch.bincount(torch.tensor(chosen), minlength=logits.shape[1]) / n).tolist()
+
+
+def test_temperature_zero_takes_the_most_likely_token() -> None:
+    assert sample(
+        torch.tensor([[1.0, 3.0, 2.0], [9.0, 3.0, 2.0]]), Sampling(temperature=0), generators(2)
+    ) == [1, 0]
+
+
+def test_a_tiny_temperature_is_greedy_and_not_a_nan() -> None:
+    for temperature in (1e-38, 1e-46, 1e-320):  # float32 has no 1e-46: it divided 0 by 0
+        assert sample(
+            torch.tensor([[1.0, 3.0, 2.0]]), Sampling(temperature=temperature), generators(1)
+        ) == [1]
+
+
+def test_without_filters_tokens_come_as_often_as_they_are_likely() -> None:
+    np.testing.assert_allclose(shares(LOGITS, Sampling(top_k=0)), [0.5, 0.2, 0.25, 0.05], atol=0.03)
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    squared = np.array([0.5, 0.2, 0.25, 0.05]) ** 2
+    np.testing.assert_allclose(
+        shares(LOGITS, Sampling(top_k=0, temperature=0.5)), squared / squared.sum(), atol=0.03
+    )
+
+
+def test_top_k_keeps_exactly_k_even_among_equals() -> None:
+    found = shares(torch.zeros(1, 6), Sampling(top_k=2))
+    assert sum(share > 0 for share in found) == 2
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
+    assert all(share > 0 for share in shares(LOGITS, Sampling(top_k=50)))
+
+
+def test_top_p_keeps_the_token_that_crosses_p() -> None:
+    # 0.5 alone does not reach 0.6; with 0.25 it is crossed.
+    np.testing.assert_allclose(
+        shares(LOGITS, Sampling(top_k=0, top_p=0.6)), [2 / 3, 0, 1 / 3, 0], atol=0.03
+    )
+
+
+def test_a_tiny_top_p_keeps_the_most_likely_token() -> None:
+    assert shares(LOGITS, Sampling(top_p=1e-9)) == [1, 0, 0, 0]
+
+
+def test_min_p_drops_what_is_unlikely_beside_the_most_likely() -> None:
+    np.testing.assert_allclose(
+        shares(LOGITS, Sampling(min_p=0.45)), [2 / 3, 0, 1 / 3, 0], atol=0.03
+    )
+
+
+def test_filters_act_in_their_documented_order() -> None:
+    # top-k first: of the two left, 0.5 is 2/3 and reaches top_p 0.6 alone. The other order would keep both.
+    assert shares(LOGITS, Sampling(top_k=2, top_p=0.6)) == [1, 0, 0, 0]
+    # temperature first: flattened to nearly equal shares, 0.6 needs three of the four.
+    assert (
+        sum(share > 0 for share in shares(LOGITS, Sampling(top_k=0, temperature=100.0, top_p=0.6)))
+        == 3
+    )
+
+
+def test_the_repetition_penalty_pushes_seen_tokens_down_on_both_sides_of_zero() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0]])
+    seen = torch.tensor([[True, True, False]])
+    assert penalized(logits, Sampling(repetition_penalty=2.0), seen).tolist() == [[1.0, -4.0, 2.0]]
+    assert sample(
+        torch.tensor([[2.0, 1.5]]),
+        Sampling(temperature=0, repetition_penalty=2.0),
+        generators(1),
+        torch.tensor([[True, False]]),
+    ) == [1]
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    probabilities = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0]]).expand(2000, -1)
+    assert set(draw(probabilities, generators(2000))) == {1, 3}
+
+
+def test_a_row_draws_from_its_own_stream_whoever_is_beside_it() -> None:
+    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    together = sample(logits, Sampling(), generators(8, seed=5))
+    alone = [
+        sample(logits[row : row + 1], Sampling(), [sample_generator(5, row)])[0] for row in range(8)
+    ]
+    assert together == alone
+
+
+def test_samples_of_one_seed_differ_from_each_other() -> None:
+    firsts = {
+        torch.rand(1, generator=sample_generator(seed, row)).item()
+        for seed in range(20)
+        for row in range(20)
+    }
+    assert len(firsts) == 400
+
+
+@pytest.mark.parametrize(
+    "logits", [[float("nan"), 1.0], [float("-inf"), float("-inf")], [float("inf"), 0.0]]
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error_also_when_greedy(
+    logits: list[float], temperature: float
+) -> None:
+    with pytest.raises(GenerationError, match="not finite"):
+        sample(torch.tensor([logits]), Sampling(temperature=temperature), generators(1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-320),
+        ("temperature", True),
+        ("temperature", 10**400),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=field):
+        Sampling(**{field: value})
+
+
+def test_of_equals_the_first_stay_and_come_first_whatever_the_other_logits_are() -> None:
+    logits = torch.randint(
+        0, 60, (3, 5000), generator=torch.Generator().manual_seed(0)
+    ).float()  # each value about 80 times
+    values, ids = candidates(logits, 40, sorted_=False)
+    for row in range(3):
+        assert (
+            ids[row].tolist()
+            == sorted(range(5000), key=lambda token: (-logits[row, token], token))[:40]
+        )
+        without = logits[row].where(
+            logits[row] >= values[row, -1], -torch.inf
+        )  # as a step gives them that computes the largest only
+        assert torch.equal(candidates(without[None], 40, sorted_=False)[1][0], ids[row])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 40, 50])
+def test_top_k_keeps_openais_tokens_and_breaks_their_ties(k: int) -> None:
+    answers = np.load(GOLDEN / "tf" / "sample-filters" / "reference.npz")
+    logits = torch.from_numpy(answers["logits"])
+    theirs = torch.from_numpy(answers[f"top_k_{k}"]) > -1e9
+    ours = torch.zeros_like(theirs).scatter(1, candidates(logits, k, sorted_=False)[1], True)
+    assert (ours.sum(dim=1) == k).all()
+    assert not (ours & ~theirs).any()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99])
+def test_top_p_keeps_openais_tokens_and_the_one_that_crosses_p(p: float) -> None:
+    answers = np.load(GOLDEN / "tf" / "sample-filters" / "reference.npz")
+    logits = torch.from_numpy(answers["logits"])
+    theirs = torch.from_numpy(answers[f"top_p_{p}"]) > -1e9
+    ordered, ids = candidates(logits, 0, sorted_=True)
+    ours = torch.zeros_like(theirs).scatter(1, ids, keep_top_p(ordered.softmax(dim=-1), p) > 0)
+    smallest = logits.masked_fill(~ours, float("inf")).amin(dim=1, keepdim=True)
+    assert ((ours & ~theirs).sum(dim=1) <= 1).all()
+    assert (
+        logits[theirs & ~ours] == smallest.expand_as(logits)[theirs & ~ours]
+    ).all()  # theirs keeps all equals at the edge
+
+
+def test_keep_min_p_never_drops_the_most_likely() -> None:
+    assert (keep_min_p(torch.tensor([[0.25, 0.25, 0.5]]), 1.0) > 0).tolist() == [
+        [False, False, True]
+    ]

@@ -1,0 +1,480 @@
+"""Generation: what is alone, in a batch, streamed, cut and slid over is the same text."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, make_model
+
+import gpt2kit
+from gpt2kit.checkpoints.load import build_model, open_checkpoint
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import (
+    ConfigError,
+    ContextLengthError,
+    GenerationError,
+    Gpt2KitWarning,
+    TokenizerError,
+)
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.sampling import Sampling, sample_generator
+from gpt2kit.generation.text import Request, StopTexts, complete, generate, generate_tokens, stream
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import BPETokenizer
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = ["Perché ", "Nel mezzo del cammin di nostra vita", "🙂", "a", "the end of the", "a"]
+FIXTURES = sorted(
+    path
+    for kind in ("tf", "hf")
+    for path in (GOLDEN / kind).iterdir()
+    if path.name != "sample-filters"
+)
+
+
+def tokens(model: GPT2, prompt: Sequence[int], n: int, **options: Any) -> list[int]:
+    return [
+        step[0]
+        for step in generate_tokens(
+            model, [prompt], max_tokens=n, **{"sampling": GREEDY, **options}
+        )
+    ]
+
+
+def fresh_greedy(model: GPT2, ids: list[int], n: int) -> list[int]:
+    """Return the greedy continuation computed with no cache and no code of generate.py."""
+    ids = list(ids)
+    for _ in range(n):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[-n:]
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FIXTURES, ids=lambda path: path.name)
+def test_greedy_tokens_are_those_of_the_original_programs(folder: Path) -> None:
+    answers = np.load(folder / "reference.npz")
+    prompt, expected = np.atleast_2d(answers["prompt"]), np.atleast_2d(answers["greedy"])
+    model = build_model(open_checkpoint(folder))
+    n = expected.shape[1] - prompt.shape[1]
+    found = list(
+        generate_tokens(model, torch.from_numpy(prompt).long(), max_tokens=n, sampling=GREEDY)
+    )
+    assert np.array_equal(np.array(found).T, expected[:, prompt.shape[1] :])
+
+
+def test_a_trained_model_says_what_transformers_says(test_data: Path) -> None:
+    folder = test_data / "models" / "shakespeare"
+    answer = json.loads((folder / "expected.json").read_text())
+    model, tokenizer = gpt2kit.load(folder, device="cpu")
+    n = len(answer["greedy"]) - len(answer["prompt"])
+    completion = complete(model, tokenizer, "First Citizen:", max_tokens=n, temperature=0)[0]
+    assert answer["prompt"] + completion.tokens == answer["greedy"]
+
+
+def test_prompts_of_different_lengths_give_the_same_tokens_as_one_by_one(tiny_model: GPT2) -> None:
+    prompts = [[5, 6, 7], [9], [5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 8], [400, 401, 402]]
+    together = list(
+        zip(*generate_tokens(tiny_model, prompts, max_tokens=40, sampling=GREEDY), strict=True)
+    )
+    assert [list(row) for row in together] == [tokens(tiny_model, prompt, 40) for prompt in prompts]
+
+
+def test_memory_that_was_never_written_does_not_reach_a_row(tiny_model: GPT2) -> None:
+    # Shorter rows are masked where longer ones have tokens, but 0 * NaN is NaN: whatever the allocator left there ruined the row.
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    try:
+        list(generate_tokens(tiny_model, [[1], [1, 2, 3, 4, 5]], max_tokens=3, sampling=GREEDY))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_generation_ends_when_every_row_has_stopped(tiny_model: GPT2) -> None:
+    prompts = [[5, 6, 7], [9], [1, 2, 3, 4]]
+    free = list(
+        zip(*generate_tokens(tiny_model, prompts, max_tokens=12, sampling=GREEDY), strict=True)
+    )
+    stop_id = free[0][4]
+    first = [row.index(stop_id) if stop_id in row else 12 for row in free]
+    stopped = list(
+        zip(
+            *generate_tokens(tiny_model, prompts, max_tokens=12, sampling=GREEDY, stop_id=stop_id),
+            strict=True,
+        )
+    )
+    for row, (whole, place) in enumerate(zip(free, first, strict=True)):
+        assert stopped[row][: place + 1] == whole[: place + 1]
+        assert set(stopped[row][place + 1 :]) <= {stop_id}
+    assert len(stopped[0]) == min(12, max(first) + 1)
+
+
+def test_a_tensor_and_a_list_of_prompts_are_the_same(tiny_model: GPT2) -> None:
+    as_tensor = list(
+        generate_tokens(tiny_model, torch.tensor([[1, 2], [3, 4]]), max_tokens=5, seed=1)
+    )
+    assert as_tensor == list(generate_tokens(tiny_model, [[1, 2], [3, 4]], max_tokens=5, seed=1))
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 50])
+def test_sliding_goes_on_as_a_fresh_run_from_the_kept_tail(tiny_model: GPT2, length: int) -> None:
+    prompt = torch.randint(
+        0, 512, (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = tokens(tiny_model, prompt, 60)
+    text = prompt[-32:]  # what the model can read of the prompt
+    expected: list[int] = []
+    window = list(text)
+    while len(expected) < 60:
+        if len(window) > 32:
+            window = window[-16:]
+        new = fresh_greedy(tiny_model, window, min(33 - len(window), 60 - len(expected)))
+        expected += new
+        window += new
+    assert found == expected
+
+
+def test_rows_slide_each_at_its_own_time(tiny_model: GPT2) -> None:
+    prompts = [list(range(30)), [7], list(range(100, 120))]
+    together = list(
+        zip(*generate_tokens(tiny_model, prompts, max_tokens=70, sampling=GREEDY), strict=True)
+    )
+    assert [list(row) for row in together] == [tokens(tiny_model, prompt, 70) for prompt in prompts]
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3])
+def test_the_smallest_windows_slide_too(tiny_config: GPT2Config, n_ctx: int) -> None:
+    model = make_model(replace(tiny_config, n_ctx=n_ctx))
+    assert len(tokens(model, [5], 9)) == 9
+
+
+def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(tiny_model: GPT2) -> None:
+    with pytest.warns(
+        Gpt2KitWarning, match="has 50 tokens and the model reads 32: the first 18 are left out"
+    ):
+        found = tokens(tiny_model, list(range(50)), 3)
+    assert found == tokens(tiny_model, list(range(18, 50)), 3)
+
+
+def test_stop_ends_at_the_last_position(tiny_model: GPT2) -> None:
+    assert len(tokens(tiny_model, list(range(30)), 20, overflow="stop")) == 2
+    assert tokens(tiny_model, list(range(32)), 20, overflow="stop") == []
+
+
+@pytest.mark.parametrize(("overflow", "length"), [("stop", 33), ("error", 33), ("error", 23)])
+def test_what_cannot_fit_is_refused_before_anything_is_computed(
+    tiny_model: GPT2, overflow: str, length: int
+) -> None:
+    with pytest.raises(ContextLengthError, match=r"reads at most 32.*--overflow slide") as caught:
+        tokens(tiny_model, list(range(length)), 10, overflow=overflow)
+    assert caught.value.limit == 32
+
+
+def test_error_lets_pass_what_fits_exactly(tiny_model: GPT2) -> None:
+    assert len(tokens(tiny_model, list(range(22)), 10, overflow="error")) == 10
+
+
+def test_ids_outside_the_vocabulary_are_refused(tiny_model: GPT2) -> None:
+    with pytest.raises(TokenizerError, match="id 512 is not in the model's vocabulary of 512"):
+        tokens(tiny_model, [1, 512], 1)
+    with pytest.raises(ConfigError, match="no tokens"):
+        tokens(tiny_model, [], 1)
+
+
+def test_rows_of_padding_are_never_sampled(tiny_config: GPT2Config) -> None:
+    model = make_model(tiny_config)
+    with torch.no_grad():
+        model.wte.weight[500:] *= 100  # the largest logits by far
+    state = Continuation(
+        model,
+        [[1]],
+        max_tokens=50,
+        sampling=Sampling(top_k=0),
+        generators=[sample_generator(0, 0)],
+        n_vocab=500,
+    )
+    assert all(state.step()[0][0] < 500 for _ in range(30))
+
+
+def test_damaged_weights_are_an_error_and_not_a_text(tiny_model: GPT2) -> None:
+    with torch.no_grad():
+        dict(tiny_model.named_parameters())["ln_f.bias"][0] = float("nan")
+    with pytest.raises(GenerationError, match="not finite"):
+        tokens(tiny_model, [1], 1)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_k": 0, "temperature": 1.5}],
+    ids=str,
+)
+def test_many_prompts_give_the_same_texts_as_one_by_one(
+    tiny_model: GPT2, small_bpe: BPETokenizer, options: dict[str, Any]
+) -> None:
+    together = complete(tiny_model, small_bpe, PROMPTS, max_tokens=40, **options)
+    alone = [
+        complete(tiny_model, small_bpe, prompt, max_tokens=40, **options)[0] for prompt in PROMPTS
+    ]
+    assert together == [
+        replace(one, seed=both.seed) for one, both in zip(alone, together, strict=True)
+    ]
+
+
+def test_sample_three_alone_is_sample_three_of_eight(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    eight = complete(tiny_model, small_bpe, "a", max_tokens=20, num_samples=8, seed=11)
+    four = complete(tiny_model, small_bpe, "a", max_tokens=20, num_samples=4, seed=11)
+    assert four == eight[:4]
+    assert len({completion.text for completion in eight}) == 8
+    ids = small_bpe.encode("a")
+    state = Continuation(
+        tiny_model, [ids], max_tokens=20, sampling=Sampling(), generators=[sample_generator(11, 3)]
+    )
+    assert [state.step()[0][0] for _ in range(20)] == eight[3].tokens
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pieces_of_a_stream_are_the_decoded_whole(
+    tiny_model: GPT2, small_bpe: BPETokenizer, prompt: str, seed: int
+) -> None:
+    # Random tokens of this vocabulary are mostly halves of characters, the hardest case there is.
+    pieces = list(
+        stream(
+            tiny_model,
+            small_bpe,
+            prompt,
+            max_tokens=60,
+            seed=seed,
+            top_k=0,
+            temperature=2.0,
+            ignore_eos=True,
+        )
+    )
+    assert "".join(piece.text for piece in pieces) == small_bpe.decode(
+        [piece.token for piece in pieces]
+    )
+    assert [piece.finish_reason for piece in pieces] == [None] * 59 + ["max_tokens"]
+
+
+class Parrot:
+    """A model that says what it is told, one token after the other, and then nothing more that matters."""
+
+    def __init__(self, ids: list[int], config: GPT2Config) -> None:
+        self._model = make_model(config)
+        self._ids = ids
+        self._next = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(hidden), self._model.config.n_vocab)
+        logits[:, self._ids[min(self._next, len(self._ids) - 1)]] = 1.0
+        self._next += 1
+        return logits
+
+
+def say(
+    text: str, tiny_config: GPT2Config, tokenizer: BPETokenizer, **options: Any
+) -> gpt2kit.Completion:
+    ids = tokenizer.encode(text)
+    model: Any = Parrot(ids, replace(tiny_config, n_ctx=256))
+    return complete(model, tokenizer, "x", **{"temperature": 0, "max_tokens": len(ids), **options})[
+        0
+    ]
+
+
+def test_italian_and_emoji_stream_whole(tiny_config: GPT2Config, small_bpe: BPETokenizer) -> None:
+    text = "Perché la città è più giù? 🙂🇮🇹 ché\n"
+    model: Any = Parrot(small_bpe.encode(text), replace(tiny_config, n_ctx=256))
+    pieces = list(
+        stream(model, small_bpe, "x", temperature=0, max_tokens=len(small_bpe.encode(text)))
+    )
+    assert "".join(piece.text for piece in pieces) == text
+    assert not any("\ufffd" in piece.text for piece in pieces)
+    assert any(piece.text == "" for piece in pieces)  # the first bytes of an emoji are held back
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (".", "The end"),
+        (["zzz", "end"], "The "),
+        ("d. S", "The en"),
+        ("more to come", "The end. So it goes"),
+        (["goes", "So it"], "The end. "),
+        ("The", ""),
+    ],
+)
+def test_a_stop_text_ends_the_text_before_it(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer, stop: Any, expected: str
+) -> None:
+    found = say("The end. So it goes", tiny_config, small_bpe, stop=stop)
+    assert found.text == expected
+    assert found.finish_reason == (
+        "stop_text" if expected != "The end. So it goes" else "max_tokens"
+    )
+
+
+def test_a_stop_text_that_begins_with_itself_is_found(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer
+) -> None:
+    # A matcher that forgets what it held when a match breaks would miss "aab" in "aaab".
+    assert say("xaaabx", tiny_config, small_bpe, stop="aab").text == "xa"
+
+
+def test_nothing_of_a_stop_text_is_shown_before_it_is_certain() -> None:
+    stops = StopTexts(["END"])
+    shown = [stops.feed(piece) for piece in ("a E", "N", "x E", "ND b")]
+    assert shown == ["a ", "", "ENx ", ""]
+    assert stops.found
+    assert stops.feed("more") == stops.finish() == ""
+
+
+def test_the_end_marker_ends_a_text_unless_it_is_ignored(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer
+) -> None:
+    ids = [*small_bpe.encode("hi"), 511, *small_bpe.encode(" there")]
+    for ignore, text, reason in (
+        (False, "hi", "end_of_text"),
+        (True, "hi<|endoftext|> there", "max_tokens"),
+    ):
+        model: Any = Parrot(ids, replace(tiny_config, n_ctx=256))
+        found = complete(
+            model, small_bpe, "x", temperature=0, max_tokens=len(ids), ignore_eos=ignore
+        )[0]
+        assert (found.text, found.finish_reason) == (text, reason)
+
+
+def test_a_full_window_is_a_reason_to_stop(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    found = complete(
+        tiny_model, small_bpe, "abc", max_tokens=100, overflow="stop", seed=0, ignore_eos=True
+    )[0]
+    assert found.finish_reason == "context"
+    assert len(found.tokens) + len(small_bpe.encode("abc")) == 32
+
+
+def test_an_empty_prompt_starts_at_the_end_marker(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    found = complete(tiny_model, small_bpe, "", max_tokens=5, temperature=0, ignore_eos=True)[0]
+    assert found.tokens == tokens(tiny_model, [511], 5)
+
+
+def test_the_marker_in_a_prompt_is_text_unless_special(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    as_marker = tokens(tiny_model, [511, 64], 5)
+    for special in (True, False):
+        found = complete(
+            tiny_model,
+            small_bpe,
+            "<|endoftext|>a",
+            max_tokens=5,
+            temperature=0,
+            ignore_eos=True,
+            special=special,
+        )[0]
+        assert (found.tokens == as_marker) == special
+
+
+def test_log_probabilities_are_the_models_own(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    found = complete(
+        tiny_model,
+        small_bpe,
+        "abc",
+        max_tokens=8,
+        seed=1,
+        top_k=5,
+        temperature=0.7,
+        ignore_eos=True,
+        logprobs=True,
+    )[0]
+    ids = torch.tensor([small_bpe.encode("abc") + found.tokens])
+    with torch.no_grad():
+        expected = tiny_model(ids)[0, -9:-1].log_softmax(dim=-1).gather(1, ids[0, -8:, None])[:, 0]
+    np.testing.assert_allclose(np.array(found.logprobs), expected, atol=1e-4)
+
+
+def test_the_repetition_penalty_reaches_the_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    plain = complete(tiny_model, small_bpe, "a", max_tokens=30, temperature=0)[0].tokens
+    varied = complete(
+        tiny_model, small_bpe, "a", max_tokens=30, temperature=0, repetition_penalty=1e6
+    )[0].tokens
+    assert len(set(plain)) < len(set(varied))
+    assert 64 not in varied  # the prompt counts as seen
+
+
+def test_the_same_seed_gives_the_same_text_and_a_drawn_one_is_told(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    drawn = complete(tiny_model, small_bpe, "a", max_tokens=20)[0]
+    assert complete(tiny_model, small_bpe, "a", max_tokens=20, seed=drawn.seed)[0] == drawn
+    assert generate(tiny_model, small_bpe, "a", max_tokens=20, seed=drawn.seed) == drawn.text
+
+
+def test_generate_has_one_text_to_return(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    with pytest.raises(ConfigError, match="use complete"):
+        generate(tiny_model, small_bpe, "a", num_samples=2)
+
+
+@pytest.mark.parametrize("ids", [[], [1, 2], torch.tensor([1, 2])], ids=str)
+def test_ids_of_another_shape_are_refused(tiny_model: GPT2, ids: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected \(B, T\) ids"):
+        list(generate_tokens(tiny_model, ids, max_tokens=1))
+
+
+def test_samples_can_be_asked_for_from_any_number_on(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    eight = complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=8, seed=11)
+    assert (
+        complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=2, first_sample=3, seed=11)
+        == eight[3:5]
+    )
+
+
+def test_no_new_tokens_are_no_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+    found = complete(tiny_model, small_bpe, ["a", "b"], max_tokens=0)
+    assert [(completion.text, completion.finish_reason) for completion in found] == [
+        ("", "max_tokens")
+    ] * 2
+
+
+def test_a_model_without_a_vocabulary_says_what_to_do(tiny_model: GPT2) -> None:
+    with pytest.raises(TokenizerError, match=r"vocab\.json.*generate_tokens"):
+        generate(tiny_model, None, "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", -1),
+        ("max_tokens", 1.5),
+        ("num_samples", 0),
+        ("overflow", "wrap"),
+        ("stop", [""]),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("top_k", -1),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Request(**{name: value})

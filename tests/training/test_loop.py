@@ -1,0 +1,302 @@
+"""The training loop: what it computes, what each setting changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from training_builders import VERSES, same, small_config, small_corpus, small_model, weights
+
+from gpt2kit.checkpoints.load import build_model, open_checkpoint
+from gpt2kit.errors import ConfigError, Gpt2KitWarning, TrainingError
+from gpt2kit.model import GPT2
+from gpt2kit.training.loop import NextTokenLoss, StepReport, TrainConfig, evaluate_loss, train
+from gpt2kit.training.optim import freeze
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tf"
+
+
+def trained(
+    model: GPT2 | None = None, text: str = VERSES, **settings: Any
+) -> tuple[GPT2, list[StepReport]]:
+    """Train a small model to the end."""
+    model = model or small_model()
+    return model, list(train(model, small_corpus(text), small_config(**settings)))
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_before_the_first_step_is_that_of_tensorflow() -> None:
+    folder = GOLDEN / "micro-adam"
+    reference = np.load(folder / "reference.npz")
+    initial = np.load(initial_weights())
+    model = build_model(open_checkpoint(folder))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensorflow_weight(initial, name, parameter))
+    loss = NextTokenLoss(model)(torch.from_numpy(reference["adam_batches"][0]).long())
+    assert loss.item() == pytest.approx(float(reference["adam_losses"][0]), abs=2e-5)
+
+
+def initial_weights() -> Path:
+    """Return where the weights before the first step are; they are among the test data only."""
+    path = (
+        Path(os.environ.get("GPT2KIT_TEST_DATA", "/nowhere"))
+        / "tf"
+        / "micro-adam"
+        / "initial_weights.npz"
+    )
+    if not path.exists():
+        pytest.skip("needs the weights before the first step; set GPT2KIT_TEST_DATA")
+    return path
+
+
+def tensorflow_weight(initial: Any, name: str, like: torch.Tensor) -> torch.Tensor:
+    module, _, kind = name.rpartition(".")
+    ending = {"wte": "", "wpe": ""}.get(
+        module, "/b" if kind == "bias" else "/g" if "ln_" in module else "/w"
+    )
+    tensor = torch.from_numpy(
+        initial[f"model/{module.replace('h.', 'h', 1).replace('.', '/')}{ending}"]
+    )
+    return tensor.reshape(like.shape) if ending != "/w" else tensor.reshape(tensor.shape[-2:]).T
+
+
+def test_the_gradients_are_those_of_tensorflow() -> None:
+    folder = GOLDEN / "micro-a"
+    reference, expected = np.load(folder / "reference.npz"), np.load(folder / "gradients.npz")
+    model = build_model(open_checkpoint(folder))
+    NextTokenLoss(model)(torch.from_numpy(reference["tokens_ctx"]).long()).backward()
+    for name, parameter in model.named_parameters():
+        theirs = tensorflow_weight(expected, name, parameter)
+        assert parameter.grad is not None
+        assert torch.linalg.vector_norm(parameter.grad - theirs) <= 1e-5 * torch.linalg.vector_norm(
+            theirs
+        ), name
+
+
+def test_many_logits_are_gone_through_in_pieces_with_the_same_loss_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = torch.randint(37, (3, 9), generator=torch.Generator().manual_seed(1))
+    found = []
+    for few, at_once in ((2**22, 2**26), (1, 100)):
+        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "FEW_LOGITS", few)
+        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "_LOGITS_IN_CACHE", at_once // 2)
+        model = small_model().eval()
+        loss = NextTokenLoss(model)(ids)
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad for parameter in model.parameters()]))
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), abs=1e-6)
+    for whole, pieces in zip(found[0][1], found[1][1], strict=True):
+        assert whole is not None
+        assert pieces is not None
+        torch.testing.assert_close(whole, pieces, atol=1e-6, rtol=1e-5)
+
+
+def test_the_loss_is_the_mean_of_predicting_each_token_from_those_before() -> None:
+    model, ids = small_model().eval(), torch.tensor([[3, 1, 4, 1, 5]])
+    logits = model(ids[:, :-1])
+    by_hand = (
+        -sum(
+            F.log_softmax(logits[0, place], dim=-1)[ids[0, place + 1]].item() for place in range(4)
+        )
+        / 4
+    )
+    assert NextTokenLoss(model)(ids).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_a_text() -> None:
+    _, reports = trained(max_steps=60, lr=1e-2, eval_every=60)
+    assert reports[0].val_loss is not None
+    assert reports[-1].val_loss is not None
+    assert reports[-1].val_loss < reports[0].val_loss - 0.5
+
+
+def test_the_first_report_measures_and_the_others_count_steps() -> None:
+    _, reports = trained()
+    assert [report.step for report in reports] == list(range(13))
+    assert reports[0].train_loss is None
+    assert [report.step for report in reports if report.val_loss is not None] == [0, 4, 8, 12]
+    assert [report.finish_reason for report in reports if report.finish_reason] == ["steps"]
+    assert reports[-1].tokens == 12 * 4 * 8
+    assert reports[-1].epoch == pytest.approx(reports[-1].tokens / len(small_corpus().train_ids))
+
+
+def test_the_same_settings_give_the_same_weights() -> None:
+    assert same(weights(trained()[0]), weights(trained()[0]))
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
+    {"clip": 0.01}, {"batch_size": 8}, {"block_size": 6}, {"seed": 1}, {"dtype": "bfloat16"}, {"max_steps": 11},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", DIFFERENT, ids=lambda setting: next(iter(setting)))
+def test_each_setting_changes_what_is_learned(setting: dict[str, Any]) -> None:
+    assert not same(weights(trained()[0]), weights(trained(**setting)[0]))
+
+
+def test_measuring_more_often_changes_nothing() -> None:
+    assert same(weights(trained(eval_every=1)[0]), weights(trained(eval_every=12)[0]))
+
+
+def test_random_numbers_drawn_between_steps_change_nothing() -> None:
+    model = small_model()
+    for _ in train(model, small_corpus(), small_config()):
+        torch.rand(100)
+    assert same(weights(model), weights(trained()[0]))
+
+
+def test_dropout_is_applied_in_training_and_not_in_validation() -> None:
+    free, dropping = (
+        dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), value) for value in (0.0, 0.5)
+    )
+    one, first = trained(small_model(**free))
+    other, second = trained(small_model(**dropping))
+    assert first[0].val_loss == second[0].val_loss
+    assert not same(weights(one), weights(other))
+
+
+def test_a_batch_in_parts_gives_the_same_steps() -> None:
+    dropping = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    whole, parts = (
+        trained(small_model(**dropping))[0],
+        trained(small_model(**dropping), accumulate=4)[0],
+    )
+    for name, parameter in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], parameter, atol=2e-3, rtol=1e-2)
+
+
+def test_computing_blocks_twice_changes_nothing() -> None:
+    model, _ = trained(checkpointing=True)
+    assert same(weights(model), weights(trained()[0]))
+    assert "forward" not in vars(model.h[0])
+
+
+def test_what_is_frozen_stays_and_the_rest_moves() -> None:
+    model = small_model()
+    freeze(model, "embeddings,blocks:0")
+    before = weights(model)
+    trained(model)
+    for name, parameter in weights(model).items():
+        assert torch.equal(parameter, before[name]) is name.startswith(("wte", "wpe", "h.0.")), name
+
+
+def test_training_stops_when_patience_ends() -> None:
+    _, reports = trained(
+        lr=1.0, max_steps=100, eval_every=1, patience=3, clip=0.0, optimizer="adamw"
+    )
+    assert reports[-1].finish_reason == "patience"
+    assert not any(report.is_best for report in reports[-3:])
+    assert reports[-4].is_best
+
+
+def test_training_stops_when_asked() -> None:
+    calls = iter([False, False, True])
+    reports = list(train(small_model(), small_corpus(), small_config(), stop=lambda: next(calls)))
+    assert reports[-1].step == 3
+    assert reports[-1].finish_reason == "stopped"
+
+
+def test_validation_uses_no_more_tokens_than_it_may() -> None:
+    model, corpus = small_model(), small_corpus(val_fraction=0.5)
+    whole, part = (
+        evaluate_loss(NextTokenLoss(model), corpus, small_config(eval_tokens=n))
+        for n in (10**6, 40)
+    )
+    assert whole is not None
+    assert part is not None
+    assert whole != part
+    assert whole == pytest.approx(part, abs=0.3)
+
+
+def test_without_validation_text_nothing_is_measured() -> None:
+    reports = list(train(small_model(), small_corpus(val_fraction=0.0), small_config()))
+    assert all(report.val_loss is None for report in reports)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights() -> None:
+    model = small_model()
+    steps = train(model, small_corpus(), small_config())
+    next(steps)
+    with torch.no_grad():
+        model.get_parameter("wpe.weight")[3, 3] = math.nan
+    others = weights(model)
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan.*--lr") as caught:
+        next(steps)
+    assert caught.value.step == 1
+    assert all(
+        torch.equal(parameter, others[name])
+        for name, parameter in weights(model).items()
+        if name != "wpe.weight"
+    )
+
+
+def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda _: broken)
+    with pytest.warns(Gpt2KitWarning, match="cannot compile here .*no C\\+\\+ compiler"):
+        model, _ = trained(compile=True)
+    assert same(weights(model), weights(trained()[0]))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Gpt2KitWarning)
+        _, compiled = trained(
+            small_model(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0), compile=True
+        )
+    _, eager = trained(small_model(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
+    assert compiled[-1].val_loss == pytest.approx(eager[-1].val_loss, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0}, {"max_steps": True}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": -1.0}, {"warmup": 12},
+        {"schedule": "square"}, {"optimizer": "sgd"}, {"dtype": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf},
+        {"seed": -1}, {"compile": 1}, {"batch_size": 0}, {"block_size": 2.5}, {"patience": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
+        small_config(**wrong)
+
+
+def test_weights_must_be_float32() -> None:
+    with pytest.raises(ConfigError, match="the weights are bfloat16, expected float32"):
+        trained(small_model().to(torch.bfloat16))
+
+
+def test_the_model_can_be_used_between_steps_and_after() -> None:
+    model = small_model()
+    for report in train(model, small_corpus(), small_config()):
+        assert report.step == 0 or not model.training
+    assert not model.training
+
+
+def test_the_configuration_is_a_value() -> None:
+    assert replace(small_config(), seed=3) == small_config(seed=3)
+    assert TrainConfig(max_steps=200).lr == 3e-3

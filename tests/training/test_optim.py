@@ -1,0 +1,126 @@
+"""Which parameters move, by which optimizer, and at what rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from training_builders import small_model
+
+from gpt2kit.errors import ConfigError
+from gpt2kit.training.optim import (
+    Schedule,
+    build_optimizers,
+    clip_gradients,
+    freeze,
+    learning_rate,
+    named_state,
+    set_learning_rate,
+)
+
+
+def test_every_parameter_is_optimized_once_and_a_tied_head_not_twice() -> None:
+    model = small_model()
+    for optimizer in ("muon", "adamw"):
+        names = [
+            name
+            for name, _, _ in named_state(
+                build_optimizers(model, optimizer=optimizer, weight_decay=0.1)
+            )
+        ]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        assert "lm_head.weight" not in names
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    muon, adamw = build_optimizers(small_model(), optimizer="muon", weight_decay=0.1)
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    moved = [name for group in muon.param_groups for name in group["param_names"]]
+    assert len(moved) == 8
+    assert all(
+        name.startswith("h.") and name.endswith("weight") and "ln_" not in name for name in moved
+    )
+
+
+def test_matrices_and_embeddings_decay_and_biases_and_gains_do_not() -> None:
+    (adamw,) = build_optimizers(small_model(), optimizer="adamw", weight_decay=0.1)
+    for group in adamw.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
+
+
+def test_betas_reach_adamw() -> None:
+    (adamw,) = build_optimizers(
+        small_model(), optimizer="adamw", weight_decay=0.1, betas=(0.8, 0.99)
+    )
+    assert adamw.defaults["betas"] == (0.8, 0.99)
+
+
+def test_the_learning_rate_of_all_groups_is_set() -> None:
+    optimizers = build_optimizers(small_model(), optimizer="muon", weight_decay=0.1)
+    set_learning_rate(optimizers, 0.5)
+    assert {group["lr"] for optimizer in optimizers for group in optimizer.param_groups} == {0.5}
+
+
+def test_the_learning_rate_rises_in_the_warm_up_and_falls_as_the_schedule_says() -> None:
+    def rates(schedule: Schedule) -> list[float]:
+        return [
+            learning_rate(step, lr=1.0, max_steps=10, warmup=3, schedule=schedule)
+            for step in range(10)
+        ]
+
+    assert rates("cosine")[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates("constant")[3:] == [1.0] * 7
+    assert rates("linear")[3:] == pytest.approx([1 - n / 7 for n in range(7)])
+    assert rates("cosine")[3:] == pytest.approx(
+        [(1 + math.cos(math.pi * n / 7)) / 2 for n in range(7)]
+    )
+    assert rates("cosine")[-1] > 0
+
+
+def test_gradients_are_scaled_to_the_largest_norm_and_smaller_ones_left() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for largest, after in ((1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (10.0, [3.0, 4.0])):
+        parameter.grad = torch.tensor([3.0, 4.0])
+        assert clip_gradients([parameter], largest) == 5.0
+        assert parameter.grad.tolist() == pytest.approx(after)
+
+
+def test_a_gradient_that_is_not_finite_is_reported_and_does_not_spread() -> None:
+    first, second = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    first.grad, second.grad = torch.tensor([math.nan]), torch.tensor([2.0])
+    assert math.isnan(clip_gradients([first, second], 1.0))
+    assert second.grad.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("what", "frozen"),
+    [
+        ("embeddings", {"wte.weight", "wpe.weight"}),
+        ("blocks:1", {"h.1."}),
+        ("blocks:0-1", {"h.0.", "h.1."}),
+        ("norms, head", {"h.0.ln_1.", "h.0.ln_2.", "h.1.ln_1.", "h.1.ln_2.", "ln_f."}),
+        ("attention,mlp", {"h.0.attn.", "h.0.mlp.", "h.1.attn.", "h.1.mlp."}),
+        ("", set()),
+    ],
+)
+def test_parts_can_be_frozen_by_name(what: str, frozen: set[str]) -> None:
+    model = small_model()
+    freeze(model, what)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is not any(name.startswith(part) for part in frozen), name
+
+
+@pytest.mark.parametrize("what", ["blocks:2", "blocks:1-0", "blocks:", "head2", "wte"])
+def test_a_part_that_a_model_does_not_have_cannot_be_frozen(what: str) -> None:
+    with pytest.raises(ConfigError, match="freeze is"):
+        freeze(small_model(), what)
+
+
+def test_a_model_that_is_frozen_altogether_is_refused() -> None:
+    model = small_model()
+    freeze(model, "embeddings,norms,blocks:0-1")
+    with pytest.raises(ConfigError, match="freeze less"):
+        build_optimizers(model, optimizer="adamw", weight_decay=0.1)

@@ -1,0 +1,161 @@
+"""Fine-tuning from Python: what the command chooses, as a stream of reports."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_builders import VERSES
+
+import gpt2kit
+from gpt2kit.checkpoints.load import write_model
+from gpt2kit.cli.training_options import FINETUNE, TRAINING
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorpusError,
+    TokenizerError,
+    TrainingError,
+)
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import identity
+from gpt2kit.tokenizers.learn import learn_bpe
+from gpt2kit.training.run import read_settings
+from gpt2kit.training.setup import _OPTIONS, finetune, set_up
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _a_folder_with_a_text_and_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2KIT_WEIGHTS", "weights")
+    Path("divina.txt").write_text(VERSES * 3, encoding="utf-8")
+    tokenizer = learn_bpe([VERSES], 300)
+    model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=32, n_embd=16, n_head=2, n_layer=2))
+    model.init_weights(torch.Generator().manual_seed(0))
+    folder = tmp_path / "weights" / "124M"
+    folder.mkdir(parents=True)
+    write_model(folder, model, tokenizer)
+
+
+def test_the_readmes_example_leaves_a_model_that_knows_the_text_better(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (example,) = re.findall(
+        r"```python\n(for report in gpt2kit\.finetune.*?)```",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    found: dict[str, object] = {"gpt2kit": gpt2kit}
+    exec(example.replace("max_steps=300", "max_steps=30, lr=1e-2"), found)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 31
+    assert float(lines[-1].split()[2]) < float(lines[0].split()[2]) - 0.5
+    assert isinstance(found["model"], GPT2)
+    assert not torch.equal(
+        found["model"].wte.weight, gpt2kit.load("124M", device="cpu")[0].wte.weight
+    )
+
+
+def test_it_chooses_what_the_command_chooses() -> None:
+    for _ in finetune("divina.txt", epochs=0.5):
+        pass
+    made = read_settings(Path("weights/divina-124M"))
+    assert (
+        made["training"]
+        == dict(set_up("finetune", "divina.txt", {"epochs": 0.5}).settings)["training"]
+    )
+    assert (
+        made["training"]["optimizer"],
+        made["training"]["lr"],
+        made["training"]["patience"],
+    ) == ("adamw", 1e-4, 5)
+
+
+def test_a_run_is_gone_on_with_replaced_or_refused() -> None:
+    stream = finetune("divina.txt", out="run", max_steps=6)
+    assert [next(stream).step, next(stream).step] == [0, 1]
+    stream.close()  # type: ignore[attr-defined]
+    assert [report.step for report in finetune("divina.txt", out="run", resume=True)] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    with pytest.raises(TrainingError, match="already exists"):
+        finetune("divina.txt", out="run")
+    assert len(list(finetune("divina.txt", out="run", max_steps=2, force=True))) == 3
+
+
+def test_it_stops_when_told() -> None:
+    reports = list(finetune("divina.txt", max_steps=6, stop=lambda: True))
+    assert [report.finish_reason for report in reports] == [None, "stopped"]
+
+
+def test_what_cannot_be_is_refused_before_the_first_report() -> None:
+    with pytest.raises(ConfigError, match=r"no option 'max_step'; did you mean max_steps\?"):
+        finetune("divina.txt", max_step=3)
+    with pytest.raises(CheckpointNotFoundError, match="gpt2kit download 355M"):
+        finetune("divina.txt", model="355M")
+    with pytest.raises(ConfigError, match="this one is alone"):
+        finetune("divina.txt", shard=True)
+    assert not Path("weights/divina-355M").exists()
+
+
+def test_every_option_is_one_of_the_commands() -> None:
+    assert (FINETUNE | TRAINING).keys() >= _OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("train", {"n_vocab": 300}, "n_vocab"),
+        ("train", {"vocabulary": "124M"}, "vocabulary"),
+        ("train", {"tokenizer": "bpe", "vocabulary": "124M", "n_vocab": 300}, "n_vocab"),
+        ("train", {"val": "divina.txt", "val_fraction": 0.2}, "val_fraction"),
+        ("finetune", {"lora_alpha": 3.0}, "lora_alpha"),
+    ],
+)
+def test_an_option_without_effect_is_refused(kind: str, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} has no effect here"):
+        set_up(kind, "divina.txt", options)
+
+
+def test_what_a_recipe_has_may_be_without_effect() -> None:
+    assert (
+        set_up(
+            "train", "divina.txt", {"recipe": "dante-bpe", "tokenizer": "char", "block_size": 8}
+        ).tokenizer.n_vocab
+        < 100
+    )
+
+
+def test_the_text_is_read_before_a_model_is_looked_for() -> None:
+    # A model was downloaded first, and then the name of the text was wrong.
+    def locate(_: str) -> Path:
+        raise AssertionError("looked for a model")
+
+    with pytest.raises(CorpusError, match=r"nowhere.txt: no such file"):
+        set_up("finetune", "nowhere.txt", {}, locate=locate)
+
+
+def test_a_text_that_a_model_of_characters_cannot_learn_is_refused_with_a_way_out() -> None:
+    # The advice was an option that finetune does not have.
+    Path("fox.txt").write_text("🦊 and ~ " * 100, encoding="utf-8")
+    with pytest.raises(
+        TokenizerError,
+        match=r"dante knows 68 characters, and not 1 of the text's, such as '🦊'; .*gpt2kit train$",
+    ):
+        set_up("finetune", "fox.txt", {"model": "dante"})
+
+
+def test_with_another_text_to_validate_with_a_vocabulary_is_learned_from_the_whole_corpus() -> None:
+    setup = set_up("train", "divina.txt", {"tokenizer": "bpe", "n_vocab": 300, "val": "divina.txt"})
+    whole = learn_bpe([Path("divina.txt").read_text(encoding="utf-8")], 300)
+    assert identity(setup.tokenizer) == identity(whole)
