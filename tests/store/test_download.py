@@ -200,7 +200,10 @@ def origin(request: pytest.FixtureRequest) -> Origin:
 def _child(source: str, limit: int | None = None) -> subprocess.Popen[str]:
     """Start a process that downloads 124M."""
     code = f"import test_download; test_download.download_in_child({source!r}, {limit})"
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    paths = [
+        *(str(folder) for folder in Path(__file__).parents[:2]),
+        str(Path(__file__).parents[2]),
+    ]
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
