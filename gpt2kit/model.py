@@ -38,7 +38,7 @@ class GPT2(nn.Module):
     where the cache ends, and leaves the new tokens in it.
     """
 
-    is_quantised = False  # whether matrices are kept in fewer bits, as gpt2kit.quantize does
+    is_quantized = False  # whether matrices are kept in fewer bits, as gpt2kit.quantize does
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

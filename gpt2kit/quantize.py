@@ -107,7 +107,7 @@ class Int8Embedding(nn.Module):
 class Int8GPT2(GPT2):
     """A GPT-2 whose matrices are int8; for inference on a CPU."""
 
-    is_quantised = True
+    is_quantized = True
 
     def __init__(self, config: GPT2Config) -> None:
         with torch.device("meta"):  # what is replaced is never allocated

@@ -473,7 +473,7 @@ class Stats:
         from gpt2kit.engine.decoder import Decoder
 
         decoder = Decoder(model, compile=self.compile)
-        place = f"{model.device}, {'int8' if model.is_quantised else str(model.dtype).removeprefix('torch.')}"
+        place = f"{model.device}, {'int8' if model.is_quantized else str(model.dtype).removeprefix('torch.')}"
         weights = sum(parameter.nbytes for parameter in model.parameters())
         lines = [
             f"model   {options.human_size(weights)} of weights on {place}, loaded in {self.load_seconds:.2f} s",

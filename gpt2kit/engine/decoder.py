@@ -113,7 +113,7 @@ class Decoder:
             return self._read_padded(rows, cache)
         self._checked(rows)
         places = [(row, j) for row, count in enumerate(counts) for j in range(count)]
-        n = PIECE if self.model.is_quantised else MOST_TOKENS
+        n = PIECE if self.model.is_quantized else MOST_TOKENS
         pieces = [places[start : start + n] for start in range(0, len(places), n)]
         found = [
             self._read_piece(description, rows, piece, cache, [True] * len(piece))
@@ -124,7 +124,7 @@ class Decoder:
 
     def reads_rows(self) -> bool:
         """Whether whole rows are better read by `read_rows` than by the torch model: int8 weights, as they are when it generates."""
-        return self.model.is_quantised and self._native(1) is not None
+        return self.model.is_quantized and self._native(1) is not None
 
     def read_rows(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:
         """Read rows from their beginnings, and yield the logits after the last `wanted` tokens of each, row after row, (some, V) float32.
@@ -221,7 +221,7 @@ class Decoder:
         if (
             self._level is None
             or self.model.training
-            or (tokens > MOST_TOKENS and not self.model.is_quantised)
+            or (tokens > MOST_TOKENS and not self.model.is_quantized)
         ):
             return None
         if cache is not None and (

@@ -57,7 +57,7 @@ def check_sum(model: GPT2) -> None:
         raise ConfigError(
             "attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum"
         )
-    if model.is_quantised or model.dtype.itemsize < 4:
+    if model.is_quantized or model.dtype.itemsize < 4:
         raise ConfigError(
             "attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32"
         )
