@@ -26,6 +26,7 @@ lora quantize
 model data
 tokenizers store cache reference
 files config
+fields
 errors memory dropout
 """
 LEVEL = {name: -line for line, names in enumerate(LAYERS.splitlines()) for name in names.split()}

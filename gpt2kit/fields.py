@@ -1,0 +1,130 @@
+"""Options as dataclass fields that carry their own help and rule, checked in one place.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Sampling:
+        top_k: int = option(40, "Sample from the k most likely tokens; 0 keeps all.", at_least=0)
+
+        def __post_init__(self) -> None:
+            check(self)
+
+The library checks the values; the command line makes its options, help and defaults from the same fields.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from gpt2kit.errors import ConfigError
+
+_KEY = "gpt2kit"
+_LARGEST = 1e300  # of a number: refuses infinities, NaN and integers that no float can hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a field's value must be, besides its declared type, and how the option is presented."""
+
+    help: str = ""
+    group: str = ""  # the heading under which the command line lists it
+    metavar: str | None = None  # what stands for the value in the help
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def allows(self, value: float) -> bool:
+        """Return whether a number lies in the range."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    @property
+    def range(self) -> str:
+        """The range in words: "0 or more", "from 1 to 100", "above 0, at most 1", or nothing."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least:,} to {self.at_most:,}"
+        bounds = (
+            ("{:,} or more", self.at_least),
+            ("above {:,}", self.above),
+            ("at most {:,}", self.at_most),
+            ("less than {:,}", self.below),
+        )
+        return ", ".join(words.format(bound) for words, bound in bounds if bound is not None)
+
+
+def option(default: Any, help: str = "", **rule: Any) -> Any:
+    """Return a dataclass field with a default, a help text and the other parts of a Rule."""
+    return field(default=default, metadata={_KEY: Rule(help=help, **rule)})
+
+
+def rules(kind: type) -> Mapping[str, Rule]:
+    """Return the rule of every field of a dataclass, by the field's name."""
+    return {each.name: each.metadata.get(_KEY, Rule()) for each in fields(kind)}
+
+
+@functools.cache
+def declared_types(kind: type) -> Mapping[str, Any]:
+    """Return the type of every field of a dataclass, by the field's name."""
+    hints = get_type_hints(kind)
+    return {each.name: hints[each.name] for each in fields(kind)}
+
+
+def check(instance: Any) -> None:
+    """Raise ConfigError for the first field whose value has another type or lies out of its range.
+
+    The message names the field, the value and what was expected. True is not taken for a number.
+    """
+    kind = type(instance)
+    declared = declared_types(kind)
+    for name, rule in rules(kind).items():
+        check_value(name, getattr(instance, name), declared[name], rule)
+
+
+def check_value(name: str, value: Any, declared: Any, rule: Rule) -> None:
+    """Raise ConfigError unless a value has the declared type and lies in the rule's range."""
+    allowed = get_args(declared) if is_union(declared) else (declared,)
+    if not any(_fits(value, each, rule) for each in allowed):
+        expected = " or ".join(
+            _described(each, rule) for each in allowed if each is not types.NoneType
+        )
+        raise ConfigError(f"{name} is {shortened(value)}, expected {expected}")
+
+
+def is_union(declared: Any) -> bool:
+    """Return whether a type is `A | B`."""
+    return get_origin(declared) in (Union, types.UnionType)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as Python writes it, in at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _fits(value: Any, declared: Any, rule: Rule) -> bool:
+    if get_origin(declared) is Literal:
+        return type(value) is str and value in get_args(declared)
+    if declared is types.NoneType:
+        return value is None
+    if declared is float:
+        return type(value) in (int, float) and abs(value) < _LARGEST and rule.allows(value)
+    if declared is int:
+        return type(value) is int and rule.allows(value)
+    if declared in (bool, str):
+        return type(value) is declared
+    return True  # paths, callables and collections are checked by those who use them
+
+
+def _described(declared: Any, rule: Rule) -> str:
+    if get_origin(declared) is Literal:
+        return f"one of {', '.join(get_args(declared))}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    described = words.get(declared, getattr(declared, "__name__", str(declared)))
+    return f"{described}, {rule.range}" if declared in (int, float) and rule.range else described

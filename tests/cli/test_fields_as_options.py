@@ -1,0 +1,64 @@
+"""Options of a command made from dataclass fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gpt2kit.cli.fields import takes
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import check, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    width: int = option(3, "How wide.", at_least=1, group="shape")
+    kind: Literal["round", "square"] = option("round", "Which form.")
+    stop: tuple[str, ...] = option((), "Where to stop.")
+    filled: bool = option(False, "Filled or not.")
+    bias: bool | None = option(None, "With a bias or without.")
+    hidden: int = 7
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    made = typer.Typer()
+
+    @made.command()
+    @takes(without=("hidden",), shape=Shape)
+    def draw(name: Annotated[str, typer.Argument()], *, shape: Shape, loud: bool = False) -> None:
+        """Draw a shape."""
+        typer.echo(f"{name} {loud} {shape}")
+
+    return made
+
+
+def test_the_function_gets_the_dataclass_made_from_what_was_typed(app: typer.Typer) -> None:
+    typed = ["x", "--width", "5", "--kind", "square", "--stop", "a", "--stop", "b", "--no_bias"]
+    done = CliRunner().invoke(app, typed)
+    expected = Shape(width=5, kind="square", stop=("a", "b"), bias=False)
+    assert done.output == f"x False {expected}\n"
+
+
+def test_what_is_not_typed_has_the_default_of_its_field(app: typer.Typer) -> None:
+    assert CliRunner().invoke(app, ["x"]).output == f"x False {Shape()}\n"
+
+
+def test_the_help_shows_the_text_and_the_default_of_a_field(app: typer.Typer) -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "How wide." in shown
+    assert "3" in shown
+    assert "shape" in shown
+    assert "hidden" not in shown
+
+
+def test_a_value_out_of_its_range_is_refused_by_the_dataclass(app: typer.Typer) -> None:
+    with pytest.raises(ConfigError, match="width is 0"):
+        CliRunner().invoke(app, ["x", "--width", "0"], catch_exceptions=False)
