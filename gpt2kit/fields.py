@@ -81,7 +81,7 @@ def check(instance: Any) -> None:
 
     The message names the field, the value and what was expected. True is not taken for a number.
     """
-    kind = type(instance)
+    kind: type = type(instance)
     declared = declared_types(kind)
     for name, rule in rules(kind).items():
         check_value(name, getattr(instance, name), declared[name], rule)
