@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+# Until every file of this folder takes these from `output`:
+from gpt2kit.cli.output import as_typed_here as as_typed_here
+from gpt2kit.cli.output import human_size as human_size
+from gpt2kit.cli.output import print_json as print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,24 +187,3 @@ def _has_escapes(text: str) -> bool:
     return any(
         "\udc80" <= character <= "\udcff" for character in text
     )  # how Python hands on bytes that the locale cannot read
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print an object as one line of JSON."""
-    import json
-
-    typer.echo(json.dumps(value, ensure_ascii=False))
-
-
-def as_typed_here(path: Path) -> Path:
-    """Return a path as one would type it: below the working directory, from there."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def human_size(n: float) -> str:
-    """Return a number of bytes as people write it: 548.1 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            break
-        n /= 1000
-    return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"

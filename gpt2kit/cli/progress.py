@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from gpt2kit.cli.options import human_size
+from gpt2kit.cli.output import human_size
 
 
 def download_with_bars(
