@@ -26,15 +26,27 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return _Dropout.apply(x, p)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, p: float, causal: bool, scale: float
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
 ) -> Tensor:
-    """Scaled dot-product attention with dropout of its weights: (B, H, T, D) three times -> (B, H, T, D)."""
-    if not 0 < p < 1 or mask is not None or q.device.type != "cpu":
+    """Compute softmax(q @ k.T * scale) @ v, with dropout of the attention weights.
+
+    (B, H, T, D) and twice (B, H, S, D) -> (B, H, T, D). The arguments are those of
+    torch.nn.functional.scaled_dot_product_attention, which does the work except on a CPU with
+    dropout and without a mask.
+    """
+    if not 0 < dropout_p < 1 or attn_mask is not None or q.device.type != "cpu":
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, scale=scale
+            q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
         )
-    return _Attention.apply(q, k, v, p, causal, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _Attention.apply(q, k, v, dropout_p, is_causal, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _kept(shape: torch.Size, p: float) -> Tensor:

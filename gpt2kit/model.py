@@ -1,8 +1,10 @@
-"""GPT-2 as a torch module: ids in, logits out.
+"""GPT-2 as a torch module: token ids in, logits out.
 
-The modules carry the names of the published checkpoints. Nothing here reads files, knows a tokenizer or draws samples.
+Read it from the top: `GPT2` is the whole model, `Block` one layer of it, `Attention` and `MLP` the two
+halves of a layer. The modules carry the names of the published checkpoints. Nothing here reads files,
+knows a tokenizer or draws samples.
 
-    B batch, T new tokens, S cached + new, C width, H heads, D head size, V vocabulary
+    B batch, T new tokens, S cached + new tokens, C width, H heads, D head size, V vocabulary
 """
 
 from __future__ import annotations
@@ -16,42 +18,28 @@ from torch import Tensor, nn
 
 from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
-from gpt2kit.dropout import attention, dropout
+from gpt2kit.dropout import dropout, scaled_dot_product_attention
 from gpt2kit.errors import ContextLengthError
-
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(
-        x, approximate="tanh"
-    ),  # OpenAI's; differs from the exact one by up to 5e-4
-    "gelu": F.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 class GPT2(nn.Module):
     """A GPT-2 language model.
 
-    `model(ids)` reads (B, T) token ids and returns the (B, T, V) logits of each next token; `model(ids, cache=cache)` goes on
-    where the cache ends, and leaves the new tokens in it.
+    `model(ids)` reads (B, T) token ids and returns (B, T, V) logits: for every token, the scores of
+    the token that follows it. `model(ids, cache=cache)` continues the text in the cache and adds
+    the new tokens to it.
     """
 
-    is_quantized = False  # whether matrices are kept in fewer bits, as gpt2kit.quantize does
+    is_quantized = False  # True for int8 weights: see gpt2kit.quantize
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.wte = Embedding(config.n_vocab, config.n_embd)
-        self.wpe = (
-            Embedding(config.n_ctx, config.n_embd)
-            if config.positions == "learned"
-            else Sinusoids(config)
-        )
+        self.wte = Embedding(config.n_vocab, config.n_embd)  # a vector for each token
+        self.wpe = position_embedding(config)  # a vector for each position
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
-        if not config.tie_word_embeddings:
+        if not config.tie_word_embeddings:  # GPT-2 uses wte as the head, too
             self.lm_head = Linear(config.n_embd, config.n_vocab, bias=False)
         if self.device.type != "meta":
             self.init_weights()
@@ -61,28 +49,31 @@ class GPT2(nn.Module):
         return self.head(self.hidden(ids, cache))
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the head reads, the normalised end of the residual stream: (B, T) -> (B, T, C).
+        """Return what the head reads, the normalized residual stream: (B, T) -> (B, T, C).
 
-        Raises ContextLengthError for more tokens than the model has positions or the cache has room.
+        Raises ContextLengthError for more tokens than the model has positions or the cache has
+        room for.
         """
-        n = ids.shape[1]
-        if n > self.config.n_ctx:
-            raise ContextLengthError(
-                f"{n} tokens were given, but the model reads at most {self.config.n_ctx}",
-                requested=n,
-                limit=self.config.n_ctx,
-            )
-        positions = (
-            torch.arange(n, device=ids.device) if cache is None else cache.positions(n)
-        )  # (T,) or (B, T)
-        mask = None if cache is None else cache.mask(n)
+        T = ids.shape[1]
+        if self.config.n_ctx < T:
+            limit = self.config.n_ctx
+            message = f"{T} tokens were given, but the model reads at most {limit}"
+            raise ContextLengthError(message, requested=T, limit=limit)
+        if cache is None:
+            positions, mask = torch.arange(T, device=ids.device), None  # (T,)
+        else:
+            positions, mask = cache.positions(T), cache.mask(T)  # (T,) or (B, T)
+
+        # The residual stream: what the token is, plus where it stands
         x = self.wte(ids)  # (B, T, C)
         x = x + self.wpe(positions).to(x.dtype)
         x = dropout(x, self.config.embd_pdrop, self.training)
+
+        # Every block reads the stream and adds to it
         for block in self.h:
             x = block(x, mask, cache)
         if cache is not None:
-            cache.advance(n)
+            cache.advance(T)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -91,7 +82,7 @@ class GPT2(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix of the head, (V, C): the token embedding, unless the model has one of its own."""
+        """The head's matrix, (V, C): the token embedding, unless the model has a separate one."""
         return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     @property
@@ -103,28 +94,34 @@ class GPT2(nn.Module):
         return self.wte.weight.dtype
 
     def new_cache(self, batch_size: int = 1, *, capacity: int | None = None) -> KVCache:
-        """Return an empty cache of this model's shape, dtype and device, with room for n_ctx tokens or fewer."""
+        """Return an empty cache in the model's dtype and device, for `capacity` or n_ctx tokens."""
         return KVCache(
             self.config, batch_size, capacity=capacity, dtype=self.dtype, device=self.device
         )
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set the weights a training from scratch starts with: OpenAI's, and the paper's smaller ones into the residual stream."""
+        """Draw initial weights as OpenAI did, as a start for training from scratch.
+
+        Matrices that write into the residual stream start smaller, by the square root of the
+        number of such matrices (Radford et al. 2019, section 2.3).
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
             elif "ln_" in name:
                 parameter.fill_(1.0)
-            else:
-                std = 0.01 if name == "wpe.weight" else 0.02
-                if name.endswith("c_proj.weight"):
-                    std /= math.sqrt(2 * self.config.n_layer)
+            elif name == "wpe.weight":
+                parameter.normal_(0.0, 0.01, generator=generator)
+            elif name.endswith("c_proj.weight"):
+                std = 0.02 / math.sqrt(2 * self.config.n_layer)
                 parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.normal_(0.0, 0.02, generator=generator)
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each adding its update to the residual stream."""
+    """One layer: attention, then an MLP, each adding its update to the residual stream."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -135,15 +132,17 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        if self.norm_first:
-            x = x + self.attn(self.ln_1(x), mask, cache)  # (B, T, C)
+        """Return the residual stream after this layer: (B, T, C) -> (B, T, C)."""
+        if self.norm_first:  # as in GPT-2: normalize what is read, leave the stream alone
+            x = x + self.attn(self.ln_1(x), mask, cache)
             return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        # as in the first Transformer: normalize the stream itself
         x = self.ln_1(x + self.attn(x, mask, cache))
         return self.ln_2(x + self.mlp(x))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with queries, keys and values from one matrix."""
+    """Causal self-attention: each token gathers information from itself and the tokens before it."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -156,37 +155,61 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Return the update of the residual stream: (B, T, C) -> (B, T, C).
+
+        `mask` is True where a query may look at a key, (T, S) or (B, 1, T, S); None is plain
+        causal attention.
+        """
         B, T, C = x.shape
-        heads = (B, T, self.config.n_head, self.config.head_size)
-        q, k, v = (
-            part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
-        )  # (B, H, T, D) each
+
+        # One matrix computes queries, keys and values; each is cut into H heads
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q, k, v = (self.split_heads(each) for each in (q, k, v))  # (B, H, T, D) each
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D) each
         if self.config.reorder_and_upcast_attn and x.dtype.itemsize < 4:
             q, k, v = q.float(), k.float(), v.float()
-        p = self.config.attn_pdrop if self.training else 0.0
-        # Without a mask, one new token sees all keys and several see the keys up to their own. `is_causal` lines up the first
-        # query with the first key, which is right only where nothing was read before: elsewhere the cache gives a mask.
-        causal = mask is None and T > 1
-        y = attention(q, k, v, mask=mask, p=p, causal=causal, scale=self.scale)
-        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # (B, H, T, D) -> (B, T, C)
+
+        # softmax(q @ k.T * scale) @ v, each token seeing no later one. torch's `is_causal` assumes
+        # that the first query belongs to the first key; a cache that holds tokens gives a mask
+        # instead, or none for one new token, which may see every key.
+        y = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.config.attn_pdrop if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+            scale=self.scale,
+        )  # (B, H, T, D)
+
+        # Heads side by side again, then mixed by the output projection
+        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # (B, T, C)
         return dropout(self.c_proj(y), self.config.resid_pdrop, self.training)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Cut the width into heads: (B, T, C) -> (B, H, T, D)."""
+        B, T, _ = x.shape
+        return x.view(B, T, self.config.n_head, self.config.head_size).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """Two matrices with an activation between, or SwiGLU: one half of the first matrix gates the other."""
+    """Two matrices with an activation between them, applied to each token by itself.
+
+    As SwiGLU, half of the first matrix gates the other half (Shazeer 2020).
+    """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
         self.activation = ACTIVATION[config.activation_function]
-        width = config.inner_size * (2 if config.mlp == "swiglu" else 1)
+        width = 2 * config.inner_size if config.mlp == "swiglu" else config.inner_size
         self.c_fc = Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = Linear(config.inner_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)  # (B, T, inner), or (B, T, 2 * inner) for SwiGLU
+        """Return the update of the residual stream: (B, T, C) -> (B, T, C)."""
+        x = self.c_fc(x)  # (B, T, inner), twice as wide for SwiGLU
         if self.config.mlp == "swiglu":
             gate, x = x.chunk(2, dim=-1)  # (B, T, inner) each
             x = F.silu(gate) * x
@@ -195,30 +218,66 @@ class MLP(nn.Module):
         return dropout(self.c_proj(x), self.config.resid_pdrop, self.training)  # (B, T, C)
 
 
+# --- the parts that a configuration chooses ---------------------------------------------------------
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """OpenAI's GELU, by tanh; it differs from the exact one by up to 5e-4."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": gelu_new,
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def norm(config: GPT2Config) -> nn.Module:
+    """Return the normalization of the last dimension, C."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
+    return nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
+
+
+def position_embedding(config: GPT2Config) -> nn.Module:
+    """Return what turns positions, (T,) or (B, T), into vectors, (…, C)."""
+    if config.positions == "sinusoidal":
+        return Sinusoids(config)
+    return Embedding(config.n_ctx, config.n_embd)
+
+
 class Sinusoids(nn.Module):
-    """The first Transformer's fixed positions: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017, 3.5)."""
+    """Fixed positions: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017, 3.5)."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_embd = config.n_embd
 
     def forward(self, positions: Tensor) -> Tensor:
-        precise = (
-            torch.float32 if positions.device.type == "mps" else torch.float64
-        )  # MPS has no float64
-        pairs = torch.arange(0, self.n_embd, 2, device=positions.device, dtype=precise)  # (C/2,)
+        """(T,) or (B, T) -> (…, C)."""
+        # float64, which Apple's GPUs do not have
+        dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+        pairs = torch.arange(0, self.n_embd, 2, device=positions.device, dtype=dtype)  # (C/2,)
         angles = positions[..., None] * 10000.0 ** (-pairs / self.n_embd)  # (…, C/2)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (…, C)
 
 
 class Linear(nn.Linear):
-    """A linear layer that GPT2.init_weights fills, so that its own, different initialisation would be wasted."""
+    """A linear layer without torch's own initialization: `GPT2.init_weights` does it."""
 
     def reset_parameters(self) -> None: ...
 
 
 class Embedding(nn.Embedding):
-    """A table that GPT2.init_weights fills."""
+    """An embedding without torch's own initialization: `GPT2.init_weights` does it."""
 
     def reset_parameters(self) -> None: ...
 
@@ -226,10 +285,3 @@ class Embedding(nn.Embedding):
 def precise(logits: Tensor) -> Tensor:
     """Return logits in float32, or wider where they are: for what is drawn from them, ranked by them or summed over them."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def norm(config: GPT2Config) -> nn.Module:
-    """Return the configuration's normalisation of the last dimension."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
-    return nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2kit.dropout import attention, dropout
+from gpt2kit.dropout import dropout, scaled_dot_product_attention
 
 
 def queries_keys_values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -61,7 +61,9 @@ def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
     kept = torch.rand((2, 3, 5, 5), generator=torch.Generator().manual_seed(3)) > 0.4
     monkeypatch.setattr(sys.modules["gpt2kit.dropout"], "_kept", lambda *_: kept)
     q, k, v = queries_keys_values()
-    ours = attention(q, k, v, mask=None, p=0.4, causal=causal, scale=0.7)
+    ours = scaled_dot_product_attention(
+        q, k, v, attn_mask=None, dropout_p=0.4, is_causal=causal, scale=0.7
+    )
     scores = q @ k.transpose(-1, -2) * 0.7
     if causal:
         scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
@@ -79,9 +81,19 @@ def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
 def test_attention_without_dropout_is_torchs_and_with_it_so_on_average() -> None:
     q, k, v = queries_keys_values(torch.float32)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    assert torch.equal(attention(q, k, v, mask=None, p=0.0, causal=True, scale=0.5), expected)
+    assert torch.equal(
+        scaled_dot_product_attention(
+            q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True, scale=0.5
+        ),
+        expected,
+    )
     torch.manual_seed(4)
     mean = torch.stack(
-        [attention(q, k, v, mask=None, p=0.2, causal=True, scale=0.5) for _ in range(4000)]
+        [
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=None, dropout_p=0.2, is_causal=True, scale=0.5
+            )
+            for _ in range(4000)
+        ]
     ).mean(dim=0)
     torch.testing.assert_close(mean, expected, atol=0.06, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -219,3 +220,12 @@ def test_each_dropout_acts_in_training_only(tiny_config: GPT2Config, field: str)
     assert torch.equal(model(ids), model(ids))
     model.train()
     assert not torch.allclose(model(ids), model(ids))
+
+
+def test_a_model_can_be_pickled_for_other_processes(tiny_config: GPT2Config) -> None:
+    # Activations were lambdas, which pickle refuses: no spawned process could be given a model.
+    ids = torch.arange(32)[None]
+    for name in ("gelu_new", "quick_gelu"):
+        model = make_model(replace(tiny_config, activation_function=name))
+        again = pickle.loads(pickle.dumps(model))
+        assert torch.equal(again(ids), model(ids))
