@@ -1,7 +1,7 @@
-"""The shape of a GPT-2: its fields, its rules, its sizes and their names.
+"""The shape of a GPT-2: its fields and their rules, and the published sizes.
 
-Field names are those of OpenAI's `hparams.json` (`n_vocab n_ctx n_embd n_head n_layer`) and of Hugging Face's GPT-2
-configurations. Reading those files is the work of `gpt2kit.checkpoints`; this module knows only what a shape is.
+Field names are those of OpenAI's `hparams.json` (`n_vocab n_ctx n_embd n_head n_layer`) and of Hugging
+Face's GPT-2 configurations. `gpt2kit.checkpoints` reads those files.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.fields import check, option
 
-ACTIVATIONS = ("gelu_new", "gelu", "quick_gelu", "relu", "silu", "tanh")
+Activation = Literal["gelu_new", "gelu", "quick_gelu", "relu", "silu", "tanh"]
+Norm = Literal["layernorm", "rmsnorm"]
+Mlp = Literal["plain", "swiglu"]
+Positions = Literal["learned", "sinusoidal"]
+
+ACTIVATIONS = get_args(Activation)
 ACTIVATION_ALIASES = {
-    # Other names for the same function; the first three are how transformers spells GPT-2's tanh approximation.
+    # Other names of the same function. The first three are how transformers calls GPT-2's.
     "gelu_pytorch_tanh": "gelu_new",
     "gelu_fast": "gelu_new",
     "gelu_accurate": "gelu_new",
@@ -24,105 +30,58 @@ ACTIVATION_ALIASES = {
     "gelu_python": "gelu",
     "swish": "silu",
 }
-NORMS = ("layernorm", "rmsnorm")
-MLPS = ("plain", "swiglu")
-POSITIONS = ("learned", "sinusoidal")
-
-# Bounds on what a file may ask for, so that a damaged one is refused before anything is allocated.
-_LARGEST = {
-    "n_vocab": 10**6,
-    "n_ctx": 10**6,
-    "n_embd": 2**16,
-    "n_head": 2**16,
-    "n_layer": 1000,
-    "n_inner": 2**20,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """Everything that decides which function of the token ids a GPT-2 computes; the defaults are the 124M model.
+    """Everything that decides what a GPT-2 computes; the defaults are the 124M model.
 
-    Raises ConfigError for a value that cannot be, naming the field, the value and the rule.
+    The upper bounds refuse a damaged file before anything is allocated. Raises ConfigError for a
+    value that breaks its rule, with the field, the value and the rule.
     """
 
-    n_vocab: int = 50257  # rows of the token embedding: 256 bytes, 50,000 merges, <|endoftext|>
-    n_ctx: int = 1024  # positions, the longest text that can be read at once
-    n_embd: int = 768  # width of the residual stream
-    n_head: int = 12  # attention heads; each has width n_embd / n_head
-    n_layer: int = 12  # blocks; 0 leaves embedding, norm and head
-    n_inner: int | None = None  # width of the MLP's hidden layer; None is 4 * n_embd
-
-    activation_function: str = "gelu_new"  # of the plain MLP; one of ACTIVATIONS
-    layer_norm_epsilon: float = 1e-5
-    scale_attn_weights: bool = True  # divide the scores by the square root of the head's width
-    scale_attn_by_inverse_layer_idx: bool = False  # and by the number of the layer, counted from 1
-    reorder_and_upcast_attn: bool = False  # compute attention in float32 whatever the model's dtype
-    tie_word_embeddings: bool = (
-        True  # the head is the token embedding; otherwise a matrix of its own
+    n_vocab: int = option(50257, "Tokens of the vocabulary.", at_least=1, at_most=10**6)
+    n_ctx: int = option(
+        1024, "Positions: the longest text read at once.", at_least=1, at_most=10**6
+    )
+    n_embd: int = option(768, "Width of the residual stream.", at_least=1, at_most=2**16)
+    n_head: int = option(12, "Attention heads; they divide the width.", at_least=1, at_most=2**16)
+    n_layer: int = option(12, "Blocks; 0 leaves embedding and head.", at_least=0, at_most=1000)
+    n_inner: int | None = option(
+        None, "Width of the MLP's hidden layer; else 4 x n_embd.", at_least=1, at_most=2**20
     )
 
-    embd_pdrop: float = 0.1  # dropout in training: after the embeddings,
-    attn_pdrop: float = 0.1  # on the attention weights,
-    resid_pdrop: float = 0.1  # and on what attention and MLP add to the residual stream
+    activation_function: Activation = option("gelu_new", "Of the plain MLP.")
+    layer_norm_epsilon: float = option(1e-5, "Added to the variance.", above=0, below=1)
+    scale_attn_weights: bool = option(True, "Divide scores by the root of the head's width.")
+    scale_attn_by_inverse_layer_idx: bool = option(False, "Divide them by the layer's number, too.")
+    reorder_and_upcast_attn: bool = option(False, "Compute attention in float32 in any dtype.")
+    tie_word_embeddings: bool = option(True, "The token embedding is the head, too.")
 
-    # Not in GPT-2, but in the small models that people train from scratch.
-    qkv_bias: bool = True  # biases on queries, keys and values
-    bias: bool = True  # biases on the other projections and in LayerNorm
-    norm: str = "layernorm"  # one of NORMS
-    norm_first: bool = (
-        True  # GPT-2's x + f(norm(x)); otherwise the first Transformer's norm(x + f(x))
-    )
-    mlp: str = "plain"  # one of MLPS
-    positions: str = "learned"  # one of POSITIONS
+    embd_pdrop: float = option(0.1, "Dropout after the embeddings.", at_least=0, below=1)
+    attn_pdrop: float = option(0.1, "Dropout of attention weights.", at_least=0, below=1)
+    resid_pdrop: float = option(0.1, "Dropout of updates of the stream.", at_least=0, below=1)
+
+    # Not in GPT-2, but in small models that people train from scratch.
+    qkv_bias: bool = option(True, "Biases on queries, keys and values.")
+    bias: bool = option(True, "Biases on the other projections and in LayerNorm.")
+    norm: Norm = option("layernorm", "Normalization.")
+    norm_first: bool = option(True, "Normalize before attention and MLP, as GPT-2 does, or after.")
+    mlp: Mlp = option("plain", "Two matrices, or gated by a third.")
+    positions: Positions = option("learned", "Position embedding.")
 
     def __post_init__(self) -> None:
         if isinstance(self.activation_function, str):
             canonical = ACTIVATION_ALIASES.get(self.activation_function, self.activation_function)
             object.__setattr__(self, "activation_function", canonical)
-        for field in fields(self):
-            self._check(field.name, str(field.type), getattr(self, field.name))
-        for name, choices in (
-            ("activation_function", ACTIVATIONS),
-            ("norm", NORMS),
-            ("mlp", MLPS),
-            ("positions", POSITIONS),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ConfigError(f"{name} is {value!r}; supported: {', '.join(choices)}")
+        check(self)
         if self.n_embd % self.n_head:
             raise ConfigError(
-                f"n_embd is {self.n_embd} and n_head {self.n_head}: the width must be a multiple of the heads"
+                f"n_embd is {self.n_embd} and n_head {self.n_head}: "
+                "the width must be a multiple of the number of heads"
             )
         if self.positions == "sinusoidal" and self.n_embd % 2:
             raise ConfigError(f"n_embd is {self.n_embd}: sinusoidal positions need an even width")
-
-    @staticmethod
-    def _check(name: str, declared: str, value: Any) -> None:
-        """Raise ConfigError unless the value has the declared type and lies in its range (True is no number here)."""
-        if value is None and "None" in declared:
-            return
-        if declared.startswith("int"):
-            lowest = 0 if name == "n_layer" else 1
-            if type(value) is not int or not lowest <= value <= _LARGEST[name]:
-                raise ConfigError(
-                    f"{name} is {_short(value)}, expected a whole number from {lowest} to {_LARGEST[name]:,}"
-                )
-        elif declared == "bool":
-            if type(value) is not bool:
-                raise ConfigError(f"{name} is {_short(value)}, expected true or false")
-        elif declared == "float":
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise ConfigError(f"{name} is {_short(value)}, expected a number")
-            if name == "layer_norm_epsilon" and not 0 < value < 1:
-                raise ConfigError(f"{name} is {value}, expected a number between 0 and 1")
-            if name.endswith("_pdrop") and not 0 <= value < 1:
-                raise ConfigError(
-                    f"{name} is {value}, expected a share from 0 up to, not including, 1"
-                )
-        elif type(value) is not str:
-            raise ConfigError(f"{name} is {_short(value)}, expected a name")
 
     @property
     def head_size(self) -> int:
@@ -136,7 +95,7 @@ class GPT2Config:
 
     @property
     def is_gpt2(self) -> bool:
-        """Whether Hugging Face's GPT-2 computes the same function, so that other programs can run the model."""
+        """Whether this is GPT-2's own architecture, which other programs can run."""
         gpt2 = {
             "qkv_bias": True,
             "bias": True,
@@ -153,7 +112,7 @@ class GPT2Config:
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the order of the forward pass, matrices as (out, in)."""
+        """Return the shape of every parameter by name, matrices as (out, in), in forward order."""
         C, inner = self.n_embd, self.inner_size
         norm_bias = self.bias and self.norm == "layernorm"
         shapes: dict[str, tuple[int, ...]] = {"wte.weight": (self.n_vocab, C)}
@@ -176,11 +135,6 @@ class GPT2Config:
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.n_vocab, C)
         return shapes
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "…"
 
 
 # The published sizes.              layers      heads       width                     parameters
@@ -216,11 +170,11 @@ ALIASES = {
 }
 
 
-_NEAR = 0.3  # a mistyped number of parameters is at most so far from the published one, as a share
+_NEAR = 0.3  # how far a mistyped parameter count may be from a published one, as a share
 
 
 def canonical_size(name: str) -> str | None:
-    """Return the key of SIZES that a name or alias stands for, in any case of letters, or None."""
+    """Return the key of SIZES that a name or alias stands for, whatever its case, or None."""
     known = {key.lower(): key for key in SIZES} | {
         alias.lower(): key for alias, key in ALIASES.items()
     }
@@ -228,7 +182,7 @@ def canonical_size(name: str) -> str | None:
 
 
 def nearest_size(name: str) -> str | None:
-    """Return the published size that a mistyped name most likely means, or None where it resembles none."""
+    """Return the published size that a mistyped name most likely means, or None."""
     if number := re.fullmatch(r"(\d+(?:\.\d+)?)([mb]?)", name.lower()):
         count = float(number[1]) * (1e9 if number[2] == "b" else 1e6)
         sizes = [size for size in SIZES if size != "distilgpt2"]

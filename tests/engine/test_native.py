@@ -155,7 +155,7 @@ VARIANTS = {
 @compiled
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_of_gpt2_has_the_same_logits(variant: str, level: str) -> None:
-    compare(model_of(replace(SMALL, **VARIANTS[variant])))  # type: ignore[arg-type]
+    compare(model_of(replace(SMALL, **VARIANTS[variant])))
 
 
 @compiled
