@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gpt2kit.errors import ContextLengthError as ContextLengthError
     from gpt2kit.errors import CorpusError as CorpusError
     from gpt2kit.errors import DownloadError as DownloadError
+    from gpt2kit.errors import FileError as FileError
     from gpt2kit.errors import GenerationError as GenerationError
     from gpt2kit.errors import Gpt2KitError as Gpt2KitError
     from gpt2kit.errors import Gpt2KitWarning as Gpt2KitWarning
@@ -60,6 +61,7 @@ _EXPORTS = {
     "CorpusError": "gpt2kit.errors",
     "DownloadError": "gpt2kit.errors",
     "Evaluation": "gpt2kit.evaluation.perplexity",
+    "FileError": "gpt2kit.errors",
     "GPT2": "gpt2kit.model",
     "GPT2Config": "gpt2kit.config",
     "GenerationError": "gpt2kit.errors",

@@ -1,57 +1,145 @@
-"""Every exception gpt2kit raises on purpose.
+"""Every exception that gpt2kit raises on purpose.
 
     Gpt2KitError
-    ├── ConfigError                    a size, field or combination that cannot be (also a ValueError)
+    ├── ConfigError                    an invalid field, option or combination (also a ValueError)
+    ├── FileError                      a file is missing, damaged or of another kind
     ├── CheckpointError
-    │   ├── CheckpointNotFoundError    nothing there, or files missing
-    │   ├── CheckpointFormatError      there, but corrupt or of a kind that is not supported
-    │   └── CheckpointMismatchError    readable, but not this model
+    │   ├── CheckpointNotFoundError    nothing is there, or files are missing
+    │   ├── CheckpointFormatError      a file is damaged or of an unsupported kind
+    │   └── CheckpointMismatchError    the tensors are readable, but not those of this model
     ├── TokenizerError                 text or files that the vocabulary cannot represent
     ├── ContextLengthError             more tokens than the model has positions
-    ├── CorpusError                    a text to train on that is empty, undecodable or too short
+    ├── CorpusError                    a text to train on is empty, undecodable or too short
     ├── GenerationError                the model's output cannot be sampled from
-    ├── TrainingError                  the loss is not finite, or a saved run is not this one
+    ├── TrainingError                  the loss is not finite, or a saved run is another one
     ├── DownloadError                  network, hash or permission
-    └── MissingDependencyError         an extra is not installed
+    └── MissingDependencyError         an optional package is not installed
 
-A message names what was expected, what was found and what to do next. The facts are attributes too, for programs.
+All of them are exported by `gpt2kit`. A message says what was expected, what was found and what
+to do next; attributes hold the same facts for programs:
+
+    try:
+        model, tokenizer = gpt2kit.load("124M")
+    except gpt2kit.CheckpointNotFoundError:
+        gpt2kit.download("124M")
+    except gpt2kit.Gpt2KitError as error:
+        sys.exit(f"error: {error}")
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class Gpt2KitError(Exception):
-    """Any failure that gpt2kit foresees."""
+    """Any failure that gpt2kit foresees.
+
+    try:
+        gpt2kit.finetune("divina.txt")
+    except gpt2kit.Gpt2KitError as error:
+        print(error)  # one line that says what to do
+    """
+
+    @classmethod
+    def for_file(cls, path: Path, detail: str, *, missing: bool = False) -> Gpt2KitError:
+        """Return an error of this kind about a file; `missing` if there is no such file."""
+        return cls(f"{path}: {detail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the class with the message alone, which not every class takes.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    cls: type[Gpt2KitError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> Gpt2KitError:
+    """Return a copied or unpickled error without running its __init__."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class Gpt2KitWarning(UserWarning):
-    """Something was done differently from what was asked, and the work went on."""
+    """Something was done differently from what was asked, and the work continued.
+
+    warnings.simplefilter("error", gpt2kit.Gpt2KitWarning)  # stop instead
+    """
 
 
 class ConfigError(Gpt2KitError, ValueError):
-    """A size, field or combination of fields that cannot be."""
+    """A field, an option or a combination of them is invalid.
+
+    try:
+        config = gpt2kit.GPT2Config(n_embd=100, n_head=3)
+    except gpt2kit.ConfigError as error:
+        print(error)  # names the field, its value and the rule
+    """
+
+
+class FileError(Gpt2KitError):
+    """A file is missing, damaged or of another kind than expected.
+
+    try:
+        record = gpt2kit.files.read_json(path)
+    except gpt2kit.FileError as error:
+        print(f"skipped {error.path}: {error.detail}")
+    """
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path = path
+        self.detail = detail
+
+    @classmethod
+    def for_file(cls, path: Path, detail: str, *, missing: bool = False) -> FileError:
+        """Return an error of this kind about a file."""
+        return cls(path, detail)
 
 
 class CheckpointError(Gpt2KitError):
-    """A checkpoint cannot be found, read or used."""
+    """A checkpoint cannot be found, read or used.
+
+    try:
+        model, tokenizer = gpt2kit.load("weights/mine")
+    except gpt2kit.CheckpointError as error:
+        print(error)
+    """
+
+    @classmethod
+    def for_file(cls, path: Path, detail: str, *, missing: bool = False) -> CheckpointError:
+        """Return CheckpointNotFoundError for a missing file, else CheckpointFormatError."""
+        if missing:
+            return CheckpointNotFoundError(f"{path}: {detail}", path=path, missing=[path.name])
+        return CheckpointFormatError(path, detail)
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """There is nothing at the path, or some of its files are missing."""
+    """There is nothing at the path, or some of its files are missing.
+
+    try:
+        model, tokenizer = gpt2kit.load("124M")
+    except gpt2kit.CheckpointNotFoundError:
+        gpt2kit.download("124M")
+    """
 
     def __init__(
         self, message: str, *, path: Path | None = None, missing: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
         self.path = path
-        self.missing = list(missing)
+        self.missing = list(missing)  # names of files
 
 
 class CheckpointFormatError(CheckpointError):
-    """A file is there, but it is damaged or of a kind that is not supported."""
+    """A file is damaged or of a kind that is not supported.
+
+    try:
+        model, tokenizer = gpt2kit.load("124M")
+    except gpt2kit.CheckpointFormatError as error:
+        print(f"{error.path} is unusable: {error.detail}")
+    """
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(f"{path}: {detail}")
@@ -60,9 +148,15 @@ class CheckpointFormatError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError):
-    """The tensors can be read, but they are not those of this model."""
+    """The tensors are readable, but they are not those of this model.
 
-    _SHOWN = 5
+    try:
+        model, tokenizer = gpt2kit.load("weights/mine")
+    except gpt2kit.CheckpointMismatchError as error:
+        print(error.missing, error.unexpected, error.misshapen)
+    """
+
+    _SHOWN = 5  # names of each kind in the message; the attributes have all
 
     def __init__(
         self,
@@ -81,34 +175,57 @@ class CheckpointMismatchError(CheckpointError):
             for name, (expected, found) in sorted(self.misshapen.items())
         ]
         parts = [
-            f"{len(items)} {what} ({', '.join(items[: self._SHOWN])}{', …' if len(items) > self._SHOWN else ''})"
-            for what, items in (
+            f"{len(names)} {what} ({self._first(names)})"
+            for what, names in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
                 ("of another shape", shapes),
             )
-            if items
+            if names
         ]
         super().__init__(
-            f"{path}: the tensors do not fit the configuration: {'; '.join(parts)}. Is config.json or hparams.json another model's?"
+            f"{path}: the tensors do not fit the configuration: {'; '.join(parts)}. "
+            "Does config.json or hparams.json belong to another model?"
         )
+
+    @classmethod
+    def _first(cls, names: Sequence[str]) -> str:
+        return ", ".join([*names[: cls._SHOWN], *(["…"] if len(names) > cls._SHOWN else [])])
 
 
 class TokenizerError(Gpt2KitError):
-    """Text or files that the vocabulary cannot represent."""
+    """A text cannot be written with the vocabulary, or the vocabulary's files are damaged.
+
+    try:
+        ids = tokenizer.encode("œuvre")
+    except gpt2kit.TokenizerError as error:
+        print(error)  # names the character and the nearest ones
+    """
 
 
 class ContextLengthError(Gpt2KitError):
-    """More tokens than the model has positions."""
+    """There are more tokens than the model has positions.
+
+    try:
+        logits = model(ids)
+    except gpt2kit.ContextLengthError as error:
+        logits = model(ids[:, -error.limit :])
+    """
 
     def __init__(self, message: str, *, requested: int, limit: int) -> None:
         super().__init__(message)
-        self.requested = requested
-        self.limit = limit
+        self.requested = requested  # tokens
+        self.limit = limit  # positions of the model
 
 
 class CorpusError(Gpt2KitError):
-    """A text to train on or compare with cannot be read, or holds too little."""
+    """A text to train on or compare with cannot be read, or holds too little.
+
+    try:
+        gpt2kit.finetune("divina.txt")
+    except gpt2kit.CorpusError as error:
+        print(error.path, error.offset)
+    """
 
     def __init__(
         self, message: str, *, path: Path | None = None, offset: int | None = None
@@ -117,13 +234,30 @@ class CorpusError(Gpt2KitError):
         self.path = path
         self.offset = offset  # of the first bad byte
 
+    @classmethod
+    def for_file(cls, path: Path, detail: str, *, missing: bool = False) -> CorpusError:
+        """Return an error of this kind about a file."""
+        return cls(f"{path}: {detail}", path=path)
+
 
 class GenerationError(Gpt2KitError):
-    """The model's output cannot be sampled from: its weights or its arithmetic are broken."""
+    """The model's output cannot be sampled from: the logits are not finite.
+
+    try:
+        text = gpt2kit.generate(model, tokenizer, prompt)
+    except gpt2kit.GenerationError:
+        model, tokenizer = gpt2kit.load("124M", dtype="float32")
+    """
 
 
 class TrainingError(Gpt2KitError):
-    """A training cannot go on: its loss is not finite, or its folder holds another run."""
+    """Training cannot continue: the loss is not finite, or the folder holds another run.
+
+    try:
+        gpt2kit.finetune("divina.txt")
+    except gpt2kit.TrainingError as error:
+        print(f"stopped at step {error.step}: {error}")
+    """
 
     def __init__(self, message: str, *, step: int | None = None) -> None:
         super().__init__(message)
@@ -131,7 +265,13 @@ class TrainingError(Gpt2KitError):
 
 
 class DownloadError(Gpt2KitError):
-    """A file could not be fetched: network, permission, or bytes that are not the right ones."""
+    """A file could not be fetched: no connection, no permission, or other bytes than expected.
+
+    try:
+        path = gpt2kit.download("124M")
+    except gpt2kit.DownloadError:
+        path = gpt2kit.download("124M", source="openai")
+    """
 
     def __init__(self, message: str, *, url: str | None = None, path: Path | None = None) -> None:
         super().__init__(message)
@@ -140,10 +280,22 @@ class DownloadError(Gpt2KitError):
 
 
 class MissingDependencyError(Gpt2KitError):
-    """A feature needs a package that is not installed."""
+    """A feature needs a package that is not installed.
+
+    try:
+        figure = gpt2kit.plots.attention(trace, tokens)
+    except gpt2kit.MissingDependencyError as error:
+        print(f"pip install 'gpt2kit[{error.extra}]'")
+    """
 
     def __init__(self, package: str, *, extra: str) -> None:
         super().__init__(
             f"this needs {package}, which is not installed; run: pip install 'gpt2kit[{extra}]'"
         )
         self.extra = extra
+
+
+# Tracebacks show the names that users import: gpt2kit.ConfigError, not gpt2kit.errors.ConfigError.
+for _class in list(globals().values()):
+    if isinstance(_class, type) and issubclass(_class, (Gpt2KitError, Gpt2KitWarning)):
+        _class.__module__ = "gpt2kit"

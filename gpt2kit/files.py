@@ -1,8 +1,9 @@
-"""Files that appear complete or not at all, and small ones that are read with care."""
+"""Small files read with care, and files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -12,67 +13,106 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, Gpt2KitError
+from gpt2kit.errors import FileError, Gpt2KitError
 
-# How files begin that are not what their names say: the cause of most "damaged" weights.
+# How a file begins that is something else than its name says: the usual cause of "damaged" weights.
 _IMPOSTORS = {
     b"version https://git-lfs": "this is a git-lfs pointer, not the file itself; run: git lfs pull",
     b"<": "this is a web page or an XML error saved under this name; download the file again",
 }
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+# The class whose `for_file` makes the error that a reader raises: FileError unless the caller names
+# another one, such as TokenizerError.
+Error = type[Gpt2KitError]
 
 
-def check_regular(path: Path) -> int:
-    """Return the size in bytes of a file, links followed; raise unless it is one (a pipe or device would block for ever)."""
+def check_regular(path: Path, *, error: Error = FileError) -> int:
+    """Return a file's size in bytes; raise `error` unless it is a regular file, links followed.
+
+    Reading a pipe would wait for its other end, and reading a device may never end.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise CheckpointNotFoundError(
-            f"{path}: no such file", path=path, missing=[path.name]
-        ) from None
-    except OSError as error:
-        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
+        if path.is_symlink():
+            detail = f"a link to {os.readlink(path)}, which does not exist"
+            raise error.for_file(path, detail, missing=True) from None
+        raise error.for_file(path, "no such file", missing=True) from None
+    except (OSError, ValueError) as failure:  # ValueError: the name has a null character
+        raise error.for_file(path, _cannot_be_read(failure)) from failure
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointFormatError(path, "expected a file, found a folder, pipe or device")
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+        raise error.for_file(path, f"expected a file, found a {kind}")
     return status.st_size
 
 
-def read_start(path: Path, n: int = 64) -> bytes:
-    """Return the first n bytes of a regular file."""
-    check_regular(path)
+@contextlib.contextmanager
+def open_regular(path: Path, *, error: Error = FileError) -> Iterator[BinaryIO]:
+    """Open a regular file to read bytes; raise `error` if opening or reading it fails."""
+    check_regular(path, error=error)
     try:
-        with path.open("rb") as file:
-            return file.read(n)
-    except OSError as error:
-        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
+        with open(path, "rb", opener=_without_waiting) as file:
+            yield file
+    except OSError as failure:
+        raise error.for_file(path, _cannot_be_read(failure)) from failure
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a descriptor without waiting, also if the file was replaced by a pipe since the check."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _cannot_be_read(failure: Exception) -> str:
+    return f"cannot be read: {getattr(failure, 'strerror', None) or failure}"
+
+
+def read_bytes(path: Path, *, largest: int | None = None, error: Error = FileError) -> bytes:
+    """Return the content of a regular file, which may have at most `largest` bytes."""
+    size = check_regular(path, error=error)
+    with open_regular(path, error=error) as file:
+        if largest is None:
+            return file.read()
+        data = file.read(min(size, largest) + 1)
+        if len(data) > size:  # it has grown since
+            data += file.read(largest - size)
+    if (found := max(size, len(data))) > largest:
+        raise error.for_file(path, f"{found:,} bytes, expected at most {largest:,}")
+    return data
+
+
+def read_start(path: Path, n: int = 64, *, error: Error = FileError) -> bytes:
+    """Return the first n bytes of a regular file."""
+    with open_regular(path, error=error) as file:
+        return file.read(n)
 
 
 def impostor(start: bytes) -> str | None:
-    """Say what a file really is that begins like this, where it is a web page or a git-lfs pointer."""
+    """Say what is wrong with a file that starts as web pages and git-lfs pointers do, else None."""
     return next(
         (what for first, what in _IMPOSTORS.items() if start.lstrip().startswith(first)), None
     )
 
 
-def read_text(path: Path, *, largest: int) -> str:
-    """Return the text of a UTF-8 file of at most `largest` bytes."""
-    size = check_regular(path)
-    if size > largest:
-        raise CheckpointFormatError(path, f"{size:,} bytes, expected at most {largest:,}")
+def read_text(path: Path, *, largest: int, error: Error = FileError) -> str:
+    """Return the text of a UTF-8 file of at most `largest` bytes, without a byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise CheckpointFormatError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointFormatError(
-            path, f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        ) from error
+        return read_bytes(path, largest=largest, error=error).decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        detail = f"not UTF-8 text: byte {failure.start} is 0x{failure.object[failure.start]:02x}"
+        raise error.for_file(path, detail) from failure
 
 
-def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[str, Any]:
-    """Return the object in a JSON file; damage, also a key given twice where they must be unique, is a CheckpointFormatError."""
-    text = read_text(path, largest=largest)
+def read_json(
+    path: Path, *, largest: int = 2**20, unique: bool = True, error: Error = FileError
+) -> dict[str, Any]:
+    """Return the object in a JSON file of at most `largest` bytes.
+
+    Raises `error` for anything else, and for a key that is given twice if keys must be `unique`.
+    """
+    text = read_text(path, largest=largest, error=error)
     if explanation := impostor(text[:64].encode()):
-        raise CheckpointFormatError(path, explanation)
+        raise error.for_file(path, explanation)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -82,10 +122,11 @@ def read_json(path: Path, *, largest: int = 2**20, unique: bool = True) -> dict[
 
     try:
         value = json.loads(text, object_pairs_hook=once if unique else None)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(path, f"not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as failure:
+        raise error.for_file(path, f"not valid JSON: {failure}") from failure
     if not isinstance(value, dict):
-        raise CheckpointFormatError(path, f"expected a JSON object, found a {type(value).__name__}")
+        detail = f"expected a JSON object, found a {type(value).__name__}"
+        raise error.for_file(path, detail)
     return value
 
 
@@ -97,10 +138,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
-    """Give a file to write, which becomes `path` when the block ends, and vanishes if it fails.
+    """Give a file to write, which becomes `path` when the block ends; deleted if the block fails.
 
-    Until then it is `part`, which nobody else may be writing, or else has a name of this thread's own. A pipe or device such as
-    /dev/stdout is written straight, for nothing may take its place.
+    Until then its name is `part`, which nobody else may be writing, or by default a name of this
+    thread's own. A pipe or device such as /dev/stdout is written directly, since nothing may
+    replace it.
     """
     if path.exists() and not path.is_file():
         with path.open("wb") as file:  # raises for a folder
@@ -122,15 +164,15 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
 def new_directory(
     target: Path, *, replace: bool = False, error: Callable[[str], Gpt2KitError] = Gpt2KitError
 ) -> Iterator[Path]:
-    """Give an empty folder to write in, which becomes `target` when the block ends, and vanishes if it fails.
+    """Give an empty folder to write in, which becomes `target` when the block ends.
 
-    What a killed process left of its own attempt goes at the next one. Raises `error` where the target exists and may not be
-    replaced, or where the disk refuses.
+    It is deleted if the block fails; what a killed process left of it is deleted by the next call.
+    Raises `error` if the target exists and may not be replaced, or if the file system refuses.
     """
     target = Path(os.path.abspath(target))
     restore(target)
     if target.is_dir() and os.path.samefile(target, os.curdir):
-        raise error(f"{target} is the folder you are in, and would be replaced; name another one")
+        raise error(f"{target} is the current folder, which cannot be replaced; name another one")
     if (
         not replace
         and os.path.lexists(target)
@@ -153,9 +195,10 @@ def new_directory(
 
 
 def put_in_place(finished: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; what stood there stays whole until then, and is deleted after.
+    """Rename a finished folder to `target`, whose previous content is deleted afterwards.
 
-    Two renames are needed: a kill exactly between them leaves the older folder as `previous(target)`.
+    This takes two renames. If the process is killed between them, the older folder is left whole as
+    `previous(target)`, and `restore` gives it its name back.
     """
     old = previous(target)
     fsync_directory(finished)
@@ -175,19 +218,19 @@ def put_in_place(finished: Path, target: Path) -> None:
 
 
 def previous(target: Path) -> Path:
-    """Return where the older folder is while a new one takes its place."""
+    """Return the name of the older folder while a new one takes its place."""
     return target.with_name(f".{target.name}.old")
 
 
 def restore(target: Path) -> None:
-    """Give the older folder its name back, if a kill came between the two renames of `put_in_place`."""
+    """Undo half a `put_in_place`, killed between its two renames: rename the older folder back."""
     if os.path.lexists(previous(target)) and not os.path.lexists(target):
         os.rename(previous(target), target)
 
 
 def _sweep(target: Path) -> None:
-    """Delete what processes that were killed left beside the target."""
-    for path in target.parent.glob(f".{target.name}.*.new"):
+    """Delete what killed processes left beside the target."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
         process = path.name.removesuffix(".new").rpartition(".")[2]
         if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
             shutil.rmtree(path, ignore_errors=True)
@@ -204,7 +247,7 @@ def _is_running(process: int) -> bool:
 
 
 def delete(path: Path) -> None:
-    """Delete a folder so that a kill half-way leaves no part of it under its name; a link or file is just unlinked."""
+    """Delete a folder under another name, so that a kill leaves no half of it; unlink other files."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
@@ -215,7 +258,7 @@ def delete(path: Path) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make renames in the folder survive a power cut, where the system can."""
+    """Make renames in the folder survive a power cut, on systems that can."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:

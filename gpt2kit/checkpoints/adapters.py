@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError
+from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
 from gpt2kit.files import read_json
 from gpt2kit.lora import settings
 from gpt2kit.model import GPT2
@@ -35,7 +35,7 @@ def read_adapters(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG_FILE).exists():
         message = f"{folder}: no adapters; expected {CONFIG_FILE} and {WEIGHTS_FILE}"
         raise CheckpointNotFoundError(message, path=folder, missing=[CONFIG_FILE])
-    about = read_json(folder / CONFIG_FILE)
+    about = read_json(folder / CONFIG_FILE, error=CheckpointError)
     if (
         not isinstance(about.get("base"), str)
         or type(about.get("rank")) is not int

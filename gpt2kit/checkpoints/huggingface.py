@@ -20,6 +20,7 @@ from gpt2kit.checkpoints.names import BUFFERS, plain_names
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, oriented, place
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
+    CheckpointError,
     CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
@@ -94,7 +95,7 @@ def read_config(path: Path) -> GPT2Config:
 
     Raises ConfigError for a field that GPT-2 does not have or a value that it cannot have, CheckpointFormatError for damage.
     """
-    raw = read_json(path)
+    raw = read_json(path, error=CheckpointError)
     model_type = raw.get("model_type", "gpt2" if "n_embd" in raw else None)
     if model_type not in ("gpt2", "gpt2kit"):
         raise ConfigError(
@@ -165,7 +166,7 @@ def open_file(path: Path, config: GPT2Config) -> Checkpoint:
 
 def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
     """Open the weights files that an index lists, each name in the file that the index says."""
-    weight_map = read_json(index, largest=2**24).get("weight_map")
+    weight_map = read_json(index, largest=2**24, error=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()
     ):
@@ -190,7 +191,7 @@ def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
 
 def _read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """Return the tensors of a weights file under its own names and as they lie there, and the name of its format."""
-    start = read_start(path)
+    start = read_start(path, error=CheckpointError)
     if explanation := impostor(start):
         raise CheckpointFormatError(path, explanation)
     if pickled.is_pickled(start):

@@ -16,6 +16,7 @@ from gpt2kit.checkpoints.int8 import build_int8_model
 from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, unwritten
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
+    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     ConfigError,
@@ -110,7 +111,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.suffix != ".safetensors" and prefix.with_name(prefix.name + ".index").exists():
         return openai.open_directory(prefix.parent, prefix)
     if (
-        pickled.is_pickled(read_start(path))
+        pickled.is_pickled(read_start(path, error=CheckpointError))
         and not (path.parent / huggingface.CONFIG_FILE).exists()
     ):
         return nanogpt.open_file(path)

@@ -19,7 +19,12 @@ from gpt2kit.checkpoints.stored import (
 )
 from gpt2kit.checkpoints.tf_bundle import TensorBundle
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
+from gpt2kit.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    ConfigError,
+)
 from gpt2kit.files import read_json, read_text
 
 HPARAMS_FILE = "hparams.json"
@@ -53,7 +58,7 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
 
 def read_hparams(path: Path) -> GPT2Config:
     """Read OpenAI's hparams.json; raises ConfigError for a missing, unknown or impossible field."""
-    raw = read_json(path)
+    raw = read_json(path, error=CheckpointError)
     if raw.keys() != set(_HPARAMS):
         wrong = ", ".join(sorted(raw.keys() ^ set(_HPARAMS)))
         raise ConfigError(
@@ -77,7 +82,7 @@ def find_prefix(path: Path) -> Path:
     if (path / "checkpoint").is_file():
         named = re.search(
             r'^model_checkpoint_path:\s*"([^"]*)"',
-            read_text(path / "checkpoint", largest=2**20),
+            read_text(path / "checkpoint", largest=2**20, error=CheckpointError),
             re.MULTILINE,
         )
         if named is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit.checkpoints.stored import FLOAT_DTYPES
-from gpt2kit.errors import CheckpointFormatError
+from gpt2kit.errors import CheckpointError, CheckpointFormatError
 from gpt2kit.files import impostor, read_start
 
 ADVICE = "if you trust where it came from, open it with the program that wrote it and save it as safetensors"
@@ -33,7 +33,9 @@ def is_pickled(start: bytes) -> bool:
 
 def is_mapped(path: Path) -> bool:
     """Whether `load` maps this file: the zip format can be, unless it is called safetensors, which torch would believe."""
-    return read_start(path).startswith(_ZIP) and path.suffix != ".safetensors"
+    return (
+        read_start(path, error=CheckpointError).startswith(_ZIP) and path.suffix != ".safetensors"
+    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises CheckpointFormatError for anything damaged, hostile or of another kind.
     """
-    start = read_start(path)
+    start = read_start(path, error=CheckpointError)
     if explanation := impostor(start):
         raise CheckpointFormatError(path, explanation)
     if not is_pickled(start):

@@ -42,7 +42,7 @@ from gpt2kit.checkpoints.leveldb import (
     shown,
     table_items,
 )
-from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError
+from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
 from gpt2kit.files import check_regular, impostor
 
 _MOST_SHARDS = 10_000
@@ -234,7 +234,7 @@ class TensorBundle:
         missing = []
         for shard in ends:
             try:
-                sizes[shard] = check_regular(self._data_file(shard))
+                sizes[shard] = check_regular(self._data_file(shard), error=CheckpointError)
             except CheckpointNotFoundError as error:
                 missing += error.missing
         if missing:
@@ -254,7 +254,7 @@ class TensorBundle:
 @contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
     """Open a regular file, and turn what the operating system says against it into our errors."""
-    check_regular(path)
+    check_regular(path, error=CheckpointError)
     try:
         with open(path, "rb", buffering=0) as file:
             yield file
@@ -271,7 +271,7 @@ def _read(path: Path, start: int, count: int) -> bytes:
 def _read_index(prefix: Path, index: Path) -> bytes:
     """Return the bytes of the index file, which look like a table."""
     try:
-        size = check_regular(index)
+        size = check_regular(index, error=CheckpointError)
     except CheckpointNotFoundError as error:
         if prefix.is_file() and is_table(_read(prefix, max(0, prefix.stat().st_size - 64), 64)):
             raise CheckpointFormatError(prefix, _V1) from error

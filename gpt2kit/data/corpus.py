@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit.data.texts import Oddities, Source, Text, examine, read_texts
-from gpt2kit.errors import CheckpointError, ConfigError, CorpusError
+from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.files import check_regular, new_file
 from gpt2kit.tokenizers import Tokenizer, identity
 
@@ -331,7 +331,7 @@ def _token_file(source: Source) -> Path | None:
 def _read_ids(path: Path, n_vocab: int) -> Ids:
     """Map a file of ids into memory; raise CorpusError unless every one is below n_vocab."""
     try:
-        size = check_regular(path)
+        size = check_regular(path, error=CorpusError)
         if path.suffix == ".bin" and size % 2:
             raise CorpusError(
                 f"{path}: {size:,} bytes, an odd number; expected two for each id (little-endian uint16)",
@@ -344,8 +344,6 @@ def _read_ids(path: Path, n_vocab: int) -> Ids:
             if path.suffix == ".bin"
             else np.load(path, mmap_mode="r", allow_pickle=False)
         )
-    except CheckpointError as error:
-        raise CorpusError(str(error), path=path) from error
     except OSError as error:
         raise CorpusError(
             f"{path}: cannot be read: {error.strerror or error}", path=path

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.errors import CheckpointError, CorpusError
-from gpt2kit.files import check_regular, impostor
+from gpt2kit.errors import CorpusError
+from gpt2kit.files import impostor, read_bytes
 from gpt2kit.tokenizers.bpe import END_OF_TEXT
 
 Source = str | Path | Sequence[str | Path]
@@ -115,13 +115,7 @@ def find_files(source: Source) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        check_regular(path)
-        data = path.read_bytes()
-    except CheckpointError as error:
-        raise CorpusError(str(error), path=path) from error
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read: {error.strerror}", path=path) from error
+    data = read_bytes(path, error=CorpusError)
     if what := next((what for start, what in _PACKED.items() if data.startswith(start)), None):
         raise CorpusError(f"{path}: expected plain text, but this is {what}", path=path)
     if data.startswith(b"version ") and (what := impostor(data[:64])):

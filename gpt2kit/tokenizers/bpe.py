@@ -15,7 +15,7 @@ from typing import Any
 
 import tiktoken
 
-from gpt2kit.errors import CheckpointError, Gpt2KitWarning, TokenizerError
+from gpt2kit.errors import Gpt2KitWarning, TokenizerError
 from gpt2kit.files import read_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
@@ -76,7 +76,7 @@ class BPETokenizer:
         try:
             stop_id = _stop_id(folder)
             added = (
-                read_json(folder / "added_tokens.json")
+                read_json(folder / "added_tokens.json", error=TokenizerError)
                 if (folder / "added_tokens.json").exists()
                 else {}
             )
@@ -88,7 +88,10 @@ class BPETokenizer:
                     )
                 if present:
                     table = _ids(
-                        folder / vocab, read_json(folder / vocab, largest=_LARGEST, unique=False)
+                        folder / vocab,
+                        read_json(
+                            folder / vocab, largest=_LARGEST, unique=False, error=TokenizerError
+                        ),
                     )
                     return cls(
                         table,
@@ -98,8 +101,6 @@ class BPETokenizer:
                     )
             if (folder / "tokenizer.json").exists():
                 return cls._from_tokenizer_json(folder / "tokenizer.json", stop_id)
-        except CheckpointError as error:
-            raise TokenizerError(str(error)) from error
         except TokenizerError as error:
             raise (
                 error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}")
@@ -118,7 +119,7 @@ class BPETokenizer:
     @classmethod
     def _from_tokenizer_json(cls, path: Path, stop_id: int | None) -> BPETokenizer:
         """Read the one file that recent versions of transformers save."""
-        content = read_json(path, largest=_LARGEST, unique=False)
+        content = read_json(path, largest=_LARGEST, unique=False, error=TokenizerError)
         model, cut = content.get("model") or {}, content.get("pre_tokenizer") or {}
         if (
             model.get("type", "BPE") != "BPE"
@@ -241,13 +242,19 @@ def _ids(path: Path, table: Any) -> dict[str, int]:
 
 
 def _merges(path: Path) -> list[str]:
-    lines = read_text(path, largest=_LARGEST).replace("\r\n", "\n").split("\n")
+    lines = (
+        read_text(path, largest=_LARGEST, error=TokenizerError).replace("\r\n", "\n").split("\n")
+    )
     return [line for line in lines[lines[0].startswith("#version") :] if line]
 
 
 def _stop_id(folder: Path) -> int | None:
     """Return the end marker that config.json names, which a fine-tuned model may have changed."""
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = (
+        read_json(folder / "config.json", error=TokenizerError)
+        if (folder / "config.json").exists()
+        else {}
+    )
     stop_id = config.get("eos_token_id")
     if isinstance(stop_id, list) and stop_id:
         if len(stop_id) > 1:

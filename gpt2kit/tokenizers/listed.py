@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from gpt2kit.errors import CheckpointError, TokenizerError
+from gpt2kit.errors import TokenizerError
 from gpt2kit.files import read_json
 from gpt2kit.tokenizers.bpe import END_OF_TEXT
 
@@ -125,10 +125,7 @@ def find_listed(
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        content = read_json(path, largest=_LARGEST)
-    except CheckpointError as error:
-        raise TokenizerError(str(error)) from error
+    content = read_json(path, largest=_LARGEST, error=TokenizerError)
     kind, tokens = content.get("kind"), content.get("tokens")
     if (
         not isinstance(kind, str)

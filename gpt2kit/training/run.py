@@ -270,7 +270,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise TrainingError(
             f"{folder}: no training run to resume; expected {SETTINGS} in it. Leave out --resume to start one"
         )
-    return read_json(folder / SETTINGS)
+    return read_json(folder / SETTINGS, error=CheckpointError)
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -343,13 +343,13 @@ def _whole_when_read(tensor: Tensor) -> StoredTensor:
 def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> Progress:
     """Put a state into model and optimizers; raises CheckpointFormatError for damage, before anything is changed."""
     try:
-        files = read_json(folder / _MANIFEST)
+        files = read_json(folder / _MANIFEST, error=CheckpointError)
         for name, about in files.items():
             if _sha256(folder / name) != about["sha256"]:
                 raise CheckpointFormatError(
                     folder / name, "damaged: its sha256 is not the one in the manifest"
                 )
-        progress = Progress(**read_json(folder / "state.json"))
+        progress = Progress(**read_json(folder / "state.json", error=CheckpointError))
         weights: Any
         moments: Any
         weights, moments = (

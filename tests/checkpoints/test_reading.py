@@ -394,7 +394,7 @@ def test_all_differences_are_told_at_once(tmp_path: Path, tiny_model: GPT2) -> N
 
 def test_a_configuration_of_another_model_is_a_mismatch(tmp_path: Path, tiny_model: GPT2) -> None:
     with pytest.raises(
-        CheckpointMismatchError, match="Is config.json or hparams.json another model's"
+        CheckpointMismatchError, match="Does config.json or hparams.json belong to another model"
     ):
         open_checkpoint(write_hub(tmp_path, tiny_model, n_layer=3))
 
