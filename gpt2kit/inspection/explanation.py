@@ -24,7 +24,7 @@ from gpt2kit.inspection.forward import Trace, trace
 from gpt2kit.model import GPT2, precise
 
 _ROWS_AT_ONCE = (
-    128  # of logits that are sorted and normalised, so that no second copy of all of them is made
+    128  # of logits that are sorted and normalized, so that no second copy of all of them is made
 )
 
 
@@ -125,7 +125,7 @@ def lens_logits(seen: Trace, layer: int, known: int = 0) -> Tensor:
 
     With `layer` n_layer these are its very logits.
 
-    The residual stream is normalised and read by the head as at the end (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    The residual stream is normalized and read by the head as at the end (nostalgebraist 2020, "interpreting GPT: the logit lens").
     """
     stream = seen.final if layer == len(seen.layers) else seen.layers[layer].before
     with torch.no_grad():

@@ -26,7 +26,7 @@ class LayerTrace:
     """One block: the residual stream on its way through, and what attention and MLP made of it.
 
     Where the norm comes first, as in GPT-2, middle = before + attention_update and after = middle + mlp_update; otherwise each
-    sum is normalised.
+    sum is normalized.
     """
 
     before: Tensor  # (B, T, C) the residual stream that enters
@@ -77,7 +77,7 @@ class Trace:
     embeddings: Tensor  # (B, T, C) their sum
     layers: tuple[LayerTrace, ...]
     final: Tensor  # (B, T, C) the residual stream after the last block
-    normalised: Tensor  # (B, T, C) what the head reads
+    normalized: Tensor  # (B, T, C) what the head reads
     logits: Tensor  # (B, T, V)
 
 
@@ -124,7 +124,7 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
         embeddings=read["h.0" if model.config.n_layer else "ln_f"],
         layers=tuple(_layer(model, layer, made, read) for layer in range(model.config.n_layer)),
         final=read["ln_f"],
-        normalised=made["ln_f"],
+        normalized=made["ln_f"],
         logits=logits,
     )
 

@@ -31,7 +31,7 @@ def seen_in(found: Trace, row: int) -> dict[str, Any]:
     """Return one row of a trace under the reference's names."""
     seen = {
         name: getattr(found, name)[row]
-        for name in ("token_embeddings", "embeddings", "final", "normalised")
+        for name in ("token_embeddings", "embeddings", "final", "normalized")
     }
     seen["position_embeddings"] = found.position_embeddings
     return seen | {
