@@ -94,8 +94,9 @@ def attention(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes
 
 def softmax(x: Array) -> Array:
     """Turn the scores of each row into shares that sum to 1: (T, T) -> (T, T)."""
-    shares: Array = np.exp(x - x.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    exponentials: Array = np.exp(x - x.max(axis=1, keepdims=True))
+    shares: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
 
 
 def mlp(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes) -> Array:
