@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gpt2kit.errors import Gpt2KitError as Gpt2KitError
     from gpt2kit.errors import Gpt2KitWarning as Gpt2KitWarning
     from gpt2kit.errors import MissingDependencyError as MissingDependencyError
+    from gpt2kit.errors import OutOfMemoryError as OutOfMemoryError
     from gpt2kit.errors import TokenizerError as TokenizerError
     from gpt2kit.errors import TrainingError as TrainingError
     from gpt2kit.evaluation.perplexity import Evaluation as Evaluation
@@ -69,6 +70,7 @@ _EXPORTS = {
     "Gpt2KitWarning": "gpt2kit.errors",
     "KVCache": "gpt2kit.cache",
     "MissingDependencyError": "gpt2kit.errors",
+    "OutOfMemoryError": "gpt2kit.errors",
     "Piece": "gpt2kit.generation.text",
     "SIZES": "gpt2kit.config",
     "Sampling": "gpt2kit.generation.sampling",

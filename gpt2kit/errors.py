@@ -13,7 +13,8 @@
     ├── GenerationError                the model's output cannot be sampled from
     ├── TrainingError                  the loss is not finite, or a saved run is another one
     ├── DownloadError                  network, hash or permission
-    └── MissingDependencyError         an optional package is not installed
+    ├── MissingDependencyError         an optional package is not installed
+    └── OutOfMemoryError               the machine or its GPU has too little
 
 All of them are exported by `gpt2kit`. A message says what was expected, what was found and what
 to do next; attributes hold the same facts for programs:
@@ -28,7 +29,10 @@ to do next; attributes hold the same facts for programs:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import errno
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +297,45 @@ class MissingDependencyError(Gpt2KitError):
             f"this needs {package}, which is not installed; run: pip install 'gpt2kit[{extra}]'"
         )
         self.extra = extra
+
+
+class OutOfMemoryError(Gpt2KitError):
+    """The machine or its GPU has too little memory for what was asked.
+
+    try:
+        gpt2kit.finetune("divina.txt", batch_size=64)
+    except gpt2kit.OutOfMemoryError:
+        gpt2kit.finetune("divina.txt", batch_size=8)
+    """
+
+
+@contextlib.contextmanager
+def advice_on_memory(advice: str | Callable[[], str]) -> Iterator[None]:
+    """Raise an OutOfMemoryError that ends with `advice` if the block runs out of memory.
+
+    An OutOfMemoryError that the block raises passes, with the advice of whoever raised it.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = advice if isinstance(advice, str) else advice()
+        raise OutOfMemoryError(f"not enough memory; {text}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left.
+
+    Python and NumPy raise MemoryError, the system OSError with ENOMEM, and torch its own class for
+    a GPU. Torch's CPU allocator alone raises a plain RuntimeError, told from others by its text.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 # Tracebacks show the names that users import: gpt2kit.ConfigError, not gpt2kit.errors.ConfigError.

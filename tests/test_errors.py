@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 import gpt2kit
 from gpt2kit import errors
@@ -33,6 +34,7 @@ EVERY = [
     errors.TrainingError("the loss is NaN", step=3),
     errors.DownloadError("no connection", url="https://host/file", path=PATH),
     errors.MissingDependencyError("matplotlib", extra="plots"),
+    errors.OutOfMemoryError("not enough memory"),
 ]
 
 
@@ -102,3 +104,51 @@ def test_the_class_that_a_caller_names_makes_the_error_about_a_file(
     assert type(error) is expected
     assert str(error) == f"{PATH}: no such file"
     assert getattr(error, "path", PATH) == PATH
+
+
+def allocate_too_much() -> None:
+    torch.empty(2**60)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA")],
+    ids=repr,
+)
+def test_every_kind_of_memory_failure_is_one_error_with_advice(failure: BaseException) -> None:
+    with (
+        pytest.raises(errors.OutOfMemoryError, match="^not enough memory; take less$") as found,
+        errors.advice_on_memory("take less"),
+    ):
+        raise failure
+    assert found.value.__cause__ is failure
+
+
+def test_the_allocator_of_torch_on_a_cpu_is_recognized() -> None:
+    # What it raises is a RuntimeError of no class of its own.
+    with (
+        pytest.raises(errors.OutOfMemoryError, match="take less"),
+        errors.advice_on_memory(lambda: "take less"),
+    ):
+        allocate_too_much()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("the memory of an elephant"), OSError(28, "No space left"), ValueError("memory")],
+    ids=repr,
+)
+def test_other_failures_pass_unchanged(failure: BaseException) -> None:
+    # Any RuntimeError with "memory" in its text was taken for a lack of it.
+    with pytest.raises(type(failure)) as found, errors.advice_on_memory("take less"):
+        raise failure
+    assert found.value is failure
+
+
+def test_the_advice_nearest_to_the_cause_is_kept() -> None:
+    with (
+        pytest.raises(errors.OutOfMemoryError, match="inner"),
+        errors.advice_on_memory("outer"),
+        errors.advice_on_memory("inner"),
+    ):
+        raise MemoryError
