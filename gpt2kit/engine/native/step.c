@@ -89,7 +89,7 @@ static int64_t next_jobs(const Worker *worker, int64_t n) {
 }
 
 static void end_phase(Worker *worker) {
-    wait_for_all();
+    wait_for_all(worker->threads);
     worker->phase++;
 }
 

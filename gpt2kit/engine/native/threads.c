@@ -21,9 +21,8 @@ static uint64_t run;                      /* number of the run * RUN + threads t
 static uint64_t run_before[MOST_THREADS]; /* what `run` was when a worker was started */
 static void (*run_work)(void *, int, int);
 static void *run_task;
-static int together;                      /* the threads that take part now */
-static int arrived;                       /* those that have come to the meeting point, */
-static int meetings;                      /* and the meetings so far */
+static int arrived;                       /* threads that are waiting in the present meeting */
+static unsigned meetings;                 /* meetings so far; unsigned, so that it may wrap */
 
 /* Let a moment pass before looking again: on a free machine nanoseconds are enough, on a busy one the thread that we wait for may
  * need this very core. */
@@ -40,9 +39,9 @@ static inline void pause_after(int looks) {
 #endif
 }
 
-void wait_for_all(void) {
-    int meeting = __atomic_load_n(&meetings, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == together) {
+void wait_for_all(int threads) {
+    unsigned meeting = __atomic_load_n(&meetings, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&meetings, meeting + 1, __ATOMIC_RELEASE);
         return;
@@ -71,7 +70,7 @@ static void *serve(void *argument) {
         int threads = seen % RUN;
         if (thread < threads) {
             run_work(run_task, thread, threads);
-            wait_for_all();
+            wait_for_all(threads);
         }
     }
     return NULL;
@@ -107,7 +106,6 @@ void run_together(int threads, void (*work)(void *, int, int), void *task) {
     if (threads > workers + 1) threads = workers + 1;
     run_work = work;
     run_task = task;
-    together = threads;
     if (threads > 1) {
         pthread_mutex_lock(&asleep);
         __atomic_store_n(&run, (run / RUN + 1) * RUN + threads, __ATOMIC_RELEASE);
@@ -115,6 +113,6 @@ void run_together(int threads, void (*work)(void *, int, int), void *task) {
         pthread_mutex_unlock(&asleep);
     }
     work(task, 0, threads);
-    wait_for_all();
+    wait_for_all(threads);
     pthread_mutex_unlock(&in_use);
 }
