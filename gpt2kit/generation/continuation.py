@@ -20,7 +20,7 @@ from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, Toke
 from gpt2kit.generation.prompts import read_prompts, refill
 from gpt2kit.generation.sampling import Sampling, full_distribution, sample, seen_tokens
 from gpt2kit.generation.speculate import Checked, Drafter, Proposal, keep_or_replace
-from gpt2kit.model import GPT2
+from gpt2kit.model import GPT2, precise
 
 Overflow = Literal["slide", "stop", "error"]
 
@@ -99,7 +99,7 @@ class Continuation:
                 chosen = torch.tensor(self.history[row][-len(logits) :], device=logits.device)[
                     :, None
                 ]
-                logits = logits.float()
+                logits = precise(logits)
                 found.append((logits.gather(1, chosen)[:, 0] - logits.logsumexp(dim=-1)).tolist())
         return found
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError, GenerationError
+from gpt2kit.model import precise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +83,11 @@ def _most_likely(logits: Tensor) -> list[int]:
     if logits.device.type == "cpu":  # in NumPy, as in `draw`
         rows = logits.numpy()
         ids: list[int] = rows.argmax(axis=-1).tolist()
-        _require_finite([row[token] for row, token in zip(rows, ids, strict=True)])
+        _require(all(math.isfinite(row[token]) for row, token in zip(rows, ids, strict=True)))
         return ids
     best = logits.max(dim=-1)
     sent = _sent(best.indices)
-    _require_finite(best.values.tolist())
+    _require(all(map(math.isfinite, best.values.tolist())))
     return sent.tolist()
 
 
@@ -143,11 +144,11 @@ def seen_tokens(
 
 
 def penalized(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    """Return the logits in float32, those of seen tokens made less likely: positive ones divided by the penalty, negative ones multiplied.
+    """Return the logits in float32 or wider, those of seen tokens made less likely: positive ones divided by the penalty, negative ones multiplied.
 
     That is Keskar et al. 2019, section 4.1.
     """
-    logits = logits.float()
+    logits = precise(logits)
     if seen is None or sampling.repetition_penalty == 1:
         return logits
     penalty = sampling.repetition_penalty
@@ -182,36 +183,38 @@ def _has_equals(values: Tensor) -> bool:
 
 
 def keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
-    """Zero all but the first tokens that together reach top_p, the one that crosses it included; rows must be descending."""
-    before = probabilities.cumsum(dim=-1) - probabilities  # what the more likely tokens make up
-    return probabilities.where(before < top_p, 0.0)
+    """Zero all but the first tokens that together reach top_p, the one that crosses it included.
+
+    Probabilities (B, K) must be in descending order; NaN stays, for `draw` to find.
+    """
+    before = probabilities.cumsum(dim=-1) - probabilities  # (B, K): what the likelier tokens sum to
+    return probabilities.masked_fill(before >= top_p, 0.0)
 
 
 def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
-    """Zero the tokens with less than min_p times the probability of the most likely one."""
-    return probabilities.where(
-        probabilities >= min_p * probabilities.amax(dim=-1, keepdim=True), 0.0
-    )
+    """Zero the tokens with less than min_p times the probability of the most likely one.
+
+    (B, K) -> (B, K); NaN stays, for `draw` to find.
+    """
+    largest = probabilities.amax(dim=-1, keepdim=True)  # (B, 1)
+    return probabilities.masked_fill(probabilities < min_p * largest, 0.0)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
-    """Draw one place in each row of unnormalised probabilities (B, K), by inverting their running sum.
+    """Draw one column in each row of unnormalized probabilities (B, K), by inverting their running sum.
 
-    In NumPy, for after a step everything is out of the processor's caches, torch's large code too. Raises GenerationError for what
-    is not finite.
+    In NumPy, because after a step torch's large code is out of the processor's caches. Raises GenerationError for a row whose sum
+    is 0 or not finite: a NaN or infinite logit, or only minus infinities, make every probability of their row NaN.
     """
-    totals = np.cumsum(probabilities.cpu().numpy(), axis=-1, dtype=np.float64)  # (B, K)
-    _require_finite(totals[:, -1].tolist())
-    points = [
-        point * total
-        for point, total in zip(uniform(generators), totals[:, -1].tolist(), strict=True)
-    ]
+    sums = np.cumsum(probabilities.cpu().numpy(), axis=-1, dtype=np.float64)  # (B, K)
+    totals: list[float] = sums[:, -1].tolist()
+    _require(all(0 < total < math.inf for total in totals))
+    points = [point * total for point, total in zip(uniform(generators), totals, strict=True)]
     # To the right: a token of probability 0 is never drawn.
-    places = [
-        int(total.searchsorted(point, side="right"))
-        for total, point in zip(totals, points, strict=True)
+    columns = [
+        int(row.searchsorted(point, side="right")) for row, point in zip(sums, points, strict=True)
     ]
-    return [min(place, totals.shape[1] - 1) for place in places]
+    return [min(column, sums.shape[1] - 1) for column in columns]
 
 
 def uniform(generators: Sequence[torch.Generator]) -> list[float]:
@@ -221,8 +224,8 @@ def uniform(generators: Sequence[torch.Generator]) -> list[float]:
     ]
 
 
-def _require_finite(numbers: Sequence[float]) -> None:
-    if not all(map(math.isfinite, numbers)):
+def _require(finite: bool) -> None:
+    if not finite:
         raise GenerationError(
             "the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32"
         )

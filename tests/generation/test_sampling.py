@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from gpt2kit.generation.sampling import (
     Sampling,
     candidates,
     draw,
+    full_distribution,
     keep_min_p,
     keep_top_p,
     penalized,
@@ -129,15 +132,51 @@ def test_samples_of_one_seed_differ_from_each_other() -> None:
     assert len(firsts) == 400
 
 
-@pytest.mark.parametrize(
-    "logits", [[float("nan"), 1.0], [float("-inf"), float("-inf")], [float("inf"), 0.0]]
-)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error_also_when_greedy(
-    logits: list[float], temperature: float
+BROKEN = {
+    "nan": [0.5, math.nan, 0.25],
+    "nan first": [math.nan, 0.5, 0.25],
+    "all nan": [math.nan] * 3,
+    "all -inf": [-math.inf] * 3,
+    "+inf": [0.5, 0.25, math.inf],
+    "+inf beside -inf": [math.inf, -math.inf, -math.inf],
+}
+COMBINATIONS = [
+    Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=r)
+    for temperature, top_k, top_p, min_p, r in itertools.product(
+        (0, 1, 1e-40), (0, 1, 2), (1.0, 0.9), (0.0, 0.1), (1.0, 1.5)
+    )
+]
+
+
+@pytest.mark.parametrize("logits", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("broken_row", [0, 2])
+def test_broken_logits_are_an_error_with_every_combination_of_options(
+    logits: list[float], broken_row: int
 ) -> None:
+    # A comparison with NaN is false, so top-p and min-p turned every probability of the row into 0, and a token was drawn anyway.
+    rows = [[1.0, 2.0, 3.0] for _ in range(3)]
+    rows[broken_row] = logits
+    seen = torch.tensor([[True, False, True]]).expand(3, -1)
+    for dtype in (torch.float32, torch.float64):
+        for sampling in COMBINATIONS:
+            with pytest.raises(GenerationError, match="not finite"):
+                sample(torch.tensor(rows, dtype=dtype), sampling, generators(3), seen)
+
+
+@pytest.mark.parametrize("total", [0.0, math.nan, math.inf])
+def test_nothing_is_drawn_where_there_is_no_total_to_draw_from(total: float) -> None:
     with pytest.raises(GenerationError, match="not finite"):
-        sample(torch.tensor([logits]), Sampling(temperature=temperature), generators(1))
+        draw(torch.tensor([[0.5, 0.5], [0.0, total]]), generators(2))
+
+
+def test_float64_logits_are_not_narrowed() -> None:
+    # They became float32, in which these two are equal and the first one won, and the third is infinite.
+    logits = torch.tensor([[1.0, 1.0 + 1e-12, -1e300]], dtype=torch.float64)
+    assert sample(logits, Sampling(temperature=0), generators(1)) == [1]
+    assert penalized(logits, Sampling(repetition_penalty=1.5), logits < 0).dtype == torch.float64
+    assert candidates(logits, 1, sorted_=False)[1].tolist() == [[1]]
+    probabilities = full_distribution(logits, Sampling(top_k=0, temperature=1e-12))
+    assert probabilities[0, 1] / probabilities[0, 0] == pytest.approx(math.e, rel=1e-3)
 
 
 @pytest.mark.parametrize(

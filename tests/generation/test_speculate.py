@@ -23,7 +23,7 @@ from gpt2kit.cache import KVCache
 from gpt2kit.checkpoints.load import load
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import Decoder
-from gpt2kit.errors import ConfigError
+from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation import continuation
 from gpt2kit.generation.sampling import Sampling, sample_generator
 from gpt2kit.generation.speculate import Checked, Draft, Lookup, keep_or_replace, look_up
@@ -497,6 +497,21 @@ def test_a_draft_of_another_vocabulary_is_refused(
 def test_an_option_that_cannot_be_is_refused(tiny_model: GPT2, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         rows(tiny_model, [[1]], 1, **{name: value})
+
+
+@pytest.mark.parametrize("broken", ["model", "draft"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_broken_logits_of_the_model_or_of_its_draft_are_an_error(
+    tiny_model: GPT2, small_model: GPT2, broken: str, temperature: float
+) -> None:
+    with torch.no_grad():
+        named = (tiny_model if broken == "model" else small_model).named_parameters()
+        dict(named)["ln_f.weight"][0] = math.nan
+    for filters in ({}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 0, "top_p": 0.5, "min_p": 0.1}):
+        sampling = Sampling(**{"temperature": temperature, **filters})  # type: ignore[arg-type]
+        for draft in (small_model, "lookup") if broken == "model" else (small_model,):
+            with pytest.raises(GenerationError, match="not finite"):
+                rows(tiny_model, [[1, 2], [3]], 6, sampling=sampling, draft=draft)
 
 
 def test_where_rounding_leaves_nothing_to_replace_a_token_by_the_replacement_is_one_that_can_be() -> (
