@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt2kit import memory
-from gpt2kit.checkpoints.stored import unwritten
+from gpt2kit.checkpoints.stored import empty_tensors
 
 pytestmark = pytest.mark.skipif(
     not memory.available(), reason="this system has no large pages to ask for"
@@ -82,7 +82,7 @@ def test_unwritten_tensors_share_memory_but_no_byte_and_outlive_each_other() -> 
         "c": ((2, 2), torch.bfloat16),
         "d": ((1, 1000, 1000), torch.float64),
     }
-    tensors = unwritten(specs)
+    tensors = empty_tensors(specs)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()} == specs
     for number, tensor in enumerate(tensors.values()):
         tensor.fill_(number + 1)

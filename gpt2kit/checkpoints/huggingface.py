@@ -17,7 +17,14 @@ from torch import Tensor
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import BUFFERS, plain_names
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, oriented, place
+from gpt2kit.checkpoints.ranges import read_range
+from gpt2kit.checkpoints.stored import (
+    Checkpoint,
+    StoredTensor,
+    as_bytes,
+    transpose_if_conv1d,
+    view_into,
+)
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
     CheckpointError,
@@ -228,12 +235,12 @@ def safetensors_file(
         tensors[name] = StoredTensor(
             shape,
             dtype,
-            partial(_read_range, path, name, 8 + length + entry["data_offsets"][0], shape, dtype),
+            partial(_read_tensor, path, name, 8 + length + entry["data_offsets"][0], shape, dtype),
         )
     return tensors
 
 
-def _read_range(
+def _read_tensor(
     path: Path,
     name: str,
     offset: int,
@@ -241,47 +248,22 @@ def _read_range(
     dtype: torch.dtype,
     buffer: Tensor | None,
 ) -> Tensor:
-    # Read, not mapped: a file that is cut short under a map kills the process, and reading into the right place costs the same.
-    tensor = place(shape, dtype, buffer)
-    rest = as_bytes(tensor).numpy().data
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while rest:
-                n = file.readinto(rest)
-                if not n:
-                    raise CheckpointFormatError(
-                        path, f"ends inside of {name}; it was cut short after it was opened"
-                    )
-                rest = rest[n:]
-    except OSError as error:
-        raise CheckpointFormatError(path, f"{name} cannot be read: {error.strerror}") from error
+    tensor = view_into(shape, dtype, buffer)
+    read_range(path, name, offset, as_bytes(tensor).numpy())
     return tensor
 
 
 def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a file of torch.save: mapped and copied when read, or handed out and let go of."""
-
-    def load() -> dict[str, Tensor]:
-        content = pickled.load(path)
-        if isinstance(content.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
-            content = content["state_dict"]
-        named = {
-            str(name): value for name, value in content.items() if not str(name).endswith(BUFFERS)
-        }
-        return {name: pickled.check_tensor(path, name, value) for name, value in named.items()}
-
-    tensors = load()
-    headers = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-
-    def take(name: str, _: Tensor | None) -> Tensor:
-        if pickled.is_mapped(path):
-            return tensors[name].clone()
-        if name not in tensors:  # a second reading
-            tensors.update(load())
-        return tensors.pop(name)
-
-    return {name: StoredTensor(*header, partial(take, name)) for name, header in headers.items()}
+    """Return the tensors of a file of torch.save, without masks, whose dtype may be any."""
+    file = pickled.open_file(path)
+    content = file.content
+    if isinstance(content.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
+        content = content["state_dict"]
+    return {
+        str(name): file.tensor(str(name), value)
+        for name, value in content.items()
+        if not str(name).endswith(BUFFERS)
+    }
 
 
 def _checkpoint(
@@ -295,7 +277,7 @@ def _checkpoint(
         stored |= tensors
     names = plain_names(stored, path)
     skipped = tuple(sorted(stored.keys() - names.values()))
-    ours = {name: oriented(name, stored[theirs]) for name, theirs in names.items()}
+    ours = {name: transpose_if_conv1d(name, stored[theirs]) for name, theirs in names.items()}
     tied_copy = ours.pop("lm_head.weight", None) if config.tie_word_embeddings else None
     if tied_copy is not None and tied_copy.shape != config.shapes()["wte.weight"]:
         raise CheckpointMismatchError(
@@ -328,7 +310,9 @@ def write_directory(
         folder / "generation_config.json", {"bos_token_id": stop_id, "eos_token_id": stop_id}
     )
     in_file = {
-        ("" if name == "lm_head.weight" else "transformer.") + name: oriented(name, tensor)
+        ("" if name == "lm_head.weight" else "transformer.") + name: transpose_if_conv1d(
+            name, tensor
+        )
         for name, tensor in tensors.items()
     }
     with (folder / WEIGHTS_FILE).open("wb") as file:

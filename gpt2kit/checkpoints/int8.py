@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2kit.checkpoints.huggingface import safetensors_file, write_safetensors
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, unwritten
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.errors import CheckpointFormatError
 from gpt2kit.files import new_file
 from gpt2kit.quantize import Int8GPT2, quantized_state
@@ -37,7 +37,7 @@ def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> I
     state = _read(path, model, source)
     if state is None:
         # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
-        state = unwritten(
+        state = empty_tensors(
             {
                 name: (tuple(tensor.shape), tensor.dtype)
                 for name, tensor in model.state_dict().items()
@@ -79,7 +79,7 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
         stored = safetensors_file(path, dtypes=_DTYPES)
         if {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} != specs:
             return None
-        state = unwritten(specs)
+        state = empty_tensors(specs)
         for name, tensor in state.items():
             stored[name].read(as_bytes(tensor))
         after = path.stat()

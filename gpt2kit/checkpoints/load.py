@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
 from gpt2kit.checkpoints.int8 import build_int8_model
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES, Checkpoint, StoredTensor, as_bytes, unwritten
+from gpt2kit.checkpoints.stored import (
+    FLOAT_DTYPES,
+    Checkpoint,
+    StoredTensor,
+    as_bytes,
+    empty_tensors,
+)
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
     CheckpointError,
@@ -154,7 +160,7 @@ def build_model(
     # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes. They are
     # filled by other threads, which a caller's inference mode does not reach.
     with torch.inference_mode(False):
-        state = unwritten(
+        state = empty_tensors(
             {name: (shape, dtype) for name, shape in checkpoint.config.shapes().items()}, device
         )
     _check_tied_copy(checkpoint)
@@ -166,10 +172,10 @@ def build_model(
         if not stored.transposed and (stored.dtype, "cpu") == (final.dtype, final.device.type):
             buffer = as_bytes(final)
         elif stored.nbytes > _SCRATCH:
-            buffer = unwritten({name: ((stored.nbytes,), torch.uint8)})[name]
+            buffer = empty_tensors({name: ((stored.nbytes,), torch.uint8)})[name]
         else:
             if not hasattr(local, "scratch"):
-                local.scratch = unwritten({name: ((_SCRATCH,), torch.uint8)})[name]
+                local.scratch = empty_tensors({name: ((_SCRATCH,), torch.uint8)})[name]
             buffer = local.scratch
         tensor = stored.read(buffer)
         _check_finite(checkpoint.path, name, tensor)

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import plain_names
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
+from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError, ConfigError
 
@@ -23,7 +23,8 @@ _MODEL_ARGS = {
 
 def open_file(path: Path) -> Checkpoint:
     """Open a checkpoint of nanoGPT's train.py; its optimizer state and counters are left alone."""
-    content = pickled.load(path)
+    file = pickled.open_file(path)
+    content = file.content
     model, arguments = content.get("model"), content.get("model_args")
     if not isinstance(model, dict) or not isinstance(arguments, dict):
         raise CheckpointFormatError(
@@ -31,7 +32,7 @@ def open_file(path: Path) -> Checkpoint:
         )
     config = _config(path, arguments)
     stored = {
-        ours: _stored(path, theirs, model[theirs])
+        ours: file.tensor(theirs, model[theirs])
         for ours, theirs in plain_names(map(str, model), path).items()
     }
     skipped = tuple(sorted(str(key) for key in content.keys() - {"model", "model_args"}))
@@ -56,8 +57,3 @@ def _config(path: Path, arguments: dict[str, Any]) -> GPT2Config:
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _stored(path: Path, name: str, value: Any) -> StoredTensor:
-    tensor = pickled.check_tensor(path, name, value)
-    return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda _: tensor.clone())

@@ -14,8 +14,8 @@ from gpt2kit.checkpoints.stored import (
     Checkpoint,
     StoredTensor,
     as_bytes,
-    oriented,
-    place,
+    transpose_if_conv1d,
+    view_into,
 )
 from gpt2kit.checkpoints.tf_bundle import TensorBundle
 from gpt2kit.config import GPT2Config
@@ -127,8 +127,8 @@ def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
         shape = shape[1:]
 
     def read(buffer: Tensor | None) -> Tensor:
-        tensor = place(shape, dtype, buffer)
+        tensor = view_into(shape, dtype, buffer)
         bundle.read_into(variable, as_bytes(tensor).numpy())
         return tensor
 
-    return oriented(name, StoredTensor(shape, dtype, read))
+    return transpose_if_conv1d(name, StoredTensor(shape, dtype, read))

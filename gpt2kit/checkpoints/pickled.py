@@ -1,47 +1,123 @@
 """Read files that torch.save wrote, trusting nothing in them.
 
-Only tensors and plain containers are unpickled (`weights_only=True`, whatever the environment says, and never a second try
-without it). torch itself accepts bit flips, storages shorter than declared and compressed bombs in the zip format, so the
-archive is checked first: every record stored plainly, with the checksum it was written with.
+torch.save has two formats. Since torch 1.6 a file is a zip archive:
+
+    NAME/data.pkl    a pickle: dictionaries of tensors, which refer to storages by key
+    NAME/data/KEY    the bytes of one storage, uncompressed, with the zip's CRC-32
+    NAME/byteorder   "little" or "big" (newer versions)
+
+Before that it is a series of pickles, then the storages; there are no checksums:
+
+    magic number, protocol number, description of the machine, the content, list of the storages' keys
+    for each key: number of elements (int64), then their bytes
+
+Only descriptions are read when a file is opened, by an interpreter that cannot run code
+(`gpt2kit.checkpoints.unpickle`). Each tensor is read when it is needed, straight from its place in the file,
+and the archive's checksum is verified then, which torch itself does not do.
 """
 
 from __future__ import annotations
 
-import os
+import io
+import math
+import struct
 import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from gpt2kit.checkpoints.stored import FLOAT_DTYPES
+from gpt2kit.checkpoints.ranges import read_range
+from gpt2kit.checkpoints.stored import FLOAT_DTYPES, StoredTensor, as_bytes, view_into
+from gpt2kit.checkpoints.unpickle import PickledTensor, Storage, Unreadable, unpickle
 from gpt2kit.errors import CheckpointError, CheckpointFormatError
-from gpt2kit.files import impostor, read_start
+from gpt2kit.files import check_regular, impostor, open_regular, read_start
 
-ADVICE = "if you trust where it came from, open it with the program that wrote it and save it as safetensors"
-
+ADVICE = (
+    "if you trust its source, open it with the program that wrote it and save it as safetensors"
+)
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80\x02"
+_LARGEST_PICKLE = 2**22  # bytes; the optimizer and weights of the largest GPT-2 need 0.4 MB
+
+# The first three pickles of the older format.
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+
+
+class Record(NamedTuple):
+    """Where the bytes of a storage are in the file."""
+
+    offset: int
+    nbytes: int
+    crc32: int | None  # None in the older format
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """An opened file of torch.save: its content, with descriptions in place of tensors."""
+
+    path: Path
+    content: dict[Any, Any]
+    records: Mapping[str, Record]  # by the key of the storage
+
+    def tensor(self, name: str, value: Any) -> StoredTensor:
+        """Return a value of the content as a tensor that can be read.
+
+        Raises CheckpointFormatError, with the name, unless it is a plain float tensor that the file holds.
+        """
+        if not isinstance(value, PickledTensor):
+            detail = f"{name} is a {type(value).__name__}, expected a tensor"
+            raise CheckpointFormatError(self.path, detail)
+        storage, numel = value.storage, math.prod(value.shape)
+        if storage.dtype not in FLOAT_DTYPES:
+            found = str(storage.dtype).removeprefix("torch.")
+            detail = f"{name} has dtype {found}, expected float32, float16, bfloat16 or float64"
+            raise CheckpointFormatError(self.path, detail)
+        record = self.records.get(storage.key)
+        if record is None or record.nbytes != storage.numel * storage.dtype.itemsize:
+            detail = f"{name} declares another number of bytes than its record in the file has"
+            raise CheckpointFormatError(self.path, f"{detail}; the file is damaged: get it again")
+        # A view with stride 0 shows the same number many times: such a tensor is larger than its storage.
+        last = value.offset + sum(
+            (size - 1) * step for size, step in zip(value.shape, value.stride, strict=True)
+        )
+        if numel and max(last + 1, numel) > storage.numel:
+            detail = f"{name} declares {numel:,} numbers, more than its part of the file holds"
+            raise CheckpointFormatError(self.path, detail)
+        read = partial(self._read, name, value, record)
+        return StoredTensor(value.shape, storage.dtype, read)
+
+    def _read(
+        self, name: str, tensor: PickledTensor, record: Record, buffer: Tensor | None
+    ) -> Tensor:
+        """Read a whole storage, check its checksum, and return the tensor's view of it."""
+        storage = tensor.storage
+        is_all = tensor.offset == 0 and math.prod(tensor.shape) == storage.numel
+        is_all = is_all and tensor.stride == _row_major(tensor.shape)
+        flat = view_into((storage.numel,), storage.dtype, buffer if is_all else None)
+        found = read_range(
+            self.path, name, record.offset, as_bytes(flat).numpy(), extend=_extend_crc32
+        )
+        if record.crc32 not in (None, found):
+            detail = f"{name} does not match its checksum; the file is damaged: get it again"
+            raise CheckpointFormatError(self.path, detail)
+        return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
 
 def is_pickled(start: bytes) -> bool:
-    """Whether a file that begins like this is one of torch.save's two formats: zip since 1.6, bare pickles before."""
+    """Whether a file that begins like this is in one of torch.save's two formats."""
     return start.startswith((_ZIP, _PICKLE))
 
 
-def is_mapped(path: Path) -> bool:
-    """Whether `load` maps this file: the zip format can be, unless it is called safetensors, which torch would believe."""
-    return (
-        read_start(path, error=CheckpointError).startswith(_ZIP) and path.suffix != ".safetensors"
-    )
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Return the dictionary in a file of torch.save.
-
-    Where `is_mapped(path)`, its tensors are windows of the file; otherwise they have been read.
+def open_file(path: Path) -> TorchFile:
+    """Open a file of torch.save whose content is a dictionary; no tensor is read.
 
     Raises CheckpointFormatError for anything damaged, hostile or of another kind.
     """
@@ -49,114 +125,126 @@ def load(path: Path) -> dict[str, Any]:
     if explanation := impostor(start):
         raise CheckpointFormatError(path, explanation)
     if not is_pickled(start):
-        raise CheckpointFormatError(
-            path, "expected a file written by torch.save, found something else"
-        )
-    sizes = _check_archive(path) if start.startswith(_ZIP) else None
+        detail = "expected a file written by torch.save, found something else"
+        raise CheckpointFormatError(path, detail)
     try:
-        if is_mapped(path):
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:
-            with path.open("rb") as file:
-                value = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage surfaces as a dozen unrelated types
-        first_line = str(error).strip().split("\n")[0]
-        raise CheckpointFormatError(
-            path,
-            f"cannot be read as tensors only ({type(error).__name__}: {first_line[:150]}); {ADVICE}",
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointFormatError(
-            path, f"expected a dictionary of tensors, found a {type(value).__name__}"
-        )
-    if sizes is not None:
-        _check_storages(path, value, sizes)
-    return value
+        content, records = (_open_zip if start.startswith(_ZIP) else _open_older)(path)
+    except Unreadable as reason:
+        raise CheckpointFormatError(path, f"{reason}; {ADVICE}") from reason
+    if not isinstance(content, dict):
+        detail = f"expected a dictionary of tensors, found a {type(content).__name__}"
+        raise CheckpointFormatError(path, detail)
+    return TorchFile(path, content, records)
 
 
-def check_tensor(path: Path, name: str, value: Any) -> Tensor:
-    """Return the value if it is a plain float tensor; raise CheckpointFormatError naming what it is instead."""
-    if not isinstance(value, Tensor):
-        raise CheckpointFormatError(path, f"{name} is a {type(value).__name__}, expected a tensor")
-    if (
-        value.layout is not torch.strided
-        or value.is_quantized
-        or value.is_nested
-        or value.device.type != "cpu"
-    ):
-        raise CheckpointFormatError(
-            path, f"{name} is a sparse, quantized, nested or data-less tensor, expected a plain one"
-        )
-    if value.dtype not in FLOAT_DTYPES:
-        raise CheckpointFormatError(
-            path,
-            f"{name} has dtype {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 or float64",
-        )
-    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-        raise CheckpointFormatError(
-            path, f"{name} declares {value.numel():,} numbers, more than the file holds"
-        )
-    return value
+def _extend_crc32(checksum: int, data: Any) -> int:
+    return zlib.crc32(data, checksum)
 
 
-def _check_archive(path: Path) -> list[int]:
-    """Check the zip records and their checksums; return the sizes of the storages in it."""
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+# --- the zip format ----------------------------------------------------------------------------------------
+
+
+def _open_zip(path: Path) -> tuple[Any, dict[str, Record]]:
+    """Return the content of an archive, and its storages by key."""
+    records = _archive_records(path)
+    [*pickles] = [name for name in records if name.endswith("/data.pkl")]
+    if any("/code/" in name or name.endswith("constants.pkl") for name in records):
+        raise CheckpointFormatError(path, "this is a TorchScript program, expected weights")
+    if len(pickles) != 1:
+        raise CheckpointFormatError(path, "the archive has no data.pkl; torch.save did not make it")
+    root = pickles[0].removesuffix("data.pkl")
+    order = records.get(f"{root}byteorder")
+    if order is not None and _read_record(path, "byteorder", order) != b"little":
+        detail = "its numbers are big-endian; save it again on a little-endian machine"
+        raise CheckpointFormatError(path, detail)
+    content, _ = unpickle(io.BytesIO(_read_record(path, "data.pkl", records[pickles[0]])))
+    data = f"{root}data/"
+    storages = {name.removeprefix(data): records[name] for name in records if name.startswith(data)}
+    return content, storages
+
+
+def _archive_records(path: Path) -> dict[str, Record]:
+    """Return the records of an archive by name, each uncompressed and inside the file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            names = [record.filename for record in records]
-            if len(set(names)) != len(names):
-                raise CheckpointFormatError(path, "two records of the archive have the same name")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise CheckpointFormatError(
-                    path, "the archive is compressed, which torch.save never does"
-                )
-            if sum(record.file_size for record in records) > os.path.getsize(path):
-                raise CheckpointFormatError(
-                    path,
-                    "the archive declares more bytes than the file has; it may be cut short: get it again",
-                )
-            if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-                raise CheckpointFormatError(path, "this is a TorchScript program, expected weights")
-            if damaged := archive.testzip():
-                raise CheckpointFormatError(
-                    path,
-                    f"checksum of record {damaged} does not match; the file is damaged: get it again",
-                )
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            entries = archive.infolist()
+            records = {entry.filename: _record(entry, file) for entry in entries}
     except CheckpointFormatError:
         raise
-    except Exception as error:
-        raise CheckpointFormatError(
-            path, f"the archive is damaged or cut short ({error}); get it again"
-        ) from error
-    return sorted(record.file_size for record in records if "/data/" in record.filename)
+    except Exception as error:  # zipfile raises a dozen unrelated types over damage
+        detail = "the archive is damaged or cut short; get it again"
+        raise CheckpointFormatError(path, detail) from error
+    size = check_regular(path, error=CheckpointError)
+    if len(records) != len(entries):
+        raise CheckpointFormatError(path, "two records of the archive have the same name")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointFormatError(path, "the archive is compressed, which torch.save never does")
+    # Records that share bytes would let a small file ask for any amount of memory.
+    if sum(entry.file_size for entry in entries) > size:
+        detail = (
+            "the archive declares more bytes than the file has; it may be cut short: get it again"
+        )
+        raise CheckpointFormatError(path, detail)
+    return records
 
 
-def _check_storages(path: Path, value: dict[str, Any], sizes: list[int]) -> None:
-    """Check that each storage is as long as its record: mapping a shorter one would take its neighbour's bytes."""
-    storages: dict[int, int] = {}
+def _record(entry: zipfile.ZipInfo, file: io.BufferedReader) -> Record:
+    """Return where an entry's bytes are: after its local header, whose length is known only from itself."""
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    start = entry.header_offset + len(header) + name_length + extra_length
+    return Record(start, entry.file_size, entry.CRC)
 
-    def collect(item: Any) -> None:
-        if (
-            isinstance(item, Tensor)
-            and item.layout is torch.strided
-            and item.device.type == "cpu"
-            and item.untyped_storage().nbytes()
-        ):
-            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
-        elif isinstance(item, dict):
-            for inner in item.values():
-                collect(inner)
-        elif isinstance(item, list | tuple):
-            for inner in item:
-                collect(inner)
 
-    collect(value)
-    remaining = list(sizes)
-    for nbytes in storages.values():
-        if nbytes not in remaining:
-            raise CheckpointFormatError(
-                path,
-                f"a tensor declares {nbytes:,} bytes and no record of the archive has as many; the file is damaged",
-            )
-        remaining.remove(nbytes)
+def _read_record(path: Path, name: str, record: Record) -> bytes:
+    """Return the bytes of a small record, checked."""
+    if record.nbytes > _LARGEST_PICKLE:
+        detail = f"{name} has {record.nbytes:,} bytes, expected at most {_LARGEST_PICKLE:,}"
+        raise CheckpointFormatError(path, detail)
+    out = np.empty(record.nbytes, np.uint8)
+    if read_range(path, name, record.offset, out, extend=_extend_crc32) != record.crc32:
+        detail = f"{name} does not match its checksum; the file is damaged: get it again"
+        raise CheckpointFormatError(path, detail)
+    return out.tobytes()
+
+
+# --- the format before torch 1.6 ---------------------------------------------------------------------------
+
+
+def _open_older(path: Path) -> tuple[Any, dict[str, Record]]:
+    """Return the content of a series of pickles, and its storages by key."""
+    with open_regular(path, error=CheckpointError) as file:
+        start = io.BytesIO(file.read(_LARGEST_PICKLE))
+        if unpickle(start)[0] != _MAGIC or unpickle(start)[0] != _PROTOCOL:
+            raise Unreadable("it is a pickle that torch.save did not write")
+        machine, _ = unpickle(start)
+        if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            raise Unreadable("its numbers are not little-endian")
+        content, storages = unpickle(start)
+        keys, _ = unpickle(start)
+        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+            raise Unreadable("its list of storages is not that of its tensors")
+        return content, _older_records(path, file, start.tell(), [storages[key] for key in keys])
+
+
+def _older_records(
+    path: Path, file: BinaryIO, offset: int, storages: list[Storage]
+) -> dict[str, Record]:
+    """Return where the storages are: one after another from `offset` on, each after its length."""
+    size = check_regular(path, error=CheckpointError)
+    records = {}
+    for storage in storages:
+        file.seek(offset)
+        numel = int.from_bytes(file.read(8), "little")
+        nbytes = numel * storage.dtype.itemsize
+        if offset + 8 + nbytes > size:
+            raise CheckpointFormatError(path, "the file ends too early; get it again")
+        records[storage.key] = Record(offset + 8, nbytes, None)
+        offset += 8 + nbytes
+    return records

@@ -48,7 +48,7 @@ class StoredTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def oriented(name: str, stored: StoredTensor) -> StoredTensor:
+def transpose_if_conv1d(name: str, stored: StoredTensor) -> StoredTensor:
     """Turn a tensor of an (in, out) file to our orientation, or back: the operation is its own inverse."""
     return (
         replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
@@ -57,14 +57,14 @@ def oriented(name: str, stored: StoredTensor) -> StoredTensor:
     )
 
 
-def place(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
-    """Return an unwritten tensor, in the buffer or in memory of its own."""
+def view_into(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
+    """Return an empty_tensors tensor, in the buffer or in memory of its own."""
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-def unwritten(
+def empty_tensors(
     specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Return tensors of these shapes and dtypes that nothing has been written to; on the CPU they share large pages."""
