@@ -1,70 +1,86 @@
-"""Dropout in training on a processor: what torch's computes, with masks of one byte that are drawn four at a time.
+"""Dropout for training on a CPU: what torch computes, with random masks that are faster to draw.
 
-torch draws a random number of 32 bits for every element, one after the other, and keeps float32 masks; attention with dropout
-keeps 13 bytes for each of its weights. Drawing and multiplying was a quarter of a training step of 124M.
+torch draws one 32-bit random number for each element, sequentially, and keeps float32 masks; its
+attention with dropout keeps 13 bytes for each attention weight. Drawing and applying these masks
+took a quarter of a training step of 124M. Here a mask has one byte per element, and one 64-bit
+random number decides on four. The environment variable GPT2KIT_OWN_DROPOUT=0 selects torch's
+functions instead.
 
-    B batch, T tokens, H heads, D head size
+    B batch, T tokens, S keys, H heads, D head size
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+VARIABLE = "GPT2KIT_OWN_DROPOUT"
+
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Set a share p of the elements to zero in training, and divide the others by 1 - p; see torch.nn.functional.dropout.
+    """Set each element to zero with probability p and divide the others by 1 - p.
 
-    On a CPU, p is rounded to a multiple of 2^-16.
+    The arguments are those of torch.nn.functional.dropout. On a CPU, p is rounded to a multiple
+    of 2^-16.
     """
-    if not training or not 0 < p < 1 or x.device.type != "cpu":
+    if not training or not _is_ours(x, p):
         return F.dropout(x, p, training)
-    return _Dropout.apply(x, p)  # type: ignore[no-any-return, no-untyped-call]
+    output: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
+    return output
 
 
 def scaled_dot_product_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
-    """Compute softmax(q @ k.T * scale) @ v, with dropout of the attention weights.
+    """Compute softmax(query @ key.T * scale) @ value, with dropout of the attention weights.
 
     (B, H, T, D) and twice (B, H, S, D) -> (B, H, T, D). The arguments are those of
     torch.nn.functional.scaled_dot_product_attention, which does the work except on a CPU with
     dropout and without a mask.
     """
-    if not 0 < dropout_p < 1 or attn_mask is not None or q.device.type != "cpu":
+    if attn_mask is not None or not _is_ours(query, dropout_p):
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale
         )
-    return _Attention.apply(q, k, v, dropout_p, is_causal, scale)  # type: ignore[no-any-return, no-untyped-call]
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    output: Tensor = _Attention.apply(query, key, value, dropout_p, is_causal, scale)  # type: ignore[no-untyped-call]
+    return output
 
 
-def _kept(shape: torch.Size, p: float) -> Tensor:
-    """Draw which elements stay: True with probability 1 - p."""
+def _is_ours(x: Tensor, p: float) -> bool:
+    """Whether this module computes dropout for a tensor, rather than torch."""
+    return 0 < p < 1 and x.device.type == "cpu" and os.environ.get(VARIABLE) != "0"
+
+
+def _draw_kept(shape: torch.Size, p: float) -> Tensor:
+    """Draw a boolean mask of the elements to keep: True with probability 1 - p."""
     n = math.prod(shape)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(
-        -(2**63), None
-    )  # four numbers of 16 bits in each
+    # Each 64-bit random number is read as four 16-bit ones.
+    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
     return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
 
 
 class _Dropout(torch.autograd.Function):
+    """Dropout that keeps its mask for the backward pass in one byte per element."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        kept = _kept(x.shape, p)
+        kept = _draw_kept(x.shape, p)
         ctx.save_for_backward(kept)
         ctx.scale = 1 / (1 - p)
-        return (x * ctx.scale).mul_(kept)  # type: ignore[no-any-return]
+        output: Tensor = (x * ctx.scale).mul_(kept)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -73,22 +89,23 @@ class _Dropout(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps which of the weights stayed; the weights themselves are computed again for the backward pass."""
+    """Attention that keeps only its mask; the backward pass computes the weights again."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float
     ) -> Tensor:
-        weights = _weights(q, k, causal, scale)  # (B, H, T, T)
-        kept = _kept(weights.shape, p)
+        weights = _attention_weights(q, k, causal, scale)  # (B, H, T, T)
+        kept = _draw_kept(weights.shape, p)  # (B, H, T, T)
         ctx.save_for_backward(q, k, v, kept)
         ctx.causal, ctx.scale, ctx.kept_scale = causal, scale, 1 / (1 - p)
-        return (weights * kept) @ (v * ctx.kept_scale)  # type: ignore[no-any-return]
+        output: Tensor = (weights * kept) @ (v * ctx.kept_scale)  # (B, H, T, D)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, kept = ctx.saved_tensors
-        weights = _weights(q, k, ctx.causal, ctx.scale)
+        weights = _attention_weights(q, k, ctx.causal, ctx.scale)  # (B, H, T, T)
         grad = output_grads[0].to(v.dtype) * ctx.kept_scale  # (B, H, T, D)
         v_grad = (weights * kept).transpose(-1, -2) @ grad
         weights_grad = (grad @ v.transpose(-1, -2)).mul_(kept)  # (B, H, T, T)
@@ -100,12 +117,12 @@ class _Attention(torch.autograd.Function):
         return q_grad, k_grad, v_grad, None, None, None
 
 
-def _weights(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    """Return the attention weights, in the queries' precision: (B, H, T, D) twice -> (B, H, T, T)."""
-    # Scores in float32: rounded to bfloat16, a large one would be off by a tenth.
-    precise = torch.promote_types(q.dtype, torch.float32)
+def _attention_weights(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    """Return the attention weights, (B, H, T, S), in the dtype of the queries."""
+    # Scores need float32: rounding a large one to bfloat16 would change it by up to 0.1.
+    dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):
-        scores = (q.to(precise) * scale) @ k.to(precise).transpose(-1, -2)
+        scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-1, -2)  # (B, H, T, T)
     if causal:
         scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu_(1), -math.inf)
     return scores.softmax(dim=-1).to(q.dtype)

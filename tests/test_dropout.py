@@ -1,8 +1,8 @@
-"""Dropout on a processor is torch's, but for the stream of random numbers."""
+"""Our dropout on a CPU computes what torch's does, with another stream of random numbers."""
 
 from __future__ import annotations
 
-import sys
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from gpt2kit.dropout import dropout, scaled_dot_product_attention
 
 
 def queries_keys_values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return three random tensors of shape (2, 3, 5, 4) that require gradients."""
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn((2, 3, 5, 4), generator=generator, dtype=dtype).requires_grad_()
@@ -21,8 +22,16 @@ def queries_keys_values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
     ]
 
 
+def mask_of_attention(p: float, seed: int) -> Tensor:
+    """Return the (2, 3, 5, 5) mask that attention draws after this seed, read off its output."""
+    q = torch.zeros(2, 3, 5, 5, dtype=torch.float64)  # equal scores, so all weights are 1 / 5
+    values = torch.eye(5, dtype=torch.float64).expand(2, 3, 5, 5)  # the output is the weights
+    torch.manual_seed(seed)
+    return scaled_dot_product_attention(q, q, values, dropout_p=p) > 0
+
+
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
-def test_that_share_of_the_elements_becomes_zero_and_the_others_larger(p: float) -> None:
+def test_a_share_p_of_the_elements_becomes_zero_and_the_others_grow(p: float) -> None:
     torch.manual_seed(1)
     x = torch.full((1000, 1001), 3.0, requires_grad=True)
     y = dropout(x, p, True)
@@ -33,39 +42,40 @@ def test_that_share_of_the_elements_becomes_zero_and_the_others_larger(p: float)
     torch.testing.assert_close(x.grad, (y != 0) / (1 - p))
 
 
-def test_what_is_dropped_follows_torchs_random_stream_and_nothing_happens_outside_of_training() -> (
-    None
-):
+def test_torchs_seed_decides_what_is_dropped() -> None:
     x = torch.ones(999)
     torch.manual_seed(5)
     first, second = dropout(x, 0.5, True), dropout(x, 0.5, True)
     torch.manual_seed(5)
     assert torch.equal(dropout(x, 0.5, True), first)
     assert not torch.equal(first, second)
+
+
+def test_nothing_is_dropped_outside_training_or_with_probability_zero() -> None:
+    x = torch.ones(999)
     assert torch.equal(dropout(x, 0.5, False), x)
     assert torch.equal(dropout(x, 0.0, True), x)
 
 
-def test_elements_are_dropped_independently_of_their_neighbours() -> None:
+def test_neighboring_elements_are_dropped_independently() -> None:
     torch.manual_seed(2)
     dropped = dropout(torch.ones(400_000), 0.3, True) == 0
-    for distance in (1, 2, 3, 4, 8):  # four masks come from one random number
+    for distance in (1, 2, 3, 4, 8):  # four elements share one 64-bit random number
         both = (dropped[distance:] & dropped[:-distance]).float().mean()
         assert float(both) == pytest.approx(0.09, abs=0.003)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("scale", [0.7, None])
 def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
-    causal: bool, monkeypatch: pytest.MonkeyPatch
+    is_causal: bool, scale: float | None
 ) -> None:
-    kept = torch.rand((2, 3, 5, 5), generator=torch.Generator().manual_seed(3)) > 0.4
-    monkeypatch.setattr(sys.modules["gpt2kit.dropout"], "_kept", lambda *_: kept)
+    kept = mask_of_attention(0.4, seed=3)
     q, k, v = queries_keys_values()
-    ours = scaled_dot_product_attention(
-        q, k, v, attn_mask=None, dropout_p=0.4, is_causal=causal, scale=0.7
-    )
-    scores = q @ k.transpose(-1, -2) * 0.7
-    if causal:
+    torch.manual_seed(3)
+    ours = scaled_dot_product_attention(q, k, v, dropout_p=0.4, is_causal=is_causal, scale=scale)
+    scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(4) if scale is None else scale)
+    if is_causal:
         scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
     theirs = (scores.softmax(-1) * kept / 0.6) @ v
     torch.testing.assert_close(ours, theirs)
@@ -78,22 +88,37 @@ def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
         torch.testing.assert_close(our_grad, their_grad)
 
 
-def test_attention_without_dropout_is_torchs_and_with_it_so_on_average() -> None:
+def test_attention_without_dropout_is_torchs_and_with_dropout_has_the_same_mean() -> None:
     q, k, v = queries_keys_values(torch.float32)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    assert torch.equal(
-        scaled_dot_product_attention(
-            q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True, scale=0.5
-        ),
-        expected,
-    )
+    assert torch.equal(scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5), expected)
     torch.manual_seed(4)
     mean = torch.stack(
         [
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=None, dropout_p=0.2, is_causal=True, scale=0.5
-            )
+            scaled_dot_product_attention(q, k, v, dropout_p=0.2, is_causal=True, scale=0.5)
             for _ in range(4000)
         ]
     ).mean(dim=0)
     torch.testing.assert_close(mean, expected, atol=0.06, rtol=0)
+
+
+def test_a_variable_of_the_environment_brings_torchs_own_dropout_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draws() -> tuple[Tensor, Tensor]:
+        q, k, v = queries_keys_values()
+        torch.manual_seed(6)
+        return dropout(torch.ones(999), 0.5, True), scaled_dot_product_attention(
+            q, k, v, dropout_p=0.5
+        )
+
+    ours = draws()
+    monkeypatch.setenv("GPT2KIT_OWN_DROPOUT", "0")
+    theirs = draws()
+    torch.manual_seed(6)
+    assert torch.equal(theirs[0], F.dropout(torch.ones(999), 0.5, True))
+    assert torch.equal(
+        theirs[1], F.scaled_dot_product_attention(*queries_keys_values(), dropout_p=0.5)
+    )
+    assert not torch.equal(ours[0], theirs[0])
+    assert not torch.equal(ours[1], theirs[1])
