@@ -54,7 +54,8 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale
         )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    output: Tensor = _Attention.apply(query, key, value, dropout_p, is_causal, scale)  # type: ignore[no-untyped-call]
+    inputs = query, key, value, dropout_p, is_causal, scale
+    output: Tensor = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
     return output
 
 

@@ -105,20 +105,18 @@ def test_attention_without_dropout_is_torchs_and_with_dropout_has_the_same_mean(
 def test_a_variable_of_the_environment_brings_torchs_own_dropout_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def draws() -> tuple[Tensor, Tensor]:
+    def draw() -> tuple[Tensor, Tensor]:
         q, k, v = queries_keys_values()
         torch.manual_seed(6)
-        return dropout(torch.ones(999), 0.5, True), scaled_dot_product_attention(
-            q, k, v, dropout_p=0.5
-        )
+        x = dropout(torch.ones(999), 0.5, True)
+        return x, scaled_dot_product_attention(q, k, v, dropout_p=0.5)
 
-    ours = draws()
+    ours = draw()
     monkeypatch.setenv("GPT2KIT_OWN_DROPOUT", "0")
-    theirs = draws()
+    theirs = draw()
+    q, k, v = queries_keys_values()
     torch.manual_seed(6)
     assert torch.equal(theirs[0], F.dropout(torch.ones(999), 0.5, True))
-    assert torch.equal(
-        theirs[1], F.scaled_dot_product_attention(*queries_keys_values(), dropout_p=0.5)
-    )
+    assert torch.equal(theirs[1], F.scaled_dot_product_attention(q, k, v, dropout_p=0.5))
     assert not torch.equal(ours[0], theirs[0])
     assert not torch.equal(ours[1], theirs[1])
