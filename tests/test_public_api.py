@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import gpt2kit
+
+API = Path(__file__).parent.parent / "docs/api.md"
 
 
 @pytest.mark.parametrize("name", gpt2kit.__all__)
@@ -37,3 +42,26 @@ def test_no_exported_name_is_also_a_module_beside_the_door() -> None:
     # Importing a module gpt2kit.generate would put it in the place of the function gpt2kit.generate.
     beside = {path.stem for path in Path(gpt2kit.__file__ or "").parent.iterdir()}
     assert not beside & set(gpt2kit.__all__)
+
+
+def test_the_api_page_lists_every_public_name_with_its_own_first_line() -> None:
+    page = API.read_text(encoding="utf-8")
+    assert page == api(page), f"expected in {API.name}:\n{api(page)}"
+
+
+def api(page: str) -> str:
+    """Return the API page with a table of names and first lines for every module that it names."""
+
+    def table(match: re.Match[str]) -> str:
+        module = importlib.import_module(match[1])
+        rows = [f"| `{name}` | {first_line(getattr(module, name))} |" for name in module.__all__]
+        return "\n".join([f"## {match[1]}", "", "| name | |", "|---|---|", *rows, ""])
+
+    return re.sub(r"^## (gpt2kit\S*)\n\n(?:\|.*\n)*", table, page, flags=re.MULTILINE)
+
+
+def first_line(thing: object) -> str:
+    """Return the first line of the docstring of a function or class."""
+    if not callable(thing):
+        return "The published sizes by name, each a GPT2Config."
+    return (inspect.getdoc(thing) or "").split("\n")[0]
