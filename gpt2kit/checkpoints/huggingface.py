@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from gpt2kit.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     ConfigError,
+    Gpt2KitWarning,
 )
 from gpt2kit.files import impostor, read_json, read_start
 
@@ -65,14 +67,11 @@ _SAME_NAME = (
         "resid_pdrop",
     ),
 )
-_OUR_OWN = (
-    "qkv_bias",
-    "bias",
-    "norm",
-    "norm_first",
-    "mlp",
-    "positions",
-)  # only under "model_type": "gpt2kit"
+# Our own fields, which may differ from GPT-2's values only under "model_type": "gpt2kit".
+_OUR_OWN = {
+    name: getattr(GPT2Config(), name)
+    for name in ("qkv_bias", "bias", "norm", "norm_first", "mlp", "positions")
+}
 
 # Fields that do not touch the function from ids to logits: provenance, training, how to sample, what to return.
 _NO_EFFECT = re.compile(
@@ -85,7 +84,8 @@ _NO_EFFECT = re.compile(
     r"top_k|top_p|typical_p|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|suppress_tokens|"
     r"begin_suppress_tokens|exponential_decay_length_penalty|num_return_sequences|remove_invalid_values|predict_special_tokens"
 )
-# Fields that change the function, and the only values under which it is GPT-2's.
+# Fields that change the function, and the only values under which it is GPT-2's. The first group is in
+# every configuration of transformers, the second in those of other architectures with GPT-2's names.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "is_encoder_decoder": (False, None),
@@ -94,13 +94,33 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "chunk_size_feed_forward": (0, None),
+    #
+    "alibi": (False, None),
+    "attention_types": (None,),
+    "multi_query": (False, None),
+    "num_experts": (0, None),
+    "num_key_value_heads": (None,),
+    "parallel_attn": (False, None),
+    "position_embedding_type": ("absolute", None),
+    "rope_parameters": (None,),
+    "rope_scaling": (None,),
+    "rope_theta": (None,),
+    "rotary": (False, None),
+    "rotary_dim": (None,),
+    "rotary_emb_base": (None,),
+    "sliding_window": (None,),
+    "use_alibi": (False, None),
+    "window_size": (None,),
+    # Ours: GPT-2's values under the model type gpt2, any under gpt2kit.
+    **{name: (value,) for name, value in _OUR_OWN.items()},
 }
 
 
 def read_config(path: Path) -> GPT2Config:
     """Read a config.json.
 
-    Raises ConfigError for a field that GPT-2 does not have or a value that it cannot have, CheckpointFormatError for damage.
+    A field that is known to change the function and is not supported raises ConfigError, as does an invalid
+    value; unknown fields are named in one Gpt2KitWarning. Damage raises CheckpointFormatError.
     """
     raw = read_json(path, error=CheckpointError)
     model_type = raw.get("model_type", "gpt2" if "n_embd" in raw else None)
@@ -110,6 +130,7 @@ def read_config(path: Path) -> GPT2Config:
         )
     ours = model_type == "gpt2kit"
     values: dict[str, Any] = {}
+    unknown = []
     for name, value in raw.items():
         if name in _SAME_NAME or (ours and name in _OUR_OWN):
             values[name] = value
@@ -117,9 +138,9 @@ def read_config(path: Path) -> GPT2Config:
             if value not in _ONLY[name]:
                 raise ConfigError(f"{path}: {name} is {value!r}, which gpt2kit does not support")
         elif not _NO_EFFECT.fullmatch(name):
-            raise ConfigError(
-                f"{path}: the field {name!r} is unknown; if it does not change the model's function, remove it"
-            )
+            unknown.append(name)
+    if unknown:
+        _warn_of_unknown(path, unknown)
     for theirs, name in (("vocab_size", "n_vocab"), ("n_ctx", "n_ctx"), ("n_positions", "n_ctx")):
         if theirs in raw:  # of n_positions and n_ctx, transformers too goes by the first
             values[name] = raw[theirs]
@@ -127,6 +148,13 @@ def read_config(path: Path) -> GPT2Config:
         return GPT2Config(**values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _warn_of_unknown(path: Path, names: list[str]) -> None:
+    shown = ", ".join(ascii(name[:40]) for name in names[:8]) + (", …" if len(names) > 8 else "")
+    fields = "1 unknown field" if len(names) == 1 else f"{len(names)} unknown fields"
+    message = f"{path}: {fields} ignored, as transformers does: {shown}"
+    warnings.warn(message, Gpt2KitWarning, stacklevel=3)
 
 
 def config_dict(config: GPT2Config, *, dtype: torch.dtype, stop_id: int | None) -> dict[str, Any]:
@@ -187,8 +215,10 @@ def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
         file = index.parent / name
         by_file[file], kind = _read_headers(file)
         listed = {tensor for tensor, where in weight_map.items() if where == name}
-        if listed != by_file[file].keys():
-            difference = sorted(listed ^ by_file[file].keys())
+        # Older versions of transformers saved masks, and listed them or not.
+        if difference := sorted(
+            tensor for tensor in listed ^ by_file[file].keys() if not tensor.endswith(BUFFERS)
+        ):
             raise CheckpointFormatError(
                 index,
                 f"the index and {name} disagree on {', '.join(difference[:5])}; are all shards of one model?",
@@ -272,7 +302,7 @@ def _checkpoint(
     """Put the tensors of all files under our names and in our orientation."""
     stored: dict[str, StoredTensor] = {}
     for file, tensors in by_file.items():
-        if both := stored.keys() & tensors.keys():
+        if both := [name for name in stored.keys() & tensors.keys() if not name.endswith(BUFFERS)]:
             raise CheckpointFormatError(file, f"{min(both)} is in another file too")
         stored |= tensors
     names = plain_names(stored, path)
@@ -309,10 +339,11 @@ def write_directory(
     _write_json(
         folder / "generation_config.json", {"bos_token_id": stop_id, "eos_token_id": stop_id}
     )
+    # OpenAI's own repository on the Hub has wte.weight, and mlx-lm reads nothing else. A model with a head of
+    # its own, which mlx-lm does not have, needs the prefix: transformers 4 refuses lm_head.weight without it.
+    prefix = "" if config.tie_word_embeddings else "transformer."
     in_file = {
-        ("" if name == "lm_head.weight" else "transformer.") + name: transpose_if_conv1d(
-            name, tensor
-        )
+        ("" if name == "lm_head.weight" else prefix) + name: transpose_if_conv1d(name, tensor)
         for name, tensor in tensors.items()
     }
     with (folder / WEIGHTS_FILE).open("wb") as file:

@@ -34,6 +34,7 @@ from gpt2kit.errors import (
     CheckpointNotFoundError,
     ConfigError,
     Gpt2KitError,
+    Gpt2KitWarning,
     TokenizerError,
 )
 from gpt2kit.model import GPT2
@@ -193,11 +194,39 @@ def test_shards_are_read_from_the_files_that_the_index_names(
     )
 
 
-def write_shards(folder: Path, model: GPT2, suffix: str = "safetensors") -> Path:
-    state = hub_state(model)
+@pytest.mark.parametrize("listed", ["all masks", "no mask", "some masks"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_with_masks_load_bit_for_bit_whether_the_index_lists_them_or_not(
+    tmp_path: Path, tiny_model: GPT2, suffix: str, listed: str
+) -> None:
+    # As older transformers saved gpt2-xl: "the index and pytorch_model-… disagree on transformer.h.0.attn.bias".
+    state = {**hub_state(tiny_model), "lm_head.weight": tiny_model.wte.weight.detach().clone()}
+    for layer in range(2):
+        state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril().to(torch.uint8)
+        state[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    write_shards(tmp_path, tiny_model, suffix, state)
+    (index,) = tmp_path.glob("*.index.json")
+    content = json.loads(index.read_text())
+    masks = [name for name in state if name.endswith((".attn.bias", ".attn.masked_bias"))]
+    for name in {"all masks": [], "no mask": masks, "some masks": masks[::2]}[listed]:
+        del content["weight_map"][name]
+    content["weight_map"]["transformer.h.7.attn.bias"] = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps(content))
+    found = build_model(open_checkpoint(tmp_path)).state_dict()
+    assert found.keys() == tiny_model.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in tiny_model.state_dict().items())
+
+
+def write_shards(
+    folder: Path,
+    model: GPT2,
+    suffix: str = "safetensors",
+    state: dict[str, Tensor] | None = None,
+) -> Path:
+    state = hub_state(model) if state is None else state
     base = {"safetensors": "model", "bin": "pytorch_model"}[suffix]
     names = [f"{base}-{number:05}-of-00003.{suffix}" for number in (1, 2, 3)]
-    weight_map = {tensor: names[place % 3] for place, tensor in enumerate(state)}
+    weight_map = {tensor: names[offset % 3] for offset, tensor in enumerate(state)}
     for name in names:
         write_hub(
             folder,
@@ -306,6 +335,9 @@ def test_fields_of_other_purposes_are_passed_over(tmp_path: Path, tiny_model: GP
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"quant_method": "bitsandbytes"}),
         ("rotary_dim", 64),
+        ("rope_theta", 10000.0),
+        ("num_key_value_heads", 2),
+        ("position_embedding_type", "relative_key"),
         ("norm", "rmsnorm"),  # ours only under our own model_type
         ("activation_function", "gelu_10"),
         ("n_layer", "12"),
@@ -320,6 +352,28 @@ def test_a_field_that_is_not_supported_is_refused_by_name(
     with pytest.raises(ConfigError, match=field) as caught:
         open_checkpoint(tmp_path)
     assert "config.json" in str(caught.value)
+
+
+def test_fields_that_nobody_knows_are_named_in_one_warning(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    # Such a field stopped the loading; configurations on the Hub are full of leftovers.
+    fields: dict[str, Any] = {"my_note": "x", "is_fancy": True, "\x1b[1m": 0}
+    write_hub(tmp_path, tiny_model, **fields)
+    with pytest.warns(Gpt2KitWarning) as caught:
+        checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config == tiny_model.config
+    (warning,) = caught
+    message = str(warning.message)
+    assert f"{tmp_path / 'config.json'}: 3 unknown fields ignored" in message
+    assert "'my_note', 'is_fancy', '\\x1b[1m'" in message
+
+
+def test_our_own_fields_with_gpt2s_values_are_no_reason_to_refuse(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    write_hub(tmp_path, tiny_model, bias=True, norm="layernorm", position_embedding_type="absolute")
+    assert open_checkpoint(tmp_path).config == tiny_model.config
 
 
 BAD_JSON = {

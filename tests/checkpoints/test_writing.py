@@ -49,6 +49,25 @@ def test_transformers_loads_what_is_written_and_computes_the_same(
         torch.testing.assert_close(theirs.eval()(ids).logits, model(ids), rtol=0, atol=1e-9)
 
 
+def test_names_are_those_of_openais_repository_on_the_hub(tmp_path: Path, tiny_model: GPT2) -> None:
+    # With transformer. before them, mlx-lm could not read the folder.
+    write_model(tmp_path, tiny_model)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "ln_f.bias"} <= names
+    assert names == tiny_model.config.shapes().keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == tiny_model.config.n_ctx  # mlx-lm needs it
+
+
+def test_a_model_with_its_own_head_keeps_the_prefix(
+    tmp_path: Path, tiny_config: GPT2Config
+) -> None:
+    # transformers 4 calls a file corrupted that has lm_head.weight beside names without a prefix.
+    write_model(tmp_path, make_model(replace(tiny_config, tie_word_embeddings=False)))
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} == {"transformer", "lm_head"}
+
+
 def test_transformers_tokenizes_as_we_do(
     tmp_path: Path, tiny_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
@@ -101,7 +120,7 @@ def test_the_file_is_what_the_library_reads(
     model = tiny_model.to(dtype)
     write_model(tmp_path, model)
     found = load_file(tmp_path / "model.safetensors")
-    expected = hub_state(model)
+    expected = hub_state(model, prefix="")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
