@@ -6,9 +6,7 @@ Face's GPT-2 configurations. `gpt2kit.checkpoints` reads those files.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -145,51 +143,3 @@ SIZES: dict[str, GPT2Config] = {
     "774M": GPT2Config(n_layer=36, n_head=20, n_embd=1280),  #                       774,030,080
     "1558M": GPT2Config(n_layer=48, n_head=25, n_embd=1600),  #                    1,557,611,200
 }
-
-# What people type. OpenAI first announced slightly wrong counts: 117M, 345M, 762M and 1542M are the same models.
-ALIASES = {
-    "gpt2": "124M",
-    "gpt2-small": "124M",
-    "openai-community/gpt2": "124M",
-    "117M": "124M",
-    "small": "124M",
-    "gpt2-medium": "355M",
-    "openai-community/gpt2-medium": "355M",
-    "345M": "355M",
-    "medium": "355M",
-    "gpt2-large": "774M",
-    "openai-community/gpt2-large": "774M",
-    "762M": "774M",
-    "large": "774M",
-    "gpt2-xl": "1558M",
-    "openai-community/gpt2-xl": "1558M",
-    "1542M": "1558M",
-    "1.5B": "1558M",
-    "xl": "1558M",
-    "distilbert/distilgpt2": "distilgpt2",
-}
-
-
-_NEAR = 0.3  # how far a mistyped parameter count may be from a published one, as a share
-
-
-def canonical_size(name: str) -> str | None:
-    """Return the key of SIZES that a name or alias stands for, whatever its case, or None."""
-    known = {key.lower(): key for key in SIZES} | {
-        alias.lower(): key for alias, key in ALIASES.items()
-    }
-    return known.get(name.lower())
-
-
-def nearest_size(name: str) -> str | None:
-    """Return the published size that a mistyped name most likely means, or None."""
-    if number := re.fullmatch(r"(\d+(?:\.\d+)?)([mb]?)", name.lower()):
-        count = float(number[1]) * (1e9 if number[2] == "b" else 1e6)
-        sizes = [size for size in SIZES if size != "distilgpt2"]
-        nearest = min(sizes, key=lambda size: abs(SIZES[size].n_params - count))
-        return nearest if abs(SIZES[nearest].n_params - count) <= _NEAR * count else None
-    names = {key.lower(): key for key in SIZES} | {
-        alias.lower(): key for alias, key in ALIASES.items()
-    }
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
-    return names[close[0]] if close else None

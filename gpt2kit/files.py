@@ -59,7 +59,7 @@ def open_regular(path: Path, *, error: Error = FileError) -> Iterator[BinaryIO]:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a descriptor without waiting, also if the file was replaced by a pipe since the check."""
+    """Open a descriptor without waiting, even if a pipe replaced the file after the check."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -181,7 +181,7 @@ def new_directory(
         raise error(f"{target} already exists; name another folder, or add --force to replace it")
     building = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
-        _sweep(target)
+        sweep(target)
         building.mkdir(parents=True)
         yield building
         for path in building.iterdir():
@@ -228,11 +228,29 @@ def restore(target: Path) -> None:
         os.rename(previous(target), target)
 
 
-def _sweep(target: Path) -> None:
-    """Delete what killed processes left beside the target."""
+def leftovers(target: Path) -> list[Path]:
+    """Return what killed processes left beside a folder, that nothing needs any more.
+
+    These are folders that were being written for it by processes that no longer run, its previous
+    content if the new one is in place, and what a deletion had not finished.
+    """
+    old = previous(target)
+    found = [path for path in (_aside(target), _aside(old)) if os.path.lexists(path)]
+    if os.path.lexists(old) and os.path.lexists(target):
+        found.append(old)
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
         process = path.name.removesuffix(".new").rpartition(".")[2]
         if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
+            found.append(path)
+    return found
+
+
+def sweep(target: Path) -> None:
+    """Delete the `leftovers` of a folder, as far as the system allows."""
+    for path in leftovers(target):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -247,14 +265,21 @@ def _is_running(process: int) -> bool:
 
 
 def delete(path: Path) -> None:
-    """Delete a folder under another name, so that a kill leaves no half of it; unlink other files."""
+    """Delete a folder, renamed before so that a kill leaves no half of it; unlink anything else."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
-    aside = path.with_name(f".{path.name.removeprefix('.')}.removed")
+    aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)  # left by an earlier kill
     os.rename(path, aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # another process may be sweeping it
+    if os.path.lexists(aside):
+        shutil.rmtree(aside)  # raises, and names the reason
+
+
+def _aside(path: Path) -> Path:
+    """Return the name of a folder while it is deleted."""
+    return path.with_name(f".{path.name.removeprefix('.')}.removed")
 
 
 def fsync_directory(directory: Path) -> None:

@@ -45,9 +45,20 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_weights_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Give every test an empty weights folder, whatever is on this machine."""
+    """Give every test an empty weights folder and cache, whatever is on this machine."""
     monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder of models, tmp_path/weights; the working directory is tmp_path."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setenv("GPT2KIT_WEIGHTS", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
 
 
 @pytest.fixture

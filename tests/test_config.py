@@ -9,11 +9,8 @@ import pytest
 
 from gpt2kit.config import (
     ACTIVATION_ALIASES,
-    ALIASES,
     SIZES,
     GPT2Config,
-    canonical_size,
-    nearest_size,
 )
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
@@ -95,34 +92,3 @@ def test_an_activation_is_known_by_its_other_names() -> None:
     others: Any = ACTIVATION_ALIASES.items()  # type checkers know the canonical names only
     for other, canonical in others:
         assert GPT2Config(activation_function=other).activation_function == canonical
-
-
-def test_aliases_lead_to_sizes_in_any_case() -> None:
-    assert set(ALIASES.values()) <= SIZES.keys()
-    assert canonical_size("GPT2-XL") == canonical_size("1.5b") == canonical_size("1558m") == "1558M"
-    assert canonical_size("gpt3") is None
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("125M", "124M"),
-        ("350M", "355M"),
-        ("770M", "774M"),
-        ("1500M", "1558M"),
-        ("gpt2-mediun", "355M"),
-        ("distilgpt", "distilgpt2"),
-        ("1.6B", "1558M"),
-        ("124", "124M"),
-        ("7B", None),
-        ("llama", None),
-        ("my-novel", None),
-        ("0", None),
-        ("run-2024", None),  # it has digits, and was taken for a number of parameters
-    ],
-)
-def test_a_mistyped_size_leads_to_the_nearest_and_another_name_to_none(
-    typed: str, meant: str | None
-) -> None:
-    assert canonical_size(typed) is None
-    assert nearest_size(typed) == meant

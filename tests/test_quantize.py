@@ -34,10 +34,11 @@ TINY = GPT2Config(n_vocab=256, n_ctx=32, n_embd=80, n_head=4, n_layer=2)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A directory with a tiny model, as transformers writes it."""
-    path = tmp_path / "tiny"
+def folder() -> Path:
+    """A training run of ours with a tiny model, as transformers writes it."""
+    path = store.weights_dir() / "tiny"
     path.mkdir()
+    (path / "run.json").write_text("{}")
     torch.manual_seed(0)
     write_model(path, GPT2(TINY))
     return path

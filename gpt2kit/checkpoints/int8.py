@@ -96,6 +96,7 @@ def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     """Write the file, whole or not at all."""
     # Tensors of equal alignment lie together, so that all are aligned.
     ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as file:
         write_safetensors(
             file,

@@ -126,8 +126,8 @@ def load(
 def locate(model: str) -> Path:
     """Return where a model is; one that can be downloaded and is not here yet is downloaded first, saying so."""
     from gpt2kit import store
-    from gpt2kit.config import canonical_size
     from gpt2kit.errors import CheckpointNotFoundError
+    from gpt2kit.store.catalogue import canonical_size
 
     try:
         return store.find(model)

@@ -1,16 +1,71 @@
-"""The published GPT-2s: where they are and what their files must be.
+"""The published GPT-2s: what they are called, where they are and what their files must be.
 
-Data only. A size or hash stands here when it was published, computed from the file, or follows exactly from the shape of the model; where
-it is None, what the server declares is used instead. Hashes guard the default revision of a Hub repository: another revision may differ.
+A size or hash is given here if it was published, computed from the file, or follows exactly from the
+shape of the model; None means that what the server declares is used. Hashes hold for the default
+revision of a Hub repository: another revision may differ.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from gpt2kit.config import SIZES
+
+# Names that people type. OpenAI first announced slightly wrong counts of parameters: 117M, 345M, 762M
+# and 1542M are the same models.
+ALIASES = {
+    "gpt2": "124M",
+    "gpt2-small": "124M",
+    "openai-community/gpt2": "124M",
+    "117M": "124M",
+    "small": "124M",
+    "gpt2-medium": "355M",
+    "openai-community/gpt2-medium": "355M",
+    "345M": "355M",
+    "medium": "355M",
+    "gpt2-large": "774M",
+    "openai-community/gpt2-large": "774M",
+    "762M": "774M",
+    "large": "774M",
+    "gpt2-xl": "1558M",
+    "openai-community/gpt2-xl": "1558M",
+    "1542M": "1558M",
+    "1.5B": "1558M",
+    "xl": "1558M",
+    "distilbert/distilgpt2": "distilgpt2",
+}
+_NAMES = {size.lower(): size for size in SIZES}
+_NAMES |= {alias.lower(): size for alias, size in ALIASES.items()}
+
+_NEAR = 0.3  # how far a mistyped parameter count may be from a published one, as a share
+
+
+def canonical_size(name: str) -> str | None:
+    """Return the key of SIZES that a name or alias stands for, in any case, or None.
+
+    >>> canonical_size("GPT2-XL"), canonical_size("1.5b"), canonical_size("gpt3")
+    ('1558M', '1558M', None)
+    """
+    return _NAMES.get(name.lower())
+
+
+def nearest_size(name: str) -> str | None:
+    """Return the published size that a mistyped name most likely means, or None.
+
+    >>> nearest_size("125M"), nearest_size("gpt2-mediun"), nearest_size("llama")
+    ('124M', '355M', None)
+    """
+    if number := re.fullmatch(r"(\d+(?:\.\d+)?)([mb]?)", name.lower()):
+        count = float(number[1]) * (1e9 if number[2] == "b" else 1e6)
+        sizes = [size for size in SIZES if size != "distilgpt2"]
+        nearest = min(sizes, key=lambda size: abs(SIZES[size].n_params - count))
+        return nearest if abs(SIZES[nearest].n_params - count) <= _NEAR * count else None
+    close = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.7)
+    return _NAMES[close[0]] if close else None
 
 
 @dataclass(frozen=True)
@@ -28,9 +83,7 @@ class Publication:
 
     repository: str  # on the Hugging Face Hub
     hub_files: tuple[PublishedFile, ...]
-    openai_directory: (
-        str | None
-    )  # below OpenAI's base URL; None where OpenAI did not publish the model
+    openai_directory: str | None  # below OpenAI's base URL; None if OpenAI did not publish it
     openai_files: tuple[PublishedFile, ...] = ()
 
 
@@ -66,7 +119,7 @@ def _openai(size: str, known: _Known) -> tuple[PublishedFile, ...]:
         "checkpoint": (77, "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb"),
         "encoder.json": _VOCABULARY,
         "vocab.bpe": _MERGES,
-        # float32 and nothing else: no header, no padding.
+        # It consists of the float32 numbers alone, without header or padding.
         "model.ckpt.data-00000-of-00001": (4 * SIZES[size].n_params, None),
     }
     return _files(_OPENAI_NAMES, {**same_for_all, **known})

@@ -15,11 +15,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2kit import store
-from gpt2kit.config import SIZES, nearest_size
+from gpt2kit.config import SIZES
 from gpt2kit.errors import CheckpointFormatError, DownloadError, Gpt2KitWarning
-from gpt2kit.files import put_in_place
-from gpt2kit.store import catalogue
+from gpt2kit.files import put_in_place, sweep
+from gpt2kit.store import catalogue, folders
+from gpt2kit.store.catalogue import nearest_size
+from gpt2kit.store.lookup import HUB_ID, directory_name, split_source
+from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.parts import drop_sidecars
 from gpt2kit.store.sources import Plan, hub_plan, openai_plan
 from gpt2kit.store.transfer import Patience, Progress, Silent
@@ -44,9 +46,9 @@ def download(
     """
     progress, patience = progress or Silent(), patience or Patience()
     model, source = _understood(model, source, revision)
-    target = store.weights_dir() / store.directory_name(model, source)
+    target = folders.weights_dir() / directory_name(model, source)
     with _disk_errors(target):
-        store.undo_broken_swap(target)
+        folders.undo_broken_swap(target)
         _refuse_to_replace(target, force)
         here = None if force else _complete(target)
         if here is not None and revision in (None, here.revision):
@@ -66,12 +68,12 @@ def download(
 
 def _understood(model: str, source: str, revision: str | None) -> tuple[str, str]:
     """Return the canonical name and the source, or raise DownloadError for what cannot be had, before any request."""
-    name, told = store.split_source(model)
+    name, told = split_source(model)
     source = told or source
     if source not in ("hub", "openai"):
         raise DownloadError(f"there is no source {source!r}; it is hub or openai")
-    if name not in SIZES and (source == "openai" or not store.HUB_ID.fullmatch(name)):
-        if source == "openai" and store.HUB_ID.fullmatch(name):
+    if name not in SIZES and (source == "openai" or not HUB_ID.fullmatch(name)):
+        if source == "openai" and HUB_ID.fullmatch(name):
             raise DownloadError(
                 f"{name} is a repository of the Hub, not one of OpenAI's models; run: gpt2kit download {name} --source hub"
             )
@@ -103,7 +105,7 @@ def _refuse_to_replace(target: Path, force: bool) -> None:
     if (
         target.exists()
         and not force
-        and not (target / store.MANIFEST).exists()
+        and not (target / folders.MANIFEST).exists()
         and any(target.iterdir())
     ):
         raise DownloadError(
@@ -112,9 +114,9 @@ def _refuse_to_replace(target: Path, force: bool) -> None:
         )
 
 
-def _complete(target: Path) -> store.Manifest | None:
+def _complete(target: Path) -> Manifest | None:
     """Return the manifest of the model that is here with all its files, or None."""
-    manifest = store.Manifest.read(target)
+    manifest = Manifest.read(target)
     return manifest if manifest is not None and manifest.fits(target) else None
 
 
@@ -141,10 +143,12 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
         progress.note(f"another process is downloading {target.name}; waiting for it")
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with store.locked(target.name, waiting=waiting):
+    with folders.locked(target.name, waiting=waiting):
         if (waited or not force) and _done_meanwhile(target, plan):
             return
-        staging = store.staging_dir(target.name)
+        staging = folders.staging_dir(target.name)
+        sweep(target)
+        sweep(staging)
         staging.mkdir(exist_ok=True)
         try:
             _make_room(plan, staging)
@@ -153,7 +157,7 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
                     file.name: (file.size, transfer.fetch(file, staging, verify=verify))
                     for file in plan.files
                 }
-            store.Manifest(plan.source, plan.repository, plan.revision, files).write(staging)
+            Manifest(plan.source, plan.repository, plan.revision, files).write(staging)
             drop_sidecars(staging)
             put_in_place(staging, target)
         finally:
@@ -193,7 +197,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        staging = store.staging_dir(target.name)
+        staging = folders.staging_dir(target.name)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             kept = sum(path.stat().st_size for path in staging.glob("*")) if staging.is_dir() else 0
             free = shutil.disk_usage(target.parent).free

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from gpt2kit import store
 from gpt2kit.errors import DownloadError
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
+from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
 from gpt2kit.store.transfer import (
     Interrupted,
@@ -87,7 +87,7 @@ def hub_plan(
     siblings = {
         sibling.rfilename: sibling
         for sibling in info.siblings or ()
-        if store.PLAIN_NAME.fullmatch(sibling.rfilename)
+        if PLAIN_NAME.fullmatch(sibling.rfilename)
     }
     commit = info.sha
     if not isinstance(commit, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", commit):

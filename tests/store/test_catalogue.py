@@ -7,8 +7,14 @@ import re
 
 import pytest
 
-from gpt2kit.config import SIZES, canonical_size
-from gpt2kit.store.catalogue import PUBLICATIONS, PublishedFile
+from gpt2kit.config import SIZES
+from gpt2kit.store.catalogue import (
+    ALIASES,
+    PUBLICATIONS,
+    PublishedFile,
+    canonical_size,
+    nearest_size,
+)
 
 
 def _by_name(files: tuple[PublishedFile, ...]) -> dict[str, PublishedFile]:
@@ -86,3 +92,34 @@ def test_what_openai_did_not_publish_has_no_directory_there() -> None:
         size for size, publication in PUBLICATIONS.items() if publication.openai_directory is None
     ] == ["distilgpt2"]
     assert PUBLICATIONS["distilgpt2"].openai_files == ()
+
+
+def test_aliases_lead_to_sizes_in_any_case() -> None:
+    assert set(ALIASES.values()) <= SIZES.keys()
+    assert canonical_size("GPT2-XL") == canonical_size("1.5b") == canonical_size("1558m") == "1558M"
+    assert canonical_size("gpt3") is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("125M", "124M"),
+        ("350M", "355M"),
+        ("770M", "774M"),
+        ("1500M", "1558M"),
+        ("gpt2-mediun", "355M"),
+        ("distilgpt", "distilgpt2"),
+        ("1.6B", "1558M"),
+        ("124", "124M"),
+        ("7B", None),
+        ("llama", None),
+        ("my-novel", None),
+        ("0", None),
+        ("run-2024", None),  # it has digits, and was taken for a number of parameters
+    ],
+)
+def test_a_mistyped_size_leads_to_the_nearest_and_another_name_to_none(
+    typed: str, meant: str | None
+) -> None:
+    assert canonical_size(typed) is None
+    assert nearest_size(typed) == meant

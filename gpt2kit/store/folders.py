@@ -1,0 +1,129 @@
+"""The folder that holds the models, and what lies in it.
+
+Each model is a directory of `weights_dir()`. A downloaded one has a manifest, a trained one the
+settings of its run. Names that begin with a dot belong to no model:
+
+    .NAME.download    a download that is not finished
+    .NAME.old         the previous content of NAME while the new one takes its place
+    .NAME.removed     a directory that is being deleted
+    .NAME.lock        held by the one process that may change NAME
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gpt2kit.errors import DownloadError
+from gpt2kit.files import leftovers, previous, restore
+
+BUNDLED = Path(__file__).parent / "bundled"  # the models that come with the package
+MANIFEST = "gpt2kit.json"  # the record of a download
+ADAPTERS_FILE = "adapter.json"  # a run with --lora_rank leaves it instead of weights
+INT8_SUFFIX = ".gpt2kit-int8"  # of int8 weights, which are made once and kept
+
+_RUN_FILE = "run.json"  # the settings of a training run
+# A directory holds a model if it has one of these; the readers tell the format from the contents.
+MODEL_FILES = ("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt")
+
+
+def weights_dir() -> Path:
+    """Return the folder of models: $GPT2KIT_WEIGHTS, else ./weights if it exists, else a cache."""
+    if chosen := os.environ.get("GPT2KIT_WEIGHTS"):
+        return Path(chosen).expanduser()
+    if Path("weights").is_dir():
+        return Path("weights")
+    return _cache_dir()
+
+
+def _cache_dir() -> Path:
+    """Return gpt2kit's folder in the user's cache directory."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("gpt2kit", appauthor=False))
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether the directory looks like a model, in any format that we read."""
+    return any(os.path.isfile(directory / name) for name in MODEL_FILES)
+
+
+def is_in_weights_dir(path: Path) -> bool:
+    """Whether a path is an entry of `weights_dir()` itself."""
+    path = Path(os.path.abspath(path))
+    return os.path.realpath(path.parent) == os.path.realpath(weights_dir())
+
+
+def int8_file(path: Path) -> Path:
+    """Return where the int8 weights of a model are kept, given its folder, file or prefix.
+
+    That is beside the model if it is a download or a training run of ours in `weights_dir()`. For
+    any other model, which may be somebody else's or part of the package, it is a file of the user's
+    cache directory, named after the model's path. The folder of the file may not exist yet.
+    """
+    folder = path if path.is_dir() else path.parent
+    beside = (path / "model" if path.is_dir() else path).with_suffix(INT8_SUFFIX)
+    if is_owned(folder):
+        return beside
+    identity = os.fsencode(os.path.realpath(folder) + "\0" + beside.name)
+    name = f"{os.path.basename(os.path.realpath(folder))[:25]}-{beside.stem[:25]}"
+    return (
+        _cache_dir() / ".int8" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}{INT8_SUFFIX}"
+    )
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a folder is a download or a training run of ours in `weights_dir()`, and no link."""
+    return (
+        is_in_weights_dir(folder)
+        and not folder.is_symlink()
+        and any(os.path.isfile(folder / name) for name in (MANIFEST, _RUN_FILE))
+    )
+
+
+def staging_dir(name: str) -> Path:
+    """Return the folder in which a download for the directory `name` collects its files."""
+    return weights_dir() / f".{name}.download"
+
+
+def remains(name: str) -> list[Path]:
+    """Return what killed processes left of the directory `name` that only needs deleting."""
+    return leftovers(weights_dir() / name) + leftovers(staging_dir(name))
+
+
+@contextlib.contextmanager
+def locked(
+    name: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Keep other processes from the directory `name`; the lock of a killed process is free.
+
+    Calls `waiting` once before waiting for another process. With `wait=False`, raises DownloadError
+    instead.
+    """
+    import filelock
+
+    lock = filelock.FileLock(weights_dir() / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise DownloadError(
+                f"{name} is being downloaded by another process; try again when that has ended"
+            ) from None
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def undo_broken_swap(target: Path) -> None:
+    """Rename a model's previous directory back, if replacing it was killed between two renames."""
+    target = Path(os.path.abspath(target))  # "." has no name
+    if target.name and os.path.lexists(previous(target)) and not os.path.lexists(target):
+        with locked(target.name):  # another process may be in the middle of a replacement
+            restore(target)

@@ -1,0 +1,73 @@
+"""Delete a model of the weights folder, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gpt2kit.errors import CheckpointError, CheckpointNotFoundError
+from gpt2kit.files import delete, sweep
+from gpt2kit.store.folders import (
+    BUNDLED,
+    holds_model,
+    int8_file,
+    locked,
+    remains,
+    staging_dir,
+    undo_broken_swap,
+    weights_dir,
+)
+from gpt2kit.store.lookup import OPENAI_SUFFIX, candidates, split_source
+from gpt2kit.store.models import installed
+
+
+def removable(name: str) -> Path:
+    """Return the directory of `weights_dir()` that `remove` would delete.
+
+    The name is a size, an alias, a Hub id or the directory's own; what interrupted commands left
+    counts as a model. Another source than the one that is named is never taken. Raises
+    CheckpointNotFoundError if there is none.
+    """
+    _, source = split_source(name)
+    for candidate in candidates(name):
+        if candidate != name and not source and candidate.endswith(OPENAI_SUFFIX):
+            continue
+        target = weights_dir() / candidate
+        undo_broken_swap(target)
+        is_model = holds_model(target) or os.path.islink(target)
+        if is_model or staging_dir(candidate).is_dir() or remains(candidate):
+            return target
+        if target.is_dir():
+            raise CheckpointNotFoundError(
+                f"{target} holds no model, so it is left alone", path=target
+            )
+    if name and holds_model(BUNDLED / name):
+        raise CheckpointError(
+            f"{name} comes with gpt2kit and is not removed; "
+            "a model of your own with that name is used instead of it"
+        )
+    here = ", ".join(model.name for model in installed() if not model.is_bundled) or "none"
+    raise CheckpointNotFoundError(
+        f"there is no model {name!r} in {weights_dir()}; models there: {here}"
+    )
+
+
+def remove(name: str) -> Path:
+    """Delete the model that `removable` finds, its int8 weights and what interrupted commands left.
+
+    Returns where it was. A symbolic link is unlinked, and what it points to stays.
+    """
+    target = removable(name)
+    unfinished = staging_dir(target.name)
+    try:
+        with locked(target.name, wait=False):
+            int8_file(target).unlink(missing_ok=True)
+            sweep(target)  # first, or the previous content would be taken for the model afterwards
+            if os.path.islink(target) or holds_model(target):
+                delete(target)
+            if unfinished.is_dir():
+                delete(unfinished)
+            sweep(unfinished)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be deleted: {error.strerror or error}") from error
+    return target
