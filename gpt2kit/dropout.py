@@ -49,13 +49,20 @@ def scaled_dot_product_attention(
     torch.nn.functional.scaled_dot_product_attention, which does the work except on a CPU with
     dropout and without a mask.
     """
+    output: Tensor
     if attn_mask is not None or not _is_ours(query, dropout_p):
-        return F.scaled_dot_product_attention(
+        output = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale
         )
+        if query.device.type != "cpu" or query.requires_grad:
+            return output
+        # torch's CPU kernel loses NaN among fewer than 16 keys, and gives 0 if all scores are
+        # -inf. This adds 0, or NaN if a query or its token's own key is not finite.
+        own = key[:, :, key.shape[2] - query.shape[2] :]  # (B, H, T, D)
+        return output + ((query + own) * 0).sum(dim=-1, keepdim=True)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     inputs = query, key, value, dropout_p, is_causal, scale
-    output: Tensor = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
+    output = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
     return output
 
 

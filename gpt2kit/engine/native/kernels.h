@@ -62,6 +62,27 @@ INLINE i32x16 FN(nearest)(f32x16 value) {
     return (i32x16)(value + round) - (i32x16)round;
 }
 
+/* The bits of the absolute values. As integers they compare as the numbers do, infinity above them and NaN above infinity. */
+INLINE i32x16 FN(abs_bits)(f32x16 value) { return (i32x16)value & 0x7fffffff; }
+
+INLINE i32x16 FN(larger_bits)(i32x16 a, i32x16 b) {
+    union { i32x16 whole; INTEGERS part[64 / sizeof(INTEGERS)]; } x = {a}, y = {b}, result;
+    for (size_t i = 0; i < 64 / sizeof(INTEGERS); i++) {
+        INTEGERS less = x.part[i] < y.part[i];
+        result.part[i] = (less & y.part[i]) | (~less & x.part[i]);
+    }
+    return result.whole;
+}
+
+/* The largest absolute value, from abs_bits; NaN if one is NaN, else infinity if one is infinite. */
+INLINE float FN(largest_abs)(i32x16 bits) {
+    int32_t largest = 0;
+    float value;
+    for (int i = 0; i < 16; i++) largest = bits[i] > largest ? bits[i] : largest;
+    memcpy(&value, &largest, sizeof value);
+    return value;
+}
+
 INLINE float FN(largest_of)(f32x16 value) {
     float largest = value[0];
     for (int i = 1; i < 16; i++) largest = value[i] > largest ? value[i] : largest;
@@ -109,7 +130,8 @@ INLINE f32x16 FN(exp)(f32x16 x) {
     p = p * r + (1.0f / 6);
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    return (f32x16)((i32x16)p + ((i32x16)shifted << 23));
+    /* 2^n as a number: added to the bits of p, it could turn a NaN into a number. */
+    return p * (f32x16)(((i32x16)shifted << 23) + 0x3f800000);
 }
 
 /* --- layer norm, activations, softmax -------------------------------------------------------------------------------- */
@@ -240,14 +262,11 @@ TARGET static void FN(attend)(
 
 /* --- matrices -------------------------------------------------------------------------------------------------------- */
 
-/* Round sixteen times four numbers to int8 with one scale. */
+/* Round BLOCK numbers to int8 with one scale. A NaN or infinity among them becomes the scale, and so reaches every product. */
 INLINE void FN(round_block)(const float *numbers, int8_t *whole, float *scale) {
-    f32x16 largest = {0};
-    for (int i = 0; i < BLOCK; i += 16) {
-        f32x16 value = FN(load)(numbers, FLOAT32, i);
-        largest = FN(larger)(largest, FN(larger)(value, -value));
-    }
-    float most = FN(largest_of)(largest), factor = most > 0 ? 127 / most : 0;
+    i32x16 largest = {0};
+    for (int i = 0; i < BLOCK; i += 16) largest = FN(larger_bits)(largest, FN(abs_bits)(FN(load)(numbers, FLOAT32, i)));
+    float most = FN(largest_abs)(largest), factor = most > 0 ? 127 / most : 0;
     *scale = most / 127;
     for (int i = 0; i < BLOCK; i += 16)
         *(i8x16_unaligned *)(whole + i) = __builtin_convertvector(FN(nearest)(FN(load)(numbers, FLOAT32, i) * factor), i8x16_unaligned);
