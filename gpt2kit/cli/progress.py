@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal; elsewhere a line for each file of a download, and nothing for what only computes."""
+"""Progress on stderr: bars on a terminal; in a log, a line for each file of a download."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-
+from gpt2kit.cli import output
 from gpt2kit.cli.output import human_size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 def download_with_bars(
@@ -20,7 +23,7 @@ def download_with_bars(
     force: bool = False,
     verify: bool = True,
 ) -> Path:
-    """Download a model and show how it goes."""
+    """Download a model and show its progress."""
     from gpt2kit.store.download import download
 
     with _Bars() if sys.stderr.isatty() else _Lines() as progress:
@@ -31,11 +34,10 @@ def download_with_bars(
 
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to tell how much is done and how much there is, which a bar shows while the block lasts."""
+    """Give a function of how much is done and of how much there is, for a bar on a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, of: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -50,13 +52,13 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=output.console(), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 class _Lines:
-    """A line for each file, for logs."""
+    """Download progress as a line for each file, for logs."""
 
     def __enter__(self) -> _Lines:
         return self
@@ -64,22 +66,21 @@ class _Lines:
     def __exit__(self, *_: object) -> None: ...
 
     def started(self, file: str, total: int, already: int) -> None:
-        resumed = f", going on at {human_size(already)}" if already else ""
-        typer.echo(f"{file}: {human_size(total)}{resumed}", err=True)
+        resumed = f", {human_size(already)} of them here" if already else ""
+        output.note(f"{file}: {human_size(total)}{resumed}")
 
     def advanced(self, n: int) -> None: ...
 
     def finished(self, file: str) -> None: ...
 
     def note(self, text: str) -> None:
-        typer.echo(text, err=True)
+        output.note(text)
 
 
 class _Bars:
-    """A bar for each file."""
+    """Download progress as a bar for each file."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -90,15 +91,15 @@ class _Bars:
         )
 
         columns = (
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._file: str | None = None
-        self._task: int | None = None
+        self._progress = Progress(*columns, console=output.console())
+        self._bars: dict[str, TaskID] = {}  # by the name of the file
+        self._current: TaskID | None = None
 
     def __enter__(self) -> _Bars:
         self._progress.start()
@@ -108,21 +109,17 @@ class _Bars:
         self._progress.stop()
 
     def started(self, file: str, total: int, already: int) -> None:
-        if self._file == file:  # it begins again
-            self._progress.update(self._task, completed=already)  # type: ignore[arg-type]
-        else:
-            self._file, self._task = (
-                file,
-                self._progress.add_task(file, total=total, completed=already),
-            )
+        if file not in self._bars:
+            self._bars[file] = self._progress.add_task(file, total=total)
+        self._current = self._bars[file]
+        self._progress.update(self._current, completed=already)
 
     def advanced(self, n: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, n)  # type: ignore[arg-type]
+        if self._current is not None:
+            self._progress.advance(self._current, n)
 
     def finished(self, file: str) -> None:
-        if self._task is not None:
-            self._progress.stop_task(self._task)  # type: ignore[arg-type]
+        self._progress.stop_task(self._bars[file])
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(output.one_line(text))

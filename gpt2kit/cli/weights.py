@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2kit.cli import options
-from gpt2kit.cli.options import Device, Force, Json, ModelArgument, human_size
+from gpt2kit.cli import options, output
+from gpt2kit.cli.options import Device, Force, Json, ModelArgument
+from gpt2kit.cli.output import human_size
 
 if TYPE_CHECKING:
+    from gpt2kit.checkpoints.stored import Checkpoint
     from gpt2kit.store import InstalledModel
 
 
@@ -42,10 +45,10 @@ def download(
         bool, typer.Option("--no_verify", help="Check sizes but no hashes.")
     ] = False,
 ) -> None:
-    """Fetch weights, verified, and go on where an interrupted download stopped."""
+    """Fetch weights and check their hashes; an interrupted download continues where it stopped."""
     from gpt2kit.cli.progress import download_with_bars
 
-    typer.echo(
+    output.result(
         download_with_bars(
             model, source=source, revision=revision, force=force, verify=not no_verify
         )
@@ -56,26 +59,25 @@ def models(json: Json = False) -> None:
     """List the models on this machine."""
     from gpt2kit import store
 
+    names = ("name", "size", "source", "format", "path")
     rows = [
         (model.name, model.size, _source(model), _format(model.path), str(model.path))
         for model in store.installed()
     ]
     if json:
         for row in rows:
-            options.print_json(
-                dict(zip(("name", "size", "source", "format", "path"), row, strict=True))
-            )
-        return
-    table = [
-        (name, human_size(size), source, kind, path) for name, size, source, kind, path in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        typer.echo(
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+            output.print_json(dict(zip(names, row, strict=True)))
+    else:
+        for line in output.table((name, human_size(size), *rest) for name, size, *rest in rows):
+            output.result(line)
+        if all(source == "bundled" for _, _, source, _, _ in rows):
+            output.note(f"no models in {store.weights_dir()}; run: gpt2kit download 124M")
+    for left in store.unfinished():
+        what = "an unfinished download" if left.is_download else "an interrupted command"
+        output.note(
+            f"{left.name}: {human_size(left.size)} left by {what}; "
+            f"to delete it, run: gpt2kit rm {left.name}"
         )
-    if all(source == "bundled" for _, _, source, _, _ in rows):
-        typer.echo(f"no models in {store.weights_dir()}; run: gpt2kit download 124M", err=True)
 
 
 def _source(model: InstalledModel) -> str:
@@ -104,12 +106,12 @@ def rm(
     target = store.removable(name)
     size = next(
         (human_size(model.size) for model in store.installed() if model.path == target),
-        "an unfinished download",
+        "what an interrupted command left",
     )
-    if not yes and not typer.confirm(f"Remove {target} ({size})?", err=True):
-        typer.echo("nothing was removed", err=True)
+    if not yes and not output.confirm(f"Remove {target} ({size})?"):
+        output.note("nothing was removed")
         return
-    typer.echo(f"removed {store.remove(name)}", err=True)
+    output.note(f"removed {store.remove(name)}")
 
 
 def convert(
@@ -159,15 +161,15 @@ def convert(
     with new_directory(to, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, checkpoint, stored, tokenizer)
     if tokenizer is None:
-        typer.echo(
-            "no vocabulary was found, so none was written; --vocabulary MODEL takes another model's",
-            err=True,
+        output.note(
+            "no vocabulary was found, so none was written; "
+            "--vocabulary MODEL takes it from another model"
         )
-    typer.echo(to)
+    output.result(to)
 
 
 def check_target(to: Path, force: bool, option: str) -> None:
-    """Raise CheckpointError for a folder that a model must not take the place of."""
+    """Raise CheckpointError for a folder that must not be replaced by a model."""
     from gpt2kit.errors import CheckpointError
     from gpt2kit.store import holds_model
 
@@ -176,76 +178,87 @@ def check_target(to: Path, force: bool, option: str) -> None:
     is_model = to.is_dir() and holds_model(to) and not any(path.is_dir() for path in to.iterdir())
     if force and to.exists() and not is_model and not (to.is_dir() and not any(to.iterdir())):
         raise CheckpointError(
-            f"{to} is there and is not just a model, so it is not replaced; name another folder"
+            f"{to} exists and holds more than a model, so it is not replaced; name another folder"
         )
 
 
 def inspect(model: ModelArgument, json: Json = False) -> None:
     """Show a model's configuration, tensors, parameters by part and the memory it needs."""
-    from dataclasses import asdict
-
     from gpt2kit import inspection
 
     checkpoint = options.open_model(model)
-    config, counts, memory = (
-        checkpoint.config,
-        inspection.count_parameters(checkpoint.config),
-        inspection.memory(checkpoint.config),
-    )
+    counts = inspection.count_parameters(checkpoint.config)
+    memory = inspection.memory(checkpoint.config)
     if json:
-        options.print_json(
-            {"path": str(checkpoint.path), "format": checkpoint.format, "config": asdict(config)}
-        )
-        options.print_json(
-            {
-                "parameters": config.n_params,
-                "by_part": counts,
-                "memory": {k: v[0] for k, v in memory.items()},
-            }
-        )
-        for tensor in inspection.summarize(checkpoint):
-            options.print_json(asdict(tensor))
+        _inspect_as_json(checkpoint, counts, memory)
         return
-    typer.echo(f"{checkpoint.path} ({checkpoint.format})\n")
-    for name, value in asdict(config).items():
-        typer.echo(f"  {name:<32}{value}")
-    typer.echo(f"\n{'tensor':<34}{'shape':<16}{'dtype':<10}{'norm':>12}{'mean':>12}{'largest':>12}")
+    output.result(f"{checkpoint.path} ({checkpoint.format})\n")
+    for name, value in asdict(checkpoint.config).items():
+        output.result(f"  {name:<32}{value}")
+    _print_tensors(checkpoint)
+    n_params, n_ctx = checkpoint.config.n_params, checkpoint.config.n_ctx
+    output.result(f"\n{'parameters':<20}{n_params:>16,}")
+    for part, count in counts.items():
+        output.result(f"  {part:<18}{count:>16,}{count / n_params:>8.1%}")
+    output.result(f"\n{'memory':<20}{'weights':>12}{'cache per token':>18}{'cache, full':>14}")
+    for name, sizes in memory.items():
+        weights, token, full = map(human_size, (*sizes, sizes[1] * n_ctx))
+        output.result(f"  {name:<18}{weights:>12}{token:>18}{full:>14}")
+
+
+def _inspect_as_json(
+    checkpoint: Checkpoint, counts: dict[str, int], memory: dict[str, tuple[int, int]]
+) -> None:
+    from gpt2kit import inspection
+
+    config = checkpoint.config
+    output.print_json(
+        {"path": str(checkpoint.path), "format": checkpoint.format, "config": asdict(config)}
+    )
+    output.print_json(
+        {
+            "parameters": config.n_params,
+            "by_part": counts,
+            "memory": {dtype: weights for dtype, (weights, _) in memory.items()},
+        }
+    )
+    for tensor in inspection.summarize(checkpoint):
+        output.print_json(asdict(tensor))
+
+
+def _print_tensors(checkpoint: Checkpoint) -> None:
+    """Print a line for each tensor, as it is read, and the names of those that are not used."""
+    from gpt2kit import inspection
+
+    header = f"{'tensor':<34}{'shape':<16}{'dtype':<10}{'norm':>12}{'mean':>12}{'largest':>12}"
+    output.result(f"\n{header}")
     for tensor in inspection.summarize(checkpoint):
         shape = " x ".join(map(str, tensor.shape))
-        typer.echo(
-            f"{tensor.name:<34}{shape:<16}{tensor.dtype:<10}{tensor.norm:>12.4f}{tensor.mean:>12.5f}{tensor.largest:>12.4f}"
-        )
+        figures = f"{tensor.norm:>12.4f}{tensor.mean:>12.5f}{tensor.largest:>12.4f}"
+        output.result(f"{tensor.name:<34}{shape:<16}{tensor.dtype:<10}{figures}")
     if checkpoint.skipped:
-        typer.echo(
-            f"not part of the model: {', '.join(checkpoint.skipped[:4])}{', …' if len(checkpoint.skipped) > 4 else ''}"
-        )
-    typer.echo(f"\n{'parameters':<20}{config.n_params:>16,}")
-    for part, count in counts.items():
-        typer.echo(f"  {part:<18}{count:>16,}{count / config.n_params:>8.1%}")
-    typer.echo(f"\n{'memory':<20}{'weights':>12}{'cache per token':>18}{'cache, full':>14}")
-    for name, (weights, cache) in memory.items():
-        typer.echo(
-            f"  {name:<18}{human_size(weights):>12}{human_size(cache):>18}{human_size(cache * config.n_ctx):>14}"
-        )
+        more = ", …" if len(checkpoint.skipped) > 4 else ""
+        output.result(f"not part of the model: {', '.join(checkpoint.skipped[:4])}{more}")
 
 
 def verify(model: ModelArgument, device: Device = "auto", json: Json = False) -> None:
     """Check that a model's files, tensors and arithmetic are right on this machine."""
-    from dataclasses import asdict
-
     from gpt2kit import store
     from gpt2kit.checkpoints.load import pick_device
     from gpt2kit.evaluation.verify import verify as checks
 
-    words = {True: ("ok", "green"), False: ("FAIL", "red"), None: ("skip", "yellow")}
+    words: dict[bool | None, output.Styled] = {
+        True: output.style("ok  ", "green"),
+        False: output.style("FAIL", "red"),
+        None: output.style("skip", "yellow"),
+    }
     failed = 0
     for check in checks(store.find(model), device=pick_device(device)):
         failed += check.passed is False
         if json:
-            options.print_json(asdict(check))
+            output.print_json(asdict(check))
         else:
-            word, colour = words[check.passed]
-            typer.echo(f"{typer.style(f'{word:<4}', fg=colour)}  {check.name:<24}  {check.detail}")
+            output.result(words[check.passed], f"  {check.name:<24}  {check.detail}")
     if failed:
-        typer.secho(f"{failed} {'check' if failed == 1 else 'checks'} failed", fg="red", err=True)
+        output.note(f"{failed} {'check' if failed == 1 else 'checks'} failed", color="red")
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -95,6 +96,33 @@ def test_rm_does_not_ask_when_told_so(installed: Path) -> None:
     assert not installed.exists()
 
 
+def test_models_tells_what_interrupted_commands_left_and_rm_deletes_it() -> None:
+    # A kill while deleting left the weights under a hidden name, which no command mentioned.
+    left = store.weights_dir() / ".novel.removed"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"x" * 1500)
+    (store.weights_dir() / ".124M.download").mkdir()
+    result = run("models")
+    assert "novel: 1.5 kB left by an interrupted command; to delete it, run: gpt2kit rm novel" in (
+        result.stderr
+    )
+    assert "124M: 0 bytes left by an unfinished download" in result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["dante"]
+    assert run("rm", "novel", "--yes").exit_code == 0
+    assert not left.exists()
+    assert "novel" not in run("models").stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("command", ["models", "verify novel", "rm novel --yes"])
+def test_a_pipe_in_the_place_of_the_record_stops_no_command(command: str, installed: Path) -> None:
+    # Each of them waited for ever.
+    os.mkfifo(installed / store.MANIFEST)
+    result = run(*command.split())
+    assert result.exit_code == (1 if command.startswith("verify") else 0)
+    assert ("found a pipe" in result.stdout) == command.startswith("verify")
+
+
 @pytest.mark.parametrize("name", ["nothing", "../model", "/etc", "."])
 def test_rm_removes_only_models_of_the_weights_folder(model: Path, name: str) -> None:
     failed(run("rm", name, "--yes"))
@@ -182,7 +210,7 @@ def test_convert_takes_every_format(tmp_path: Path, tiny_model: GPT2, kind: str)
     }[kind]()
     result = run("convert", str(source), "--to", str(tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
-    assert "--vocabulary MODEL takes another model's" in result.stderr
+    assert "--vocabulary MODEL takes it from another model" in result.stderr
     before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
     assert all(
         torch.equal(after.tensors[name].read(), stored.read())
