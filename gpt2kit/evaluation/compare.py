@@ -1,6 +1,6 @@
-"""Two models of one shape: how far apart their weights are, what that does to a text, and what lies between them.
+"""Two models of one shape: the distance of their weights, its effect on a text, and their mixtures.
 
-Tensors are read one by one from the files; only to measure on a text is a model built.
+Tensors are read one by one from the files; a model is built only to measure on a text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from gpt2kit.tokenizers import Tokenizer, identity
 
 
 def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
-    """Return the vocabulary of two models, or None where neither has one.
+    """Return the vocabulary that two models share, or None if neither has one.
 
-    Raises CheckpointError, naming the difference, for two that do not compute the same function of their weights or have different
-    vocabularies.
+    Raises CheckpointError, naming the difference, if their configurations or vocabularies differ.
     """
     ours, theirs = asdict(a.config), asdict(b.config)
     different = [
@@ -34,7 +33,7 @@ def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
     ]
     if different:
         raise CheckpointError(
-            f"{a.path} and {b.path} are not of one shape: they have {', '.join(different)}"
+            f"{a.path} and {b.path} have different shapes: {', '.join(different)}"
         )
     tokenizers = [
         tokenizer for tokenizer in (load_vocabulary(a), load_vocabulary(b)) if tokenizer is not None
@@ -42,7 +41,8 @@ def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
     if len({identity(tokenizer) for tokenizer in tokenizers}) > 1:
         sizes = " and ".join(f"{tokenizer.n_vocab:,}" for tokenizer in tokenizers)
         raise CheckpointError(
-            f"{a.path} and {b.path} have different vocabularies, of {sizes} tokens: the same id is not the same text"
+            f"{a.path} and {b.path} have different vocabularies, of {sizes} tokens: "
+            "an id does not mean the same text in both"
         )
     return tokenizers[0] if tokenizers else None
 
@@ -52,29 +52,28 @@ def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
 
 @dataclass(frozen=True)
 class PartDifference:
-    """How far two models are apart in some part of them; norms are Euclidean, over all of its tensors."""
+    """The distance of two models in one part; norms are Euclidean, over all of its tensors."""
 
     part: str  # "token embedding", "attention" …, or "all"
-    layer: int | None  # None for what is in no layer
+    layer: int | None  # None for embeddings, final norm and head
     parameters: int
-    norm: float  # of the first model's,
-    difference: float  # and of what the second has more or less
-    relative: float | None  # difference / norm; None where the norm is 0
+    norm: float  # of the first model's tensors
+    difference: float  # norm of second minus first
+    relative: float | None  # difference / norm; None if the norm is 0
 
 
 def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
-    """Return how far two models are apart, part by part in the order of the forward pass, and in all; reads two tensors at a time."""
+    """Return the distances of all parts, in forward order, then of the whole; reads two tensors at once."""
     squares: dict[tuple[str, int | None], list[float]] = {}
     for name in a.config.shapes():
         ours, theirs = read_checked(a, name).double(), read_checked(b, name).double()
         layer = int(name.split(".")[1]) if name.startswith("h.") else None
         for key in ((part_of(name), layer), ("all", None)):
             sums = squares.setdefault(key, [0, 0.0, 0.0])
-            for place, more in enumerate(
-                (ours.numel(), float(ours.square().sum()), float((theirs - ours).square().sum()))
-            ):
-                sums[place] += more
-    squares["all", None] = squares.pop(("all", None))  # to the end
+            sums[0] += ours.numel()
+            sums[1] += float(ours.square().sum())
+            sums[2] += float((theirs - ours).square().sum())
+    squares["all", None] = squares.pop(("all", None))  # move it to the end
     return [
         PartDifference(
             part,
@@ -89,10 +88,11 @@ def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
 
 
 def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
-    """Return the model whose weights are (1 - alpha) · a + alpha · b: alpha is the share of b. Nothing is read until it is.
+    """Return the model whose weights are (1 - alpha) · a + alpha · b, to be read tensor by tensor.
 
-    Sums are made in float32 at least, and kept in the wider of both dtypes. Alpha 0 and 1 give a and b exactly. Raises ConfigError
-    for another alpha than from 0 to 1, and what `check_alike` raises; reading it, CheckpointFormatError where a or b is damaged.
+    Sums are computed in float32 or wider, and stored in the wider of both dtypes. Alpha 0 and 1 give
+    a and b exactly. Raises ConfigError for an alpha outside of 0 to 1 and what `check_alike` raises;
+    reading a tensor raises CheckpointFormatError if a or b is damaged.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(
@@ -105,7 +105,7 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
         precise = torch.promote_types(dtype, torch.float32)
 
         def read(_: Tensor | None) -> Tensor:
-            if alpha in (0, 1):  # for lerp would make 0.0 of -0.0
+            if alpha in (0, 1):  # lerp would turn -0.0 into 0.0
                 return read_checked(b if alpha else a, name).to(dtype)
             return torch.lerp(
                 read_checked(a, name).to(precise), read_checked(b, name).to(precise), alpha
@@ -123,48 +123,50 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
 
 @dataclass(frozen=True)
 class TokenChange:
-    """A token of a text that one model predicts better than the other."""
+    """A token that one model predicts better than the other."""
 
-    position: int  # among the text's tokens, from 0
+    position: int  # in the text, from 0
     before: str  # the text before it
     token: str
     surprisal_a: float  # nats
     surprisal_b: float
-    change: float  # b - a: below 0 the second model predicts it better
+    change: float  # b - a: negative if the second model predicts it better
 
 
 @dataclass(frozen=True)
 class TextDifference:
-    """What two models of one vocabulary make of a text."""
+    """How well two models of one vocabulary predict a text."""
 
     tokens: int  # scored
     loss_a: float  # nats per token
     loss_b: float
-    change: float  # b - a: below 0 the second model is better
-    standard_error: float | None  # of the change, as if tokens were independent
+    change: float  # b - a: negative if the second model is better
+    standard_error: float | None  # of the change, for independent tokens
     better: int  # tokens that the second model predicts better
     worse: int
-    changes: list[
-        TokenChange
-    ]  # the largest, first those that got better, the most first; then those that got worse
+    # The largest improvements, then the largest losses, each beginning with the largest
+    changes: list[TokenChange]
 
 
-_CONTEXT = 16  # tokens shown before one
+_CONTEXT = 16  # tokens shown before a changed token
 
 
 def text_difference(
     a: Tensor, b: Tensor, ids: Ids, tokenizer: Tokenizer, *, top: int = 10
 ) -> TextDifference:
-    """Compare what `token_surprisals` gave for two models on the same (n,) ids, (n - 1,) each; `top` tokens are listed on either side."""
+    """Compare two models' `token_surprisals`, (n - 1,) each, of the same (n,) ids.
+
+    Lists the `top` tokens that the second model predicts better, and as many that it predicts worse.
+    """
     change = b - a
 
     def listed(order: Tensor) -> Iterator[TokenChange]:
-        for place in order.tolist():
-            position = place + 1  # the first token has no surprisal
+        for index in order.tolist():
+            position = index + 1  # the first token has no surprisal
             before = tokenizer.decode(ids[max(0, position - _CONTEXT) : position].tolist())
             token = tokenizer.decode([int(ids[position])])
             yield TokenChange(
-                position, before, token, float(a[place]), float(b[place]), float(change[place])
+                position, before, token, float(a[index]), float(b[index]), float(change[index])
             )
 
     order = change.argsort(stable=True)

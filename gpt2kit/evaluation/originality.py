@@ -1,12 +1,14 @@
 """How much of a text is copied from a corpus: the passages that are in both, word for word.
 
-A model trained on one book ends by knowing it by heart. Every author repeats phrases too, so a figure says something only beside
-that of a text of the same kind which was not in the corpus: measure the validation text against the training text.
+A model trained long enough on one book knows it by heart. But every author repeats phrases, so
+compare the figure with that of a similar text that is not in the corpus: measure the validation text
+against the training text.
 
-    index = Index(corpus.train_ids)                    # seconds for a megabyte; keep it for many texts
+    index = Index(corpus.train_ids)  # takes seconds for a megabyte; reuse it for many texts
     measure(sample_ids, index).copied, measure(corpus.val_ids, index).copied
 
-Or without a tokenizer: `measure_text(text, TextIndex(book))`, which compares words and marks, whatever the white space between them.
+Without a tokenizer, `measure_text(text, TextIndex(book))` compares words, whatever the white space,
+punctuation and case.
 """
 
 from __future__ import annotations
@@ -24,32 +26,33 @@ from gpt2kit.errors import ConfigError
 
 Ints = NDArray[np.int64]
 
-# In runs from this length on are 0.1 to 0.7% of the last tenths of the Comedy and of tiny Shakespeare, when the rest is the corpus.
-MIN_TOKENS = 12  # of GPT-2's vocabulary; much more for characters
+# Of the last tenths of the Comedy and of tiny Shakespeare, 0.1 to 0.7% is in shared runs of at least
+# this length, with the rest as the corpus.
+MIN_TOKENS = 12  # of GPT-2's vocabulary; characters need many more
 MIN_WORDS = 5
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage of a text that is in the corpus too, and in no longer one that is."""
+    """A passage of a text that is also in the corpus, as long as possible."""
 
-    start: int  # in the text
-    length: int
-    place: int  # in the corpus; the first of them
+    start: int  # offset in the text, in tokens
+    length: int  # in tokens
+    offset: int  # of its first occurrence in the corpus, in tokens
     occurrences: int  # in the corpus
 
 
 @dataclass(frozen=True)
 class TextPassage:
-    """The same of words: `start` and `place` count characters, `length` words."""
+    """A passage of words that is also in the corpus, as long as possible."""
 
-    start: int
-    length: int
+    start: int  # offset in the text, in characters
+    length: int  # in words
     text: str
-    document: int  # of the corpus, from 0
-    place: int  # in that document
+    document: int  # of its first occurrence in the corpus, from 0
+    offset: int  # in that document, in characters
     line: int  # of that document, from 1
-    occurrences: int
+    occurrences: int  # in the corpus
 
 
 P = TypeVar("P", Passage, TextPassage)
@@ -59,38 +62,37 @@ P = TypeVar("P", Passage, TextPassage)
 class Originality(Generic[P]):
     """What of a text is in a corpus."""
 
-    length: int  # of the text, in tokens or words, as all that follows
+    length: int  # of the text, in tokens or words, as all lengths here
     min_run: int
     copied: float  # the share of the text in passages of min_run or more
-    longest: int  # passage, be it shorter than min_run
+    longest: int  # length of the longest passage, even if shorter than min_run
     passages: list[P]  # of min_run or more, the longest first
 
 
 @dataclass(frozen=True)
 class Matches:
-    """For each position of a text: the longest run of tokens from there on that is in the corpus."""
+    """For each position of a text, the longest run from there on that is in the corpus."""
 
     lengths: Ints
-    low: Ints  # the run is at Index.places(low, high)
+    low: Ints  # Index.offsets(low, high) are the run's offsets in the corpus
     high: Ints
 
 
 class Index:
-    """The suffix array of a corpus, and all that is needed to look up many texts at once; about 100 bytes for each token.
+    """The suffix array of a corpus, with tables to look up many texts; about 100 bytes a token.
 
-    Made by prefix doubling (Manber and Myers, 1993): level k names each run of 2^k tokens by its rank among all of them, from 1 on;
-    0 is what begins behind the end. Runs of 2^(k+1) are pairs of names. When all names differ, they are the ranks of the suffixes.
+    Built by prefix doubling (Manber and Myers, 1993): level k numbers each run of 2^k tokens by its
+    rank among all such runs, from 1; 0 stands for a run behind the end. A run of 2^(k+1) tokens is a
+    pair of ranks. Once all ranks differ, they are the ranks of the suffixes.
     """
 
     def __init__(self, ids: ArrayLike) -> None:
         corpus = np.asarray(ids)
         self.n_tokens = len(corpus)
-        self._levels: list[
-            NDArray[np.int32]
-        ] = []  # names of the runs that begin at each position and behind the end
-        self._keys: list[
-            NDArray[Any]
-        ] = []  # what the names stand for, in their order: tokens, then pairs of names
+        # For each level, the rank of the run that begins at each position, and behind the end
+        self._levels: list[NDArray[np.int32]] = []
+        # For each level, what the ranks stand for, in order: tokens, then pairs of ranks
+        self._keys: list[NDArray[Any]] = []
         keys, names = np.unique(corpus, return_inverse=True)
         while True:
             self._keys.append(keys)
@@ -100,16 +102,16 @@ class Index:
             keys, names = np.unique(
                 self._pairs(self._levels[-1], len(self._levels) - 1), return_inverse=True
             )
-        self._suffixes = np.argsort(names)  # positions, by what follows from there on
+        self._suffixes = np.argsort(names)  # positions, sorted by the text from there on
 
     def _pairs(self, names: NDArray[np.int32], level: int) -> Ints:
-        """Return one number for the two names of each run of 2^(level+1), which sort as the pairs do."""
+        """Return one number for the pair of ranks of each run of 2^(level+1), in the pairs' order."""
         second = np.zeros(len(names), np.int64)
         second[: -(2**level)] = names[2**level :]
         return (names.astype(np.int64) * (self.n_tokens + 1) + second)[:-1]
 
     def matches(self, ids: ArrayLike) -> Matches:
-        """Return the longest match from each position of a text on, in O(n log² n) however long the matches are."""
+        """Return the longest match from each position of a text, in O(n log² n) for any matches."""
         text = np.asarray(ids)
         n = len(text)
         names = self._names_of(text)
@@ -119,7 +121,7 @@ class Index:
             np.full(n, self.n_tokens, np.int64),
         )
         for level in reversed(range(len(names))):
-            # The suffixes from low to high begin with what has matched, so they are in the order of the run after it.
+            # Suffixes low to high begin with the match so far, so they are sorted by the run after it.
             corpus_names = self._levels[min(level, len(self._levels) - 1)]
             wanted = names[level][np.arange(n) + lengths]
             rows = np.flatnonzero(wanted)
@@ -132,12 +134,12 @@ class Index:
             lengths[rows] += 2**level
         return Matches(lengths, low, high)
 
-    def places(self, low: int, high: int) -> Ints:
-        """Return the places in the corpus of the suffixes from low to high."""
+    def offsets(self, low: int, high: int) -> Ints:
+        """Return the offsets in the corpus of the suffixes from low to high."""
         return self._suffixes[low:high]
 
     def _names_of(self, text: NDArray[Any]) -> list[Ints]:
-        """Return for each level the names of the runs of a text, 0 where a run is not in the corpus, until there is none left."""
+        """Return for each level the ranks of a text's runs, 0 for a run that is not in the corpus."""
         n = len(text)
         levels = [np.append(_find(self._keys[0], text), 0)]
         while levels[-1].any():
@@ -146,7 +148,7 @@ class Index:
             second[: max(0, n - 2**level)] = levels[-1][2**level : n]
             if level + 1 < len(self._levels):
                 named = _find(self._keys[level + 1], first * (self.n_tokens + 1) + second)
-            else:  # all runs in the corpus differ: the second half must be what follows the first one's only place
+            else:  # all runs differ: the second half must follow the first half's only occurrence
                 after = np.minimum(
                     self._suffixes[np.maximum(first - 1, 0)] + 2**level, self.n_tokens
                 )
@@ -157,45 +159,47 @@ class Index:
     def _bisect(
         self, names: NDArray[np.int32], wanted: Ints, offsets: Ints, low: Ints, high: Ints
     ) -> Ints:
-        """Return for each row the first suffix in low … high whose name, `offset` tokens on, is `wanted` or greater; else high."""
+        """Return for each row the first suffix from low to high with a rank of `wanted` or more.
+
+        The rank is that of the run `offset` tokens after the suffix begins; `high` if there is none.
+        """
         low, high = low.copy(), high.copy()
         while (open_ := low < high).any():
             middle = (low + high) // 2
-            places = self._suffixes[np.minimum(middle, self.n_tokens - 1)] + offsets
-            less = names[np.minimum(places, self.n_tokens)] < wanted
+            starts = self._suffixes[np.minimum(middle, self.n_tokens - 1)] + offsets
+            less = names[np.minimum(starts, self.n_tokens)] < wanted
             low = np.where(open_ & less, middle + 1, low)
             high = np.where(open_ & ~less, middle, high)
         return low
 
 
 def _find(keys: NDArray[Any], values: NDArray[Any]) -> Ints:
-    """Return the place of each value among sorted keys, from 1 on; 0 where it is not there."""
+    """Return the index of each value among sorted keys, counted from 1; 0 for a missing one."""
     if not len(keys):
         return np.zeros(len(values), np.int64)
-    places = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
-    return np.where(keys[places] == values, places + 1, 0)
+    indices = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    return np.where(keys[indices] == values, indices + 1, 0)
 
 
 def measure(
     ids: ArrayLike, corpus: Index | ArrayLike, *, min_run: int = MIN_TOKENS
 ) -> Originality[Passage]:
-    """Return what of some ids is in a corpus of ids."""
+    """Return which parts of some ids are in a corpus of ids."""
     if min_run < 1:
         raise ConfigError(f"min_run is {min_run}, expected at least 1")
     index = corpus if isinstance(corpus, Index) else Index(corpus)
     matches = index.matches(ids)
     lengths, n = matches.lengths, len(matches.lengths)
-    is_whole = np.append(True, lengths[1:] >= lengths[:-1])[
-        :n
-    ]  # else it is the previous match without its first token
+    # A match that is one shorter than the previous one is that one without its first token.
+    is_whole = np.append(True, lengths[1:] >= lengths[:-1])[:n]
     starts = np.flatnonzero(is_whole & (lengths >= min_run))
-    edges = np.zeros(n + 1, np.int64)  # where passages begin and end
+    edges = np.zeros(n + 1, np.int64)  # +1 where a passage begins, -1 where it ends
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + lengths[starts], -1)
     passages = []
     for start in sorted(starts.tolist(), key=lambda start: (-lengths[start], start)):
-        places = index.places(matches.low[start], matches.high[start])
-        passages.append(Passage(start, int(lengths[start]), int(places.min()), len(places)))
+        found = index.offsets(matches.low[start], matches.high[start])
+        passages.append(Passage(start, int(lengths[start]), int(found.min()), len(found)))
     copied = int(np.count_nonzero(edges[:n].cumsum()))
     return Originality(n, min_run, copied / max(1, n), int(lengths.max(initial=0)), passages)
 
@@ -206,23 +210,23 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 class TextIndex:
-    """The words of a text, or of several documents, to look up many texts in."""
+    """The words of a text or of several documents, indexed to look up many texts."""
 
     def __init__(self, corpus: str | Sequence[str]) -> None:
         self._documents = [corpus] if isinstance(corpus, str) else list(corpus)
         self._ids: dict[str, int] = {}
-        self._places: list[tuple[int, int]] = []  # of each word: document and character
+        self._starts: list[tuple[int, int]] = []  # of each word: document, offset in characters
         ids = []
         for number, document in enumerate(self._documents):
             for word in _WORD.finditer(document):
                 ids.append(self._ids.setdefault(word[0].casefold(), len(self._ids)))
-                self._places.append((number, word.start()))
+                self._starts.append((number, word.start()))
             ids.append(_BETWEEN)
-            self._places.append((number, len(document)))
+            self._starts.append((number, len(document)))
         self._index = Index(ids)
 
     def measure(self, text: str, *, min_run: int = MIN_WORDS) -> Originality[TextPassage]:
-        """Return what of a text is in the corpus, word for word, whatever the white space, punctuation and case."""
+        """Return which passages are in the corpus, ignoring white space, punctuation and case."""
         words = list(_WORD.finditer(text))
         found = measure(
             [self._ids.get(word[0].casefold(), _UNKNOWN) for word in words],
@@ -235,15 +239,15 @@ class TextIndex:
                 words[passage.start].start(),
                 words[passage.start + passage.length - 1].end(),
             )
-            document, place = self._places[passage.place]
-            line = self._documents[document].count("\n", 0, place) + 1
+            document, offset = self._starts[passage.offset]
+            line = self._documents[document].count("\n", 0, offset) + 1
             passages.append(
                 TextPassage(
                     start,
                     passage.length,
                     text[start:end],
                     document,
-                    place,
+                    offset,
                     line,
                     passage.occurrences,
                 )
@@ -251,13 +255,13 @@ class TextIndex:
         return Originality(found.length, min_run, found.copied, found.longest, passages)
 
 
-_BETWEEN, _UNKNOWN = -2, -1  # ids of no word: what no text has, and what no corpus has
+_BETWEEN, _UNKNOWN = -2, -1  # ids that are no word: between documents, and not in the corpus
 
 
 def measure_text(
     text: str, corpus: TextIndex | str | Sequence[str], *, min_run: int = MIN_WORDS
 ) -> Originality[TextPassage]:
-    """Return what of a text is in a corpus, word for word, whatever the white space, punctuation and case."""
+    """Return which passages are in a corpus, ignoring white space, punctuation and case."""
     return (corpus if isinstance(corpus, TextIndex) else TextIndex(corpus)).measure(
         text, min_run=min_run
     )
@@ -266,9 +270,10 @@ def measure_text(
 def baseline(
     documents: Sequence[str], *, min_run: int = MIN_WORDS
 ) -> Originality[TextPassage] | None:
-    """Return what of a corpus's last tenth is in the rest of it: what a text of its kind shares that was not copied.
+    """Return which passages of a corpus's last tenth are in the rest of it.
 
-    None where the last tenth is no longer than such a run.
+    This is what a text of its kind shares without being copied. None if the last tenth is no longer
+    than one run.
     """
     rest, held_out = split_documents(documents, 0.1)
     found = measure_text("\n".join(held_out), rest, min_run=min_run)
@@ -277,20 +282,20 @@ def baseline(
 
 @dataclass(frozen=True)
 class ListOriginality:
-    """Which entries of a list, such as names, are in a corpus of them."""
+    """Which entries of a list, such as names, are in a corpus of such entries."""
 
     new: list[str]  # each once
     known: list[str]  # each once
-    repeated: int  # entries that the list had before
+    repeated: int  # entries that occur earlier in the list
 
     @property
     def share_new(self) -> float:
-        """Return the share of the different entries that are new."""
+        """The share of new entries among all different ones."""
         return len(self.new) / max(1, len(self.new) + len(self.known))
 
 
 def measure_list(entries: Iterable[str], corpus: Iterable[str]) -> ListOriginality:
-    """Sort entries into those that a corpus has and those it has not; white space around them and empty ones do not count."""
+    """Sort entries into those in a corpus and new ones; strips white space, ignores empty ones."""
     there = {entry.strip() for entry in corpus}
     stripped = [entry.strip() for entry in entries if entry.strip()]
     different = list(dict.fromkeys(stripped))

@@ -3,9 +3,10 @@
     evaluation = evaluate(model, tokenizer, Path("book.txt"))
     print(evaluation.perplexity, evaluation.bits_per_byte)
 
-A text is one sequence of tokens, as in training: documents follow one another with the tokenizer's stop_id between them, which is
-scored as any other token, and the first token of a document is predicted from that and from the end of the document before, as far
-as the window has it. Every token but the very first is scored once.
+A text is one sequence of tokens, as in training: documents follow one another with the tokenizer's
+stop_id between them. That id is scored as any other token, and the first token of a document is
+predicted from it and from the end of the document before, as far as the window reaches. Every token
+but the very first is scored once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from gpt2kit.evaluation.surprisal import (
     Progress,
     Window,
     by_length,
+    exponential,
     ignore,
+    standard_error,
     surprisals,
     windows,
 )
@@ -39,24 +42,26 @@ from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.bpe import END_OF_TEXT
 
-_LARGEST_EXPONENT = 700.0  # of a perplexity, so that it stays a number
-_LINES_AT_ONCE = 512  # among which those of like length are read together
+_LINES_AT_ONCE = 512  # of which those of similar length share a batch
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text. Figures per byte and per character compare models with different tokenizers; others do not."""
+    """How well a model predicts a text.
 
-    tokens: int  # that were scored
-    bytes: int  # of UTF-8 that they stand for, separators of documents aside
+    Only figures per byte, character or word compare models with different tokenizers.
+    """
+
+    tokens: int  # scored
+    bytes: int  # UTF-8 bytes of the scored text, without separators of documents
     characters: int
-    words: int  # pieces between white space
-    n_ctx: int  # tokens that a window reads,
-    stride: int  # and by how many it begins after the one before
+    words: int  # separated by white space
+    n_ctx: int  # tokens that a window reads
+    stride: int  # tokens from the beginning of a window to that of the next
     loss: float  # nats per token
-    standard_error: float | None  # of the loss, as if tokens were independent; None for one token
+    standard_error: float | None  # of the loss, for independent tokens; None for a single token
     perplexity: float  # per token
-    perplexity_per_word: float | None  # None where there is no whole word, byte, or character
+    perplexity_per_word: float | None  # None, as the next two, for a text without any
     bits_per_byte: float | None
     bits_per_character: float | None
 
@@ -72,8 +77,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on a text: a string, the Path of what `load_corpus` reads, a Text, or ids.
 
-    `surprisal.windows` says which tokens each window reads and scores; `stride` is half of n_ctx unless given. `batch_size` windows
-    are read at once. Raises CorpusError for a text of fewer than two tokens, TokenizerError for what the vocabulary does not know.
+    `surprisal.windows` says which tokens each window reads and scores; the default stride is half of
+    n_ctx. `batch_size` windows are read at once. Raises CorpusError for fewer than two tokens,
+    TokenizerError for text that the vocabulary cannot represent.
     """
     tokenizer = present(tokenizer)
     ids = text if isinstance(text, np.ndarray) else text_ids(text, tokenizer)
@@ -99,11 +105,11 @@ def evaluate(
 
 
 def text_ids(text: str | Path | Text, tokenizer: Tokenizer) -> Ids:
-    """Return the ids of a text, documents separated; raises CorpusError where there are fewer than two."""
+    """Return a text's ids, documents separated by stop_id; raises CorpusError for fewer than two."""
     if isinstance(text, str):
         documents = tuple(document for document in text.split(END_OF_TEXT) if document.strip())
         if not documents:
-            raise CorpusError("the text is empty; expected some tokens to predict")
+            raise CorpusError("the text is empty; expected at least two tokens")
         text = Text(documents, (Path("the text"),), len(text.encode()))
     return load_corpus(text, tokenizer, val_fraction=0.0).train_ids
 
@@ -111,7 +117,7 @@ def text_ids(text: str | Path | Text, tokenizer: Tokenizer) -> Ids:
 def token_surprisals(
     model: GPT2, ids: Ids, *, stride: int, batch_size: int = BATCH_SIZE, progress: Progress = ignore
 ) -> Tensor:
-    """Return the surprisal in nats of every token of a text but the first, (n - 1,) float64."""
+    """Return the surprisal of every token but the first, in nats: n ids -> (n - 1,) float64."""
     nats = torch.empty(len(ids) - 1, dtype=torch.float64)
     done = 0
     for surprisal in surprisals(
@@ -124,28 +130,22 @@ def token_surprisals(
 
 
 def default_stride(n_ctx: int) -> int:
-    """Return half of the window: every token is predicted from half a window at least, and read twice."""
+    """Return half of n_ctx: every token has at least half a window of context, and is read twice."""
     return max(1, n_ctx // 2)
 
 
-def standard_error(values: Tensor) -> float | None:
-    """Return the standard error of the mean of some values, or None for one alone."""
-    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
 def _sizes(ids: Ids, tokenizer: Tokenizer) -> tuple[int, int, int]:
-    """Return the bytes, characters and words that ids stand for, separators aside."""
-    different, places = np.unique(ids, return_inverse=True)
-    # A separator ends a word as a line end does, but is no text.
+    """Return the number of bytes, characters and words that ids stand for, without separators."""
+    different, indices = np.unique(ids, return_inverse=True)
+    # A separator ends a word, as a line end does, but is not part of the text.
     pieces = [
         b"\n" if token == tokenizer.stop_id else tokenizer.token_bytes(token)
         for token in different.tolist()
     ]
-    text = b"".join(map(pieces.__getitem__, places.tolist()))
+    text = b"".join(map(pieces.__getitem__, indices.tolist()))
     separators = 0 if tokenizer.stop_id is None else int(np.count_nonzero(ids == tokenizer.stop_id))
-    characters = len(text) - len(
-        re.findall(rb"[\x80-\xbf]", text)
-    )  # what is left begins a character
+    # Every byte but a continuation byte begins a character.
+    characters = len(text) - len(re.findall(rb"[\x80-\xbf]", text))
     return (
         len(text) - separators,
         characters - separators,
@@ -162,23 +162,18 @@ def present(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def exponential(x: float) -> float:
-    """Return e to the x, or what still is a number where that is too large."""
-    return math.exp(min(x, _LARGEST_EXPONENT))
-
-
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a model makes of one line."""
+    """How likely a model holds one line."""
 
-    line: int  # its number, from 1 on
+    line: int  # its number, from 1
     text: str
-    tokens: int  # that were scored
-    logprob: float  # of all of them together, in nats
-    logprob_per_token: float | None  # None where no token was scored
+    tokens: int  # scored
+    logprob: float  # of all scored tokens together, in nats
+    logprob_per_token: float | None  # None if no token was scored
 
 
 def score(
@@ -190,11 +185,12 @@ def score(
     special: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Line]:
-    """Yield the log-probability of each line that is not blank, every one as a text of its own.
+    """Yield the log probability of each line that is not blank, each read as a text of its own.
 
-    The first token of a line is predicted from the tokenizer's stop_id; without one it cannot be, and is not scored. A line of more
-    than n_ctx tokens is scored in windows of that many, half of which overlap (`slide`), or as far as one window goes, with a
-    warning (`stop`), or raises ContextLengthError (`error`).
+    The first token of a line is predicted from the tokenizer's stop_id; a tokenizer without one
+    leaves it unscored. A line of more than n_ctx tokens is scored in windows that overlap by half
+    (`slide`), in its first window only, with a warning (`stop`), or not at all: ContextLengthError
+    (`error`).
     """
     tokenizer = present(tokenizer)
     numbered = ((number, text) for number, text in enumerate(lines, 1) if text.strip())
@@ -222,10 +218,16 @@ def _line_windows(
     start = [] if tokenizer.stop_id is None else [tokenizer.stop_id]
     ids = start + ids
     if len(ids) > n_ctx + 1 and overflow == "error":
-        message = f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most {n_ctx:,}; use --overflow slide"
+        message = (
+            f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most "
+            f"{n_ctx:,}; use --overflow slide"
+        )
         raise ContextLengthError(message, requested=len(ids) - 1, limit=n_ctx)
     if len(ids) > n_ctx + 1 and overflow == "stop":
-        message = f"line {number:,} has {len(ids) - 1:,} tokens to predict and the model reads {n_ctx:,}: the rest is not scored"
+        message = (
+            f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most "
+            f"{n_ctx:,}: the rest is not scored"
+        )
         warnings.warn(message, Gpt2KitWarning, stacklevel=2)
         ids = ids[: n_ctx + 1]
     return list(windows(ids, n_ctx=n_ctx, stride=default_stride(n_ctx)))

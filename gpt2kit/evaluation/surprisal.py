@@ -1,12 +1,13 @@
-"""How much each token of a text surprises a model: minus the natural logarithm of the probability that it gave to it.
+"""The surprisal of each token of a text: minus the log probability that the model gave to it.
 
-Everything that measures a model on text stands on this: perplexity, tasks, the ranking of sentences, the comparison of two models.
+Perplexity, tasks, the ranking of sentences and the comparison of two models are all computed from it.
 
-    B windows of a batch, T tokens that a window reads, N tokens that it is scored on, C width, V vocabulary
+    B windows of a batch, T tokens that a window reads, N tokens that are scored, C width, V vocabulary
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -20,43 +21,47 @@ from gpt2kit.engine.decoder import Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
 from gpt2kit.model import GPT2, precise
 
-Progress = Callable[[int, int], None]  # is told how much is done, and how much there is
+Progress = Callable[[int, int], None]  # called with what is done and the total
 
 BATCH_SIZE = 8
-# Logits that are in memory at once. Beyond 32 MiB of them the C library would fetch new pages for every piece.
+# Logits in memory at once: beyond 32 MiB the C library would map new pages for every piece.
 LOGITS_AT_ONCE = 2**23
+
+
+_LARGEST_EXPONENT = 700.0  # e to this power is still a finite float64
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some ids, of which the last `scored` are predicted, each from all before it; the model reads all but the last."""
+    """Ids of which the last `scored` are predicted, each from all ids before it."""
 
-    ids: Sequence[int] | Any  # or a NumPy array; n_ctx + 1 at most
-    scored: int  # less than len(ids), for the first token has nothing to be predicted from
+    ids: Sequence[int] | Any  # or a NumPy array; at most n_ctx + 1, as the last one is not read
+    scored: int  # less than len(ids): nothing comes before the first id
 
 
 @dataclass(frozen=True)
 class Surprisal:
-    """What a model made of the scored tokens of a window."""
+    """How a model predicted the scored tokens of a window."""
 
-    nats: Tensor  # (N,) float32, or float64 for a model of that; on the CPU
-    greedy: Tensor  # (N,) bool: whether the token is the one that the model held most likely
+    nats: Tensor  # (N,) surprisals on the CPU, float32 or, for a float64 model, float64
+    greedy: Tensor  # (N,) bool: the token is the most likely one
 
 
 def ignore(done: int, of: int) -> None:
-    """Be told about progress and do nothing."""
+    """Ignore progress."""
 
 
 def windows(ids: Sequence[int] | Any, *, n_ctx: int, stride: int) -> Iterator[Window]:
-    """Cut a text into windows that score every token but the first once, in order.
+    """Cut a text into overlapping windows that score every token but the first once, in order.
 
-    A window reads n_ctx tokens and begins `stride` tokens after the one before it. It scores what those before it have not: the first
-    one all, any other its last `stride` tokens, which have at least n_ctx - stride + 1 tokens before them. A stride of n_ctx is
-    fastest, for no token is read twice; a smaller one gives every token more to be predicted from.
+    Each window reads n_ctx tokens and begins `stride` tokens after the previous one. It scores the
+    tokens that no window before it has scored: from the second window on its last `stride` tokens,
+    each of which is predicted from at least n_ctx - stride + 1 tokens. A stride of n_ctx reads every
+    token once and is fastest; a smaller one gives every token more context.
     """
     if not 1 <= stride <= n_ctx:
         raise ConfigError(
-            f"stride is {stride}, expected from 1 to the {n_ctx:,} positions that the model has"
+            f"stride is {stride}, expected from 1 to {n_ctx:,}, the model's positions"
         )
     done = 1  # the first token is never scored
     for start in range(0, len(ids), stride):
@@ -70,10 +75,11 @@ def windows(ids: Sequence[int] | Any, *, n_ctx: int, stride: int) -> Iterator[Wi
 def surprisals(
     model: GPT2, work: Iterable[Window], *, batch_size: int = BATCH_SIZE
 ) -> Iterator[Surprisal]:
-    """Yield what a model makes of each window, in order; `batch_size` are read at once, shorter ones padded behind their end.
+    """Yield the surprisal of each window, in order, reading `batch_size` windows at once.
 
-    Attention looks back only, so padding changes nothing beyond rounding. Quantised models read as they do when they generate. Raises
-    ContextLengthError for a window that is too long, GenerationError where the model's output is no number.
+    Shorter windows are padded at their end; attention looks back only, so that this changes nothing
+    beyond rounding. Quantized models read as they do when they generate. Raises ContextLengthError
+    for a window that is too long, GenerationError for logits that are not finite.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
@@ -86,7 +92,8 @@ def surprisals(
         nats, greedy = (torch.cat(parts).cpu() for parts in zip(*pieces, strict=True))
         if not torch.isfinite(nats).all():
             raise GenerationError(
-                "the model's logits are not finite; are the weights damaged, or --dtype float16 too narrow for them?"
+                "the model's logits are not finite: its weights are damaged, or too large for "
+                "--dtype float16"
             )
         ends = [0, *torch.tensor([window.scored for window in some]).cumsum(0).tolist()]
         yield from (Surprisal(nats[start:end], greedy[start:end]) for start, end in pairwise(ends))
@@ -99,41 +106,47 @@ def by_length(
     batch_size: int = BATCH_SIZE,
     progress: Progress = ignore,
 ) -> list[Surprisal]:
-    """Return what a model makes of each window, in order; windows of like length are read together, so that little is padded."""
-    order = sorted(
-        range(len(work)), key=lambda place: -len(work[place].ids)
-    )  # the longest first: what needs most memory fails at once
+    """Return the surprisal of each window, in order; windows of similar length share a batch."""
+    # The longest first: if memory does not suffice, that shows at once.
+    order = sorted(range(len(work)), key=lambda index: -len(work[index].ids))
+    in_order = surprisals(model, (work[index] for index in order), batch_size=batch_size)
     found: dict[int, Surprisal] = {}
-    for place, surprisal in zip(
-        order,
-        surprisals(model, (work[place] for place in order), batch_size=batch_size),
-        strict=True,
-    ):
-        found[place] = surprisal
+    for index, surprisal in zip(order, in_order, strict=True):
+        found[index] = surprisal
         progress(len(found), len(work))
-    return [found[place] for place in range(len(work))]
+    return [found[index] for index in range(len(work))]
+
+
+def standard_error(values: Tensor) -> float | None:
+    """Return the standard error of the mean of some values, or None for a single value."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def exponential(x: float) -> float:
+    """Return e to the x, or the largest finite result if x is too large for one."""
+    return math.exp(min(x, _LARGEST_EXPONENT))
 
 
 def _check(window: Window, n_ctx: int) -> None:
     n = len(window.ids)
     if not 0 < window.scored < n:
         raise ConfigError(
-            f"a window of {n} tokens is to be scored on {window.scored}; expected 1 to {n - 1}"
+            f"a window of {n} tokens scores {window.scored}; expected from 1 to {n - 1}"
         )
     if n > n_ctx + 1:
-        message = f"a window of {n:,} tokens, but the model reads at most {n_ctx:,} before the last"
+        message = f"a window has {n:,} tokens; the model reads {n_ctx:,}, so expected at most {n_ctx + 1:,}"
         raise ContextLengthError(message, requested=n - 1, limit=n_ctx)
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the surprisals of (N,) targets, and whether each is the likeliest: (N, V) logits -> (N,), (N,)."""
+    """Return the targets' surprisals and which are the most likely: (N, V), (N,) -> (N,), (N,)."""
     logits = precise(logits)
-    # Not logsumexp, which takes torch five times as long on a processor.
+    # Not logsumexp: it takes torch five times as long on a CPU.
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 
 
 def _logits(decoder: Decoder, batch: Sequence[Window]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits (N, V) and the ids that come (N,), of the scored tokens of all windows in order, a piece at a time."""
+    """Yield logits (n, V) and targets (n,) of all scored tokens of a batch, in order, in pieces."""
     model = decoder.model
     rows = [list(map(int, window.ids)) for window in batch]
     targets = torch.tensor(

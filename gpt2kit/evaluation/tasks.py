@@ -1,7 +1,8 @@
-"""LAMBADA and HellaSwag: questions with known answers, scored as the programs do whose figures are published.
+"""LAMBADA and HellaSwag: questions with known answers, scored as in the programs whose figures are published.
 
-LAMBADA asks for the last word of a passage, as lm-evaluation-harness's lambada_openai; HellaSwag for the likeliest of several endings,
-as llm.c's script. The passages are read from .jsonl files; gpt2kit brings none.
+LAMBADA asks for the last word of a passage, as lm-evaluation-harness's lambada_openai does; HellaSwag
+for the most likely of several endings, as llm.c's script does. The passages are read from .jsonl
+files; gpt2kit brings none.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ import torch
 
 from gpt2kit.data.texts import json_objects, read_file
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
-from gpt2kit.evaluation.perplexity import exponential, present, standard_error
-from gpt2kit.evaluation.surprisal import BATCH_SIZE, Progress, Window, by_length, ignore
+from gpt2kit.evaluation.perplexity import present
+from gpt2kit.evaluation.surprisal import (
+    BATCH_SIZE,
+    Progress,
+    Window,
+    by_length,
+    exponential,
+    ignore,
+    standard_error,
+)
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 
@@ -26,7 +35,7 @@ class Lambada:
     """How often, and how well, the last word of a passage is predicted."""
 
     passages: int
-    accuracy: float  # share of words whose every token was the likeliest
+    accuracy: float  # share of words whose every token was the most likely one
     accuracy_standard_error: float | None  # None for a single passage
     perplexity: float  # per word: exp of the mean surprisal of a whole word
     perplexity_standard_error: float | None
@@ -34,15 +43,14 @@ class Lambada:
 
 @dataclass(frozen=True)
 class HellaSwag:
-    """How often the right ending is the likeliest."""
+    """How often the right ending is the most likely one."""
 
     questions: int
     accuracy: float  # by the probability of the whole ending; "acc"
     accuracy_standard_error: float | None
-    accuracy_normalised: (
-        float  # by the mean over its tokens, which does not prefer short ones; "acc_norm"
-    )
-    accuracy_normalised_standard_error: float | None
+    # By the mean over the ending's tokens, which does not prefer short endings; "acc_norm"
+    accuracy_normalized: float
+    accuracy_normalized_standard_error: float | None
 
 
 def lambada(
@@ -55,8 +63,9 @@ def lambada(
 ) -> Lambada:
     """Ask for the last word of every passage of a .jsonl file: objects with a `text`.
 
-    The word is what stands behind the last white space, and is predicted with a blank before it. Of a passage that is too long the
-    end is read. Raises CorpusError, TokenizerError or ContextLengthError for a line that cannot be used, naming it.
+    The word is everything after the last white space, and is predicted with a space before it. Of a
+    passage that is too long the end is read. A line that cannot be used raises CorpusError,
+    TokenizerError or ContextLengthError with its number.
     """
     passages = [(number, _lambada_line(path, number, value)) for number, value in _lines(path)]
     work = [_window(path, number, model, tokenizer, *parts) for number, parts in passages]
@@ -85,10 +94,12 @@ def hellaswag(
     batch_size: int = BATCH_SIZE,
     progress: Progress = ignore,
 ) -> HellaSwag:
-    """Ask which ending follows each context of a .jsonl file: objects with `ctx`, `endings` and `label`, the number of the right one.
+    """Ask which ending follows each context of a .jsonl file.
 
-    A context is followed by a blank and an ending, each made tokens for itself. Where both are too long, the end of them is read.
-    `progress` counts endings. Raises CorpusError, TokenizerError or ContextLengthError for a line that cannot be used, naming it.
+    Its objects have `ctx`, `endings` and `label`, the index of the right ending. An ending is
+    tokenized apart from its context, with a space before it; if both together are too long, their
+    end is read. `progress` counts endings. A line that cannot be used raises CorpusError,
+    TokenizerError or ContextLengthError with its number.
     """
     questions = [(number, *_hellaswag_line(path, number, value)) for number, value in _lines(path)]
     work = [
@@ -97,25 +108,25 @@ def hellaswag(
         for ending in endings
     ]
     found = iter(by_length(model, work, batch_size=batch_size, progress=progress))
-    right, right_normalised = [], []
+    right, right_normalized = [], []
     for _, _, endings, label in questions:
         answers = [next(found).nats.double() for _ in endings]
-        right.append(_first_least(answers, lambda nats: float(nats.sum())) == label)
-        right_normalised.append(_first_least(answers, lambda nats: float(nats.mean())) == label)
-    plain, normalised = (
-        torch.tensor(column, dtype=torch.float64) for column in (right, right_normalised)
+        right.append(_most_likely(answers, lambda nats: float(nats.sum())) == label)
+        right_normalized.append(_most_likely(answers, lambda nats: float(nats.mean())) == label)
+    plain, normalized = (
+        torch.tensor(column, dtype=torch.float64) for column in (right, right_normalized)
     )  # (questions,) each
     return HellaSwag(
         len(right),
         float(plain.mean()),
         standard_error(plain),
-        float(normalised.mean()),
-        standard_error(normalised),
+        float(normalized.mean()),
+        standard_error(normalized),
     )
 
 
-def _first_least(answers: Sequence[torch.Tensor], measure: Callable[[torch.Tensor], float]) -> int:
-    return min(range(len(answers)), key=lambda place: measure(answers[place]))
+def _most_likely(answers: Sequence[torch.Tensor], measure: Callable[[torch.Tensor], float]) -> int:
+    return min(range(len(answers)), key=lambda index: measure(answers[index]))
 
 
 # --- lines of a file -------------------------------------------------------------------------------------------------
@@ -131,7 +142,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lambada_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str, str]:
-    """Return a passage without its last word, and the word with a blank before it."""
+    """Return a passage without its last word, and the word with a space before it."""
     text = value.get("text")
     parts = text.rsplit(maxsplit=1) if isinstance(text, str) else []
     if len(parts) < 2:
@@ -140,7 +151,7 @@ def _lambada_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str, 
 
 
 def _hellaswag_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str, list[str], int]:
-    """Return the context, the endings and the number of the right one."""
+    """Return the context, the endings and the index of the right one."""
     ctx, endings, label = (value.get(key) for key in ("ctx", "endings", "label"))
     endings = (
         endings
@@ -160,7 +171,7 @@ def _hellaswag_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str
         raise _bad(
             path,
             number,
-            '{"ctx": a text, "endings": [two texts or more], "label": the number of the right one, from 0}',
+            '{"ctx": a text, "endings": [two texts or more], "label": the index of the right one}',
             value,
         )
     return ctx, endings, label
@@ -169,7 +180,8 @@ def _hellaswag_line(path: Path, number: int, value: dict[str, Any]) -> tuple[str
 def _bad(path: Path, number: int, expected: str, value: dict[str, Any]) -> CorpusError:
     shown = str(value)
     return CorpusError(
-        f"{path}: line {number:,}: expected {expected}, found {shown[:77] + '…' if len(shown) > 78 else shown}",
+        f"{path}: line {number:,}: expected {expected}, "
+        f"found {shown[:77] + '…' if len(shown) > 78 else shown}",
         path=path,
     )
 
@@ -177,17 +189,20 @@ def _bad(path: Path, number: int, expected: str, value: dict[str, Any]) -> Corpu
 def _window(
     path: Path, number: int, model: GPT2, tokenizer: Tokenizer | None, context: str, answer: str
 ) -> Window:
-    """Return the window that scores an answer after its context, or after as much of it as the model can read."""
+    """Return the window that scores an answer after its context, or after the end of it that fits."""
     try:
         before, ids = present(tokenizer).encode(context), present(tokenizer).encode(answer)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: line {number:,}: {error}") from error
     n_ctx = model.config.n_ctx
     if len(ids) > n_ctx:
-        message = f"{path}: line {number:,}: the answer has {len(ids):,} tokens, but the model reads at most {n_ctx:,}"
+        message = (
+            f"{path}: line {number:,}: the answer has {len(ids):,} tokens, "
+            f"but the model reads at most {n_ctx:,}"
+        )
         raise ContextLengthError(message, requested=len(ids), limit=n_ctx)
     if not before or not ids:
         raise CorpusError(
-            f"{path}: line {number:,}: nothing is left of it in the model's vocabulary", path=path
+            f"{path}: line {number:,}: it is empty in the model's vocabulary", path=path
         )
     return Window((before + ids)[-(n_ctx + 1) :], len(ids))

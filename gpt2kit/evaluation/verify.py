@@ -1,7 +1,7 @@
 """Known answers and cross-checks: are these weights right on this machine?
 
-Each check is independent of the code that it checks: hashes published elsewhere, a second model written in NumPy, texts that
-other programs generated from the real weights.
+Each check is independent of the code that it checks: published hashes, a second model written in
+NumPy, and texts that other programs generated from the real weights.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from gpt2kit.model import GPT2
 from gpt2kit.store import catalogue
 from gpt2kit.tokenizers import Tokenizer
 
-# How far two computations of the same float32 logits may be apart, as a share of the largest logit.
+# Largest difference of two computations of float32 logits, relative to the largest logit.
 TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check: passed, failed, or None where it does not apply here, and the figure or reason."""
+    """The outcome of one check, with its figure or reason; `passed` is None if it does not apply."""
 
     name: str
     passed: bool | None
@@ -41,7 +41,7 @@ class Check:
 
 @dataclass(frozen=True)
 class KnownAnswer:
-    """What another program's greedy decoding of the real weights gave."""
+    """A greedy continuation that another program computed from the real weights."""
 
     prompt: str
     continuation: str
@@ -50,13 +50,12 @@ class KnownAnswer:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What is published of a model's behaviour."""
+    """What is published about a model's behavior."""
 
     fingerprint: tuple[float, float]  # wte[0, 0] and wte[0, 1]
     answers: tuple[KnownAnswer, ...] = ()
-    loss: tuple[str, float] | None = (
-        None  # a text, read after <|endoftext|>, and its mean loss in nats
-    )
+    # A text, read after <|endoftext|>, and its mean loss in nats
+    loss: tuple[str, float] | None = None
 
 
 _TRANSFORMERS = "transformers, test_modeling_gpt2.py"
@@ -82,8 +81,9 @@ KNOWN: dict[str, KnownModel] = {
             ),
             KnownAnswer(
                 "Alan Turing theorized that computers would one day become",
-                " the most powerful machines on the planet.\n\nThe computer is a machine that can perform complex calculations, and it can "
-                "perform these calculations in a way that is very similar to the human brain.",
+                " the most powerful machines on the planet.\n\nThe computer is a machine that can "
+                "perform complex calculations, and it can perform these calculations in a way that "
+                "is very similar to the human brain.",
                 "picoGPT, README",
             ),
         ),
@@ -93,7 +93,7 @@ KNOWN: dict[str, KnownModel] = {
 
 
 def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]:
-    """Check a model's files, tensors and arithmetic, one Check at a time; a failure hides no check that can still be made."""
+    """Check a model's files, tensors and arithmetic; after a failure, the other checks still run."""
     path = Path(os.path.abspath(path))
     yield from _guarded("files", lambda: check_files(path))
     try:
@@ -107,7 +107,8 @@ def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]
     yield Check(
         "tensors",
         True,
-        f"{len(shapes)} of the right shape, {checkpoint.config.n_params:,} finite numbers ({checkpoint.format})",
+        f"{len(shapes)} of the right shape, {checkpoint.config.n_params:,} finite numbers "
+        f"({checkpoint.format})",
     )
     ids = torch.from_numpy(
         np.random.default_rng(0).integers(
@@ -136,7 +137,7 @@ def _guarded_one(name: str, check: Callable[[], Check]) -> Check:
 
 
 def check_files(path: Path) -> Iterator[Check]:
-    """Compare every file with the record of its download, and the record with the hashes that are published."""
+    """Compare every file with the record of its download, and with the published hash if known."""
     manifest = store.Manifest.read(path) if path.is_dir() else None
     if manifest is None:
         yield Check(
@@ -166,7 +167,7 @@ def check_files(path: Path) -> Iterator[Check]:
 
 
 def _pin(manifest: store.Manifest, name: str) -> str | None:
-    """Return the published hash of a file of this manifest, where there is one."""
+    """Return the published hash of a file of this manifest, or None if there is none."""
     for publication in catalogue.PUBLICATIONS.values():
         if manifest.source == "openai":
             ours = manifest.repository.rstrip("/").endswith(f"/{publication.openai_directory}")
@@ -183,7 +184,7 @@ def _pin(manifest: store.Manifest, name: str) -> str | None:
 
 
 def check_reference(model: GPT2, ids: Tensor) -> Check:
-    """Compare the model with the NumPy float64 one on (1, T) ids."""
+    """Compare the model's logits of (1, T) ids with those of the NumPy float64 model."""
     weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     expected = torch.from_numpy(reference.logits(model.config, weights, ids[0].tolist()))
     with torch.inference_mode():
@@ -191,12 +192,12 @@ def check_reference(model: GPT2, ids: Tensor) -> Check:
 
 
 def check_cache(model: GPT2, ids: Tensor) -> Check:
-    """Compare reading (1, T) ids at once with reading half of them, then one by one, through a cache."""
+    """Compare reading (1, T) ids at once with reading half at once and the rest one by one."""
     half = ids.shape[1] // 2
     cache = model.new_cache(capacity=ids.shape[1])
     with torch.inference_mode():
         parts = [model(ids[:, :half], cache)] if half else []
-        parts += [model(ids[:, place : place + 1], cache) for place in range(half, ids.shape[1])]
+        parts += [model(ids[:, at : at + 1], cache) for at in range(half, ids.shape[1])]
         return _compare("cache", torch.cat(parts, dim=1), model(ids), "cached from uncached")
 
 
@@ -259,7 +260,7 @@ def check_known_answers(path: Path, model: GPT2, tokenizer: Tokenizer | None) ->
 
 
 def _published_size(path: Path, model: GPT2) -> str | None:
-    """Return the size whose published weights these are, by the record of their download or by their first two numbers."""
+    """Return the size whose published weights these are, by their manifest or first two numbers."""
     manifest = store.Manifest.read(path) if path.is_dir() else None
     for size, known in KNOWN.items():
         if model.config.shapes() != SIZES[size].shapes():
@@ -276,7 +277,7 @@ def _published_size(path: Path, model: GPT2) -> str | None:
 
 
 def check_other_source(path: Path, checkpoint: Checkpoint) -> Check:
-    """Compare with the same model from the other source, tensor by tensor, where both are here."""
+    """Compare every tensor with the same model from the other source, if that is here."""
     other = path.with_name(
         path.name.removesuffix("-openai")
         if path.name.endswith("-openai")

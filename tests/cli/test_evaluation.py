@@ -156,7 +156,7 @@ def test_tasks_print_their_figures(model: Path, tmp_path: Path) -> None:
     assert (found["passages"], found["accuracy"]) == (2, 0.0)
     (found,) = objects(run("evaluate", model, "--task", "hellaswag", hellaswag, "--json"))
     assert found["questions"] == 2
-    assert "accuracy normalised" in run("evaluate", model, "--task", "hellaswag", hellaswag).stdout
+    assert "accuracy normalized" in run("evaluate", model, "--task", "hellaswag", hellaswag).stdout
     lambada.write_text('{"text": "nel"}\n', encoding="utf-8")
     result = run("evaluate", model, "--task", "lambada", lambada)
     assert result.exit_code == 1
@@ -237,7 +237,9 @@ def test_a_long_line_follows_overflow_and_markers_follow_special(model: Path) ->
     assert tokens() > tokens("--special") > tokens("--overflow", "stop") == 24
     stopped = run("score", "-", "--model", model, "--overflow", "stop", stdin="x\n" + "x " * 40)
     assert (
-        stopped.stderr.count("tokens to predict and the model reads 24: the rest is not scored")
+        stopped.stderr.count(
+            "tokens to predict, but the model reads at most 24: the rest is not scored"
+        )
         == 1
     )
     assert "warning: line 2 has" in stopped.stderr

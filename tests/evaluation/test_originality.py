@@ -28,14 +28,14 @@ def longest_matches(text: list[int], corpus: list[int]) -> list[int]:
 
     def match(start: int) -> int:
         length = 0
-        while start + length < len(text) and places(text[start : start + length + 1], corpus):
+        while start + length < len(text) and occurrences(text[start : start + length + 1], corpus):
             length += 1
         return length
 
     return [match(start) for start in range(len(text))]
 
 
-def places(run: list[int], corpus: list[int]) -> list[int]:
+def occurrences(run: list[int], corpus: list[int]) -> list[int]:
     return [
         place
         for place in range(len(corpus) - len(run) + 1)
@@ -64,8 +64,8 @@ def test_matches_are_those_of_brute_force() -> None:
         assert matches.lengths.tolist() == longest_matches(text, corpus)
         for start, length in enumerate(matches.lengths.tolist()):
             if length:
-                found = index.places(matches.low[start], matches.high[start])
-                assert sorted(found.tolist()) == places(text[start : start + length], corpus)
+                found = index.offsets(matches.low[start], matches.high[start])
+                assert sorted(found.tolist()) == occurrences(text[start : start + length], corpus)
 
 
 def test_the_copied_share_counts_each_token_of_a_long_enough_run_once() -> None:
@@ -75,7 +75,7 @@ def test_the_copied_share_counts_each_token_of_a_long_enough_run_once() -> None:
             starts = [
                 start
                 for start in range(len(text) - min_run + 1)
-                if places(text[start : start + min_run], corpus)
+                if occurrences(text[start : start + min_run], corpus)
             ]
             covered = {start + offset for start in starts for offset in range(min_run)}
             assert result.copied == pytest.approx(len(covered) / max(1, len(text)))
@@ -85,7 +85,7 @@ def test_the_copied_share_counts_each_token_of_a_long_enough_run_once() -> None:
 def test_passages_are_whole_and_name_their_first_place() -> None:
     corpus = [*range(10, 30), 99, *range(15, 25)]
     result = measure([1, *range(15, 24), 2, *range(10, 30), 3, 15, 16], corpus, min_run=5)
-    assert [(p.start, p.length, p.place, p.occurrences) for p in result.passages] == [
+    assert [(p.start, p.length, p.offset, p.occurrences) for p in result.passages] == [
         (11, 20, 0, 1),
         (1, 9, 5, 2),
     ]
@@ -100,7 +100,7 @@ def test_one_long_copy_takes_no_longer_than_many_short_ones() -> None:
     started = time.process_time()
     result = measure(corpus[20_000:80_000], index)
     assert time.process_time() - started < 5
-    assert (result.copied, result.longest, len(result.passages), result.passages[0].place) == (
+    assert (result.copied, result.longest, len(result.passages), result.passages[0].offset) == (
         1.0,
         60_000,
         1,
@@ -131,7 +131,7 @@ def test_words_are_compared_whatever_the_line_ends_marks_and_case() -> None:
         == "Mi ritrovai, per una\n\nselva oscura, ché» la"
     )
     assert (passage.document, passage.line, passage.occurrences) == (1, 2, 1)
-    assert POEM[passage.place :].startswith("mi ritrovai")
+    assert POEM[passage.offset :].startswith("mi ritrovai")
 
 
 def test_no_passage_goes_from_one_document_into_the_next() -> None:

@@ -256,7 +256,7 @@ def test_a_long_line_slides_stops_or_is_refused(tiny_model: GPT2, small_bpe: BPE
     slid = next(score(tiny_model, small_bpe, [text], overflow="slide"))
     with pytest.warns(
         Gpt2KitWarning,
-        match="line 1 has .* tokens to predict and the model reads 32: the rest is not scored",
+        match="line 1 has .* tokens to predict, but the model reads at most 32: the rest is not scored",
     ):
         stopped = next(score(tiny_model, small_bpe, [text], overflow="stop"))
     assert slid.tokens == len(ids) - 1

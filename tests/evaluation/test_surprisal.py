@@ -52,7 +52,7 @@ def test_one_token_or_none_has_no_windows() -> None:
 @pytest.mark.parametrize("stride", [0, 11])
 def test_a_stride_must_be_within_the_window(stride: int) -> None:
     with pytest.raises(
-        ConfigError, match=f"stride is {stride}, expected from 1 to the 10 positions"
+        ConfigError, match=f"stride is {stride}, expected from 1 to 10, the model's positions"
     ):
         list(windows([1, 2, 3], n_ctx=10, stride=stride))
 
@@ -143,7 +143,8 @@ def test_int8_weights_are_measured_in_torch_too(
 
 def test_what_cannot_be_read_is_refused(tiny_model: GPT2) -> None:
     with pytest.raises(
-        ContextLengthError, match="34 tokens, but the model reads at most 32 before the last"
+        ContextLengthError,
+        match="a window has 34 tokens; the model reads 32, so expected at most 33",
     ):
         list(surprisals(tiny_model, [Window(random_ids(34), 1)]))
     with pytest.raises(ConfigError, match="5 tokens is to be scored on 5; expected 1 to 4"):

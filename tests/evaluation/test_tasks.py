@@ -165,7 +165,7 @@ def test_hellaswag_is_what_a_plain_loop_over_transformers_says(
     assert right != normalised  # else this test could not tell them apart
     assert found.questions == 12
     assert found.accuracy == pytest.approx(sum(right) / 12)
-    assert found.accuracy_normalised == pytest.approx(sum(normalised) / 12)
+    assert found.accuracy_normalized == pytest.approx(sum(normalised) / 12)
     assert found.accuracy_standard_error == pytest.approx(
         (found.accuracy * (1 - found.accuracy) / 11) ** 0.5
     )
@@ -215,7 +215,7 @@ def test_of_a_long_passage_the_end_is_read(
         (
             hellaswag,
             '{"ctx": "a", "endings": ["b", "c"]}',
-            "line 2: expected .*the number of the right one",
+            "line 2: expected .*the index of the right one",
         ),
         (hellaswag, '{"ctx": "a", "endings": ["b", "c"], "label": 2}', "line 2: expected"),
         (hellaswag, '{"ctx": "a", "endings": ["b", "c"], "label": true}', "line 2: expected"),
@@ -248,5 +248,5 @@ def test_what_cannot_be_asked_is_refused(
     with pytest.raises(TokenizerError, match="line 2: the character 'x'"):
         lambada(model, characters, write(tmp_path / "x.jsonl", [{"text": "a b"}, {"text": "a x"}]))
     characters.unknown = "skip"
-    with pytest.raises(Gpt2KitError, match="line 1: nothing is left of it"):
+    with pytest.raises(Gpt2KitError, match="line 1: it is empty in the model's vocabulary"):
         lambada(model, characters, write(tmp_path / "y.jsonl", [{"text": "x b"}]))
