@@ -89,7 +89,7 @@ def test_models_that_do_not_compare_are_refused(a: Path, tmp_path: Path) -> None
     ):
         result = run(*command)
         assert result.exit_code == 1
-        assert "not of one shape: they have n_layer 2 and 1" in result.stderr
+        assert "have different shapes: n_layer 2 and 1" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_refused(tiny_model: GPT2) -> None:
         match="a window has 34 tokens; the model reads 32, so expected at most 33",
     ):
         list(surprisals(tiny_model, [Window(random_ids(34), 1)]))
-    with pytest.raises(ConfigError, match="5 tokens is to be scored on 5; expected 1 to 4"):
+    with pytest.raises(ConfigError, match="a window of 5 tokens scores 5; expected from 1 to 4"):
         list(surprisals(tiny_model, [Window(random_ids(5), 5)]))
     with pytest.raises(ConfigError, match="batch_size is 0"):
         list(surprisals(tiny_model, [Window(random_ids(5), 4)], batch_size=0))
