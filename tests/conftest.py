@@ -88,7 +88,7 @@ def make_model(config: GPT2Config, *, seed: int = 0, dtype: torch.dtype = torch.
 @pytest.fixture(scope="session")
 def small_bpe() -> BPETokenizer:
     """A byte-level BPE of 512 tokens: GPT-2's bytes and first merges."""
-    tokenizer = BPETokenizer.find(GOLDEN / "bpe" / "small")
+    tokenizer = BPETokenizer.from_folder(GOLDEN / "bpe" / "small")
     assert tokenizer is not None
     return tokenizer
 

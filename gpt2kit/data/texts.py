@@ -20,7 +20,7 @@ from typing import Any
 
 from gpt2kit.errors import CorpusError
 from gpt2kit.files import impostor, read_bytes
-from gpt2kit.tokenizers.bpe import END_OF_TEXT
+from gpt2kit.tokenizers import END_OF_TEXT
 
 Source = str | Path | Sequence[str | Path]
 

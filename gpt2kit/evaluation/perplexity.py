@@ -39,8 +39,7 @@ from gpt2kit.evaluation.surprisal import (
 )
 from gpt2kit.generation.continuation import Overflow
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import Tokenizer
-from gpt2kit.tokenizers.bpe import END_OF_TEXT
+from gpt2kit.tokenizers import END_OF_TEXT, Tokenizer
 
 _LINES_AT_ONCE = 512  # of which those of similar length share a batch
 

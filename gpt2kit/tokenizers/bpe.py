@@ -1,42 +1,40 @@
-"""GPT-2's byte-level BPE, from the files that come with the weights, through tiktoken and without the network.
+"""GPT-2's byte-level BPE, computed by tiktoken, without the network.
 
-tiktoken's own way of building GPT-2's encoding downloads files, and its cache answers by path, not by content; here it is
-handed ranks that were read and checked by us, since it panics over a wrong table instead of raising.
+tiktoken's own way to GPT-2's encoding downloads files, and caches them by path, not by content. Here it gets
+ranks that this module has checked, because it panics over a wrong table instead of raising an exception.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 
-from gpt2kit.errors import Gpt2KitWarning, TokenizerError
-from gpt2kit.files import read_json, read_text
+from gpt2kit.errors import TokenizerError
+from gpt2kit.tokenizers.bpe_files import read_vocabulary, tokenizer_json, vocabulary_files
+from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 cuts text before merging; possessive quantifiers spare the engine backtracking and change no cut.
+# How GPT-2 cuts text into words before it merges. The quantifiers are possessive: that saves the regex
+# engine from backtracking and changes no cut.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_PAIRS = (
-    ("vocab.json", "merges.txt"),
-    ("encoder.json", "vocab.bpe"),
-)  # the Hub's names and OpenAI's, the same contents
-_LARGEST = 2**26  # bytes of a vocabulary file
 
-# How markers look that are in the vocabulary and made by no merge: <|endoftext|>, <s>, [PAD].
+# What a marker looks like, a token that no merge makes: <|endoftext|>, <s>, [PAD].
 _MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 
 
 class BPETokenizer:
-    """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back.
+    """A byte-level BPE tokenizer: it can encode any text, and decoding returns it.
 
-    `vocab` maps tokens to ids and `merges` lists pairs as "FIRST SECOND", first merged first, both in GPT-2's spelling of bytes as
-    printable characters. What is in `vocab` or `added` and is no merge is a marker such as <|endoftext|>, which ends texts unless `stop_id`
-    is another token. Raises TokenizerError for tables that do not fit together.
+    `vocab` maps tokens to ids; `merges` lists pairs as "FIRST SECOND" in the order of their priority. Both
+    spell bytes as printable characters, as GPT-2's files do. Tokens of `vocab` or `added` that no merge makes
+    are markers such as <|endoftext|>, which ends texts unless `stop_id` is another token. Raises
+    TokenizerError for tables that do not fit together.
+
+    >>> from gpt2kit.tokenizers.learn import learn_bpe
+    >>> learn_bpe(["low low lower lowest"], n_vocab=261)
+    BPETokenizer(n_vocab=261, stop_id=260)
     """
 
     def __init__(
@@ -47,159 +45,135 @@ class BPETokenizer:
         added: Mapping[str, int] | None = None,
         stop_id: int | None = None,
     ) -> None:
-        self._vocab, self._merges, self._added = dict(vocab), list(merges), dict(added or {})
+        self._vocab, self._merges = dict(vocab), list(merges)
         ranks = _ranks(self._vocab, self._merges)
-        everything = self._vocab | self._added
+        everything = self._vocab | dict(added or {})
         if len(set(everything.values())) != len(everything):
             raise TokenizerError("two tokens of the vocabulary have the same id")
         self.special = {token: everything[token] for token in everything.keys() - ranks.keys()}
+        # What vocab.json tells by itself need not be repeated among the added tokens.
+        self._added = {
+            token: number
+            for token, number in (added or {}).items()
+            if token not in vocab or not (token in ranks or _MARKER.fullmatch(token))
+        }
         if unmade := [
             token
-            for token in self._vocab.keys() - ranks.keys() - self._added.keys()
+            for token in self.special.keys() - self._added.keys()
             if not _MARKER.fullmatch(token)
         ]:
-            example = f"{len(unmade):,} tokens of the vocabulary, {min(unmade)[:40]!r} for one, are made by no merge"
-            raise TokenizerError(f"{example}; the list of merges is cut short, or another model's")
+            example = f"{len(unmade):,} tokens of the vocabulary, for example {min(unmade)[:40]!r}"
+            raise TokenizerError(
+                f"{example}, are made by no merge; the merges are cut short, or another model's"
+            )
         self.n_vocab = max(everything.values()) + 1
         self.stop_id = stop_id if stop_id in everything.values() else self.special.get(END_OF_TEXT)
-        mergeable = dict(zip(_unspell(ranks), ranks.values(), strict=True))
+        mergeable = dict(zip(_to_bytes(ranks), ranks.values(), strict=True))
         self._encoding = tiktoken.Encoding(
             "gpt2kit", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens=self.special
         )
 
-    @classmethod
-    def find(cls, folder: Path) -> BPETokenizer | None:
-        """Read the vocabulary in a folder: vocab.json and merges.txt, encoder.json and vocab.bpe, or tokenizer.json.
+    def __repr__(self) -> str:
+        return f"BPETokenizer(n_vocab={self.n_vocab}, stop_id={self.stop_id})"
 
-        Returns None where there is none of them, and raises TokenizerError for half a pair or damage.
+    @classmethod
+    def from_folder(cls, folder: Path) -> BPETokenizer | None:
+        """Read the vocabulary in a folder, in any of the forms that `bpe_files` names, or return None.
+
+        Raises TokenizerError for a damaged or incomplete vocabulary.
         """
+        files = read_vocabulary(folder)
+        if files is None:
+            return None
         try:
-            stop_id = _stop_id(folder)
-            added = (
-                read_json(folder / "added_tokens.json", error=TokenizerError)
-                if (folder / "added_tokens.json").exists()
-                else {}
-            )
-            for vocab, merges in _PAIRS:
-                present = [name for name in (vocab, merges) if (folder / name).exists()]
-                if len(present) == 1:
-                    raise TokenizerError(
-                        f"{folder}: {present[0]} is here, but {vocab if present[0] == merges else merges} is missing"
-                    )
-                if present:
-                    table = _ids(
-                        folder / vocab,
-                        read_json(
-                            folder / vocab, largest=_LARGEST, unique=False, error=TokenizerError
-                        ),
-                    )
-                    return cls(
-                        table,
-                        _merges(folder / merges),
-                        added=_ids(folder / "added_tokens.json", added),
-                        stop_id=stop_id,
-                    )
-            if (folder / "tokenizer.json").exists():
-                return cls._from_tokenizer_json(folder / "tokenizer.json", stop_id)
+            return cls(files.vocab, files.merges, added=files.added, stop_id=files.stop_id)
         except TokenizerError as error:
-            raise (
-                error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}")
-            ) from error
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            UnicodeError,
-        ) as error:  # JSON of other shapes, surrogates
-            raise TokenizerError(
-                f"{folder}: the vocabulary is not as tokenizers writes it ({type(error).__name__}: {error})"
-            ) from error
-        return None
-
-    @classmethod
-    def _from_tokenizer_json(cls, path: Path, stop_id: int | None) -> BPETokenizer:
-        """Read the one file that recent versions of transformers save."""
-        content = read_json(path, largest=_LARGEST, unique=False, error=TokenizerError)
-        model, cut = content.get("model") or {}, content.get("pre_tokenizer") or {}
-        if (
-            model.get("type", "BPE") != "BPE"
-            or cut.get("type") != "ByteLevel"
-            or cut.get("add_prefix_space")
-            or content.get("normalizer")
-        ):
-            raise TokenizerError(
-                f"{path}: expected GPT-2's byte-level BPE (pre_tokenizer ByteLevel without add_prefix_space, no normalizer)"
-            )
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-        return cls(_ids(path, model.get("vocab")), merges, added=_ids(path, added), stop_id=stop_id)
+            raise TokenizerError(f"{folder}: {error}") from error
+        except UnicodeError as error:  # half a surrogate pair
+            detail = f"the vocabulary is not as tokenizers writes it ({error})"
+            raise TokenizerError(f"{folder}: {detail}") from error
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text; <|endoftext|> and its like are plain text unless `special`."""
-        return (
-            self._encoding.encode(text, allowed_special="all")
-            if special
-            else self._encoding.encode_ordinary(text)
-        )
+        """Return the ids of a text; markers such as <|endoftext|> are plain text unless `special`.
+
+        >>> from gpt2kit.tokenizers.learn import learn_bpe
+        >>> tokenizer = learn_bpe(["low low lower lowest"], n_vocab=261)
+        >>> tokenizer.encode("low low")
+        [257, 258]
+        >>> tokenizer.encode("low<|endoftext|>", special=True)
+        [257, 260]
+        """
+        if special:
+            return self._encoding.encode(text, allowed_special="all")
+        return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        >>> from gpt2kit.tokenizers.learn import learn_bpe
+        >>> learn_bpe(["low low lower lowest"], n_vocab=261).decode([257, 258])
+        'low low'
+        """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one id; raises TokenizerError for an id that the vocabulary does not have."""
+        """Return the bytes of one token; raises TokenizerError for an id outside the vocabulary.
+
+        >>> from gpt2kit.tokenizers.learn import learn_bpe
+        >>> learn_bpe(["low low lower lowest"], n_vocab=261).token_bytes(258)
+        b' low'
+        """
         try:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):
             if 0 <= token < self.n_vocab:
-                return "\ufffd".encode()  # a gap in the numbering, which a model may still sample
-            raise TokenizerError(
-                f"id {token} is not in the vocabulary of {self.n_vocab:,}"
-            ) from None
+                return "\ufffd".encode()  # a gap in the ids, which a model may sample all the same
+            message = f"id {token} is not in the vocabulary of {self.n_vocab:,}"
+            raise TokenizerError(message) from None
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that define the vocabulary, by name: vocab.json and merges.txt."""
+        return vocabulary_files(self._vocab, self._merges, self._added)
 
     def save(self, folder: Path) -> None:
-        """Write vocab.json and merges.txt, byte for byte OpenAI's where the vocabulary is theirs."""
-        (folder / "vocab.json").write_text(json.dumps(self._vocab), encoding="utf-8")
-        (folder / "merges.txt").write_text(
-            "\n".join(["#version: 0.2", *self._merges]) + "\n", encoding="utf-8"
-        )
-        if self._added:
-            (folder / "added_tokens.json").write_text(json.dumps(self._added), encoding="utf-8")
+        """Write `files()`, and tokenizer.json for programs that read nothing else."""
+        whole = tokenizer_json(self._vocab, self._merges, self.special)
+        for name, content in {**self.files(), "tokenizer.json": whole}.items():
+            (folder / name).write_bytes(content)
 
 
-# --- GPT-2's spelling of bytes ---------------------------------------------------------------------------------------
+# --- bytes as printable characters -------------------------------------------------------------------------
 
 
 def byte_characters() -> dict[int, str]:
-    """Return the character that stands for each byte: itself where it prints, else one from U+0100 on."""
-    table = {
-        byte: chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-    }
+    """Return the character that stands for each byte: its own if it is printable, else one from U+0100 on."""
+    printable = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+    table = {byte: chr(byte) for byte in printable}
     hidden = [byte for byte in range(256) if byte not in table]
-    return table | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
+    return table | {byte: chr(0x100 + index) for index, byte in enumerate(hidden)}
 
 
 _CHARACTER = byte_characters()
 _LATIN_1 = {ord(character): chr(byte) for byte, character in _CHARACTER.items()}
 
 
-def _unspell(tokens: Iterable[str]) -> list[bytes]:
-    """Return the bytes of tokens; all at once, for there are fifty thousand at every start."""
-    apart = "\uffff"  # stands for no byte
-    return [
-        token.encode("latin-1") for token in apart.join(tokens).translate(_LATIN_1).split(apart)
-    ]
+def _to_bytes(tokens: Iterable[str]) -> list[bytes]:
+    """Return the bytes that tokens spell, all at once: there are fifty thousand at every start."""
+    separator = "\uffff"  # stands for no byte
+    spelled = separator.join(tokens).translate(_LATIN_1).split(separator)
+    return [token.encode("latin-1") for token in spelled]
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables ------------------------------------------------------------------------------------------------
 
 
 def _ranks(vocab: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
-    """Return token -> id for the single bytes and every merge, in the order that tiktoken takes for their priority."""
-    # Merges stay strings, not pairs: fifty thousand tuples would send Python's garbage collector over all that is loaded.
+    """Return the id of every single byte and every merge; tiktoken takes ids for priorities."""
+    # Merges stay strings: fifty thousand tuples would make Python's garbage collector visit all of them.
     if missing := [character for character in _CHARACTER.values() if character not in vocab]:
+        count = len(missing)
         raise TokenizerError(
-            f"the vocabulary lacks {len(missing)} of the 256 single bytes; is it GPT-2's?"
+            f"the vocabulary lacks {count} of the 256 single bytes; is it GPT-2's?"
         )
     ranks = {character: vocab[character] for character in _CHARACTER.values()}
     last = -1
@@ -216,52 +190,13 @@ def _ranks(vocab: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
 def _what_is_wrong(
     first: str, second: str, vocab: Mapping[str, int], ranks: Mapping[str, int], last: int
 ) -> str:
+    """Return the message for a merge that does not fit the vocabulary or the merges before it."""
     if not second or " " in second:
         return f"a merge is {f'{first} {second}'[:40]!r}, expected two tokens"
     merge = f"the merge of {first[:40]!r} and {second[:40]!r}"
     if first + second not in vocab:
         return f"{merge} is not in the vocabulary; are the two files of one model?"
     if first not in ranks or second not in ranks:
-        return f"{merge} comes before its halves were made; the merges are damaged or out of order"
-    return f"{merge} has id {vocab[first + second]}, expected more than {last}: ids must rise in the order of the merges"
-
-
-def _ids(path: Path, table: Any) -> dict[str, int]:
-    """Return the table if it maps strings to ids."""
-    if (
-        not isinstance(table, dict)
-        or {*map(type, table)} - {str}
-        or {*map(type, table.values())} - {int}
-    ):
-        raise TokenizerError(f"{path}: expected an object from tokens to ids")
-    if "" in table:
-        raise TokenizerError(f"{path}: a token is empty")
-    if table and not 0 <= min(table.values()) <= max(table.values()) < 2**31:
-        raise TokenizerError(f"{path}: an id is negative or beyond 2^31")
-    return table
-
-
-def _merges(path: Path) -> list[str]:
-    lines = (
-        read_text(path, largest=_LARGEST, error=TokenizerError).replace("\r\n", "\n").split("\n")
-    )
-    return [line for line in lines[lines[0].startswith("#version") :] if line]
-
-
-def _stop_id(folder: Path) -> int | None:
-    """Return the end marker that config.json names, which a fine-tuned model may have changed."""
-    config = (
-        read_json(folder / "config.json", error=TokenizerError)
-        if (folder / "config.json").exists()
-        else {}
-    )
-    stop_id = config.get("eos_token_id")
-    if isinstance(stop_id, list) and stop_id:
-        if len(stop_id) > 1:
-            warnings.warn(
-                f"{folder}: config.json names {len(stop_id)} end markers; the first is used",
-                Gpt2KitWarning,
-                stacklevel=2,
-            )
-        stop_id = stop_id[0]
-    return stop_id if type(stop_id) is int else None
+        return f"{merge} comes before the merges of its halves; they are damaged or out of order"
+    found = vocab[first + second]
+    return f"{merge} has id {found}, expected more than {last}: ids rise in the order of the merges"

@@ -26,7 +26,10 @@ class CharTokenizer(ListedTokenizer):
         return list(text)
 
     def nearest(self, piece: str) -> list[str]:
-        """Return the known characters that differ in case or accent, else those of the same kind that are next in Unicode."""
+        """Return the known characters that differ only in case or accent.
+
+        If there are none: those of the same Unicode category with the nearest codes.
+        """
         known = [token for token in self.tokens if len(token) == 1]
         alike = [token for token in known if _bare(token) == _bare(piece)]
         same_kind = [
@@ -38,5 +41,5 @@ class CharTokenizer(ListedTokenizer):
 
 
 def _bare(character: str) -> str:
-    """Return a letter without case and accents."""
+    """Return a letter without case and accent."""
     return unicodedata.normalize("NFKD", character)[0].casefold()

@@ -1,6 +1,7 @@
 """A small byte-pair vocabulary learned from a text, in GPT-2's format.
 
-The text is cut into words as GPT-2 cuts it; then, again and again, the pair of neighbours that occurs most often becomes a token.
+The text is cut into words as GPT-2 cuts it. Then the most frequent pair of neighboring tokens is merged into
+a new token, again and again, until the vocabulary has the requested size.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from itertools import pairwise
 import regex
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.tokenizers.bpe import END_OF_TEXT, PATTERN, BPETokenizer, byte_characters
+from gpt2kit.tokenizers.bpe import PATTERN, BPETokenizer, byte_characters
+from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
 Pair = tuple[str, str]
 
 
 def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
-    """Return a tokenizer of n_vocab tokens or fewer: the 256 bytes, the merges that the documents suggest, and <|endoftext|>.
+    """Learn a tokenizer of at most n_vocab tokens: the 256 bytes, merges, and <|endoftext|>.
 
-    Of pairs that are equally frequent the one that sorts first is merged first, so the same text gives the same vocabulary.
+    Of equally frequent pairs, the one that sorts first is merged first: the same text always gives the same
+    vocabulary. Raises ConfigError if n_vocab is less than 257.
     """
     if not 257 <= n_vocab <= 2**20:
         raise ConfigError(
@@ -29,28 +32,27 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
     characters = byte_characters()
     words = Counter(word for document in documents for word in regex.findall(PATTERN, document))
     pieces = [[characters[byte] for byte in word.encode()] for word in words]
-    times = list(words.values())
+    times = list(words.values())  # how often each word occurs
     counts: Counter[Pair] = Counter()
-    places: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> the words that may hold it
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> words that may hold it
     for word, piece in enumerate(pieces):
-        _count(piece, word, times[word], counts, places)
+        _count(piece, word, times[word], counts, words_with)
     merges: list[Pair] = []
     tokens = {character: number for number, character in enumerate(characters.values())}
     while counts and len(merges) < n_vocab - 257:
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         if counts[best] < 2:
             break
-        if (
-            "".join(best) in tokens
-        ):  # the same token made in another way, which the format has no place for
+        if "".join(best) in tokens:
+            # Another merge has made the same token, and the format allows one merge for each token.
             del counts[best]
             continue
         merges.append(best)
         tokens["".join(best)] = len(tokens)
-        for word in places.pop(best):
-            _count(pieces[word], word, -times[word], counts, places)
+        for word in words_with.pop(best):
+            _count(pieces[word], word, -times[word], counts, words_with)
             pieces[word] = _merge(pieces[word], best)
-            _count(pieces[word], word, times[word], counts, places)
+            _count(pieces[word], word, times[word], counts, words_with)
     return BPETokenizer(
         {**tokens, END_OF_TEXT: len(tokens)}, [f"{first} {second}" for first, second in merges]
     )
@@ -61,21 +63,22 @@ def _count(
     word: int,
     times: int,
     counts: Counter[Pair],
-    places: defaultdict[Pair, set[int]],
+    words_with: defaultdict[Pair, set[int]],
 ) -> None:
-    """Add a word's pairs to the counts, or with negative `times` take them off."""
+    """Add the pairs of a word to the counts; a negative `times` subtracts them."""
     for pair in pairwise(tokens):
         counts[pair] += times
         if times > 0:
-            places[pair].add(word)
+            words_with[pair].add(word)
         elif not counts[pair]:
             del counts[pair]
 
 
 def _merge(tokens: list[str], pair: Pair) -> list[str]:
-    merged, place = [], 0
-    while place < len(tokens):
-        joined = tuple(tokens[place : place + 2]) == pair
-        merged.append("".join(pair) if joined else tokens[place])
-        place += 2 if joined else 1
+    """Return the tokens with every occurrence of the pair merged, from left to right."""
+    merged, index = [], 0
+    while index < len(tokens):
+        is_pair = tuple(tokens[index : index + 2]) == pair
+        merged.append("".join(pair) if is_pair else tokens[index])
+        index += 2 if is_pair else 1
     return merged

@@ -1,15 +1,16 @@
-"""What tokenizers whose vocabulary is a list of pieces of text have in common; char and word say how text is cut into pieces."""
+"""What tokenizers with a list of pieces have in common; char and word define how text is cut."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from gpt2kit.errors import TokenizerError
 from gpt2kit.files import read_json
-from gpt2kit.tokenizers.bpe import END_OF_TEXT
+from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
 FILE = "gpt2kit_tokenizer.json"  # {"kind": "char", "tokens": ["\n", " ", …]}
 _LARGEST = 2**28  # bytes of that file
@@ -18,38 +19,41 @@ Unknown = Literal["error", "skip"]
 
 
 class ListedTokenizer:
-    """A tokenizer for the pieces of one text: exact both ways, but what the text did not have cannot be encoded.
+    """A tokenizer whose vocabulary is the pieces of one text: text with other pieces cannot be encoded.
 
-    Ids are places in `tokens`. <|endoftext|> is among them where the text had it, and ends texts. `unknown` may be changed at any
-    time: `error` raises TokenizerError for a piece that is not in the vocabulary, `skip` leaves it out.
+    An id is an index in `tokens`. If the text had <|endoftext|>, it is one of the tokens, and ends texts.
+    `unknown` says what happens to a piece that is not in the vocabulary: `error` raises TokenizerError,
+    `skip` leaves it out. It may be changed at any time.
     """
 
     kind: ClassVar[str]
-    what: ClassVar[str]  # a piece is called so in messages
+    what: ClassVar[str]  # what messages call a piece
 
     def __init__(self, tokens: Sequence[str], *, unknown: Unknown = "error") -> None:
         self.tokens = list(tokens)
         self.unknown: Unknown = unknown
         self._ids = {token: number for number, token in enumerate(self.tokens)}
         if not self.tokens or len(self._ids) != len(self.tokens):
-            raise TokenizerError(
-                f"a vocabulary of {len(self.tokens)} with {len(self._ids)} different tokens; expected each once"
-            )
+            counts = f"{len(self.tokens)} tokens, {len(self._ids)} of them different"
+            raise TokenizerError(f"the vocabulary has {counts}; expected each once")
         for token in self.tokens:
             if token != END_OF_TEXT and self.cut(token) != [token]:
                 raise TokenizerError(f"{token!r} in the vocabulary is not one {self.what}")
         try:
             self._bytes = [token.encode() for token in self.tokens]
         except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"half a surrogate pair, U+{ord(error.object[error.start]):04X}, is no character"
-            ) from None
+            code = f"U+{ord(error.object[error.start]):04X}"
+            message = f"{code} in the vocabulary is half a surrogate pair, which is no character"
+            raise TokenizerError(message) from None
         self.n_vocab = len(self.tokens)
         self.stop_id = self._ids.get(END_OF_TEXT)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_vocab={self.n_vocab}, stop_id={self.stop_id})"
+
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Make the vocabulary of a text: its pieces in the order of Unicode, then <|endoftext|> if it is there."""
+        """Make the vocabulary of a text: its pieces in Unicode order, then <|endoftext|> if it occurs."""
         documents = text.split(END_OF_TEXT)
         pieces = sorted({piece for document in documents for piece in cls.cut(document)})
         if not pieces:
@@ -58,13 +62,13 @@ class ListedTokenizer:
 
     @classmethod
     def cut(cls, text: str) -> list[str]:
-        """Return the pieces of a text, which joined are the text."""
+        """Return the pieces of a text; joined, they are the text."""
         raise NotImplementedError
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text; <|endoftext|> is plain text unless `special`.
 
-        Raises TokenizerError for what is not in the vocabulary, unless `unknown` is "skip".
+        Raises TokenizerError for a piece that is not in the vocabulary, unless `unknown` is "skip".
         """
         if not special or self.stop_id is None:
             return self._encode(text)
@@ -78,28 +82,29 @@ class ListedTokenizer:
         try:
             return [self._ids[piece] for piece in pieces]
         except KeyError:
-            return [
-                token
-                for place, piece in enumerate(pieces)
-                if (token := self._look_up(pieces, place, piece)) is not None
-            ]
+            ids = [self._id_or_raise(pieces, index) for index in range(len(pieces))]
+            return [token for token in ids if token is not None]
 
-    def _look_up(self, pieces: list[str], place: int, piece: str) -> int | None:
-        token = self.find(piece)
+    def _id_or_raise(self, pieces: list[str], index: int) -> int | None:
+        """Return the id of a piece of a text, or None for one to skip."""
+        token = self.id_of(pieces[index])
         if token is None and self.unknown == "error":
-            nearest = ", ".join(map(repr, self.nearest(piece)))
+            offset = sum(map(len, pieces[:index]))
+            nearest = ", ".join(map(repr, self.nearest(pieces[index])))
             raise TokenizerError(
-                f"the {self.what} {piece!r} at position {sum(map(len, pieces[:place])):,} is not among the {self.n_vocab:,} that the model "
-                f"knows; {f'the nearest are {nearest}' if nearest else 'none is near'}. Write it otherwise, or add --unknown skip"
+                f"the {self.what} {pieces[index]!r} at offset {offset:,} is not among the"
+                f" {self.n_vocab:,} that the model knows;"
+                f" {f'the nearest are {nearest}' if nearest else 'none is near'}."
+                " Write it differently, or add --unknown skip"
             )
         return token
 
-    def find(self, piece: str) -> int | None:
-        """Return the id of a piece, or of another spelling that does as well."""
+    def id_of(self, piece: str) -> int | None:
+        """Return the id of a piece, or of an equivalent spelling of it, or None."""
         return self._ids.get(piece)
 
     def nearest(self, piece: str) -> list[str]:
-        """Return at most three pieces of the vocabulary that someone may have meant."""
+        """Return at most three pieces of the vocabulary that may have been meant."""
         raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:
@@ -107,23 +112,35 @@ class ListedTokenizer:
         return b"".join(map(self.token_bytes, ids)).decode()
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one id; raises TokenizerError for an id that the vocabulary does not have."""
+        """Return the bytes of one token; raises TokenizerError for an id outside the vocabulary."""
         if not 0 <= token < self.n_vocab:
             raise TokenizerError(f"id {token} is not in the vocabulary of {self.n_vocab:,}")
         return self._bytes[token]
 
+    def files(self) -> dict[str, bytes]:
+        """Return the file that defines the vocabulary: gpt2kit_tokenizer.json."""
+        content = {"kind": self.kind, "tokens": self.tokens}
+        return {FILE: json.dumps(content, ensure_ascii=False).encode()}
+
     def save(self, folder: Path) -> None:
-        """Write the vocabulary as gpt2kit_tokenizer.json."""
-        content = json.dumps({"kind": self.kind, "tokens": self.tokens}, ensure_ascii=False)
-        (folder / FILE).write_bytes(content.encode())
+        """Write gpt2kit_tokenizer.json.
+
+        There is no tokenizer.json: transformers reads any in a GPT-2 folder as a byte-level BPE, and would
+        silently leave out what that lacks.
+        """
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
 
 
-def find_listed(
+def read_listed(
     folder: Path, kinds: Mapping[str, Callable[[Sequence[str]], ListedTokenizer]]
 ) -> ListedTokenizer | None:
-    """Read gpt2kit_tokenizer.json in a folder, or return None where there is none; raises TokenizerError for damage."""
+    """Read gpt2kit_tokenizer.json in a folder, or return None if there is none.
+
+    Raises TokenizerError for a damaged file, also for a link that leads nowhere.
+    """
     path = folder / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     content = read_json(path, largest=_LARGEST, error=TokenizerError)
     kind, tokens = content.get("kind"), content.get("tokens")
@@ -133,9 +150,8 @@ def find_listed(
         or not isinstance(tokens, list)
         or not all(isinstance(token, str) for token in tokens)
     ):
-        raise TokenizerError(
-            f'{path}: expected {{"kind": {" or ".join(map(repr, kinds))}, "tokens": [texts]}}'
-        )
+        expected = f'{{"kind": {" or ".join(map(repr, kinds))}, "tokens": [texts]}}'
+        raise TokenizerError(f"{path}: expected {expected}")
     try:
         return kinds[kind](tokens)
     except TokenizerError as error:

@@ -11,11 +11,11 @@ _PIECE = re.compile(r" ?\S+|\s")
 
 
 class WordTokenizer(ListedTokenizer):
-    """One id for each word of a text, where a word is what stands between white space.
+    """One id for each word of a text; words are separated by white space.
 
-    A word takes the blank before it along, and any other white space is a token for itself, so that decoding gives the text back to
-    the character. A word is two tokens of the vocabulary if it stands after a blank and at the beginning of a line; where a prompt has
-    one of them and only the other is known, that one is used.
+    A word includes the blank before it, and any other white space is a token by itself, so decoding returns
+    the text exactly. A word that occurs both after a blank and at the beginning of a line is two tokens; if
+    the vocabulary has only one of the two, it is used for both.
 
     >>> tokenizer = WordTokenizer.from_text("tre donne\\ntre rose")
     >>> [tokenizer.tokens[token] for token in tokenizer.encode("tre rose\\n")]
@@ -27,16 +27,16 @@ class WordTokenizer(ListedTokenizer):
 
     @classmethod
     def cut(cls, text: str) -> list[str]:
-        """Return the words of a text with the blanks before them, and the other white space one by one."""
+        """Return the words of a text with the blank before each, and other white space one character at a time."""
         return _PIECE.findall(text)
 
-    def find(self, piece: str) -> int | None:
+    def id_of(self, piece: str) -> int | None:
         """Return the id of a word, or of the same word with or without a blank before it."""
         other = piece[1:] if piece.startswith(" ") else f" {piece}"
         return self._ids.get(piece, self._ids.get(other))
 
     def nearest(self, piece: str) -> list[str]:
-        """Return the known words that share most with this one."""
+        """Return the known words that are most similar to this one."""
         known = {token.strip(): None for token in self.tokens if not token.isspace()}
         word = piece.strip()
         same = [other for other in known if other.casefold() == word.casefold()]

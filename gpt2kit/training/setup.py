@@ -311,7 +311,7 @@ def _check_known(name: str, tokenizer: ListedTokenizer, texts: Text) -> None:
     pieces = dict.fromkeys(
         piece for document in texts.documents for piece in tokenizer.cut(document)
     )
-    if unknown := [piece for piece in pieces if tokenizer.find(piece) is None]:
+    if unknown := [piece for piece in pieces if tokenizer.id_of(piece) is None]:
         raise TokenizerError(
             f"{name} knows {tokenizer.n_vocab:,} {tokenizer.what}s, and not {len(unknown):,} of the text's, such as "
             f"{', '.join(map(repr, unknown[:3]))}; take a model that knows every text, such as 124M, or a new one: gpt2kit train"

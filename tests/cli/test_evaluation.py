@@ -129,7 +129,7 @@ def test_an_unknown_character_is_an_error_or_left_out(characters: Path, tmp_path
     (tmp_path / "a.txt").write_text("piñata", encoding="utf-8")
     result = run("evaluate", characters, "--corpus", tmp_path / "a.txt")
     assert result.exit_code == 1
-    assert "error: the character 'ñ' at position 2" in result.stderr
+    assert "error: the character 'ñ' at offset 2" in result.stderr
     assert (
         objects(
             run(

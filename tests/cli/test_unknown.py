@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> str:
 def test_an_unknown_character_is_one_line_of_error(command: str, model: str) -> None:
     result = CliRunner().invoke(app, [command, "piñata", "--model", model])
     assert result.exit_code == 1
-    assert "error: the character 'ñ' at position 2" in result.stderr
+    assert "error: the character 'ñ' at offset 2" in result.stderr
     assert "the nearest are 'n', 'N'" in result.stderr
 
 

@@ -195,6 +195,7 @@ def test_convert_writes_a_folder_and_says_where(model: Path, tmp_path: Path) -> 
         "model.safetensors",
         "vocab.json",
         "merges.txt",
+        "tokenizer.json",
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 

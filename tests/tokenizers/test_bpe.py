@@ -15,7 +15,7 @@ import pytest
 from conftest import GOLDEN
 
 from gpt2kit.errors import Gpt2KitWarning, TokenizerError
-from gpt2kit.tokenizers import BPETokenizer, StreamDecoder, load_tokenizer
+from gpt2kit.tokenizers import BPETokenizer, StreamDecoder, identity, load_tokenizer
 
 SMALL = GOLDEN / "bpe" / "small"
 EXPECTED = json.loads((GOLDEN / "bpe" / "expected.json").read_text(encoding="utf-8"))
@@ -23,7 +23,7 @@ EXPECTED = json.loads((GOLDEN / "bpe" / "expected.json").read_text(encoding="utf
 
 @pytest.fixture(scope="module")
 def gpt2(test_data: Path) -> BPETokenizer:
-    tokenizer = BPETokenizer.find(test_data / "bpe")
+    tokenizer = BPETokenizer.from_folder(test_data / "bpe")
     assert tokenizer is not None
     return tokenizer
 
@@ -139,7 +139,7 @@ def test_two_folders_have_two_vocabularies(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     # tiktoken's own reader caches by path and would hand out what stood there before.
-    before = BPETokenizer.find(folder)
+    before = BPETokenizer.from_folder(folder)
     merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     (folder / "merges.txt").write_text("\n".join(merges[:1]) + "\n", encoding="utf-8")
     vocab = {
@@ -148,7 +148,7 @@ def test_two_folders_have_two_vocabularies(
         if number < 256
     }
     (folder / "vocab.json").write_text(json.dumps(vocab))
-    after = BPETokenizer.find(folder)
+    after = BPETokenizer.from_folder(folder)
     assert before is not None
     assert after is not None
     assert len(after.encode("the")) == 3 > len(before.encode("the"))
@@ -262,13 +262,13 @@ def test_of_several_end_markers_the_first_is_used_and_that_is_said(folder: Path)
 
 def test_added_tokens_are_markers_and_are_saved(folder: Path, tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 512}))
-    found = BPETokenizer.find(folder)
+    found = BPETokenizer.from_folder(folder)
     assert found is not None
     assert found.n_vocab == 513
     assert found.encode("<|pad|>", special=True) == [512]
     (tmp_path / "copy").mkdir()
     found.save(tmp_path / "copy")
-    again = BPETokenizer.find(tmp_path / "copy")
+    again = BPETokenizer.from_folder(tmp_path / "copy")
     assert again is not None
     assert again.special == found.special
 
@@ -285,6 +285,130 @@ def test_the_end_marker_is_the_one_that_the_model_names(folder: Path) -> None:
     found = load_tokenizer(folder)
     assert found is not None
     assert found.stop_id == 511
+
+
+# --- tokenizer.json ----------------------------------------------------------------------------------------
+
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+
+
+def test_added_tokens_that_only_tokenizer_json_has_are_read(folder: Path, tmp_path: Path) -> None:
+    # Beside vocab.json, tokenizer.json was not opened, and its tokens were text.
+    whole = {
+        "added_tokens": [
+            {"id": 511, "content": "<|endoftext|>", "special": True, **FLAGS},
+            {"id": 512, "content": "<|user|>", "special": True, **FLAGS},
+            {"id": 513, "content": "plainword", "special": False, **FLAGS},
+        ]
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    found = BPETokenizer.from_folder(folder)
+    assert found is not None
+    assert found.encode("a<|user|>plainword", special=True) == [64, 512, 513]
+    assert found.n_vocab == 514
+    assert json.loads(found.files()["added_tokens.json"]) == {"<|user|>": 512, "plainword": 513}
+
+
+def test_the_files_of_two_vocabularies_in_one_folder_are_refused(folder: Path) -> None:
+    added = [{"id": 510, "content": "<|endoftext|>"}]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    with pytest.raises(TokenizerError, match=r"has the ids 511 and 510; are the files of one"):
+        load_tokenizer(folder)
+
+
+def with_a_pad_token(folder: Path) -> BPETokenizer:
+    (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 512}))
+    tokenizer = BPETokenizer.from_folder(folder)
+    assert tokenizer is not None
+    return tokenizer
+
+
+def test_tokenizer_json_is_what_transformers_writes(folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    with_a_pad_token(folder).save(tmp_path)
+    ours = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    transformers.GPT2Tokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "tokenizer.json"
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    for token in theirs["added_tokens"]:
+        token["special"] = True  # they forget what <|pad|> is for; it changes no id
+    assert ours == theirs
+
+
+STRINGS = [
+    *(case["text"] for case in EXPECTED["cases"]),
+    *("<|endoftext|>", "a<|endoftext|><|endoftext|> b", "<|endoftext", "x<|pad|>y", " <|pad|> "),
+]
+
+
+def test_other_programs_get_our_ids_from_the_folder_that_we_write(
+    folder: Path, tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    ours = with_a_pad_token(folder)
+    ours.save(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in STRINGS:
+        ids = ours.encode(text, special=True)
+        assert library.encode(text).ids == ids, text
+        assert auto(text)["input_ids"] == ids, text
+        assert library.decode(ids, skip_special_tokens=False) == text
+
+
+def test_with_openais_vocabulary_other_programs_get_openais_ids(
+    gpt2: BPETokenizer, tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    gpt2.save(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for case in EXPECTED["cases"]:
+        if "<|endoftext|>" not in case["text"]:  # which OpenAI's encoder takes for plain text
+            assert library.encode(case["text"]).ids == case["ids"]
+    for text in STRINGS:
+        assert library.encode(text).ids == gpt2.encode(text, special=True)
+
+
+def test_a_vocabulary_is_the_same_from_whichever_files_it_is_read(
+    folder: Path, small_bpe: BPETokenizer
+) -> None:
+    found = load_tokenizer(tokenizer_json(folder))
+    assert found is not None
+    assert found.files() == small_bpe.files()
+    assert identity(found) == identity(small_bpe)
+    (folder / "tokenizer.json").unlink()
+    assert identity(with_a_pad_token(shutil.copytree(SMALL, folder, dirs_exist_ok=True))) != (
+        identity(small_bpe)
+    )
+
+
+def test_a_tokenizer_says_what_it_is(small_bpe: BPETokenizer) -> None:
+    assert repr(small_bpe) == "BPETokenizer(n_vocab=512, stop_id=511)"
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+@pytest.mark.parametrize(
+    "name",
+    ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "gpt2kit_tokenizer.json"],
+)
+def test_a_link_that_leads_nowhere_is_damage(folder: Path, name: str, target: str) -> None:
+    # It was taken for absent: the model had no tokenizer, without a word.
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(name if target == "itself" else "nowhere")
+    with pytest.raises(TokenizerError, match=name):
+        load_tokenizer(folder)
+
+
+def test_a_folder_with_nothing_but_broken_links_has_no_silent_vocabulary(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(TokenizerError, match="a link to nowhere, which does not exist"):
+        load_tokenizer(tmp_path)
 
 
 def _cut(folder: Path) -> None:

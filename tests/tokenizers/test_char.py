@@ -70,7 +70,7 @@ def test_an_unknown_character_is_named_with_the_nearest_known_ones(
     tokenizer = CharTokenizer.from_text("enx è 01")
     with pytest.raises(TokenizerError) as caught:
         tokenizer.encode(f"ne {piece}")
-    assert f"character '{piece}' at position 3" in str(caught.value)
+    assert f"character '{piece}' at offset 3" in str(caught.value)
     assert nearest in str(caught.value)
     assert "--unknown skip" in str(caught.value)
 

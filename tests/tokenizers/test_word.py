@@ -65,7 +65,7 @@ def test_an_unknown_word_is_named_with_the_nearest_known_ones(word: str, nearest
     tokenizer = WordTokenizer.from_text(TEXT)
     with pytest.raises(TokenizerError) as caught:
         tokenizer.encode(f"di nostra {word} vita,")
-    assert f"word ' {word}' at position 9" in str(caught.value)
+    assert f"word ' {word}' at offset 9" in str(caught.value)
     assert nearest in str(caught.value)
 
 
