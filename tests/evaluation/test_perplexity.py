@@ -110,7 +110,10 @@ def test_the_standard_error_is_that_of_the_mean(tiny_model: GPT2, small_bpe: BPE
 
 def test_characters_are_a_fair_measure_of_models_that_know_nothing() -> None:
     # Whatever the vocabulary, a model that holds all of it equally likely needs log2(n_vocab) bits for a token.
-    for tokenizer in (CharTokenizer.from_text(TEXT), BPETokenizer.from_folder(GOLDEN / "bpe/small")):
+    for tokenizer in (
+        CharTokenizer.from_text(TEXT),
+        BPETokenizer.from_folder(GOLDEN / "bpe/small"),
+    ):
         assert tokenizer is not None
         model = GPT2(
             GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=32, n_embd=16, n_head=2, n_layer=1)
