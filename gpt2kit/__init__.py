@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from gpt2kit.generation.text import stream as stream
     from gpt2kit.model import GPT2 as GPT2
     from gpt2kit.store.download import download as download
-    from gpt2kit.training.loop import StepReport as StepReport
-    from gpt2kit.training.loop import TrainConfig as TrainConfig
+    from gpt2kit.training.config import TrainConfig as TrainConfig
     from gpt2kit.training.loop import train as train
+    from gpt2kit.training.records import StepReport as StepReport
     from gpt2kit.training.setup import finetune as finetune
 
 _EXPORTS = {
@@ -74,9 +74,9 @@ _EXPORTS = {
     "Piece": "gpt2kit.generation.text",
     "SIZES": "gpt2kit.config",
     "Sampling": "gpt2kit.generation.sampling",
-    "StepReport": "gpt2kit.training.loop",
+    "StepReport": "gpt2kit.training.records",
     "TokenizerError": "gpt2kit.errors",
-    "TrainConfig": "gpt2kit.training.loop",
+    "TrainConfig": "gpt2kit.training.config",
     "TrainingError": "gpt2kit.errors",
     "complete": "gpt2kit.generation.text",
     "download": "gpt2kit.store.download",

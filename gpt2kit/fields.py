@@ -12,13 +12,16 @@ The library checks the values; the command line makes its options, help and defa
 
 from __future__ import annotations
 
+import difflib
 import functools
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt2kit.errors import ConfigError
+
+T = TypeVar("T")
 
 _KEY = "gpt2kit"
 _LARGEST = 1e300  # of a number: refuses infinities, NaN and integers that no float can hold
@@ -31,6 +34,7 @@ class Rule:
     help: str = ""
     group: str = ""  # the heading under which the command line lists it
     metavar: str | None = None  # what stands for the value in the help
+    default: str = ""  # the default in words, if the field's own is None: "a tenth of the steps"
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -59,9 +63,22 @@ class Rule:
         return ", ".join(words.format(bound) for words, bound in bounds if bound is not None)
 
 
-def option(default: Any, help: str = "", **rule: Any) -> Any:
-    """Return a dataclass field with a default, a help text and the other parts of a Rule."""
-    return field(default=default, metadata={_KEY: Rule(help=help, **rule)})
+def option(value: Any = MISSING, help: str = "", **rule: Any) -> Any:
+    """Return a dataclass field with a default value, a help text and the other parts of a Rule.
+
+    Without a default value the field is required.
+    """
+    return field(default=value, metadata={_KEY: Rule(help=help, **rule)})
+
+
+def same_option(kind: type, name: str, value: Any = MISSING, **changes: Any) -> Any:
+    """Return a dataclass field with the rule, help and default value of another dataclass's field.
+
+    A default value given here replaces the other's; `changes` replace parts of its rule.
+    """
+    (other,) = (each for each in fields(kind) if each.name == name)
+    default = other.default if value is MISSING else value
+    return field(default=default, metadata={_KEY: replace(rules(kind)[name], **changes)})
 
 
 def rules(kind: type) -> Mapping[str, Rule]:
@@ -74,6 +91,23 @@ def declared_types(kind: type) -> Mapping[str, Any]:
     """Return the type of every field of a dataclass, by the field's name."""
     hints = get_type_hints(kind)
     return {each.name: hints[each.name] for each in fields(kind)}
+
+
+def build(kind: type[T], values: Mapping[str, Any], *, what: str) -> T:
+    """Return a dataclass made from values by field name.
+
+    Raises ConfigError for an unknown name, with the most similar known one, and for a missing one;
+    `what` says in the message what the values are: "finetune", "recipe toy".
+    """
+    known = {each.name: each for each in fields(kind) if each.init}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known.keys()):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"{what} has no option {unknown[0]!r}; {advice}")
+    missing = [name for name, each in known.items() if each.default is MISSING]
+    if missing := [name for name in missing if name not in values]:
+        raise ConfigError(f"{what} has no {missing[0]!r}, which is required")
+    return kind(**values)
 
 
 def check(instance: Any) -> None:

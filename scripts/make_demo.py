@@ -25,8 +25,10 @@ from gpt2kit.generation.text import complete
 from gpt2kit.model import GPT2
 from gpt2kit.store import BUNDLED
 from gpt2kit.tokenizers import Tokenizer
-from gpt2kit.training.loop import NextTokenLoss, TrainConfig, evaluate_loss
-from gpt2kit.training.run import read_settings
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.loop import evaluate_loss
+from gpt2kit.training.loss import NextTokenLoss
+from gpt2kit.training.settings import Settings
 
 LARGEST = 10_000_000  # bytes of the finished folder
 PROMPT = "Nel mezzo del cammin di nostra vita"
@@ -113,9 +115,7 @@ def write(source: Path, run: Path, out: Path, sha256: str) -> None:
         checkpoint, dtype=torch.bfloat16
     ).float()  # the numbers of bfloat16, computed with exactly
     corpus = load_corpus(source, tokenizer)
-    card = describe(
-        rounded, tokenizer, corpus, TrainConfig(**read_settings(run)["training"]), source, sha256
-    )
+    card = describe(rounded, tokenizer, corpus, Settings.read(run).training, source, sha256)
     with new_directory(out, replace=True) as folder:
         write_model(folder, model, tokenizer)
         (folder / "README.md").write_text(card, encoding="utf-8")

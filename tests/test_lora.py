@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_builders import same, small_config, small_corpus, small_model, weights
+from training_builders import (
+    same,
+    small_config,
+    small_corpus,
+    small_model,
+    small_settings,
+    weights,
+)
 
 from gpt2kit.checkpoints.adapters import WEIGHTS_FILE, load_adapters, read_adapters, save_adapters
 from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
@@ -116,7 +123,7 @@ def test_a_run_with_adapters_is_resumed_bit_for_bit(tmp_path: Path) -> None:
         model = adapted()
         run = Run(
             folder,
-            {},
+            small_settings(),
             resume=resume,
             write=lambda path, model: save_adapters(path, model, base="", base_sha256=""),
         )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt2kit.checkpoints.load import write_model
 from gpt2kit.config import GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus
 from gpt2kit.data.texts import Text
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import CharTokenizer
-from gpt2kit.training.loop import TrainConfig
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.loop import train
+from gpt2kit.training.records import StepReport
+from gpt2kit.training.run import Run
+from gpt2kit.training.settings import Settings
 
 VERSES = """Nel mezzo del cammin di nostra vita
 mi ritrovai per una selva oscura,
@@ -60,6 +66,52 @@ def small_config(**changes: Any) -> TrainConfig:
         "save_every": 3,
     }
     return TrainConfig(**(fields | changes))
+
+
+def small_settings(**changes: Any) -> Settings:
+    """Return the settings of a run, the same every time."""
+    fields: dict[str, Any] = {
+        "command": "train",
+        "options": {},
+        "corpus": "a" * 64,
+        "start": "b" * 64,
+        "model": small_model().config,
+        "training": small_config(),
+    }
+    return Settings(**(fields | changes))
+
+
+def go(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    keep_states: bool = False,
+    write: Callable[[Path, GPT2], None] = write_model,
+    stop: Callable[[], bool] = lambda: False,
+    **config: Any,
+) -> tuple[GPT2, list[StepReport]]:
+    """Train a small model in a folder, to the end or until the report of a step."""
+    model, reports = small_model(), []
+    settings = small_settings(training=small_config(**config))
+    how: dict[str, Any] = {"resume": resume, "force": force, "keep_states": keep_states}
+    run = Run(folder, settings, write=write, **how)
+    try:
+        stream = train(model, small_corpus(), settings.training, run=run, stop=stop)
+        for report in stream:
+            reports.append(report)
+            if report.step == steps:
+                break
+        stream.close()  # type: ignore[attr-defined]
+    finally:
+        run.close()
+    return model, reports
+
+
+def states(folder: Path) -> list[str]:
+    """Return the names of a run's saved states, those set aside as damaged included."""
+    return sorted(path.name for path in (folder / "states").iterdir())
 
 
 def weights(model: GPT2) -> dict[str, torch.Tensor]:

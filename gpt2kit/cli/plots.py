@@ -323,7 +323,7 @@ def losses(
     from gpt2kit import plots
     from gpt2kit.errors import TrainingError
     from gpt2kit.plots.runs import curve
-    from gpt2kit.training.run import METRICS, read_metrics
+    from gpt2kit.training.records import METRICS, read_metrics
 
     averages = (
         []

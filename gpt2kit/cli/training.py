@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2kit.cli import options
 from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, command
 from gpt2kit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpt2kit.training.settings import Command
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +43,7 @@ def plan(corpus: str, given: dict[str, Any]) -> None:
     from gpt2kit.cli.training_report import show_plan
     from gpt2kit.training.setup import set_up
 
-    kind = "train" if given.keys() & (RECIPE.keys() | MODEL.keys()) else "finetune"
+    kind: Command = "train" if given.keys() & (RECIPE.keys() | MODEL.keys()) else "finetune"
     if kind == "train" and (both := given.keys() & FINETUNE.keys()):
         raise ConfigError(
             f"--{min(both)} is for fine-tuning a model, but the other options are for one from scratch; leave one out"
@@ -86,12 +89,12 @@ def merge(
     from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
-    from gpt2kit.training.run import fingerprint
+    from gpt2kit.training.setup import weights_sha256
 
     about = adapters.read_adapters(run)
     checkpoint = open_checkpoint(options.locate(str(about["base"])))
     model = build_model(checkpoint)
-    if fingerprint(model) != about.get("base_sha256"):
+    if weights_sha256(model) != about.get("base_sha256"):
         raise CheckpointError(
             f"{run}: its adapters were trained on other weights than those in {checkpoint.path}"
         )
@@ -103,9 +106,10 @@ def merge(
     typer.echo(out)
 
 
-def _run(kind: str, corpus: str, given: dict[str, Any]) -> None:
+def _run(kind: Command, corpus: str, given: dict[str, Any]) -> None:
     """Set up a training, report what it will be, go through it, and report what became of it."""
     from gpt2kit.cli.training_report import Reporter
+    from gpt2kit.memory import keep_freed_memory
     from gpt2kit.training.distributed import leave
     from gpt2kit.training.loop import train as steps
     from gpt2kit.training.setup import set_up
@@ -114,6 +118,8 @@ def _run(kind: str, corpus: str, given: dict[str, Any]) -> None:
     if given["tensorboard"]:
         check_tensorboard()
     setup = set_up(kind, corpus, given, locate=options.locate)
+    if setup.model.device.type == "cpu":
+        keep_freed_memory()
     run = setup.open_run(resume=given["resume"], force=given["force"])
     with (
         _Stop() as stop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json as json_module
 import math
 import shlex
@@ -13,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpt2kit.cli import options
+from gpt2kit.cli import options, output
 from gpt2kit.cli.options import human_size
 from gpt2kit.data.corpus import ENGLISH_CHARACTERS_PER_TOKEN
-from gpt2kit.errors import MissingDependencyError
 from gpt2kit.evaluation.originality import TextIndex, baseline
+from gpt2kit.files import write_whole
 from gpt2kit.generation.text import generate
 from gpt2kit.plots import Average, losses, save
 from gpt2kit.training import plan
-from gpt2kit.training.loop import StepReport
-from gpt2kit.training.run import SAMPLES, Run, read_metrics
+from gpt2kit.training.records import StepReport, read_metrics
+from gpt2kit.training.run import Run
 from gpt2kit.training.sharding import whole
 from gpt2kit.training.tensorboard import EventWriter
 
@@ -176,7 +175,9 @@ class Reporter:
     def step(self, report: StepReport) -> None:
         """Show what a step did; all processes must call it."""
         every = self._setup.options.get("sample_every", self._setup.config.eval_every)
-        due = every and report.step % every == 0 and report.finish_reason is None
+        # After a stop too: a run that is resumed there does not come back to this step.
+        going_on = report.finish_reason in (None, "stopped")
+        due = every and report.step % every == 0 and going_on
         model = (
             whole(self._setup.model, self._setup.ranks) if due else None
         )  # in shards, this takes all processes
@@ -205,8 +206,8 @@ class Reporter:
         if self._index is not None:
             copied = self._index.measure(text[len(self._prompt) :]).copied
             self.stop = self.stop or (limit < 1 and copied >= limit)
-        self._run.record(
-            {"step": step, "text": text, **({} if copied is None else {"copied": copied})}, SAMPLES
+        self._run.record_sample(
+            {"step": step, "text": text, **({} if copied is None else {"copied": copied})}
         )
         if not self._json:
             self._tell(text.rstrip() + "\n", dim=True)
@@ -241,11 +242,9 @@ class Reporter:
             return
         metrics = read_metrics(self._run.folder)
         summary = self._summary(metrics, model)
-        (self._run.folder / "report.json").write_text(
-            json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        with contextlib.suppress(MissingDependencyError):
-            save(losses({self._run.folder.name: metrics}, _AVERAGES), self._run.folder / "loss.png")
+        text = json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self._run.folder / "report.json", text)
+        self._draw(metrics)
         if self._json:
             options.print_json(summary)
             return
@@ -266,6 +265,14 @@ class Reporter:
             _say(f"\nthe adapters become a model with: gpt2kit merge {made} --out {made}-merged")
             made += "-merged"
         _say(f"\nnow try: gpt2kit generate {shlex.quote(self._prompt)} --model {made}")
+
+    def _draw(self, metrics: list[dict[str, Any]]) -> None:
+        """Draw loss.png; the report is worth more, so a failure is no more than a warning."""
+        name = output.one_line(self._run.folder.name)
+        try:
+            save(losses({name: metrics}, _AVERAGES), self._run.folder / "loss.png")
+        except Exception as error:  # of any kind: of fonts, of names, of matplotlib's own settings
+            output.warn(f"there is no loss.png: {error}")
 
     def _summary(self, metrics: list[dict[str, Any]], model: GPT2 | None) -> dict[str, Any]:
         """Return the figures of the run: losses before and after, what the best weights write, and how much of that is copied."""

@@ -1,7 +1,8 @@
-"""One process or many: who does which share of a batch, and what all of them agree on.
+"""Training in several processes: which share of a batch each computes, and how they agree.
 
-Under `torchrun` every process computes the gradients of its share of the windows, which are then averaged. It has a whole model for
-that, or with `sharded` a part of every tensor, as `gpt2kit.sharding` divides them.
+Started by `torchrun`, every process computes the gradients of its share of a batch's windows, and
+the gradients are averaged. Each process has the whole model (DDP), or with `sharded` a part of every
+tensor (FSDP2; see `gpt2kit.training.sharding`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gpt2kit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that train together; alone unless `join` says otherwise."""
+    """This process's number among those that train together; by default it is the only one."""
 
     rank: int = 0
     world_size: int = 1
@@ -30,40 +31,41 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return the module so that its backward pass averages the gradients of all processes."""
+        """Return a module whose backward pass averages the gradients of all processes."""
         if self.world_size == 1:
             return module
         return nn.parallel.DistributedDataParallel(module, static_graph=False)
 
-    def gradients_together(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Let the processes exchange gradients only in the last part of a batch."""
-        alone = (
-            self.world_size == 1 or self.sharded
-        )  # of shards, only their own gradients are kept from part to part
-        return nullcontext() if last or alone else module.no_sync()  # type: ignore[operator]
+    def sync_gradients(self, module: nn.Module, sync: bool) -> AbstractContextManager[None]:
+        """Return a context in which a backward pass averages gradients only if `sync` is true.
+
+        A batch in several parts does so once, in the last part. FSDP2 does so in each: a process
+        keeps only its own part of a gradient between them.
+        """
+        if sync or self.world_size == 1 or self.sharded:
+            return nullcontext()
+        return module.no_sync()  # type: ignore[operator, no-any-return]
 
     def mean(self, value: float) -> float:
-        """Return the mean of the processes' numbers."""
+        """Return the mean of every process's number."""
         return value if self.world_size == 1 else self._reduced(value) / self.world_size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set in any process."""
         return flag if self.world_size == 1 else self._reduced(float(flag)) > 0
 
     def least(self, value: int) -> int:
-        """Return the smallest of the processes' numbers."""
-        return (
-            value
-            if self.world_size == 1
-            else int(self._reduced(value, torch.distributed.ReduceOp.MIN))
-        )
+        """Return the smallest of every process's number."""
+        if self.world_size == 1:
+            return value
+        return int(self._reduced(value, torch.distributed.ReduceOp.MIN))
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
             torch.distributed.barrier()
 
@@ -78,60 +80,68 @@ class Ranks:
 
 
 def join(*, shard: bool = False) -> Ranks:
-    """Join the processes that torchrun has started with this one; without torchrun, this process is alone.
+    """Join the processes that torchrun started together with this one, if any.
 
-    Raises ConfigError where a model is to be divided and there is nobody to share it with.
+    Raises ConfigError for `shard` if there is only this process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if shard:
             raise ConfigError(
-                "--shard divides a model among processes, but this one is alone; start several: torchrun --nproc-per-node 2 -m gpt2kit …"
+                "--shard divides a model among processes, but this one is alone; start several: "
+                "torchrun --nproc-per-node 2 -m gpt2kit …"
             )
         return Ranks()
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # This module keeps the group that is there when it is imported in the defaults of its functions, for ever; DDP and FSDP
-        # import it. The group's threads would then outlive `leave`, and the interpreter: at exit they could end the process.
+        # DDP and FSDP import this module, whose functions keep the process group that exists at
+        # import as a default argument, for ever. The group's threads would then outlive `leave` and
+        # could abort the process at exit. So it is imported before the group exists.
         importlib.import_module("torch.distributed.nn.functional")
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), shard)
 
 
 def leave() -> None:
-    """Part from the other processes, where there are any, when all have come so far: one that left early would break the others.
+    """Wait for every process, then destroy the process group, if there is one.
 
-    The group's threads end here, where every process had a whole model; of shards, torch keeps a group to the end of the process,
-    which the command line therefore makes a short one.
+    A process that left early would break the others. With FSDP2 torch keeps a group until the
+    process ends; see `gpt2kit.cli.process.end_at_once`.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
-        gc.collect()  # modules that DDP wraps hold the group, and are in cycles
+        gc.collect()  # modules that DDP wraps hold the group, and are in reference cycles
         torch.distributed.destroy_process_group()
 
 
-# --- tensors in shards ------------------------------------------------------------------------------------------------
+# --- tensors divided among processes --------------------------------------------------------------
 
 
 def is_divided(tensor: Tensor) -> bool:
-    """Whether this process has only a part of a tensor."""
+    """Return whether this process has only a part of a tensor."""
     return hasattr(tensor, "full_tensor")  # a DTensor, whose module takes a second to import
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return a tensor whole; of one in shards all processes must ask for it, in the same order."""
+    """Return the whole tensor, in the same dtype and on the same device.
+
+    If it is divided, all processes must call this, in the same order.
+    """
     return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def take_part(tensors: Iterable[Tensor]) -> None:
-    """Do another process's share of `gathered`, where that one alone has use for the tensors."""
+    """Take part in gathering tensors that only another process needs."""
     for tensor in tensors:
         gathered(tensor)
 
 
 @torch.no_grad()
 def like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor, divided and placed as `tensor` is."""
+    """Return this process's part of a whole tensor, on the device and divided as `tensor` is.
+
+    The dtype stays that of `whole`.
+    """
     if not is_divided(tensor):
         return whole.to(tensor.device)
     from torch.distributed.tensor import distribute_tensor

@@ -1,7 +1,8 @@
-"""How weights move: which of them, by which optimizer, at what rate.
+"""Which parameters are trained, by which optimizer, and at what learning rate.
 
-Muon (orthogonalised momentum) moves the matrices inside the blocks and AdamW everything else, or AdamW moves all. Matrices and
-embeddings decay, biases and gains do not; a tied head is the token embedding and is there once.
+Muon (orthogonalized momentum) updates the matrices inside the blocks and AdamW everything else, or
+AdamW updates everything. Matrices and embeddings decay; biases and gains do not. A tied head is the
+token embedding, and is optimized once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
+from gpt2kit.training.config import OptimizerName, TrainConfig
 from gpt2kit.training.distributed import gathered
-
-OptimizerName = Literal["muon", "adamw"]
-Schedule = Literal["cosine", "linear", "constant"]
-OPTIMIZERS: tuple[OptimizerName, ...] = ("muon", "adamw")
-SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant")
 
 
 def build_optimizers(
@@ -32,44 +29,38 @@ def build_optimizers(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[Optimizer]:
-    """Return the optimizers of a model's trainable parameters; their learning rate is set before each step, by `set_learning_rate`.
+    """Return the optimizers of a model's trainable parameters.
 
-    Muon's updates are scaled to the size of AdamW's ("match_rms_adamw"), so one learning rate serves both.
+    `set_learning_rate` sets their learning rate before each step: one for all, since Muon's updates
+    are scaled to the size of AdamW's ("match_rms_adamw"). Raises ConfigError if nothing is trainable.
     """
-    trainable = {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    trainable = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     if not trainable:
         raise ConfigError("no parameter is left to train; freeze less")
-    hidden = {
-        name
-        for name in trainable
-        if optimizer == "muon" and is_hidden_matrix(name, trainable[name])
-    }
+    hidden, others = [], trainable
+    if optimizer == "muon":
+        hidden = [(name, each) for name, each in trainable if is_hidden_matrix(name, each)]
+        others = [(name, each) for name, each in trainable if not is_hidden_matrix(name, each)]
     optimizers: list[Optimizer] = []
     if hidden:
-        matrices = [(name, trainable[name]) for name in trainable if name in hidden]
-        optimizers.append(Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    others = [(name, parameter) for name, parameter in trainable.items() if name not in hidden]
-    decaying = [(name, parameter) for name, parameter in others if parameter.ndim >= 2]
-    plain = [(name, parameter) for name, parameter in others if parameter.ndim < 2]
-    groups = [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        optimizers.append(Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    groups: list[dict[str, Any]] = [
+        {"params": [(name, each) for name, each in others if each.ndim >= 2]},
+        {"params": [(name, each) for name, each in others if each.ndim < 2], "weight_decay": 0.0},
     ]
     if groups := [group for group in groups if group["params"]]:
-        fused = next(iter(trainable.values())).device.type in ("cpu", "cuda")
-        optimizers.append(AdamW(groups, betas=betas, fused=fused))
+        fused = trainable[0][1].device.type in ("cpu", "cuda")
+        optimizers.append(AdamW(groups, weight_decay=weight_decay, betas=betas, fused=fused))
     return optimizers
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix from one hidden layer to another, which is what Muon is for."""
+    """Whether a parameter is a matrix between two hidden layers, which is what Muon is made for."""
     return name.startswith("h.") and parameter.ndim == 2
 
 
 def named_state(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-    """Yield the name of every optimized parameter, the parameter, and the dictionary in which its optimizer keeps its state."""
+    """Yield each optimized parameter's name, the parameter, and what its optimizer keeps for it."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -83,20 +74,24 @@ def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
             group["lr"] = lr
 
 
-def learning_rate(
-    step: int, *, lr: float, max_steps: int, warmup: int, schedule: Schedule
-) -> float:
-    """Return the learning rate of step 0 … max_steps - 1: up to `lr` in `warmup` steps, then down to nearly nothing, or constant."""
-    if step < warmup:
-        return lr * (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return lr
-    left = (max_steps - step) / (max_steps - warmup)  # from 1 down to the last step's share
-    return lr * (left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    It rises to `config.lr` during `warmup` steps, then falls to nearly zero, or stays.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    left = (config.max_steps - step) / (config.max_steps - config.warmup)  # from 1 down to nearly 0
+    return config.lr * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
-    """Scale the gradients down to the norm `largest` (0: leave them) and return the norm they had; one that is not finite is left."""
+    """Scale the gradients down to the norm `largest`, and return the norm that they had.
+
+    A largest norm of 0 leaves them as they are, and so does a norm that is not finite.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = float(gathered(nn.utils.get_total_norm(gradients)))
     if math.isfinite(norm) and norm > largest > 0:
@@ -107,7 +102,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
 def freeze(model: GPT2, what: str) -> None:
     """Exclude parts of a model from training, such as `embeddings,blocks:0-5`.
 
-    Raises ConfigError for a part that a GPT-2 does not have.
+    Raises ConfigError for a part that the model does not have.
     """
     for part in filter(None, (part.strip() for part in what.split(","))):
         pattern = _pattern(part, model.config.n_layer)
@@ -126,13 +121,14 @@ _PARTS = {
 
 
 def _pattern(part: str, n_layer: int) -> str:
-    """Return the regular expression of the names of a part's parameters."""
+    """Return a regular expression that matches the names of a part's parameters."""
     if part in _PARTS:
         return _PARTS[part]
     blocks = re.fullmatch(r"blocks:(\d+)(?:-(\d+))?", part)
     if blocks is None:
         raise ConfigError(
-            f"freeze is {part!r}, expected {', '.join(_PARTS)} or blocks:FIRST-LAST, such as blocks:0-5"
+            f"freeze is {part!r}, expected {', '.join(_PARTS)} or blocks:FIRST-LAST, "
+            "such as blocks:0-5"
         )
     first, last = int(blocks[1]), int(blocks[2] or blocks[1])
     if not first <= last < n_layer:

@@ -10,9 +10,11 @@ import torch
 from gpt2kit.config import GPT2Config
 from gpt2kit.data.corpus import Corpus
 from gpt2kit.model import GPT2
+from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
-from gpt2kit.training.loop import FEW_LOGITS, LOGITS_AT_ONCE, TrainConfig, prepare
+from gpt2kit.training.loss import FEW_LOGITS, LOGITS_AT_ONCE
 from gpt2kit.training.optim import is_hidden_matrix, set_learning_rate
+from gpt2kit.training.trainer import Trainer
 
 _MARGIN = 0.9  # of the free memory may be planned for
 _MOST_PROBES, _PROBE_SECONDS = 20, 0.5  # steps that are timed; no further one after so many seconds
@@ -120,16 +122,19 @@ def seconds_per_step(
     made ready; others are, where the machine has something else to do for a moment.
     """
     ranks = ranks or Ranks()
-    _, optimizers, step_loss = prepare(model, corpus, config, ranks)
-    set_learning_rate(optimizers, 0.0)
+    trainer = Trainer(model, corpus, config, ranks)
+    set_learning_rate(trainer.optimizers, 0.0)
     model.train()
     seconds: list[float] = []
     while len(seconds) < 2 or (
         len(seconds) < _MOST_PROBES and not ranks.any(sum(seconds[1:]) > _PROBE_SECONDS)
     ):
         started = time.perf_counter()
-        step_loss(len(seconds))
-        for optimizer in optimizers:
+        model.zero_grad(set_to_none=True)
+        for loss in trainer.losses(len(seconds)):
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss.item()  # waits for a GPU
+        for optimizer in trainer.optimizers:
             optimizer.step()
         seconds.append(time.perf_counter() - started)
     model.zero_grad(set_to_none=True)

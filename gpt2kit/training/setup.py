@@ -7,9 +7,10 @@ for report in finetune("divina.txt", model="124M", out="weights/divina"):
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,14 @@ from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tok
 from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.training import plan, recipes
+from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks, join
-from gpt2kit.training.loop import StepReport, TrainConfig, best_dtype, train
+from gpt2kit.training.loop import train
+from gpt2kit.training.loss import best_dtype
 from gpt2kit.training.optim import freeze
-from gpt2kit.training.run import Run, fingerprint, read_settings
+from gpt2kit.training.records import StepReport
+from gpt2kit.training.run import Run
+from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.sharding import shard
 
 if TYPE_CHECKING:
@@ -77,7 +82,7 @@ class Setup:
     model: GPT2
     config: TrainConfig
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Settings
     ranks: Ranks
     write: Callable[[Path, GPT2], None]  # puts the model into a folder,
     read: Callable[[Path, GPT2], None]  # and sets the model to what is in one
@@ -144,7 +149,7 @@ def finetune(
 
 
 def set_up(
-    kind: str, source: str, given: Mapping[str, Any], *, locate: Locate = store.find
+    kind: Command, source: str, given: Mapping[str, Any], *, locate: Locate = store.find
 ) -> Setup:
     """Return the training that `train` or `finetune` is asked for; refuses what cannot be before anything is written."""
     options = {name: value for name, value in given.items() if name not in _FLAGS}
@@ -154,10 +159,11 @@ def set_up(
         options.get("recipe", "gpt") if kind == "train" else Path(options.get("model", "124M")).name
     )
     folder = given.get("out") or store.weights_dir() / f"{Path(source).stem}-{name}"
-    stored = read_settings(folder) if given.get("resume") else {}
-    if stored and stored["command"] != kind:
-        raise TrainingError(f"{folder} was started with {stored['command']}, not with {kind}")
-    options = stored.get("options", {}) | options
+    stored = Settings.read(Path(folder)) if given.get("resume") else None
+    if stored is not None:
+        if stored.command != kind:
+            raise TrainingError(f"{folder} was started with {stored.command}, not with {kind}")
+        options = {**stored.options, **options}
     _check_effects(given, options)
     if "max_steps" in options and "epochs" in options:
         raise ConfigError("max_steps and epochs are both given; leave one out")
@@ -177,7 +183,7 @@ def set_up(
         del options["prompt"]  # a recipe's, made for another text
     corpus = _corpus(source, texts, tokenizer, options)
     model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
-    start = fingerprint(model)
+    start = weights_sha256(model)
     write, read = partial(write_model, tokenizer=tokenizer), _read_weights
     if rank := options.get("lora_rank", 0):
         lora.add_adapters(model, rank, alpha=options.get("lora_alpha"), seed=options.get("seed", 0))
@@ -188,18 +194,18 @@ def set_up(
         shard(model, ranks)
     settled = {name: options[name] for name in options.keys() & _TRAIN_FIELDS}
     config = (
-        TrainConfig(**(stored["training"] | settled))
+        replace(stored.training, **settled)
         if stored
         else _configuration(kind, settled, options, model, corpus, ranks)
     )
-    settings = {
-        "command": kind,
-        "options": options,
-        "corpus": corpus.sha256,
-        "start": start,
-        "model": asdict(model.config),
-        "training": asdict(config),
-    }
+    settings = Settings(
+        command=kind,
+        options=options,
+        corpus=corpus.sha256,
+        start=start,
+        model=model.config,
+        training=config,
+    )
     return Setup(
         name,
         options,
@@ -214,6 +220,15 @@ def set_up(
         write,
         read,
     )
+
+
+def weights_sha256(model: GPT2) -> str:
+    """Return the sha256 of all parameters, trainable or not."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_effects(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""A model in shards: of every tensor each process keeps a part (FSDP2), and it is whole again where that is needed.
+"""A model divided among processes (FSDP2): each keeps a part of every tensor.
 
-Parameters, gradients and optimizer state are divided by rows among the processes. A block's weights are gathered when the block
-computes and let go of after it; the embeddings, the last normalisation and the head stay gathered from the forward pass to the end
-of the backward pass, since the loss reads the head outside of the model. Between two steps every parameter is a shard again.
+Parameters, gradients and optimizer state are divided by rows. A block's weights are gathered while
+the block computes and freed after it. The embeddings, the last normalization and the head stay
+gathered from the forward pass to the end of the backward pass, because the loss reads the head
+outside of the model. Between two steps every parameter is divided again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from gpt2kit.training.distributed import Ranks, gathered, is_divided, take_part
 
 
 def shard(model: GPT2, ranks: Ranks) -> None:
-    """Divide a model, in place, among all processes; a model that is divided already stays as it is.
+    """Divide a model among all processes, in place; a model that is already divided stays as it is.
 
-    The blocks go to this process's accelerator, where it has one, one after the other: the whole model need never fit there.
+    If this process has a GPU, its parts of the blocks move there one block at a time, so the whole
+    model never has to fit on it. Raises ConfigError if only the head is trained.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -29,9 +31,7 @@ def shard(model: GPT2, ranks: Ranks) -> None:
     if isinstance(model, FSDPModule):
         return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if trained <= {
-        "lm_head.weight"
-    }:  # no gradient would pass through what is gathered for the backward pass
+    if trained <= {"lm_head.weight"}:  # no gradient would pass through the modules FSDP2 hooks
         raise ConfigError(
             "only the head is trained, which needs no --shard: leave it out, or freeze less"
         )
@@ -43,8 +43,11 @@ def shard(model: GPT2, ranks: Ranks) -> None:
     register_fsdp_forward_method(model, "hidden")
 
 
-def let_go_without_backward(module: nn.Module, model: GPT2) -> None:
-    """Let a module that computes a loss of a divided model leave shards behind where no backward pass will."""
+def reshard_after_eval(module: nn.Module, model: GPT2) -> None:
+    """Divide the model again after each forward pass of `module` without gradients.
+
+    With gradients, the backward pass does so.
+    """
 
     def after(*_: Any) -> None:
         if not torch.is_grad_enabled():
@@ -54,10 +57,10 @@ def let_go_without_backward(module: nn.Module, model: GPT2) -> None:
 
 
 def whole(model: GPT2, ranks: Ranks) -> GPT2 | None:
-    """Return a model that can be written or generate, in evaluation mode: of one in shards a whole copy, for the main process alone.
+    """Return the model in evaluation mode, to be saved or to generate with.
 
-    All processes must call it. The copy is in the main process's memory, not on an accelerator, and has float32's four bytes for each
-    parameter; tensors pass through one at a time.
+    Of a divided model the main process gets a whole float32 copy on the CPU, gathered tensor by
+    tensor, and the others None; all processes must call this.
     """
     if not any(map(is_divided, model.parameters())):
         return model.eval()
@@ -72,7 +75,7 @@ def whole(model: GPT2, ranks: Ranks) -> GPT2 | None:
 
 
 def _same_modules(model: GPT2) -> GPT2:
-    """Return a model with the modules of another, adapters too, and no weights yet."""
+    """Return a model with the same modules as another, adapters included, and no weights yet."""
     with torch.device("meta"):
         copy = GPT2(model.config)
         if adapters := lora.settings(model):

@@ -1,4 +1,4 @@
-"""A run's figures for TensorBoard, beside its own record (needs gpt2kit[tensorboard])."""
+"""A run's figures as TensorBoard event files (needs gpt2kit[tensorboard])."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import MissingDependencyError
-from gpt2kit.training.loop import StepReport
+from gpt2kit.training.records import StepReport
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +23,10 @@ def check_tensorboard() -> None:
 
 
 class EventWriter:
-    """Writes the figures of every report into event files in a folder; raises MissingDependencyError without tensorboard."""
+    """Writes the figures of every report into event files in a folder.
+
+    Raises MissingDependencyError if tensorboard is not installed.
+    """
 
     def __init__(self, folder: Path) -> None:
         check_tensorboard()
@@ -31,7 +34,10 @@ class EventWriter:
         self._writer: SummaryWriter | None = None
 
     def write(self, report: StepReport) -> None:
-        """Add what the report has; what earlier files hold of its step and those after it counts no longer, as in a run gone on with."""
+        """Add a report's figures. The first call purges events of this step and later ones.
+
+        So a resumed run has every step once, although earlier files hold steps that are done again.
+        """
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -40,9 +46,9 @@ class EventWriter:
         for name in FIGURES:
             if (value := getattr(report, name)) is not None:
                 writer.add_scalar(name, value, report.step)
-        writer.flush()  # a kill takes nothing with it that a saved state goes on from
+        writer.flush()  # so that a kill cannot lose steps that a saved state continues after
 
     def close(self) -> None:
-        """End the file."""
+        """Close the event file."""
         if self._writer is not None:
             self._writer.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from gpt2kit.cli import app
 from gpt2kit.cli.training_options import FINETUNE, MODEL, TRAINING
 from gpt2kit.cli.training_report import human_time, loss_figures
 from gpt2kit.training import recipes
-from gpt2kit.training.run import read_metrics, read_settings
+from gpt2kit.training.records import read_metrics
+from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.setup import set_up
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +63,9 @@ def run(*arguments: object, code: int = 0) -> Any:
     return result
 
 
-def facts(kind: str, source: Path, *arguments: object, **given: Any) -> dict[str, Any]:
+def facts(kind: Command, source: Path, *arguments: object, **given: Any) -> dict[str, Any]:
     """Return the settings that options lead to, without training."""
-    setup = set_up(kind, str(source), given)
-    return dict(setup.settings)
+    return asdict(set_up(kind, str(source), given).settings)
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def test_training_stops_when_too_much_is_copied(
 
 def test_a_frozen_part_is_not_trained(book: Path, tmp_path: Path) -> None:
     run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run", "--freeze", "embeddings")
-    start = set_up("train", str(book), read_settings(tmp_path / "run")["options"]).model
+    start = set_up("train", str(book), Settings.read(tmp_path / "run").options).model
     trained, _ = load(tmp_path / "run", device="cpu")
     assert torch.equal(trained.wte.weight, start.wte.weight)
     assert not torch.equal(trained.ln_f.weight, start.ln_f.weight)  # type: ignore[arg-type]

@@ -15,7 +15,9 @@ from gpt2kit import store
 from gpt2kit.checkpoints.load import load, open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.data.corpus import load_corpus
-from gpt2kit.training.loop import NextTokenLoss, TrainConfig, evaluate_loss
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.loop import evaluate_loss
+from gpt2kit.training.loss import NextTokenLoss
 
 DEMO = store.BUNDLED / "dante"
 

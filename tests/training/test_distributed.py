@@ -18,7 +18,15 @@ from typing import Any
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
-from training_builders import TOKENIZER, VERSES, small_config, small_corpus, small_model, weights
+from training_builders import (
+    TOKENIZER,
+    VERSES,
+    small_config,
+    small_corpus,
+    small_model,
+    small_settings,
+    weights,
+)
 
 from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
 from gpt2kit.checkpoints.load import load, write_model
@@ -28,10 +36,12 @@ from gpt2kit.generation.text import generate
 from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.training.distributed import Ranks, gathered, is_divided, join, leave
-from gpt2kit.training.loop import StepReport, prepare, train
+from gpt2kit.training.loop import train
 from gpt2kit.training.optim import freeze
-from gpt2kit.training.run import Run, read_metrics
+from gpt2kit.training.records import StepReport, read_metrics
+from gpt2kit.training.run import Run
 from gpt2kit.training.sharding import whole
+from gpt2kit.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 FEW_STEPS = {"max_steps": 6, "eval_every": 3, "save_every": 2}
@@ -72,10 +82,10 @@ def go(
         add_adapters(model, 2)
         write = lambda place, model: save_adapters(place, model, base="base", base_sha256="")  # noqa: E731
     freeze(model, frozen)
-    vars(sys.modules["gpt2kit.training.loop"]).update(
+    vars(sys.modules["gpt2kit.training.loss"]).update(
         FEW_LOGITS=200 if in_pieces else 2**22, LOGITS_AT_ONCE=200 if in_pieces else 2**26
     )
-    run = Run(folder, {}, resume=resume, ranks=ranks, write=write)
+    run = Run(folder, small_settings(), resume=resume, ranks=ranks, write=write)
     reports: list[StepReport] = []
     config = small_config(**(FEW_STEPS | settings))
     stream = train(
@@ -161,15 +171,14 @@ def shard_facts(ranks: Ranks) -> dict[str, Any]:
     """Return what this process holds of a model in shards, and what it is refused."""
     config = small_config(optimizer="adamw")
     model = small_model(n_embd=32)
-    _, optimizers, step_loss = prepare(model, small_corpus(), config, ranks)
-    step_loss(0)
+    trainer = Trainer(model, small_corpus(), config, ranks)
+    for loss in trainer.losses(0):
+        loss.backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    optimizers[0].step()
+    (adamw,) = trainer.optimizers
+    adamw.step()
     moments = [
-        moment
-        for state in optimizers[0].state.values()
-        for name, moment in state.items()
-        if name != "step"
+        moment for state in adamw.state.values() for name, moment in state.items() if name != "step"
     ]
     complete = whole(model, ranks)
     facts: dict[str, Any] = {
@@ -188,7 +197,7 @@ def shard_facts(ranks: Ranks) -> dict[str, Any]:
         refused = small_model(tie_word_embeddings=False)
         freeze(refused, frozen)
         try:
-            prepare(refused, small_corpus(), small_config(**changes), ranks)
+            Trainer(refused, small_corpus(), small_config(**changes), ranks)
         except ConfigError as error:
             facts["refused"].append(str(error))
     return facts

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from training_builders import VERSES, same, small_config, small_corpus, small_model, weights
 
-from gpt2kit.checkpoints.load import build_model, open_checkpoint
 from gpt2kit.errors import ConfigError, Gpt2KitWarning, TrainingError
 from gpt2kit.model import GPT2
-from gpt2kit.training.loop import NextTokenLoss, StepReport, TrainConfig, evaluate_loss, train
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.loop import evaluate_loss, train
+from gpt2kit.training.loss import NextTokenLoss
 from gpt2kit.training.optim import freeze
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "tf"
+from gpt2kit.training.records import StepReport
 
 
 def trained(
@@ -31,93 +26,6 @@ def trained(
     """Train a small model to the end."""
     model = model or small_model()
     return model, list(train(model, small_corpus(text), small_config(**settings)))
-
-
-# --- the loss --------------------------------------------------------------------------------------------------------
-
-
-def test_the_loss_before_the_first_step_is_that_of_tensorflow() -> None:
-    folder = GOLDEN / "micro-adam"
-    reference = np.load(folder / "reference.npz")
-    initial = np.load(initial_weights())
-    model = build_model(open_checkpoint(folder))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensorflow_weight(initial, name, parameter))
-    loss = NextTokenLoss(model)(torch.from_numpy(reference["adam_batches"][0]).long())
-    assert loss.item() == pytest.approx(float(reference["adam_losses"][0]), abs=2e-5)
-
-
-def initial_weights() -> Path:
-    """Return where the weights before the first step are; they are among the test data only."""
-    path = (
-        Path(os.environ.get("GPT2KIT_TEST_DATA", "/nowhere"))
-        / "tf"
-        / "micro-adam"
-        / "initial_weights.npz"
-    )
-    if not path.exists():
-        pytest.skip("needs the weights before the first step; set GPT2KIT_TEST_DATA")
-    return path
-
-
-def tensorflow_weight(initial: Any, name: str, like: torch.Tensor) -> torch.Tensor:
-    module, _, kind = name.rpartition(".")
-    ending = {"wte": "", "wpe": ""}.get(
-        module, "/b" if kind == "bias" else "/g" if "ln_" in module else "/w"
-    )
-    tensor = torch.from_numpy(
-        initial[f"model/{module.replace('h.', 'h', 1).replace('.', '/')}{ending}"]
-    )
-    return tensor.reshape(like.shape) if ending != "/w" else tensor.reshape(tensor.shape[-2:]).T
-
-
-def test_the_gradients_are_those_of_tensorflow() -> None:
-    folder = GOLDEN / "micro-a"
-    reference, expected = np.load(folder / "reference.npz"), np.load(folder / "gradients.npz")
-    model = build_model(open_checkpoint(folder))
-    NextTokenLoss(model)(torch.from_numpy(reference["tokens_ctx"]).long()).backward()
-    for name, parameter in model.named_parameters():
-        theirs = tensorflow_weight(expected, name, parameter)
-        assert parameter.grad is not None
-        assert torch.linalg.vector_norm(parameter.grad - theirs) <= 1e-5 * torch.linalg.vector_norm(
-            theirs
-        ), name
-
-
-def test_many_logits_are_gone_through_in_pieces_with_the_same_loss_and_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ids = torch.randint(37, (3, 9), generator=torch.Generator().manual_seed(1))
-    found = []
-    for few, at_once in ((2**22, 2**26), (1, 100)):
-        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "FEW_LOGITS", few)
-        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "LOGITS_AT_ONCE", at_once)
-        monkeypatch.setattr(sys.modules["gpt2kit.training.loop"], "_LOGITS_IN_CACHE", at_once // 2)
-        model = small_model().eval()
-        loss = NextTokenLoss(model)(ids)
-        loss.backward()
-        found.append((loss.detach(), [parameter.grad for parameter in model.parameters()]))
-    assert float(found[0][0]) == pytest.approx(float(found[1][0]), abs=1e-6)
-    for whole, pieces in zip(found[0][1], found[1][1], strict=True):
-        assert whole is not None
-        assert pieces is not None
-        torch.testing.assert_close(whole, pieces, atol=1e-6, rtol=1e-5)
-
-
-def test_the_loss_is_the_mean_of_predicting_each_token_from_those_before() -> None:
-    model, ids = small_model().eval(), torch.tensor([[3, 1, 4, 1, 5]])
-    logits = model(ids[:, :-1])
-    by_hand = (
-        -sum(
-            F.log_softmax(logits[0, place], dim=-1)[ids[0, place + 1]].item() for place in range(4)
-        )
-        / 4
-    )
-    assert NextTokenLoss(model)(ids).item() == pytest.approx(by_hand, abs=1e-6)
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
 
 
 def test_training_learns_a_text() -> None:

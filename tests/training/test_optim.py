@@ -9,8 +9,8 @@ import torch
 from training_builders import small_model
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.training.config import Schedule, TrainConfig
 from gpt2kit.training.optim import (
-    Schedule,
     build_optimizers,
     clip_gradients,
     freeze,
@@ -66,10 +66,8 @@ def test_the_learning_rate_of_all_groups_is_set() -> None:
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_as_the_schedule_says() -> None:
     def rates(schedule: Schedule) -> list[float]:
-        return [
-            learning_rate(step, lr=1.0, max_steps=10, warmup=3, schedule=schedule)
-            for step in range(10)
-        ]
+        config = TrainConfig(lr=1.0, max_steps=10, warmup=3, schedule=schedule)
+        return [learning_rate(step, config) for step in range(10)]
 
     assert rates("cosine")[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates("constant")[3:] == [1.0] * 7

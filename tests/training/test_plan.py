@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from training_builders import same, small_config, small_corpus, small_model, wei
 from gpt2kit.training import plan
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.optim import freeze
+from gpt2kit.training.trainer import Trainer
 
 
 def test_memory_is_counted_by_part() -> None:
@@ -138,6 +140,12 @@ def test_processes_that_share_a_step_probe_as_many(monkeypatch: pytest.MonkeyPat
             return len(asked) == 3  # the other one has had enough
 
     steps: list[int] = []
-    monkeypatch.setattr(plan, "prepare", lambda *_: (None, [], steps.append))
+
+    class Probed(Trainer):
+        def losses(self, step: int) -> Iterator[torch.Tensor]:
+            steps.append(step)
+            return iter(())
+
+    monkeypatch.setattr(plan, "Trainer", Probed)
     plan.seconds_per_step(small_model(), small_corpus(), small_config(), Pair())
     assert steps == [0, 1, 2, 3]

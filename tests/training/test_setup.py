@@ -24,7 +24,7 @@ from gpt2kit.errors import (
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import identity
 from gpt2kit.tokenizers.learn import learn_bpe
-from gpt2kit.training.run import read_settings
+from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.setup import _OPTIONS, finetune, set_up
 
 ROOT = Path(__file__).parents[2]
@@ -65,16 +65,9 @@ def test_the_readmes_example_leaves_a_model_that_knows_the_text_better(
 def test_it_chooses_what_the_command_chooses() -> None:
     for _ in finetune("divina.txt", epochs=0.5):
         pass
-    made = read_settings(Path("weights/divina-124M"))
-    assert (
-        made["training"]
-        == dict(set_up("finetune", "divina.txt", {"epochs": 0.5}).settings)["training"]
-    )
-    assert (
-        made["training"]["optimizer"],
-        made["training"]["lr"],
-        made["training"]["patience"],
-    ) == ("adamw", 1e-4, 5)
+    made = Settings.read(Path("weights/divina-124M")).training
+    assert made == set_up("finetune", "divina.txt", {"epochs": 0.5}).config
+    assert (made.optimizer, made.lr, made.patience) == ("adamw", 1e-4, 5)
 
 
 def test_a_run_is_gone_on_with_replaced_or_refused() -> None:
@@ -122,7 +115,9 @@ def test_every_option_is_one_of_the_commands() -> None:
         ("finetune", {"lora_alpha": 3.0}, "lora_alpha"),
     ],
 )
-def test_an_option_without_effect_is_refused(kind: str, options: dict[str, Any], name: str) -> None:
+def test_an_option_without_effect_is_refused(
+    kind: Command, options: dict[str, Any], name: str
+) -> None:
     with pytest.raises(ConfigError, match=f"--{name} has no effect here"):
         set_up(kind, "divina.txt", options)
 

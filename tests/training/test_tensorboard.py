@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gpt2kit.cli import app
 from gpt2kit.errors import MissingDependencyError
-from gpt2kit.training.run import read_metrics
+from gpt2kit.training.records import read_metrics
 from gpt2kit.training.tensorboard import FIGURES, EventWriter
 
 SHAPE = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4"

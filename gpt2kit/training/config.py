@@ -1,0 +1,76 @@
+"""How to train: every choice that the loop needs, made and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import check, option
+
+Dtype = Literal["float32", "bfloat16"]
+OptimizerName = Literal["muon", "adamw"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+LARGEST_SEED = 2**63 - 1  # that torch's generators take
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. The defaults are for a small model from scratch.
+
+    Raises ConfigError for a value that breaks its rule. A field that is added must have the default
+    that leaves older runs as they were: their run.json lacks it.
+    """
+
+    max_steps: int = option(help="Optimizer steps in all.", at_least=1)
+    block_size: int = option(256, "Tokens that a window predicts.", at_least=1)
+    batch_size: int = option(16, "Windows in a step, in all processes together.", at_least=1)
+    accumulate: int = option(
+        1, "Parts that a batch is cut into, one in memory at a time.", at_least=1
+    )
+    optimizer: OptimizerName = option(
+        "muon", "muon updates the blocks' matrices and AdamW the rest; adamw updates everything."
+    )
+    lr: float = option(3e-3, "Highest learning rate.", above=0)
+    schedule: Schedule = option("linear", "How the learning rate falls after the warm-up.")
+    warmup: int = option(50, "Steps during which the learning rate rises.", at_least=0)
+    weight_decay: float = option(
+        0.01,
+        "Share that matrices and embeddings lose in a step, times the learning rate.",
+        at_least=0,
+    )
+    beta1: float = option(0.9, "AdamW's decay of the average of gradients.", at_least=0, below=1)
+    beta2: float = option(0.95, "AdamW's decay of the average of squares.", at_least=0, below=1)
+    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0)
+    dtype: Dtype = option(
+        "float32", "Precision of matrix products; weights and optimizer are float32."
+    )
+    checkpointing: bool = option(
+        False, "Recompute each block in the backward pass, which saves memory."
+    )
+    compile: bool = option(False, "Compile the model with torch, which takes a while at the start.")
+    eval_every: int = option(100, "Steps between validations.", at_least=1)
+    eval_tokens: int = option(2**18, "Most tokens of the validation text to use.", at_least=1)
+    save_every: int = option(100, "Steps between saved states.", at_least=1)
+    patience: int = option(
+        0, "Stop after this many validations without a better one; 0 never stops.", at_least=0
+    )
+    seed: int = option(
+        0,
+        "Seed of new weights, of the order of the windows, and of dropout.",
+        at_least=0,
+        at_most=LARGEST_SEED,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.warmup >= self.max_steps:
+            raise ConfigError(
+                f"warmup is {self.warmup}, expected less than the {self.max_steps} steps in all"
+            )
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}, expected a divisor of batch_size, "
+                f"which is {self.batch_size}"
+            )

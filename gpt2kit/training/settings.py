@@ -1,0 +1,106 @@
+"""run.json: everything that decides how a run goes, and the rule that it stays the same on resume."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2kit.config import GPT2Config
+from gpt2kit.errors import CheckpointError, ConfigError, TrainingError
+from gpt2kit.fields import build, check
+from gpt2kit.files import read_json, write_whole
+from gpt2kit.training.config import TrainConfig
+
+SETTINGS = "run.json"
+
+Command = Literal["train", "finetune"]
+
+_MISSING = object()
+_STEPS = ("options.max_steps", "options.epochs", "training.max_steps")  # may grow on resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides how a run goes; run.json has the same fields."""
+
+    command: Command
+    options: Mapping[str, Any]  # those that were given, by name, and those of the recipe
+    corpus: str  # sha256 of text, split and vocabulary
+    start: str  # sha256 of the weights before the first step
+    model: GPT2Config
+    training: TrainConfig
+
+    @classmethod
+    def read(cls, folder: Path) -> Settings:
+        """Return the settings that a run was started with.
+
+        A field that an older version did not write has its default. Raises TrainingError if there is
+        no run, or naming the first field that is missing, unknown, or has a value it cannot have.
+        """
+        path = folder / SETTINGS
+        if not path.exists():
+            raise TrainingError(
+                f"{folder}: no training run to resume; expected {SETTINGS} in it. "
+                "Leave out --resume to start one"
+            )
+        try:
+            values = read_json(path, error=CheckpointError)
+            for name in ("options", "model", "training"):
+                if not isinstance(values.get(name, {}), dict):
+                    raise ConfigError(f"{SETTINGS} has {name!r} that is no JSON object")
+            settings = build(cls, values, what=SETTINGS)
+            check(settings)
+            model = build(GPT2Config, values["model"], what=f"model of {SETTINGS}")
+            training = build(TrainConfig, values["training"], what=f"training of {SETTINGS}")
+        except (CheckpointError, ConfigError) as error:
+            raise TrainingError(
+                f"{folder} cannot be resumed: {error}. If another version of gpt2kit started this "
+                "run, resume it with that one; --force starts it anew"
+            ) from error
+        return cls(**{**vars(settings), "model": model, "training": training})
+
+    def write(self, folder: Path) -> None:
+        """Write run.json, whole or not at all."""
+        write_whole(folder / SETTINGS, json.dumps(asdict(self), indent=2) + "\n")
+
+    def check_resumed_by(self, other: Settings, folder: Path) -> None:
+        """Raise TrainingError with the differences unless `other` may continue this run.
+
+        Only the number of steps may differ, and only grow.
+        """
+        before, now = _flat(asdict(self)), _flat(asdict(other))
+        ignored = _STEPS if self.training.max_steps < other.training.max_steps else ()
+        differences = [
+            f"{name} was {_shown(before, name)} and is now {_shown(now, name)}"
+            for name in sorted(before.keys() | now.keys())
+            if name not in ignored and before.get(name, _MISSING) != now.get(name, _MISSING)
+        ]
+        if differences:
+            raise TrainingError(
+                f"{folder} was started differently: {'; '.join(differences)}. "
+                "Resume with the same, or start another run with --out"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names: training.lr."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "not given"
+    value = values[name]
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:8] + "…"
+    return repr(value)
