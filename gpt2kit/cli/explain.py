@@ -123,7 +123,7 @@ def explain(
     from gpt2kit.checkpoints.load import load, pick_numbers
     from gpt2kit.errors import TokenizerError
     from gpt2kit.files import write_whole
-    from gpt2kit.inspection import Wish
+    from gpt2kit.inspection import ExplainOptions
     from gpt2kit.inspection import explain as find_out
     from gpt2kit.inspection.page import entries_to_keep, write_page
 
@@ -137,7 +137,7 @@ def explain(
         )
     options.set_unknown(tokenizer, unknown)
     ids = tokenizer.encode(text, special=special)
-    wish = Wish(
+    chosen = ExplainOptions(
         top=top,
         lens=lens,
         head=head,
@@ -149,7 +149,7 @@ def explain(
     found = find_out(
         gpt2,
         ids,
-        wish,
+        chosen,
         overflow=overflow,
         n_vocab=min(tokenizer.n_vocab, gpt2.config.n_vocab),
         progress=_progress,

@@ -1,4 +1,4 @@
-"""Which part of the model pushed a token: its logit as a sum over embeddings, heads, MLPs and biases.
+"""Direct logit attribution: a token's logit as a sum over embeddings, heads, MLPs and biases.
 
 C width, H heads
 """
@@ -18,7 +18,7 @@ from gpt2kit.model import GPT2, Attention
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one part of the model adds to the logit, or the difference of logits, that is explained."""
+    """What one part of the model adds to the logit, or difference of logits, that is explained."""
 
     part: str  # token, position, head, mlp, bias (of a layer's attention, or of the final norm)
     layer: int | None
@@ -40,36 +40,40 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Attribution:
-    """A token's logit, or how far it is above another's, as a sum over the parts of the model."""
+    """A token's logit, or its difference from another's, as a sum over the parts of the model."""
 
     token: int
     against: int | None
     total: float
-    contributions: tuple[Contribution, ...]  # in the order of the forward pass
+    contributions: tuple[Contribution, ...]  # in forward order
 
 
 def check_sum(model: GPT2) -> None:
-    """Raise ConfigError for a model whose residual stream is not the sum of what its parts wrote.
+    """Raise ConfigError for a model whose residual stream is not the sum of its parts' outputs.
 
-    These are models that normalise after adding, and numbers so rounded that it does not hold (half precision, int8).
+    That is a model that normalizes after adding, or whose numbers are too coarse for the sum to hold
+    (half precision, int8).
     """
     if not model.config.norm_first:
         raise ConfigError(
-            "attribution needs a model that normalises before each part; this one normalises after, and its stream is no sum"
+            "attribution needs a model that normalizes before each part; this one normalizes "
+            "after adding, so that its residual stream is not a sum"
         )
     if model.is_quantized or model.dtype.itemsize < 4:
         raise ConfigError(
-            "attribution needs a model in float32 or float64: fewer bits round the sum away; use --dtype float32"
+            "attribution needs a model in float32 or float64, for an exact sum; use --dtype float32"
         )
 
 
 def attribute(
-    seen: Trace, token: int, against: int | None = None, *, place: int = -1
+    seen: Trace, token: int, against: int | None = None, *, position: int = -1
 ) -> Attribution:
-    """Split the logit of a token after a place, less that of another one if given, into what each part wrote for it.
+    """Split the logit of a next token into the contributions of all parts of the model.
 
-    Direct logit attribution: the residual stream is a sum, and the final norm is linear once its scale is what it was. The
-    contributions add up to the total. Raises ConfigError for models without such a sum: see `check_sum`.
+    The token is the one that would follow `position`; with `against`, the difference of both logits
+    is split. The residual stream is a sum, and the final norm is linear once its scale is fixed:
+    the contributions add up to the total. Raises ConfigError for models without such a sum, see
+    `check_sum`.
     """
     model, config = seen.model, seen.model.config
     check_sum(model)
@@ -83,7 +87,7 @@ def attribute(
             if bias is None
             else [Contribution("bias", None, None, float(_exact(bias) @ towards))]
         )
-        final = _exact(seen.final[0, place])
+        final = _exact(seen.final[0, position])
         if config.norm == "layernorm":
             final = final - final.mean()
         gain = (
@@ -92,12 +96,11 @@ def attribute(
         )
         towards = towards * gain
         if config.norm == "layernorm":
-            towards = (
-                towards - towards.mean()
-            )  # what the norm subtracts from the stream can as well be taken from what reads it
-        parts = [*_parts(seen, place)]
+            # Subtracting the mean of the stream equals subtracting that of the vector it meets.
+            towards = towards - towards.mean()
+        parts = [*_parts(seen, position)]
         values = (torch.stack([_exact(vector) for *_, vector in parts]) @ towards).tolist()
-        logits = _exact(seen.logits[0, place])
+        logits = _exact(seen.logits[0, position])
         total = float(logits[token] - (0 if against is None else logits[against]))
     found = [
         Contribution(part, layer, head, value)
@@ -107,20 +110,21 @@ def attribute(
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.cpu().double()  # in this order, for not every device has float64
+    return tensor.cpu().double()  # on the CPU: not every device has float64
 
 
-def _parts(seen: Trace, place: int) -> Iterator[tuple[str, int | None, int | None, Tensor]]:
-    """Yield every vector (C,) that was added to the residual stream of one place, and who added it."""
-    yield "token", None, None, seen.token_embeddings[0, place]
-    yield "position", None, None, seen.position_embeddings[place]
+def _parts(seen: Trace, position: int) -> Iterator[tuple[str, int | None, int | None, Tensor]]:
+    """Yield every vector (C,) that was added to the residual stream at one position, by part."""
+    yield "token", None, None, seen.token_embeddings[0, position]
+    yield "position", None, None, seen.position_embeddings[position]
     for number, layer in enumerate(seen.layers):
         attention = seen.model.get_submodule(f"h.{number}.attn")
         assert isinstance(attention, Attention)
-        alone = torch.block_diag(*layer.head_outputs[0, :, place])  # type: ignore[no-untyped-call]  # (H, C) each head, the others silent
-        silence = attention.c_proj(torch.zeros_like(alone[0]))  # (C,) the bias, if there is one
-        for head, update in enumerate(attention.c_proj(alone) - silence):
+        # Row h is the output of head h alone, the other heads being 0.
+        alone = torch.block_diag(*layer.head_outputs[0, :, position])  # type: ignore[no-untyped-call]  # (H, C)
+        bias = attention.c_proj(torch.zeros_like(alone[0]))  # (C,)
+        for head, update in enumerate(attention.c_proj(alone) - bias):
             yield "head", number, head, update
         if seen.model.config.bias:
-            yield "bias", number, None, silence
-        yield "mlp", number, None, layer.mlp_update[0, place]
+            yield "bias", number, None, bias
+        yield "mlp", number, None, layer.mlp_update[0, position]

@@ -12,12 +12,12 @@ from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.config import GPT2Config
 
 _PARTS = (
-    # What a name contains -> the part it is counted under, first match wins.
+    # A piece of the name, and the part that it is counted under; the first match counts.
     ("wte.", "token embedding"),
     ("wpe.", "position embedding"),
     (".attn.", "attention"),
     (".mlp.", "MLP"),
-    ("ln_", "normalisation"),
+    ("ln_", "normalization"),
     ("lm_head.", "head"),
 )
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -25,7 +25,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor of a checkpoint: where its numbers are and how large they are."""
+    """Name, shape, dtype and the size of the numbers of one tensor of a checkpoint."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class TensorSummary:
 
 
 def summarize(checkpoint: Checkpoint) -> Iterator[TensorSummary]:
-    """Read a checkpoint's tensors one by one and describe each, in the order of the forward pass."""
+    """Read a checkpoint's tensors one by one and summarize each, in forward order."""
     for name in checkpoint.config.shapes():
         stored = checkpoint.tensors[name]
         tensor = stored.read().double()
@@ -56,7 +56,7 @@ def part_of(name: str) -> str:
 
 
 def count_parameters(config: GPT2Config) -> dict[str, int]:
-    """Return the number of parameters of each part of the model; a tied head is the token embedding and adds none."""
+    """Return the number of parameters of each part of the model; a tied head has none of its own."""
     counts: dict[str, int] = {}
     for name, shape in config.shapes().items():
         part = part_of(name)
@@ -65,7 +65,7 @@ def count_parameters(config: GPT2Config) -> dict[str, int]:
 
 
 def memory(config: GPT2Config) -> dict[str, tuple[int, int]]:
-    """Return, for each dtype, the bytes of the weights and of the cache of one token."""
+    """Return for each dtype the bytes of the weights, and of one token in the cache."""
     cache = 2 * config.n_layer * config.n_embd
     return {
         dtype: (int(config.n_params * size), int(cache * size)) for dtype, size in _BYTES.items()

@@ -1,7 +1,8 @@
-"""What a model makes of a text: surprisal and alternatives, logit lens, attention, attribution.
+"""How a model reads a text: surprisal and alternatives, logit lens, attention, attribution.
 
-Everything here is read off traces. A text that is longer than the model's window is read in several: each goes on half a window
-further, so that every token is judged once, with half a window before it at least.
+Everything is computed from traces. A text longer than the model's window is read in several windows,
+each beginning half a window after the previous one: every token is explained once, with at least half
+a window of context.
 
     T tokens, V vocabulary, L layers, H heads, N entries kept of a row of attention
 """
@@ -23,14 +24,12 @@ from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
 from gpt2kit.model import GPT2, precise
 
-_ROWS_AT_ONCE = (
-    128  # of logits that are sorted and normalized, so that no second copy of all of them is made
-)
+_ROWS_AT_ONCE = 128  # of logits, so that they are not all in memory twice
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood in a place."""
+    """A token that the model thought likely at a position."""
 
     token: int
     probability: float
@@ -38,16 +37,14 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the model expected in one place of a text, from the tokens before it, and how it took the token that came."""
+    """What the model expected at one position, and how likely it held the token that came."""
 
-    token: int | None  # None in the last place, after the text
-    surprisal: (
-        float | None
-    )  # -log2 of the token's probability, in bits; None where nothing came before, or nothing comes
-    rank: int | None  # 1 where the token was the most likely one
-    alternatives: tuple[
-        Alternative, ...
-    ]  # the most likely tokens, best first; none in the first place
+    token: int | None  # None at the position after the text
+    # -log2 of the token's probability, in bits; None for the first token and after the text
+    surprisal: float | None
+    rank: int | None  # 1 if the token was the most likely one
+    # The most likely tokens, best first; none at the first position
+    alternatives: tuple[Alternative, ...]
 
     @property
     def probability(self) -> float | None:
@@ -56,48 +53,56 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a text that the model reads at once; the first `known` of its tokens were judged in the window before."""
+    """A part of a text that the model reads at once.
 
-    start: int
-    known: int
+    The first `seen_before` tokens were explained in the previous window.
+    """
+
+    start: int  # position of its first token in the text
+    seen_before: int
     trace: Trace  # of one row
 
 
 def fit(ids: Sequence[int], model: GPT2, overflow: Overflow = "slide") -> Sequence[int]:
-    """Return the tokens of a text that are to be read.
+    """Return the tokens of a text that will be read.
 
-    For a text longer than the model's n_ctx positions these are all of them with `slide`, and the first n_ctx with `stop`, with a
-    warning; `error` raises ContextLengthError.
+    Of a text longer than n_ctx these are all tokens with `slide`, and the first n_ctx with `stop`,
+    with a warning; `error` raises ContextLengthError.
     """
     n, n_ctx, n_vocab = len(ids), model.config.n_ctx, model.config.n_vocab
     if not n:
-        raise ConfigError("the text has no tokens; there must be one at least")
+        raise ConfigError("the text has no tokens; expected at least one")
     if wrong := [token for token in ids if not 0 <= token < n_vocab]:
         raise TokenizerError(f"id {wrong[0]} is not in the model's vocabulary of {n_vocab:,}")
     if n > n_ctx and overflow == "error":
-        message = f"the text has {n:,} tokens and the model reads {n_ctx:,}; shorten it or use --overflow slide"
+        message = (
+            f"the text has {n:,} tokens, but the model reads at most {n_ctx:,}; "
+            "shorten it or use --overflow slide"
+        )
         raise ContextLengthError(message, requested=n, limit=n_ctx)
     if n > n_ctx and overflow == "stop":
-        message = f"the text has {n:,} tokens and the model reads {n_ctx:,}: the last {n - n_ctx:,} are left out"
+        message = (
+            f"the text has {n:,} tokens, but the model reads at most {n_ctx:,}: "
+            f"the last {n - n_ctx:,} are left out"
+        )
         warnings.warn(message, Gpt2KitWarning, stacklevel=2)
         return ids[:n_ctx]
     return ids
 
 
 def windows(model: GPT2, ids: Sequence[int]) -> Iterator[Window]:
-    """Read a text in as many windows as it needs, and yield the trace of each, without the insides of the MLPs."""
+    """Read a text in as many windows as it needs, and trace each, without the MLPs' neurons."""
     n_ctx = model.config.n_ctx
-    start = known = 0
-    while start + known < len(ids):
-        yield Window(
-            start, known, trace(model, torch.tensor([ids[start : start + n_ctx]]), neurons=False)
-        )
-        known = n_ctx // 2
-        start += n_ctx - known
+    start = seen_before = 0
+    while start + seen_before < len(ids):
+        part = torch.tensor([ids[start : start + n_ctx]])  # (1, T)
+        yield Window(start, seen_before, trace(model, part, neurons=False))
+        seen_before = n_ctx // 2
+        start += n_ctx - seen_before
 
 
 def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list[Expectation]:
-    """Describe what (T, V) logits expect in the places of the T tokens that came."""
+    """Return what (T, V) logits expected at the positions of T tokens, with `top` alternatives."""
     found = []
     for start in range(0, len(tokens), _ROWS_AT_ONCE):
         bits = precise(logits[start : start + _ROWS_AT_ONCE]).log_softmax(dim=-1) / -math.log(2)
@@ -120,34 +125,34 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
 # --- logit lens ------------------------------------------------------------------------------------------------------
 
 
-def lens_logits(seen: Trace, layer: int, known: int = 0) -> Tensor:
-    """Return what the model would say if it ended before this layer, (B, T, V), but for the first `known` places.
+def lens_logits(seen: Trace, layer: int, skip: int = 0) -> Tensor:
+    """Return the logits of a model that ends before this layer: (B, T - skip, V).
 
-    With `layer` n_layer these are its very logits.
-
-    The residual stream is normalized and read by the head as at the end (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    The residual stream is normalized and read by the head, as after the last layer (nostalgebraist
+    2020, "interpreting GPT: the logit lens"). With `layer` n_layer, these are the model's own
+    logits. The first `skip` positions are left out.
     """
     stream = seen.final if layer == len(seen.layers) else seen.layers[layer].before
     with torch.no_grad():
-        return seen.model.head(seen.model.ln_f(stream[:, known:]))
+        return seen.model.head(seen.model.ln_f(stream[:, skip:]))
 
 
 @dataclass(frozen=True)
 class Lens:
-    """The most likely next token after each place, by the number of layers that were asked."""
+    """The most likely next token after each position, read off after every number of layers."""
 
     tokens: Tensor  # (L + 1, T)
     probabilities: Tensor  # (L + 1, T)
 
 
-def lens(seen: Trace, known: int = 0, n_vocab: int | None = None) -> Lens:
-    """Ask every depth of the model for the token after each place but the first `known`.
+def lens(seen: Trace, skip: int = 0, n_vocab: int | None = None) -> Lens:
+    """Return the most likely next token after 0, 1, … L layers, at all but the first `skip` positions.
 
-    The first row of the lens has seen no layer, the last one all.
+    Ids from `n_vocab` on are padding of the head, not tokens.
     """
     tokens, probabilities = [], []
     for layer in range(len(seen.layers) + 1):
-        logits = precise(lens_logits(seen, layer, known)[0, :, :n_vocab])  # (T, V)
+        logits = precise(lens_logits(seen, layer, skip)[0, :, :n_vocab])  # (T, V)
         best, chosen = logits.max(dim=-1)
         tokens.append(chosen)
         probabilities.append((best - logits.logsumexp(dim=-1)).exp())
@@ -159,44 +164,41 @@ def lens(seen: Trace, known: int = 0, n_vocab: int | None = None) -> Lens:
 
 @dataclass(frozen=True)
 class Strongest:
-    """The largest entries of every row of every head's attention, in two small arrays for a page to carry."""
+    """The largest entries of every row of every head's attention, small enough for a page."""
 
-    distances: Tensor  # (T, L, H, N) int32: how far before the token
-    weights: Tensor  # (T, L, H, N) uint8: 255 times the square root, which is finer where weights are small; 0 is nothing
+    distances: Tensor  # (T, L, H, N) int32: how many tokens back
+    # (T, L, H, N) uint8: 255 times the square root, which resolves small weights; 0 for no entry
+    weights: Tensor
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What to find out about a text beside the surprisal of its tokens."""
+class ExplainOptions:
+    """What to compute for a text besides the surprisal of its tokens."""
 
-    top: int = 5  # alternatives in each place
+    top: int = 5  # alternatives at each position
     lens: bool = False
-    head: tuple[int, int] | None = None  # layer and head whose attention to keep whole
-    strongest: int = 0  # entries of each row of attention to keep, of all heads
+    head: tuple[int, int] | None = None  # layer and head whose attention is kept whole
+    strongest: int = 0  # entries kept of each row of attention of every head
     attribution: bool = False
-    target: int | None = (
-        None  # the token to explain the logit of; the most likely next one unless given
-    )
-    against: int | None = None  # and the one to compare with; the runner-up unless given
+    target: int | None = None  # token whose logit is explained; default: the most likely next one
+    against: int | None = None  # token to compare it with; default: the runner-up
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found out about a text of T tokens."""
+    """How a model reads a text of T tokens."""
 
     ids: tuple[int, ...]
-    expectations: tuple[Expectation, ...]  # T + 1: the last one is of what comes next
-    starts: tuple[
-        int, ...
-    ]  # for each token the first place that it could see, 0 unless the text outgrew the window
+    expectations: tuple[Expectation, ...]  # T + 1: the last is for the token after the text
+    starts: tuple[int, ...]  # first position that each token could see: 0 within the first window
     lens: Lens | None = None
-    attention: tuple[list[float], ...] | None = None  # for each token its weights on starts[t] … t
+    attention: tuple[list[float], ...] | None = None  # of each token t, on starts[t] … t
     strongest: Strongest | None = None
-    attribution: Attribution | None = None  # of what comes next
+    attribution: Attribution | None = None  # of the token after the text
 
     @property
     def surprisal(self) -> float | None:
-        """Bits per token on average, or None for a single token."""
+        """Mean bits per token, or None for a single token."""
         bits = [each.surprisal for each in self.expectations if each.surprisal is not None]
         return sum(bits) / len(bits) if bits else None
 
@@ -204,43 +206,44 @@ class Explanation:
 def explain(
     model: GPT2,
     ids: Sequence[int],
-    wish: Wish | None = None,
+    options: ExplainOptions | None = None,
     *,
     overflow: Overflow = "slide",
     n_vocab: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
-    """Read a text and find out what is wished for; ids from `n_vocab` on are padding of the matrix, not tokens.
+    """Read a text and compute its surprisal and what the options ask for.
 
-    `progress` is called after each window with the tokens that are done and those there are. For `overflow` see `fit`. Raises
-    ConfigError for a head that is not there, or an attribution that cannot be had.
+    Ids from `n_vocab` on are padding of the head, not tokens. `progress` is called after each window
+    with the tokens done and the total. For `overflow` see `fit`. Raises ConfigError for a head that
+    does not exist and for an attribution that the model does not allow.
     """
-    wish = wish or Wish()
+    options = options or ExplainOptions()
     ids = fit(ids, model, overflow)
-    if wish.head:
-        check_head(model, *wish.head)
-    if wish.attribution:
+    if options.head:
+        check_head(model, *options.head)
+    if options.attribution:
         check_sum(model)
-    expected, starts, lenses, attention, strongest = (
-        [Expectation(ids[0], None, None, ())],
-        [],
-        [],
-        [],
-        [],
-    )
+    expected = [Expectation(ids[0], None, None, ())]
+    starts: list[int] = []
+    lenses: list[Lens] = []
+    attention: list[list[float]] = []
+    strongest: list[Strongest] = []
     for window in windows(model, ids):
-        seen, known = window.trace, window.known
+        seen, skip = window.trace, window.seen_before
         end = window.start + seen.ids.shape[1]
-        following = [*ids[window.start + known + 1 : end + 1], *([None] if end == len(ids) else [])]
-        expected += expectations(seen.logits[0, known:, :n_vocab], following, wish.top)
-        starts += [window.start] * (end - window.start - known)
-        if wish.lens:
-            lenses.append(lens(seen, known, n_vocab))
-        if wish.head:
-            weights = seen.layers[wish.head[0]].weights[0, wish.head[1], known:].tolist()  # (T, T)
-            attention += [row[: known + place + 1] for place, row in enumerate(weights)]
-        if wish.strongest:
-            strongest.append(strongest_weights(seen, known, wish.strongest))
+        following = [*ids[window.start + skip + 1 : end + 1], *([None] if end == len(ids) else [])]
+        expected += expectations(seen.logits[0, skip:, :n_vocab], following, options.top)
+        starts += [window.start] * (end - window.start - skip)
+        if options.lens:
+            lenses.append(lens(seen, skip, n_vocab))
+        if options.head:
+            weights = (
+                seen.layers[options.head[0]].weights[0, options.head[1], skip:].tolist()
+            )  # (T, T)
+            attention += [row[:end] for end, row in enumerate(weights, skip + 1)]
+        if options.strongest:
+            strongest.append(strongest_weights(seen, skip, options.strongest))
         if progress:
             progress(end, len(ids))
     return Explanation(
@@ -248,10 +251,10 @@ def explain(
         expectations=tuple(expected),
         starts=tuple(starts),
         lens=_joined(lenses, dim=1),
-        attention=tuple(attention) if wish.head else None,
+        attention=tuple(attention) if options.head else None,
         strongest=_joined(strongest, dim=0),
-        attribution=attribute(seen, *_compared(seen.logits[0, -1, :n_vocab], wish))
-        if wish.attribution
+        attribution=attribute(seen, *_compared(seen.logits[0, -1, :n_vocab], options))
+        if options.attribution
         else None,
     )
 
@@ -260,7 +263,7 @@ _Tensors = TypeVar("_Tensors", Lens, Strongest)
 
 
 def _joined(parts: Sequence[_Tensors], dim: int) -> _Tensors | None:
-    """Put what several windows gave side by side."""
+    """Concatenate the results of several windows."""
     if not parts:
         return None
     return type(parts[0])(
@@ -275,34 +278,35 @@ def check_head(model: GPT2, layer: int, head: int) -> None:
     """Raise ConfigError unless the model has this layer and head."""
     n_layer, n_head = model.config.n_layer, model.config.n_head
     if not n_layer:
-        raise ConfigError("this model has no layers, and no attention to show")
+        raise ConfigError("this model has no layers, so there is no attention to show")
     if not (0 <= layer < n_layer and 0 <= head < n_head):
         raise ConfigError(
-            f"there is no head {layer}.{head}: the layers are 0 to {n_layer - 1}, the heads of each 0 to {n_head - 1}"
+            f"there is no head {layer}.{head}; expected a layer from 0 to {n_layer - 1} "
+            f"and a head from 0 to {n_head - 1}"
         )
 
 
-def _compared(logits: Tensor, wish: Wish) -> tuple[int, int | None]:
-    """Return the token whose logit to explain, and the best of the others unless another one was named."""
+def _compared(logits: Tensor, options: ExplainOptions) -> tuple[int, int | None]:
+    """Return the token whose logit is explained, and the token to compare it with."""
     order = logits.topk(min(2, len(logits))).indices.tolist()
-    token = order[0] if wish.target is None else wish.target
+    token = order[0] if options.target is None else options.target
     runner_up = next((other for other in order if other != token), None)
-    return token, runner_up if wish.against is None else wish.against
+    return token, runner_up if options.against is None else options.against
 
 
-def strongest_weights(seen: Trace, known: int, n: int) -> Strongest:
-    """Keep the n largest weights of every row of every head, but for the first `known` tokens."""
+def strongest_weights(seen: Trace, skip: int, n: int) -> Strongest:
+    """Return the n largest weights of every row of every head, without the first `skip` rows."""
     T, config = seen.ids.shape[1], seen.model.config
-    places = torch.arange(known, T, device=seen.ids.device)[:, None]  # (T, 1)
-    shape = (T - known, config.n_layer, config.n_head, n)
+    positions = torch.arange(skip, T, device=seen.ids.device)[:, None]  # (T, 1)
+    shape = (T - skip, config.n_layer, config.n_head, n)
     distances, weights = (
         torch.zeros(shape, dtype=torch.int32),
         torch.zeros(shape, dtype=torch.uint8),
     )
     for number, layer in enumerate(seen.layers):
-        largest = layer.weights[0, :, known:].topk(min(n, T), dim=-1)  # (H, T, N)
+        largest = layer.weights[0, :, skip:].topk(min(n, T), dim=-1)  # (H, T, N)
         rounded = (largest.values.sqrt() * 255).round().to(torch.uint8)
-        behind = (places - largest.indices).masked_fill(rounded == 0, 0)
-        distances[:, number, :, : min(n, T)] = behind.transpose(0, 1)
+        back = (positions - largest.indices).masked_fill(rounded == 0, 0)
+        distances[:, number, :, : min(n, T)] = back.transpose(0, 1)
         weights[:, number, :, : min(n, T)] = rounded.transpose(0, 1)
     return Strongest(distances, weights)

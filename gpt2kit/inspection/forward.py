@@ -1,8 +1,8 @@
-"""One forward pass, observed: what every part of the model reads and makes.
+"""One forward pass, observed: the input and output of every part of the model.
 
-`trace` puts hooks on the model's own modules, lets the model run, and takes them away again: it repeats none of the model's
-arithmetic, and costs nothing where it is not used. The one exception are the scores, which the fused attention never shows:
-they are made again, when they are asked for, from the queries and keys that were seen.
+`trace` puts hooks on the model's own modules, runs the model, and removes them: it repeats none of the
+model's arithmetic and costs nothing when unused. Attention scores are the exception, since the fused
+attention does not return them: they are computed on access from the queries and keys.
 
     B batch, T tokens, C width, H heads, D head size, I width of the MLP's hidden layer, V vocabulary
 """
@@ -23,38 +23,36 @@ from gpt2kit.model import GPT2, Attention
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """One block: the residual stream on its way through, and what attention and MLP made of it.
+    """One block: the residual stream before, between and after attention and MLP, and their insides.
 
-    Where the norm comes first, as in GPT-2, middle = before + attention_update and after = middle + mlp_update; otherwise each
-    sum is normalized.
+    With the norm first, as in GPT-2, middle = before + attention_update and
+    after = middle + mlp_update; otherwise each sum is then normalized.
     """
 
     before: Tensor  # (B, T, C) the residual stream that enters
     queries: Tensor  # (B, H, T, D)
     keys: Tensor  # (B, H, T, D)
     values: Tensor  # (B, H, T, D)
-    scale: float  # what the scores are multiplied by
-    head_outputs: Tensor  # (B, H, T, D) values, mixed by the weights: what c_proj reads
+    scale: float  # factor of the scores
+    head_outputs: Tensor  # (B, H, T, D) values averaged by the weights: what c_proj reads
     attention_update: Tensor  # (B, T, C) what attention adds to the residual stream
     middle: Tensor  # (B, T, C) the residual stream after attention
-    mlp_before: Tensor  # (B, T, I) before the activation; for SwiGLU the half that is the gate
-    mlp_after: (
-        Tensor  # (B, T, I) what c_proj reads: after the activation, for SwiGLU times the other half
-    )
+    mlp_before: Tensor  # (B, T, I) before the activation; for SwiGLU the gate
+    mlp_after: Tensor  # (B, T, I) after the activation, what c_proj reads; for SwiGLU gated
     mlp_update: Tensor  # (B, T, C) what the MLP adds to the residual stream
     after: Tensor  # (B, T, C) the residual stream that leaves
 
-    # Not stored, for they are by far the largest: 12 heads of 1,024 tokens are 50 MB in each layer.
+    # Computed on access: 12 heads of 1,024 tokens take 50 MB in each layer.
 
     @property
     def scores(self) -> Tensor:
-        """How well each query (row) fits each key (column), scaled, before the mask, in float32 or finer: (B, H, T, T)."""
+        """Scaled products of queries (rows) and keys (columns), unmasked: (B, H, T, T) float32 or wider."""
         precise = torch.promote_types(self.queries.dtype, torch.float32)
         return self.queries.to(precise) @ self.keys.to(precise).mT * self.scale
 
     @property
     def masked_scores(self) -> Tensor:
-        """The scores, -inf where a token would look at a later one: (B, H, T, T)."""
+        """The scores, with -inf for keys after the query: (B, H, T, T)."""
         scores = self.scores
         T = scores.shape[-1]
         later = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu(1)
@@ -62,13 +60,13 @@ class LayerTrace:
 
     @property
     def weights(self) -> Tensor:
-        """How much each token (row) looks at each other (column); rows sum to one: (B, H, T, T)."""
+        """How much each token (row) attends to each other (column); rows sum to 1: (B, H, T, T)."""
         return self.masked_scores.softmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything a model computed for some ids, in the order in which it was computed."""
+    """Everything that a model computed for some ids, in forward order."""
 
     model: GPT2
     ids: Tensor  # (B, T)
@@ -82,18 +80,20 @@ class Trace:
 
 
 def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
-    """Read (B, T) ids and return what the model computed on the way to their logits, without gradients and dropout.
+    """Read (B, T) ids and return all activations, without gradients and dropout.
 
-    The memory is that of the activations, in each layer B * T * (8 C + 2 I) numbers: for 1,024 tokens 0.6 GB with 124M
-    parameters and 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0), and takes half of that.
-    Raises ConfigError for ids of another shape, ContextLengthError for more tokens than the model has positions.
+    Each layer takes B * T * (8 C + 2 I) numbers of memory: for 1,024 tokens 0.6 GB with 124M
+    parameters, 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0), and
+    takes half of that. Raises ConfigError for ids of another shape, ContextLengthError for more
+    tokens than the model has positions.
     """
     if ids.dim() != 2:
         raise ConfigError(
-            f"expected (B, T) ids, found the shape {tuple(ids.shape)}; for one text: torch.tensor([ids])"
+            f"expected (B, T) ids, found the shape {tuple(ids.shape)}; "
+            "for one text: torch.tensor([ids])"
         )
-    made: dict[str, Tensor] = {}  # what modules returned
-    read: dict[str, Tensor] = {}  # what modules were given
+    made: dict[str, Tensor] = {}  # outputs of modules
+    read: dict[str, Tensor] = {}  # inputs of modules
     ids = ids.to(model.device)
     middle = ("ln_2", read) if model.config.norm_first else ("ln_1", made)
     watched: list[tuple[str, dict[str, Tensor]]] = [
@@ -113,7 +113,7 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
             ("mlp", made),
         ]
         parts += [("mlp.c_fc", made), ("mlp.c_proj", read)] if neurons else []
-        watched += [(f"h.{layer}.{part}".rstrip("."), place) for part, place in parts]
+        watched += [(f"h.{layer}.{part}".rstrip("."), store) for part, store in parts]
     with torch.no_grad(), _evaluating(model), _hooks(model, watched, read):
         logits = model(ids)
     return Trace(
@@ -130,7 +130,7 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
 
 
 def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Tensor]) -> LayerTrace:
-    """Name what was seen of one block, and cut it into heads."""
+    """Name the activations of one block, and split them into heads."""
     config, here = model.config, f"h.{layer}"
     update = made[f"{here}.attn"]
     heads = (*update.shape[:2], config.n_head, config.head_size)
@@ -161,18 +161,18 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
 def _hooks(
     model: nn.Module, watched: Iterable[tuple[str, dict[str, Tensor]]], read: dict[str, Tensor]
 ) -> Iterator[None]:
-    """While the block runs, note what each of these modules is given, or returns, in the place that goes with its name."""
+    """Meanwhile store the input or output of each watched module: `(name, read)`, `(name, made)`."""
     with contextlib.ExitStack() as stack:
-        for name, place in watched:
+        for name, store in watched:
 
             def hook(
                 module: nn.Module,
                 args: Any,
                 output: Tensor,
                 name: str = name,
-                place: dict[str, Tensor] = place,
+                store: dict[str, Tensor] = store,
             ) -> None:
-                place[name] = args[0] if place is read else output
+                store[name] = args[0] if store is read else output
 
             handle = model.get_submodule(name).register_forward_hook(hook)
             stack.callback(handle.remove)
@@ -181,7 +181,7 @@ def _hooks(
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off, and leave the model as it was found."""
+    """Turn dropout off meanwhile."""
     was_training = model.training
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""An explanation as one web page, that needs no network and no other file.
+"""An explanation as one web page that needs no network and no other file.
 
-The page is `page.html`; what differs from text to text is one JSON object inside it, and the page's script draws it. Attention
-would be far too large to carry whole (12 layers of 12 heads on 1,024 tokens are 150 million numbers), so of each row the largest
-entries are kept: two bytes for the distance and one for the square root of the weight.
+The page is `page.html` with one JSON object in it, which the page's script draws. Attention as a whole
+would be too large (150 million numbers for 12 layers of 12 heads on 1,024 tokens), so only the largest
+entries of each row are kept: two bytes for the distance, one for the square root of the weight.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gpt2kit.inspection.explanation import Explanation
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder
 
-_BUDGET = 12_000_000  # bytes of attention, before they are written in base64
-_MOST, _FEWEST = 16, 2  # entries of each row
+_BUDGET = 12_000_000  # bytes of attention, before base64
+_MOST, _FEWEST = 16, 2  # entries kept of each row
 
 
 def entries_to_keep(model: GPT2, n_tokens: int) -> int:
-    """Return how many entries of each row of attention a page can carry without becoming too large to open."""
+    """Return how many entries of each row of attention fit into a page that still opens quickly."""
     rows = max(1, model.config.n_layer * model.config.n_head * n_tokens)
     return max(_FEWEST, min(_MOST, _BUDGET // (3 * rows)))
 
@@ -37,14 +37,14 @@ def write_page(
 ) -> str:
     """Return the page of an explanation, as HTML.
 
-    `token_bytes` gives the bytes of a token, `model` is the name to show, and `head` is the layer and head to show first.
+    `token_bytes` gives the bytes of a token, `model` is the name to show, `head` the layer and head
+    to show first.
     """
     shown = json.dumps(
         _data(found, token_bytes, model, head), ensure_ascii=False, separators=(",", ":")
     )
-    shown = shown.replace(
-        "<", "\\u003c"
-    )  # so that no text can end the script element, or open a comment in it
+    # No text can end the script element, or open a comment in it.
+    shown = shown.replace("<", "\\u003c")
     page = files("gpt2kit.inspection").joinpath("page.html").read_text(encoding="utf-8")
     return page.replace("{{data}}", shown).replace("{{title}}", html.escape(model), 1)
 
@@ -55,7 +55,7 @@ def _data(
     model: str,
     head: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Return what the page's script reads; names of tokens are listed once, and then named by their ids."""
+    """Return the data of the page's script; it refers to tokens by their ids, and names each once."""
     decoder = StreamDecoder(token_bytes)
     pieces = [decoder.feed(token) for token in found.ids]
     pieces[-1] += decoder.finish()
@@ -66,7 +66,7 @@ def _data(
         "model": model,
         "bits": found.surprisal,
         "ids": found.ids,
-        "pieces": pieces,  # the text; half a character is an empty piece
+        "pieces": pieces,  # the text; a token that ends inside a character has an empty piece
         "starts": found.starts,
         "surprisal": [_short(each.surprisal) for each in found.expectations],
         "ranks": [each.rank for each in found.expectations],
@@ -81,7 +81,7 @@ def _data(
         data["lens"] = {
             "tokens": found.lens.tokens.T.tolist(),
             "probabilities": shares,
-        }  # [place][layer]
+        }  # [position][layer]
     if found.strongest and found.strongest.weights.numel():
         _, layers, heads, n = found.strongest.weights.shape
         data["attention"] = {

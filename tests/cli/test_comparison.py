@@ -54,7 +54,7 @@ def objects(result: Any) -> list[dict[str, Any]]:
 def test_diff_shows_every_part_of_every_layer(a: Path, b: Path) -> None:
     found = objects(run("diff", a, b, "--json"))
     assert [(part["layer"], part["part"]) for part in found if part["layer"] == 1] == [
-        (1, "normalisation"),
+        (1, "normalization"),
         (1, "attention"),
         (1, "MLP"),
     ]

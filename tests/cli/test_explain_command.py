@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import gpt2kit
 from gpt2kit.cli import app, colour
 from gpt2kit.config import GPT2Config
-from gpt2kit.inspection import Wish, explain
+from gpt2kit.inspection import ExplainOptions, explain
 from gpt2kit.model import GPT2
 
 TEXT = "the end\nof 日本 🙂 is near"
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_every_token_and_one_for_what_comes_next(model: 
     loaded, tokenizer = gpt2kit.load(model, device="cpu")
     assert tokenizer is not None
     ids = tokenizer.encode(TEXT)
-    found = explain(loaded, ids, Wish(top=2))
+    found = explain(loaded, ids, ExplainOptions(top=2))
     result = run(model, TEXT, "--top", "2")
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
@@ -134,7 +134,7 @@ def test_json_tells_everything_place_by_place(model: str) -> None:
     loaded, tokenizer = gpt2kit.load(model, device="cpu")
     assert tokenizer is not None
     ids = tokenizer.encode("the end is near")
-    found = explain(loaded, ids, Wish(top=3, lens=True, head=(1, 1), attribution=True))
+    found = explain(loaded, ids, ExplainOptions(top=3, lens=True, head=(1, 1), attribution=True))
     *places, last = objects(
         model, "the end is near", "--top", "3", "--lens", "--attention", "1.1", "--attribution"
     )
@@ -190,7 +190,7 @@ def test_long_texts_slide_or_stop_or_are_refused(model: str) -> None:
     assert "windows" not in run(model, "the end").stdout
     result = run(model, text, "--overflow", "stop", "--json")
     assert len(result.stdout.splitlines()) == 33
-    assert "the model reads 32: the last" in result.stderr
+    assert "the model reads at most 32: the last" in result.stderr
     result = run(model, text, "--overflow", "error")
     assert result.exit_code == 1
     assert "use --overflow slide" in result.stderr
@@ -228,7 +228,7 @@ def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: 
     ("arguments", "code", "says"),
     [
         ([""], 1, "the text has no tokens"),
-        (["a", "--attention", "5.0"], 1, "there is no head 5.0: the layers are 0 to 1"),
+        (["a", "--attention", "5.0"], 1, "there is no head 5.0; expected a layer from 0 to 1"),
         (["a", "--attention", "5"], 2, "such as 0.1"),
         (["a", "--attention", "1.x"], 2, "such as 0.1"),
         (["a", "--json", "--html", "x.html"], 2, "not both"),

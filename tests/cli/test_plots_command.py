@@ -228,7 +228,7 @@ def test_a_layer_that_is_not_there_and_an_empty_text_are_refused(model: str) -> 
     result = run("lens", "--model", model, "--prompt", "")
     assert (result.exit_code, result.stderr) == (
         1,
-        "error: the text has no tokens; there must be one at least\n",
+        "error: the text has no tokens; expected at least one\n",
     )
     assert not list(Path().glob("*.png"))
 

@@ -35,7 +35,7 @@ def test_parts_add_up_and_are_gpt2s() -> None:
     assert counts == {
         "token embedding": 50257 * 768,
         "position embedding": 1024 * 768,
-        "normalisation": 25 * 2 * 768,
+        "normalization": 25 * 2 * 768,
         "attention": 12 * (4 * 768 * 768 + 4 * 768),
         "MLP": 12 * (8 * 768 * 768 + 5 * 768),
     }

@@ -13,7 +13,7 @@ from test_model import VARIANTS
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
-from gpt2kit.inspection import Wish, attribute, explain, lens, lens_logits, trace
+from gpt2kit.inspection import ExplainOptions, attribute, explain, lens, lens_logits, trace
 from gpt2kit.model import GPT2
 
 SEED = torch.Generator().manual_seed(5)
@@ -24,16 +24,16 @@ TEXT = torch.randint(
 
 def test_surprisal_is_in_bits_and_ranks_count_from_one(tiny_model: GPT2) -> None:
     ids = TEXT[:20]
-    found = explain(tiny_model, ids, Wish(top=3))
+    found = explain(tiny_model, ids, ExplainOptions(top=3))
     probabilities = tiny_model(torch.tensor([ids]))[0].detach().double().softmax(dim=-1)  # (T, V)
     assert [each.token for each in found.expectations] == [*ids, None]
     assert found.expectations[0].surprisal is found.expectations[0].rank is None
-    for place in range(1, 20):
-        expected, row = found.expectations[place], probabilities[place - 1]
-        assert expected.surprisal == pytest.approx(-math.log2(row[ids[place]]), abs=1e-4)
-        assert expected.probability == pytest.approx(float(row[ids[place]]), rel=1e-4)
+    for position in range(1, 20):
+        expected, row = found.expectations[position], probabilities[position - 1]
+        assert expected.surprisal == pytest.approx(-math.log2(row[ids[position]]), abs=1e-4)
+        assert expected.probability == pytest.approx(float(row[ids[position]]), rel=1e-4)
         order = row.argsort(descending=True).tolist()
-        assert expected.rank == order.index(ids[place]) + 1
+        assert expected.rank == order.index(ids[position]) + 1
         assert [each.token for each in expected.alternatives] == order[:3]
         assert [each.probability for each in expected.alternatives] == pytest.approx(
             row[order[:3]].tolist(), rel=1e-4
@@ -44,7 +44,7 @@ def test_surprisal_is_in_bits_and_ranks_count_from_one(tiny_model: GPT2) -> None
 
 
 def test_ids_that_are_only_padding_are_never_expected(tiny_model: GPT2) -> None:
-    found = explain(tiny_model, [1, 2, 3], Wish(top=100, lens=True), n_vocab=10)
+    found = explain(tiny_model, [1, 2, 3], ExplainOptions(top=100, lens=True), n_vocab=10)
     for expected in found.expectations[1:]:
         assert len(expected.alternatives) == 10
         assert sum(each.probability for each in expected.alternatives) == pytest.approx(1, rel=1e-5)
@@ -57,7 +57,7 @@ def test_a_long_text_is_judged_whole_with_half_a_window_of_context(tiny_model: G
     found = explain(
         tiny_model,
         TEXT,
-        Wish(lens=True, head=(1, 0), strongest=4),
+        ExplainOptions(lens=True, head=(1, 0), strongest=4),
         progress=lambda *seen: done.append(seen),
     )
     assert done == [(32, 75), (48, 75), (64, 75), (75, 75)]
@@ -66,28 +66,28 @@ def test_a_long_text_is_judged_whole_with_half_a_window_of_context(tiny_model: G
     assert found.attention is not None
     assert found.lens is not None
     assert found.strongest is not None
-    for place in (5, 31, 32, 47, 48, 74):
-        start = found.starts[place]
+    for position in (5, 31, 32, 47, 48, 74):
+        start = found.starts[position]
         seen = trace(
-            tiny_model, torch.tensor([TEXT[start : place + 1]])
-        )  # nothing after the place matters
+            tiny_model, torch.tensor([TEXT[start : position + 1]])
+        )  # nothing after the position matters
         logits = seen.logits[0, -1].double()
         bits = -logits.log_softmax(dim=-1) / math.log(2)
-        expected = found.expectations[place + 1]
+        expected = found.expectations[position + 1]
         assert (
             expected.alternatives[0].token
             == int(logits.argmax())
-            == int(found.lens.tokens[-1, place])
+            == int(found.lens.tokens[-1, position])
         )
         if expected.token is not None:
             assert expected.surprisal == pytest.approx(float(bits[expected.token]), abs=1e-4)
         weights = seen.layers[1].weights[0, 0, -1]
-        assert found.attention[place] == pytest.approx(weights.tolist(), abs=1e-5)
+        assert found.attention[position] == pytest.approx(weights.tolist(), abs=1e-5)
         largest = weights.topk(4)
-        assert found.strongest.weights[place, 1, 0].tolist() == pytest.approx(
+        assert found.strongest.weights[position, 1, 0].tolist() == pytest.approx(
             (largest.values.sqrt() * 255).tolist(), abs=0.6
         )
-        assert found.strongest.distances[place, 1, 0, 0] == len(weights) - 1 - largest.indices[0]
+        assert found.strongest.distances[position, 1, 0, 0] == len(weights) - 1 - largest.indices[0]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_smallest_windows_judge_every_token_too(tiny_config: GPT2Config, n_c
     found = explain(
         make_model(replace(tiny_config, n_ctx=n_ctx)),
         TEXT[:10],
-        Wish(strongest=6, head=(0, 0), lens=True),
+        ExplainOptions(strongest=6, head=(0, 0), lens=True),
     )
     assert found.strongest is not None
     assert found.strongest.weights.shape == (10, 2, 2, 6)
@@ -107,7 +107,7 @@ def test_the_smallest_windows_judge_every_token_too(tiny_config: GPT2Config, n_c
 
 def test_a_long_text_can_be_cut_or_refused(tiny_model: GPT2) -> None:
     with pytest.warns(
-        Gpt2KitWarning, match="75 tokens and the model reads 32: the last 43 are left out"
+        Gpt2KitWarning, match="75 tokens, but the model reads at most 32: the last 43 are left out"
     ):
         assert explain(tiny_model, TEXT, overflow="stop") == explain(tiny_model, TEXT[:32])
     with pytest.raises(ContextLengthError, match="75 tokens"):
@@ -121,11 +121,11 @@ def test_what_cannot_be_explained_is_refused(tiny_model: GPT2, tiny_config: GPT2
     with pytest.raises(TokenizerError, match="id 512 is not"):
         explain(tiny_model, [1, 512])
     with pytest.raises(
-        ConfigError, match="no head 2.0: the layers are 0 to 1, the heads of each 0 to 1"
+        ConfigError, match="no head 2.0; expected a layer from 0 to 1 and a head from 0 to 1"
     ):
-        explain(tiny_model, [1], Wish(head=(2, 0)))
+        explain(tiny_model, [1], ExplainOptions(head=(2, 0)))
     with pytest.raises(ConfigError, match="no layers"):
-        explain(make_model(replace(tiny_config, n_layer=0)), [1], Wish(head=(0, 0)))
+        explain(make_model(replace(tiny_config, n_layer=0)), [1], ExplainOptions(head=(0, 0)))
 
 
 # --- logit lens ------------------------------------------------------------------------------------------------------
@@ -165,9 +165,9 @@ def test_contributions_add_up_to_what_they_explain(
 ) -> None:
     model = make_model(replace(tiny_config, **VARIANTS[variant]))
     seen = trace(model, torch.tensor([TEXT[:20]]))
-    for place in (0, 7, -1):
-        found = attribute(seen, 3, against, place=place)
-        logits = seen.logits[0, place]
+    for position in (0, 7, -1):
+        found = attribute(seen, 3, against, position=position)
+        logits = seen.logits[0, position]
         assert found.total == pytest.approx(
             float(logits[3] - (0 if against is None else logits[9])), abs=1e-5
         )
@@ -202,21 +202,23 @@ def test_a_contribution_is_what_the_part_would_take_along_if_it_were_cut_out(
 
 
 def test_the_next_token_is_explained_against_the_runner_up(tiny_model: GPT2) -> None:
-    found = explain(tiny_model, TEXT[:20], Wish(attribution=True, top=2))
+    found = explain(tiny_model, TEXT[:20], ExplainOptions(attribution=True, top=2))
     best, runner_up = (each.token for each in found.expectations[-1].alternatives)
     assert found.attribution is not None
     assert (found.attribution.token, found.attribution.against) == (best, runner_up)
-    named = explain(tiny_model, TEXT[:20], Wish(attribution=True, target=runner_up)).attribution
+    named = explain(
+        tiny_model, TEXT[:20], ExplainOptions(attribution=True, target=runner_up)
+    ).attribution
     assert named is not None
     assert (named.token, named.against) == (runner_up, best)
     assert named.total == pytest.approx(-found.attribution.total)
-    other = explain(tiny_model, TEXT[:20], Wish(attribution=True, against=7)).attribution
+    other = explain(tiny_model, TEXT[:20], ExplainOptions(attribution=True, against=7)).attribution
     assert other is not None
     assert (other.token, other.against) == (best, 7)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [({"norm_first": False}, "normalises before"), ({}, "float32")]
+    ("change", "says"), [({"norm_first": False}, "normalizes before"), ({}, "float32")]
 )
 def test_attribution_is_refused_where_nothing_adds_up(
     tiny_config: GPT2Config, change: dict[str, Any], says: str
@@ -225,4 +227,4 @@ def test_attribution_is_refused_where_nothing_adds_up(
         replace(tiny_config, **change), dtype=torch.float32 if change else torch.bfloat16
     )
     with pytest.raises(ConfigError, match=says):
-        explain(model, [1, 2], Wish(attribution=True))
+        explain(model, [1, 2], ExplainOptions(attribution=True))

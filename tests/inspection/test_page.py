@@ -17,7 +17,7 @@ import torch
 from conftest import make_model
 
 from gpt2kit.config import SIZES, GPT2Config
-from gpt2kit.inspection import Wish, explain, trace
+from gpt2kit.inspection import ExplainOptions, explain, trace
 from gpt2kit.inspection.page import entries_to_keep, write_page
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
@@ -48,7 +48,7 @@ class Parts(HTMLParser):
 
 def make_page(model: GPT2, bpe: BPETokenizer, text: str, **wish: Any) -> str:
     ids = bpe.encode(text)
-    found = explain(model, ids, Wish(strongest=entries_to_keep(model, len(ids)), **wish))
+    found = explain(model, ids, ExplainOptions(strongest=entries_to_keep(model, len(ids)), **wish))
     return write_page(found, bpe.token_bytes, model='<a "model"> & more')
 
 
@@ -62,7 +62,7 @@ def test_a_page_carries_what_was_found(tiny_model: GPT2, small_bpe: BPETokenizer
     text = "Hello there"
     ids = small_bpe.encode(text)
     data = data_of(make_page(tiny_model, small_bpe, text, top=4, lens=True, attribution=True))
-    found = explain(tiny_model, ids, Wish(top=4))
+    found = explain(tiny_model, ids, ExplainOptions(top=4))
     assert data["ids"] == ids
     assert "".join(data["pieces"]) == text
     assert data["surprisal"][1:-1] == pytest.approx(
