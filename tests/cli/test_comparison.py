@@ -116,7 +116,7 @@ def test_a_folder_is_replaced_only_with_force(a: Path, b: Path, tmp_path: Path) 
     (precious / "letter.txt").write_text("x")
     result = run("blend", a, b, "--alpha", 1, "--out", precious, "--force")
     assert result.exit_code == 1
-    assert "is not just a model" in result.stderr
+    assert "exists and holds more than a model" in result.stderr
     assert (precious / "letter.txt").exists()
 
 
