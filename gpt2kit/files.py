@@ -10,6 +10,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +49,7 @@ def check_regular(path: Path, *, error: Error = FileError) -> int:
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, *, error: Error = FileError) -> Iterator[BinaryIO]:
+def open_regular(path: Path, *, error: Error = FileError) -> Iterator[BufferedReader]:
     """Open a regular file to read bytes; raise `error` if opening or reading it fails."""
     check_regular(path, error=error)
     try:

@@ -9,6 +9,7 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,7 +241,7 @@ def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}]
 )
-def test_what_cannot_be_is_refused_by_name(options: dict[str, str], folder: Path) -> None:
+def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], folder: Path) -> None:
     with pytest.raises(ConfigError, match="int"):
         gpt2kit.load(folder, **{"quantize": "int8", **options})
 

@@ -59,16 +59,18 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     quantize: str | None = None,
+    verify: bool = True,
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model that is on this machine, ready to run, and its tokenizer (None where the directory has no vocabulary).
 
     `model` is a size (`124M`), a directory, a checkpoint file or prefix, or the Hub id of a model downloaded before. `device`
     is `auto`, `cpu`, `cuda`, `mps`, …; `dtype` is `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, on CUDA
-    bfloat16. `quantize="int8"` keeps the matrices in eight bits, on the CPU. Raises CheckpointError or ConfigError where that
+    bfloat16. `quantize="int8"` keeps the matrices in eight bits, on the CPU. With `verify`, a downloaded file is compared with its
+    recorded hash, once for each version of the file. Raises CheckpointError or ConfigError where that
     cannot be; what it returns has been checked, name by name and number by number.
     """
     place, number = pick_numbers(device, dtype, quantize)
-    checkpoint = open_checkpoint(store.find(model))
+    checkpoint = open_checkpoint(store.find(model), verify=verify)
     with ThreadPoolExecutor(
         1
     ) as pool:  # while the weights are read, Python has time for the vocabulary
@@ -105,12 +107,15 @@ def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
     return tokenizer
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     """Open a directory, a file or the prefix of a TensorFlow checkpoint; what they hold decides the format, not the names.
 
-    Only headers are read. Raises CheckpointNotFoundError where there are no weights, CheckpointFormatError for damage,
+    Only headers are read, but with `verify` downloaded files are compared with their recorded hashes if that was not done since they
+    changed. Raises CheckpointNotFoundError where there are no weights, CheckpointFormatError for damage,
     CheckpointMismatchError where the tensors are not those of the configuration.
     """
+    if verify:
+        store.check_files(path if path.is_dir() else path.parent)
     if path.is_dir():
         return _open_directory(path)
     prefix = path.with_name(path.name.removesuffix(".index"))

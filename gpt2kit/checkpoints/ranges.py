@@ -36,7 +36,7 @@ def read_range(
     with open_regular(path, error=CheckpointError) as file:
         file.seek(offset)
         while done < len(out):
-            count = file.readinto(out[done : done + _CHUNK])  # type: ignore[attr-defined]
+            count = file.readinto(out[done : done + _CHUNK])  # type: ignore[arg-type]
             if not count:
                 raise CheckpointFormatError(
                     path, f"ends inside {what}; it was cut short: get it again"

@@ -89,7 +89,7 @@ def _format(path: Path) -> str:
     from gpt2kit.errors import Gpt2KitError
 
     try:
-        return open_checkpoint(path).format
+        return open_checkpoint(path, verify=False).format
     except Gpt2KitError:
         return "damaged; see: gpt2kit verify"
 

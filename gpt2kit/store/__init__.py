@@ -19,6 +19,7 @@ from gpt2kit.store.folders import (
     undo_broken_swap,
     weights_dir,
 )
+from gpt2kit.store.integrity import check_files
 from gpt2kit.store.lookup import adapters_alone, directory_name, find, split_source
 from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.models import InstalledModel, Unfinished, installed, unfinished
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "Unfinished",
     "adapters_alone",
+    "check_files",
     "directory_name",
     "find",
     "holds_model",

@@ -18,7 +18,7 @@ from pathlib import Path
 from gpt2kit.config import SIZES
 from gpt2kit.errors import CheckpointFormatError, DownloadError, Gpt2KitWarning
 from gpt2kit.files import put_in_place, sweep
-from gpt2kit.store import catalogue, folders
+from gpt2kit.store import catalogue, folders, integrity
 from gpt2kit.store.catalogue import nearest_size
 from gpt2kit.store.lookup import HUB_ID, directory_name, split_source
 from gpt2kit.store.manifest import Manifest
@@ -157,7 +157,9 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
                     file.name: (file.size, transfer.fetch(file, staging, verify=verify))
                     for file in plan.files
                 }
-            Manifest(plan.source, plan.repository, plan.revision, files).write(staging)
+            manifest = Manifest(plan.source, plan.repository, plan.revision, files)
+            manifest.write(staging)
+            integrity.remember(staging, manifest)
             drop_sidecars(staging)
             put_in_place(staging, target)
         finally:

@@ -57,22 +57,24 @@ def is_in_weights_dir(path: Path) -> bool:
     return os.path.realpath(path.parent) == os.path.realpath(weights_dir())
 
 
-def int8_file(path: Path) -> Path:
-    """Return where the int8 weights of a model are kept, given its folder, file or prefix.
+def kept_dir(folder: Path) -> Path:
+    """Return where files are kept that are made of a model's files: int8 weights, checked hashes.
 
-    That is beside the model if it is a download or a training run of ours in `weights_dir()`. For
-    any other model, which may be somebody else's or part of the package, it is a file of the user's
-    cache directory, named after the model's path. The folder of the file may not exist yet.
+    That is the model's folder if it is a download or a training run of ours in `weights_dir()`. For
+    any other folder, which may be somebody else's or part of the package, it is a folder of the
+    user's cache directory, named after the model's path; it may not exist yet.
     """
-    folder = path if path.is_dir() else path.parent
-    beside = (path / "model" if path.is_dir() else path).with_suffix(INT8_SUFFIX)
     if is_owned(folder):
-        return beside
-    identity = os.fsencode(os.path.realpath(folder) + "\0" + beside.name)
-    name = f"{os.path.basename(os.path.realpath(folder))[:25]}-{beside.stem[:25]}"
-    return (
-        _cache_dir() / ".int8" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}{INT8_SUFFIX}"
-    )
+        return folder
+    path = os.path.realpath(folder)
+    key = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return _cache_dir() / ".kept" / f"{os.path.basename(path)[:50]}-{key}"
+
+
+def int8_file(path: Path) -> Path:
+    """Return where the int8 weights of a model are kept, given its folder, file or prefix."""
+    folder, name = (path, "model") if path.is_dir() else (path.parent, path.name)
+    return kept_dir(folder) / Path(name).with_suffix(INT8_SUFFIX)
 
 
 def is_owned(folder: Path) -> bool:

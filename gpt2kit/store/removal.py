@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from gpt2kit.errors import CheckpointError, CheckpointNotFoundError
@@ -10,7 +11,7 @@ from gpt2kit.files import delete, sweep
 from gpt2kit.store.folders import (
     BUNDLED,
     holds_model,
-    int8_file,
+    kept_dir,
     locked,
     remains,
     staging_dir,
@@ -53,7 +54,7 @@ def removable(name: str) -> Path:
 
 
 def remove(name: str) -> Path:
-    """Delete the model that `removable` finds, its int8 weights and what interrupted commands left.
+    """Delete the model that `removable` finds, and all that is kept for it or left of it.
 
     Returns where it was. A symbolic link is unlinked, and what it points to stays.
     """
@@ -61,7 +62,8 @@ def remove(name: str) -> Path:
     unfinished = staging_dir(target.name)
     try:
         with locked(target.name, wait=False):
-            int8_file(target).unlink(missing_ok=True)
+            if kept_dir(target) != target:
+                shutil.rmtree(kept_dir(target), ignore_errors=True)
             sweep(target)  # first, or the previous content would be taken for the model afterwards
             if os.path.islink(target) or holds_model(target):
                 delete(target)

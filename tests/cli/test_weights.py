@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from conftest import GOLDEN, make_model
 from servers import FakeHub
 from typer.testing import CliRunner, Result
 
+import gpt2kit
 from gpt2kit import store
 from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.cli import app
@@ -181,6 +183,29 @@ def test_a_download_ends_with_its_folder_on_stdout(
     assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert "someone/novel" in run("models").stdout
     assert run("verify", "someone/novel", "--device", "cpu").exit_code == 0
+
+
+def test_a_download_that_was_damaged_since_is_refused_until_it_is_fetched_again(
+    installed: Path, tmp_path: Path
+) -> None:
+    # It loaded and wrote another model's text, though the right hashes lay beside it.
+    files = {
+        path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in installed.iterdir()
+    }
+    store.Manifest("hub", "someone/novel", "c0ffee", files).write(installed)
+    generate = ["generate", "a", "--max_tokens", "1", "--model", "novel"]
+    assert run(*generate).exit_code == 0
+    weights = bytearray((installed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (installed / "model.safetensors").write_bytes(weights)
+    for command in (generate, ["inspect", "novel"], ["convert", "novel", "--to", str(tmp_path)]):
+        message = failed(run(*command))
+        assert f"{installed / 'model.safetensors'}: not as it was downloaded" in message
+        assert "run: gpt2kit download someone/novel --force" in message
+    gpt2kit.load("novel", verify=False)
+    assert "safetensors" in run("models").stdout  # a list reads no weights
+    assert re.search(r"^FAIL +file model.safetensors", run("verify", "novel").stdout, re.MULTILINE)
 
 
 # --- convert ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from gpt2kit.errors import DownloadError, Gpt2KitWarning
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import Publication, PublishedFile
 from gpt2kit.store.download import Patience, Silent, download
+from gpt2kit.store.integrity import CHECKED
 
 TOKEN = "hf_ThisIsASecretOfTheTests"
 OTHER_COMMIT = "beef" + "0" * 36
@@ -131,7 +132,7 @@ class Origin(SimpleNamespace):
         assert {
             path.name: path.read_bytes()
             for path in self.target.iterdir()
-            if path.name != store.MANIFEST
+            if path.name not in (store.MANIFEST, CHECKED)
         } == files
         manifest = store.Manifest.read(self.target)
         assert manifest is not None
@@ -346,7 +347,7 @@ def test_any_gpt2_of_the_hub_is_fetched_with_its_shards_and_nothing_else(hub: Or
     hub.server.add("acme/tiny-gpt2", files | {"training_args.bin": b"x", "tf_model.h5": b"x"})
     path = hub.fetch(model="acme/tiny-gpt2")
     assert path.name == "acme--tiny-gpt2"
-    assert {file.name for file in path.iterdir()} == {*files, store.MANIFEST}
+    assert {file.name for file in path.iterdir()} == {*files, store.MANIFEST, CHECKED}
     del files["pytorch_model-00002-of-00002.bin"]
     hub.server.add("acme/half", files)
     with _refused("acme/half", "only 1"):
