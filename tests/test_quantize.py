@@ -6,26 +6,21 @@ import json
 import math
 import os
 import shutil
-import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 import gpt2kit
 from gpt2kit import store
-from gpt2kit.checkpoints import int8
 from gpt2kit.checkpoints.load import write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import Decoder
-from gpt2kit.errors import CheckpointFormatError, ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, Int8Linear, quantized, quantized_state, rounded
 from gpt2kit.tokenizers.bpe import byte_characters
@@ -158,98 +153,6 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
         )
     ]
     assert [*golden["prompt"], *greedy][:24] == golden["greedy"][:24]
-
-
-# --- loading, and the file beside the weights -----------------------------------------------------------------------------
-
-
-def test_a_second_load_reads_the_file_that_the_first_one_wrote(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = sorted(path.name for path in folder.iterdir())
-    first, _ = gpt2kit.load(folder, quantize="int8")
-    file = folder / f"model{store.INT8_SUFFIX}"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, file.name])
-    monkeypatch.setattr(int8, "quantized_state", None)  # would fail if it were made again
-    second, _ = gpt2kit.load(folder, quantize="int8")
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name])
-    assert file.stat().st_size < 0.35 * (folder / "model.safetensors").stat().st_size
-
-
-def test_changed_weights_are_noticed(folder: Path) -> None:
-    gpt2kit.load(folder, quantize="int8")
-    torch.manual_seed(1)
-    write_model(folder, GPT2(TINY))
-    model, exact = gpt2kit.load(folder, quantize="int8")[0], gpt2kit.load(folder)[0]
-    whole, _ = quantized(exact.wte.weight.detach())
-    assert torch.equal(model.wte.weight, whole)
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
-def test_a_damaged_file_is_made_anew(damage: str, folder: Path) -> None:
-    first, _ = gpt2kit.load(folder, quantize="int8")
-    file = folder / f"model{store.INT8_SUFFIX}"
-    whole = file.read_bytes()
-    (length,) = struct.unpack("<Q", whole[:8])
-    header = whole[8 : 8 + length].replace(b'"source":"', b'"source":"0')[:length]
-    file.write_bytes(
-        {"cut": whole[:-100], "empty": b"", "other": whole[:8] + header + whole[8 + length :]}[
-            damage
-        ]
-    )
-    second, _ = gpt2kit.load(folder, quantize="int8")
-    assert torch.equal(first.wte.weight, second.wte.weight)
-    assert file.read_bytes() == whole
-
-
-def test_a_folder_that_cannot_be_written_still_loads(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr("gpt2kit.files.os.replace", refuse)
-    model, _ = gpt2kit.load(folder, quantize="int8")
-    assert isinstance(model, Int8GPT2)
-    assert not list(folder.glob(f"*{store.INT8_SUFFIX}*"))
-    assert not list(folder.glob(".*"))
-
-
-def test_the_directory_stays_loadable_by_transformers_and_by_us(folder: Path) -> None:
-    gpt2kit.load(folder, quantize="int8")
-    transformers = pytest.importorskip("transformers")
-    ids = torch.arange(9)[None]
-    theirs, ours = (
-        transformers.GPT2LMHeadModel.from_pretrained(folder).eval(),
-        gpt2kit.load(folder)[0],
-    )
-    with torch.inference_mode():
-        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-5)
-
-
-def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
-    model = GPT2(TINY)
-    with torch.no_grad():
-        model.wte.weight[1, 2] = float("nan")
-    write_model(folder, model)
-    with pytest.raises(CheckpointFormatError, match="NaN"):
-        gpt2kit.load(folder, quantize="int8")
-    assert not list(folder.glob(f"*{store.INT8_SUFFIX}"))
-
-
-@pytest.mark.parametrize(
-    "options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}]
-)
-def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], folder: Path) -> None:
-    with pytest.raises(ConfigError, match="int"):
-        gpt2kit.load(folder, **{"quantize": "int8", **options})
-
-
-def test_the_file_is_plain_safetensors(folder: Path) -> None:
-    model, _ = gpt2kit.load(folder, quantize="int8")
-    stored = load_file(folder / f"model{store.INT8_SUFFIX}")
-    assert stored.keys() == model.state_dict().keys()
 
 
 # --- the command line ----------------------------------------------------------------------------------------------------

@@ -1,60 +1,117 @@
-"""int8 weights: made once, and kept beside the weights that they were made of.
+"""int8 weights: made once, then kept in a file so that the next start takes a quarter of the time.
 
-The file NAME.gpt2kit-int8 is no model by itself, and no other program takes it for one: the directory stays what it was. It says
-which weights it was made of, and is made anew when they are others.
+The file NAME.gpt2kit-int8 is a safetensors file, but under its own name no other program takes it for a model.
+`store.int8_file` says where it is. Its metadata has two fields:
+
+    source    hash of the weights that it was made of; for other weights the file is made anew
+    crc32c    checksum of the names and bytes of all its tensors; a damaged file is made anew, with a warning
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import google_crc32c
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2kit.checkpoints.huggingface import safetensors_file, write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
-from gpt2kit.errors import CheckpointFormatError
+from gpt2kit.errors import CheckpointFormatError, Gpt2KitWarning
 from gpt2kit.files import new_file
 from gpt2kit.quantize import Int8GPT2, quantized_state
 from gpt2kit.store import INT8_SUFFIX, int8_file
 
-_VERSION = "1"  # of how weights are rounded
+_VERSION = "2"  # of the file and of how weights are rounded
 _DTYPES = {"F32": torch.float32, "I8": torch.int8}
+# What is read of a large file to tell whether it changed: formats have their headers there.
+_BEGINNING = 2**16
+
+Wrote = Callable[[Path], object]
 
 
-def build_int8_model(checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> Int8GPT2:
-    """Build the int8 model of a checkpoint, in evaluation mode, from the file beside it or else from its tensors, which `read` gives.
+def build_int8_model(
+    checkpoint: Checkpoint,
+    read: Callable[[str], Tensor],
+    *,
+    write: bool = True,
+    wrote: Wrote | None = None,
+) -> Int8GPT2:
+    """Build the int8 model of a checkpoint, in evaluation mode.
 
-    Where the file cannot be written, the model is made anew each time.
+    It comes from the file of an earlier start if that is whole and was made of these weights. Otherwise it is
+    made from the tensors that `read` returns by name, and with `write` the file is written; if that works,
+    `wrote` is called with its path.
     """
     model = Int8GPT2(checkpoint.config)
     path = int8_file(checkpoint.path)
-    source = fingerprint(checkpoint)
-    state = _read(path, model, source)
+    source = _source(checkpoint)
+    state = None
+    try:
+        state = _read(path, model, source)
+    except CheckpointFormatError as damage:
+        message = f"{damage}; the int8 weights are made anew from the model's own"
+        warnings.warn(message, Gpt2KitWarning, stacklevel=3)
     if state is None:
-        # All of the memory that stays is taken first: what comes and goes meanwhile then leaves no holes in it.
-        state = empty_tensors(
-            {
-                name: (tuple(tensor.shape), tensor.dtype)
-                for name, tensor in model.state_dict().items()
-            }
-        )
-        for name, tensor in quantized_state(checkpoint.config, read):
-            state[name].copy_(tensor)
-        with contextlib.suppress(OSError):
-            _write(path, state, source)
+        state = _quantize(checkpoint, model, read)
+        if write:
+            with contextlib.suppress(
+                OSError
+            ):  # a folder that cannot be written: made anew each time
+                _write(path, state, source)
+                if wrote is not None:
+                    wrote(path)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a hash that changes with the checkpoint's files: their names, sizes, times of change and beginnings.
+def check_int8_file(checkpoint: Checkpoint) -> bool | None:
+    """Return whether the file of a checkpoint's int8 weights is in use, or None if there is no file.
 
-    The headers are in the beginnings. Hashing all of the bytes would take longer than reading the int8 weights, and as long as making them.
+    It is not in use if it was made of other weights. Raises CheckpointFormatError if it is damaged.
+    """
+    path = int8_file(checkpoint.path)
+    if not path.is_file():
+        return None
+    return _read(path, Int8GPT2(checkpoint.config), _source(checkpoint)) is not None
+
+
+def _quantize(
+    checkpoint: Checkpoint, model: Int8GPT2, read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """Round the tensors of a checkpoint; raise CheckpointFormatError for numbers beyond float32."""
+    # The memory that stays is taken first, so that what comes and goes meanwhile leaves no holes in it.
+    state = empty_tensors(_specs(model))
+    for name, tensor in quantized_state(checkpoint.config, read):
+        state[name].copy_(tensor)
+    if broken := _first_not_finite(state):
+        detail = (
+            f"{broken} has numbers that are too large for int8 weights, whose scales are float32"
+        )
+        raise CheckpointFormatError(checkpoint.path, f"{detail}; load it without --quantize")
+    return state
+
+
+def _specs(model: Int8GPT2) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of every tensor of a model."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+
+
+def _first_not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor with a NaN or an infinity, or None."""
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    return next((name for name, tensor in floats.items() if not tensor.isfinite().all()), None)
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    """Return a hash that changes with the checkpoint's files: names, sizes, times and beginnings.
+
+    Hashing all of their bytes would take longer than reading the int8 weights, and as long as making them.
     """
     digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
     for path in sorted(checkpoint.folder.iterdir()):
@@ -62,45 +119,53 @@ def fingerprint(checkpoint: Checkpoint) -> str:
             status = path.stat()
             digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
             with path.open("rb") as file:
-                digest.update(file.read(2**16))
+                digest.update(file.read(_BEGINNING))
     return digest.hexdigest()
 
 
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """Return the crc32c of every tensor's name and bytes, in the order of the names."""
+    crc = 0
+    for name, tensor in sorted(state.items()):
+        data = as_bytes(tensor).numpy()
+        data.flags.writeable = False  # google_crc32c takes read-only memory only
+        crc = google_crc32c.extend(google_crc32c.extend(crc, name.encode()), data)
+    return f"{crc:08x}"
+
+
 def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
-    """Return the tensors in the file, or None unless it is whole and was made of this source."""
-    specs = {
-        name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()
-    }
-    try:
-        before = path.stat()
-        with safe_open(path, framework="pt", backend="pread") as file:
-            if (file.metadata() or {}).get("source") != source:
-                return None
-        stored = safetensors_file(path, dtypes=_DTYPES)
-        if {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} != specs:
-            return None
-        state = empty_tensors(specs)
-        for name, tensor in state.items():
-            stored[name].read(as_bytes(tensor))
-        after = path.stat()
-    except (SafetensorError, OSError, CheckpointFormatError):
+    """Return the tensors of the file, or None if there is none or it was made of another source.
+
+    Raises CheckpointFormatError if it is damaged.
+    """
+    if not path.is_file():
         return None
-    is_the_same = (before.st_ino, before.st_mtime_ns) == (
-        after.st_ino,
-        after.st_mtime_ns,
-    )  # nobody has put another file there
-    return state if is_the_same else None
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointFormatError(path, "this file is damaged") from error
+    if metadata.get("source") != source:
+        return None
+    specs = _specs(model)
+    stored = safetensors_file(path, dtypes=_DTYPES)
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} != specs:
+        raise CheckpointFormatError(path, "this file has other tensors than the model")
+    state = empty_tensors(specs)
+    for name, tensor in state.items():
+        stored[name].read(as_bytes(tensor))
+    # The checksum also fails if another process puts a new file there between header and tensors.
+    if _checksum(state) != metadata.get("crc32c") or _first_not_finite(state):
+        raise CheckpointFormatError(path, "this file does not match its checksum: it is damaged")
+    return state
 
 
 def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     """Write the file, whole or not at all."""
-    # Tensors of equal alignment lie together, so that all are aligned.
-    ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # float32 comes before int8, so that every tensor is aligned.
+    ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
+    tensors = {name: StoredTensor.of(tensor) for name, tensor in ordered}
+    metadata = {"source": source, "crc32c": _checksum(state)}
     with new_file(path) as file:
-        write_safetensors(
-            file,
-            {name: StoredTensor.of(tensor) for name, tensor in ordered},
-            None,
-            {"source": source},
-        )
+        write_safetensors(file, tensors, None, metadata)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit import reference, store
+from gpt2kit.checkpoints.int8 import check_int8_file
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.config import SIZES
@@ -120,6 +121,7 @@ def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]
     yield _guarded_one("device", lambda: check_device(checkpoint, model, ids, torch.device(device)))
     yield from _guarded("known answers", lambda: check_known_answers(path, model, tokenizer))
     yield _guarded_one("other source", lambda: check_other_source(path, checkpoint))
+    yield from _guarded("int8 weights", lambda: check_int8_weights(checkpoint))
 
 
 def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -297,3 +299,11 @@ def check_other_source(path: Path, checkpoint: Checkpoint) -> Check:
         else f"all {len(theirs)} tensors equal those of {other.name}"
     )
     return Check("other source", not different, detail)
+
+
+def check_int8_weights(checkpoint: Checkpoint) -> Iterator[Check]:
+    """Check the file of a model's int8 weights against its checksum, if there is such a file."""
+    is_used = check_int8_file(checkpoint)
+    if is_used is not None:
+        detail = "the file matches its checksum" if is_used else "made of other weights: not used"
+        yield Check("int8 weights", is_used or None, detail)

@@ -14,11 +14,12 @@ import torch
 from builders import add_vocabulary, hub_state, write_hub
 from conftest import make_model
 
+from gpt2kit.checkpoints.load import load
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.evaluation import verify as verification
 from gpt2kit.evaluation.verify import KnownAnswer, KnownModel, verify
 from gpt2kit.model import GPT2
-from gpt2kit.store import Manifest
+from gpt2kit.store import Manifest, int8_file
 from gpt2kit.tokenizers import BPETokenizer
 
 
@@ -93,6 +94,18 @@ def test_a_flipped_bit_fails_the_files_check(folder: Path) -> None:
     content[-9] ^= 1  # the sign or exponent of nothing: a change that no other check could see
     (folder / "model.safetensors").write_bytes(content)
     assert outcomes(folder)["file model.safetensors"] is False
+
+
+def test_damaged_int8_weights_fail_their_check(folder: Path) -> None:
+    # verify did not look at the file, whose flipped bits were another model.
+    assert "int8 weights" not in outcomes(folder)
+    load(folder, quantize="int8")
+    assert outcomes(folder)["int8 weights"] is True
+    path = int8_file(folder)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert outcomes(folder)["int8 weights"] is False
 
 
 def test_a_missing_and_a_short_file_fail_by_name(folder: Path) -> None:
