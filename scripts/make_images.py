@@ -31,7 +31,7 @@ from gpt2kit.tokenizers import CharTokenizer, Tokenizer
 
 PROMPT = "Nel mezzo del cammin di nostra vita"
 WIDTH = 900  # pixels
-COLOURS = 256  # of a picture's palette: a third of the bytes
+COLORS = 256  # of a picture's palette: a third of the bytes
 TEXT_TOKENS = 8000  # of the text that the runs learn
 STEPS = 300
 PRESSES = 13  # of the arrow key, to the token that the picture of the page is about
@@ -160,7 +160,7 @@ def photograph(chromium: str, page: Path, path: Path) -> None:
 
 def compress(picture: Image.Image, path: Path) -> None:
     """Write a picture as a PNG with a palette."""
-    picture = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     smaller = io.BytesIO()
     picture.save(smaller, format="png", optimize=True)
     write_whole(path, smaller.getvalue())

@@ -1,4 +1,4 @@
-"""What every picture is drawn on: figures without a screen, tokens as labels, colours that everyone can tell apart."""
+"""What all pictures share: figures without a screen, token labels, colors for everyone's eyes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Token = bytes | str
 Array = np.ndarray[Any, np.dtype[Any]]
 
 WIDTH = 9.0  # inches
-FONT = "DejaVu Sans"  # of token labels; it comes with matplotlib, so that what it can draw is known
-# Okabe and Ito's colours, which those who see fewer colours can tell apart too.
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLOURS = (
+FONT = "DejaVu Sans"  # of token labels; it comes with matplotlib, so its characters are known
+# Okabe and Ito's palette, which color-blind people can tell apart, too.
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLORS = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -37,14 +37,14 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = COLOURS = (
     "#56B4E9",
     "#D55E00",
 )
-GREY, PALE = "0.45", "0.9"
+GRAY, PALE = "0.45", "0.9"
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 _SUFFIXES = (".png", ".svg", ".pdf")
-_LABEL = 0.16  # inches that a line of a label takes across
-_LETTER = 0.085  # inches that a letter takes along
-_CELLS = 64  # rows or columns that are drawn one by one
+_LABEL = 0.16  # inches, height of a line of a label
+_LETTER = 0.085  # inches, width of a letter
+_CELLS = 64  # rows or columns up to which each is drawn sharply
 _LONGEST = 12  # characters of a token's label
-_EXTREME = 0.998  # share of the numbers that a colour scale reaches, so that a few large ones do not leave the rest in the dark
+_EXTREME = 0.998  # quantile where a color scale ends, so that outliers do not darken the rest
 _BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
@@ -67,7 +67,10 @@ def check_matplotlib() -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise unless a picture can be drawn and written: ConfigError unless the name says PNG, SVG or PDF and its folder exists."""
+    """Raise ConfigError unless the name ends in .png, .svg or .pdf and its folder exists.
+
+    Raises MissingDependencyError without matplotlib.
+    """
     check_matplotlib()
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"{path}: expected a name that ends in .png, .svg or .pdf")
@@ -78,7 +81,7 @@ def check_picture(path: Path) -> None:
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
-    """Write a figure as PNG, SVG or PDF, as the file's name says; the same figure gives the same bytes."""
+    """Write a figure as PNG, SVG or PDF, by the file's name; equal figures give equal bytes."""
     import matplotlib
 
     check_picture(path)
@@ -103,7 +106,7 @@ def check_tokens(tokens: Sequence[Token], T: int) -> None:
     """Raise ConfigError unless there is a token for every position."""
     if len(tokens) != T:
         raise ConfigError(
-            f"{len(tokens)} tokens for {T} positions; expected the tokens of the ids that were traced"
+            f"{len(tokens)} tokens for {T} positions; expected the tokens of the traced ids"
         )
 
 
@@ -111,7 +114,7 @@ def check_tokens(tokens: Sequence[Token], T: int) -> None:
 
 
 def readable(token: Token, longest: int = _LONGEST) -> str:
-    """Return a token as a short label: blanks visible, and escapes for bytes and characters that cannot be drawn."""
+    """Return a token as a short label: visible white space, escapes for what cannot be drawn."""
     text = token.decode("utf-8", errors="backslashreplace") if isinstance(token, bytes) else token
     pieces = [_visible(character) for character in text]
     if sum(map(len, pieces)) > longest:
@@ -131,7 +134,7 @@ def _visible(character: str) -> str:
 
 @functools.cache
 def _drawable() -> frozenset[int]:
-    """Return the characters that the labels' font has."""
+    """Return the code points that the labels' font can draw."""
     return frozenset(_font().get_charmap())
 
 
@@ -143,32 +146,31 @@ def _font() -> FT2Font:
 
 
 def label_size(label: str, size: float) -> Array:
-    """Return how much room a label needs, width and height, in the units of its letters' size."""
+    """Return width and height of a label, in the unit of its font size."""
     font = _font()
     font.set_size(size, 72)
     font.set_text(label, 0.0)
-    return np.array(
-        [font.get_width_height()[0] / 64 * 1.1 + 1, size * 1.35]
-    )  # a screen rounds letters up to whole pixels
+    # Wider by a tenth: letters are rounded up to whole pixels.
+    return np.array([font.get_width_height()[0] / 64 * 1.1 + 1, size * 1.35])
 
 
 def name_positions(
     axes: Axes, which: Literal["x", "y"], tokens: Sequence[Token], room: float, first: int = 0
 ) -> None:
-    """Label an axis of positions with their tokens, or, where its `room` in inches is too little, with some of them.
+    """Label an axis of positions with their tokens, or with as many as fit into `room` inches.
 
-    Where not every position has a label, labels begin with the position's number, which counts from `first`.
+    If only some positions have a label, it begins with the position, which counts from `first`.
     """
     step = thinned(len(tokens), room)
-    places = range(0, len(tokens), step)
+    shown = range(0, len(tokens), step)
     labels = [
-        readable(tokens[place]) if step == 1 else f"{first + place} {readable(tokens[place], 8)}"
-        for place in places
+        readable(tokens[index]) if step == 1 else f"{first + index} {readable(tokens[index], 8)}"
+        for index in shown
     ]
     axis = axes.xaxis if which == "x" else axes.yaxis
     upright = which == "y" or room / len(labels) > _LETTER * (max(map(len, labels)) + 0.7)
     axis.set_ticks(
-        list(places),
+        list(shown),
         labels,
         rotation=0 if upright else 90,
         fontfamily=FONT,
@@ -179,14 +181,14 @@ def name_positions(
 
 
 def name_numbers(axes: Axes, which: Literal["x", "y"], n: int, room: float, label: str) -> None:
-    """Label an axis with whole numbers from 0, as many as have room."""
+    """Label an axis with whole numbers from 0, as many as fit into `room` inches."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks(range(0, n, thinned(n, room, each=_LABEL if which == "y" else 3 * _LABEL)))
     axis.set_label_text(label)
 
 
 def thinned(n: int, room: float, each: float = _LABEL) -> int:
-    """Return the smallest of 1, 2, 5, 10, 20, 50, … such that every so many of n labels have room, in inches."""
+    """Return the smallest step of 1, 2, 5, 10, 20, … at which n labels fit into `room` inches."""
     needed = max(1.0, n * each / room)
     scale = 10 ** math.floor(math.log10(needed))
     return int(next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= needed))
@@ -202,20 +204,19 @@ def paint(
     norm: Normalize | None = None,
     extent: Sequence[float] | None = None,
 ) -> AxesImage:
-    """Draw a matrix as colours; what is masked or not a number stays pale. `extent` is left, right, bottom, top."""
+    """Draw a matrix as colors, masked cells and NaN pale. `extent` is left, right, bottom, top."""
     import matplotlib
 
-    colours = matplotlib.colormaps[cmap].with_extremes(bad=PALE)
-    place = None if extent is None else (extent[0], extent[1], extent[2], extent[3])
-    smooth = (
-        "auto" if min(values.shape) > _CELLS else "nearest"
-    )  # a few rows, such as layers, must not blur into each other
+    colors = matplotlib.colormaps[cmap].with_extremes(bad=PALE)
+    corners = None if extent is None else (extent[0], extent[1], extent[2], extent[3])
+    # A few rows, such as layers, must not blur into each other.
+    smooth = "auto" if min(values.shape) > _CELLS else "nearest"
     return axes.imshow(
         np.ma.masked_invalid(values),
-        cmap=colours,
+        cmap=colors,
         norm=norm,
         aspect="auto",
-        extent=place,
+        extent=corners,
         interpolation=smooth,
     )
 
@@ -229,15 +230,15 @@ def heat(
     cmap: str = SEQUENTIAL,
     norm: Normalize | None = None,
 ) -> AxesImage:
-    """Draw a matrix as colours, with a title, and a bar that says what the colours mean."""
+    """Draw a matrix as colors, with a title and a color bar labeled `meaning`."""
     image = paint(axes, values, cmap, norm)
     axes.set_title(title, fontsize=10)
-    explain_colours(image, [axes], meaning)
+    explain_colors(image, [axes], meaning)
     return image
 
 
-def explain_colours(image: AxesImage, panels: Sequence[Axes], meaning: str) -> None:
-    """Add a bar that says what the colours of one panel or several mean; a point at its end says that there is more beyond."""
+def explain_colors(image: AxesImage, panels: Sequence[Axes], meaning: str) -> None:
+    """Add the color bar of one or more panels; a pointed end shows that values exceed it."""
     values: Array = np.ma.masked_invalid(np.ma.asarray(image.get_array())).compressed()
     low, high = image.get_clim()
     above = high is not None and bool((values > high * (1 + 1e-6)).any())
@@ -251,7 +252,7 @@ def explain_colours(image: AxesImage, panels: Sequence[Axes], meaning: str) -> N
 
 
 def around_zero(values: Array) -> Normalize:
-    """Return the colour scale for numbers of both signs, with zero in its middle."""
+    """Return a color scale for numbers of both signs, with zero in the middle."""
     from matplotlib.colors import Normalize
 
     largest = _almost_largest(np.abs(values))
@@ -259,7 +260,7 @@ def around_zero(values: Array) -> Normalize:
 
 
 def rooted(values: Array) -> Normalize:
-    """Return the colour scale for probabilities, by their square root, so that small ones differ too."""
+    """Return a color scale for probabilities, by square root, to tell small ones apart."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, 0, _almost_largest(values))
@@ -271,7 +272,7 @@ def _almost_largest(values: Array) -> float:
 
 
 def logarithmic(values: Array) -> Normalize:
-    """Return the colour scale for lengths, which may be a hundred times as large in one place as elsewhere."""
+    """Return a logarithmic color scale, for norms, which can differ by a factor of 100."""
     from matplotlib.colors import LogNorm
 
     high = float(values.max()) or 1.0
@@ -284,12 +285,12 @@ def spread(values: Array) -> tuple[Array, Array, Array]:
     return low, middle, high
 
 
-def draw_spread(axes: Axes, values: Array, label: str, colour: str, marker: str = "o") -> None:
-    """Draw the median of each row as a line, and the middle half as a band: (layers, T) values."""
+def draw_spread(axes: Axes, values: Array, label: str, color: str, marker: str = "o") -> None:
+    """Draw the median of each layer as a line and its middle half as a band: (L, T) values."""
     low, middle, high = spread(values)
     layers = np.arange(len(values))
-    axes.plot(layers, middle, color=colour, marker=marker, markersize=4, label=label)
-    axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(layers, middle, color=color, marker=marker, markersize=4, label=label)
+    axes.fill_between(layers, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def plain_log(axes: Axes) -> None:
@@ -300,7 +301,7 @@ def plain_log(axes: Axes) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Write the numbers of a logarithmic axis plainly; where it is short, also at 2 and 5 times the powers of ten."""
+    """Label a logarithmic axis with plain numbers, on a short one also at 2 and 5 times 10^n."""
     low, high = axis.get_view_interval()
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(

@@ -1,4 +1,4 @@
-"""A picture of how the next token is chosen: its distribution at several temperatures, and what top-k and top-p keep."""
+"""A picture of how the next token is chosen: probabilities by temperature, and top-k and top-p."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gpt2kit.tokenizers import Tokenizer
 
-_SHOWN = 50  # tokens, the likeliest
+_SHOWN = 50  # of the most likely tokens
 
 
 def temperature(
@@ -37,13 +37,13 @@ def temperature(
     top_k: int = 40,
     top_p: float = 0.9,
 ) -> Figure:
-    """Draw the distribution of the next token at each temperature, likeliest first, and where top-k and top-p cut it.
+    """Draw the probabilities of the next token at each temperature, and where top-k and top-p cut.
 
-    `logits` are those of one position, (V,). As in sampling, top-k comes first, and top-p counts within what it keeps. Raises
-    ConfigError for values that sampling refuses too.
+    `logits` are those of one position, (V,). As in sampling, top-k comes first, and top-p counts
+    within what top-k keeps. Raises ConfigError for the same values as Sampling.
     """
     if not temperatures:
-        raise ConfigError("no temperatures; expected one at least")
+        raise ConfigError("no temperatures; expected at least one")
     samplings = [Sampling(temperature=value, top_k=top_k, top_p=top_p) for value in temperatures]
     logits = logits[: tokenizer.n_vocab].detach().float().cpu()
     n = min(_SHOWN, len(logits))
@@ -59,34 +59,34 @@ def temperature(
         axes.bar(
             np.arange(n),
             probabilities[:n],
-            color=[BLUE if place < by_p else "0.75" for place in range(n)],
+            color=[BLUE if rank < by_p else "0.75" for rank in range(n)],
         )
-        for count, colour, style, what in (
+        for count, color, style, what in (
             (by_k, RED, "--", f"top-k {top_k}"),
             (by_p, ORANGE, "-", f"top-p {top_p:g}"),
         ):
             beyond = " (beyond the picture)" if count > n else ""
             label = f"{what} keeps {count:,}{beyond}"
-            axes.axvline(count - 0.5, color=colour, linestyle=style, label=label)
+            axes.axvline(count - 0.5, color=color, linestyle=style, label=label)
         axes.set(ylabel="probability", xlim=(-0.7, n - 0.3))
         axes.set_title(f"temperature {sampling.temperature:g}", fontsize=10, loc="left")
-        axes.legend(fontsize=8, title="grey: never drawn", title_fontsize=8)
+        axes.legend(fontsize=8, title="gray: never drawn", title_fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     name_positions(panels[-1], "x", words, WIDTH - 1)
     panels[-1].set_xlabel(
-        f"the {n} likeliest of {len(logits):,} tokens" if n < len(logits) else f"the {n} tokens"
+        f"the {n} most likely of {len(logits):,} tokens" if n < len(logits) else f"the {n} tokens"
     )
     return figure
 
 
 def distribution(logits: Tensor, temperature: float) -> Array:
-    """Return the probabilities of all tokens at a temperature, descending: (V,) -> (V,). At 0, the likeliest has all."""
+    """Return all probabilities at a temperature, descending, at 0 of the best token: (V,) -> (V,)."""
     logits = logits.sort(descending=True, stable=True).values
     return numbers(((logits - logits[0]) / max(temperature, 1e-30)).softmax(dim=-1))
 
 
 def kept(logits: Tensor, sampling: Sampling) -> tuple[int, int]:
-    """Return how many tokens top-k keeps, and how many of them top-p."""
+    """Return how many tokens top-k keeps, and how many of those top-p keeps."""
     values, _ = candidates(logits[None], sampling.top_k, sorted_=True)  # (1, K)
     scaled = (values - values[:, :1]) / max(sampling.temperature, 1e-30)
     return values.shape[1], int(keep_top_p(scaled.softmax(dim=-1), sampling.top_p).count_nonzero())

@@ -1,4 +1,4 @@
-"""Pictures of attention: who looks at whom, in one head, in the heads of a layer, in all of them.
+"""Pictures of attention: one head, the heads of a layer, or all heads of the model.
 
 B batch (the first row is drawn), T tokens, H heads, D head size
 """
@@ -24,7 +24,7 @@ from gpt2kit.plots.canvas import (
     Token,
     around_zero,
     check_tokens,
-    explain_colours,
+    explain_colors,
     heat,
     name_numbers,
     name_positions,
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 
     from gpt2kit.inspection import LayerTrace, Trace
 
-_FINEST = 128  # cells across the map of one head in a picture of many
-_MOST_BARS = 12  # positions whose distributions one picture shows
-MEANING = "attention weight (colours by its square root)"
+_FINEST = 128  # cells across one head's map in a picture of many
+_MOST_BARS = 12  # positions in a picture of bars
+MEANING = "attention weight (color by square root)"
 
 
 def attention(
     trace: Trace, tokens: Sequence[Token], layer: int | None = None, head: int | None = None
 ) -> Figure:
-    """Draw one head from scores to output, or the weights of all heads of a layer, or those of the whole model.
+    """Draw one head from scores to output, or the weights of a layer's or the model's heads.
 
     Raises ConfigError for a layer or head that the model does not have, and for a head without its layer.
     """
     check_tokens(tokens, trace.ids.shape[1])
     if layer is None:
         if head is not None:
-            raise ConfigError(f"head {head} of which layer? Expected a layer too")
+            raise ConfigError(f"head {head} of which layer? Expected a layer, too")
         find_layer(trace, 0)
         return _every_head(trace)
     if head is None:
@@ -65,10 +65,10 @@ def attention(
 
 
 def find_layer(trace: Trace, layer: int) -> LayerTrace:
-    """Return a layer of a trace; raises ConfigError where the model does not have it."""
+    """Return a layer of a trace; raises ConfigError if the model does not have it."""
     n = len(trace.layers)
     if not n:
-        raise ConfigError("this model has no layers, and nothing that this picture shows")
+        raise ConfigError("this model has no layers, so there is nothing to draw")
     if not 0 <= layer < n:
         expected = f"0 to {n - 1}" if n > 1 else "0 alone"
         raise ConfigError(f"layer is {layer}, expected {expected}")
@@ -76,7 +76,7 @@ def find_layer(trace: Trace, layer: int) -> LayerTrace:
 
 
 def hide_later(values: Array) -> Array:
-    """Mask what lies above the diagonal, where a token would look at a later one: (…, T, T)."""
+    """Mask the entries above the diagonal, of keys after the query: (…, T, T)."""
     return np.ma.masked_where(
         np.broadcast_to(np.triu(np.ones(values.shape[-2:], dtype=bool), k=1), values.shape), values
     )
@@ -146,7 +146,7 @@ def _heads_of(layer: LayerTrace, tokens: Sequence[Token], number: int) -> Figure
         axes.set(
             xlabel="looks at" if is_bottom else "", ylabel=axes.get_ylabel() if is_left else ""
         )
-    explain_colours(image, list(panels.flat)[: len(maps)], MEANING)
+    explain_colors(image, list(panels.flat)[: len(maps)], MEANING)
     return figure
 
 
@@ -168,12 +168,15 @@ def _every_head(trace: Trace) -> Figure:
     axes.set_title(
         "in each map: a row for each token, a column for each that it looks at", fontsize=9
     )
-    explain_colours(image, [axes], MEANING)
+    explain_colors(image, [axes], MEANING)
     return figure
 
 
 def _tiles(layer: LayerTrace) -> list[Array]:
-    """Return the map of each head of a layer with a pale edge, (t + 1, t + 1): of long texts the largest weight of each few."""
+    """Return each head's map with a pale edge, (t + 1, t + 1).
+
+    Of a long text, a cell is the largest weight of several neighbors.
+    """
     weights = layer.weights[0]  # (H, T, T)
     maps = numbers(
         weights if weights.shape[-1] <= _FINEST else F.adaptive_max_pool2d(weights, _FINEST)
@@ -183,7 +186,7 @@ def _tiles(layer: LayerTrace) -> list[Array]:
 
 
 def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: int = 0) -> Figure:
-    """Draw what each position of one head looks at, as bars; of a long text, positions that are evenly spaced.
+    """Draw which tokens each position of a head attends to, as bars; of a long text some positions.
 
     Raises ConfigError for a layer or head that the model does not have.
     """
@@ -191,22 +194,22 @@ def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: 
     check_tokens(tokens, T)
     check_head(trace.model, layer, head)
     weights = numbers(trace.layers[layer].weights[0, head])  # (T, T)
-    places = [int(place) for place in np.unique(np.linspace(0, T - 1, min(T, _MOST_BARS)).round())]
-    which = "each token looks" if len(places) == T else f"{len(places)} of {T} tokens look"
+    shown = [int(each) for each in np.unique(np.linspace(0, T - 1, min(T, _MOST_BARS)).round())]
+    which = "each token looks" if len(shown) == T else f"{len(shown)} of {T} tokens look"
     figure = new_figure(
-        f"Attention of layer {layer}, head {head}: where {which}", 1.6 + 0.6 * len(places)
+        f"Attention of layer {layer}, head {head}: where {which}", 1.6 + 0.6 * len(shown)
     )
-    panels = figure.subplots(len(places), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, place in zip(panels, places, strict=True):
-        shares = weights[place, : place + 1]
-        axes.stairs(shares, np.arange(place + 2) - 0.5, fill=True, color=BLUE)
-        axes.axvline(place, color=ORANGE, linewidth=1, zorder=0)  # itself
+    panels = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, position in zip(panels, shown, strict=True):
+        shares = weights[position, : position + 1]
+        axes.stairs(shares, np.arange(position + 2) - 0.5, fill=True, color=BLUE)
+        axes.axvline(position, color=ORANGE, linewidth=1, zorder=0)  # itself
         axes.set(ylim=(0, shares.max()), yticks=[shares.max()])
         axes.yaxis.set_major_formatter(f"{shares.max():.2g}" if shares.max() < 0.995 else "1")
         axes.tick_params(axis="y", labelsize=7)
         axes.tick_params(axis="x", bottom=False)
         axes.spines[["top", "right"]].set_visible(False)
-        name = f"{place} {readable(tokens[place])}"
+        name = f"{position} {readable(tokens[position])}"
         axes.set_ylabel(
             name, rotation=0, ha="right", va="center", fontfamily=FONT, fontsize=8, parse_math=False
         )

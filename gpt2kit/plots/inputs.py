@@ -1,4 +1,4 @@
-"""Pictures of what goes into the first block: token ids, positions, and their sum.
+"""Pictures of the model's input: token ids, embeddings of tokens and positions, and their sum.
 
 B batch (the first row is drawn), T tokens, C width
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from gpt2kit.inspection import Trace
 
-_SIZE = 8.0  # points of a label's letters
+_SIZE = 8.0  # points, font size of a label
 _APART = 3.0  # points between a dot and its label
 _ROOM = WIDTH - 1  # inches of an axis as wide as the picture
 
@@ -60,7 +60,7 @@ def tokens(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def positions(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the embeddings of the positions that a text has, and how alike they are."""
+    """Draw the embeddings of a text's positions, and the cosine of every two."""
     table = numbers(trace.position_embeddings)  # (T, C)
     check_tokens(tokens, len(table))
     figure = new_figure(f"Embeddings of the first {len(table):,} positions", 4.5)
@@ -102,16 +102,16 @@ def cosines(vectors: Array) -> Array:
 
 
 def norms(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw how long the embeddings of tokens, positions and their sum are, over the text."""
+    """Draw the norms of the embeddings of tokens, positions and their sum, along the text."""
     parts = _parts(trace)
     check_tokens(tokens, len(parts["position"]))
     figure = new_figure("Norms of the embeddings", 4.5)
     axes = figure.add_subplot()
     marker = "o" if len(tokens) <= 100 else None
-    for (part, vectors), colour in zip(parts.items(), (BLUE, ORANGE, GREEN), strict=True):
+    for (part, vectors), color in zip(parts.items(), (BLUE, ORANGE, GREEN), strict=True):
         axes.plot(
             np.linalg.norm(vectors, axis=1),
-            color=colour,
+            color=color,
             marker=marker,
             markersize=4,
             linewidth=1,
@@ -124,7 +124,7 @@ def norms(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def embeddings(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the embeddings of tokens, positions and their sum in the plane in which each group spreads most (PCA)."""
+    """Draw the embeddings of tokens, positions and their sum in their plane of largest variance (PCA)."""
     parts = _parts(trace)
     check_tokens(tokens, len(parts["position"]))
     labels = [readable(token) for token in tokens]
@@ -143,11 +143,11 @@ def embeddings(trace: Trace, tokens: Sequence[Token]) -> Figure:
         )
         axes.margins(0.12)
     figure.colorbar(dots, ax=list(panels), label="position in the text")
-    figure.draw_without_rendering()  # puts the axes in their places, so that it is known which labels meet
+    figure.draw_without_rendering()  # lays the axes out: only then is it known which labels overlap
     for axes, part in zip(panels, parts, strict=True):
         _label_points(
             axes,
-            [str(place) for place in range(len(tokens))] if part == "position" else labels,
+            [str(position) for position in range(len(tokens))] if part == "position" else labels,
             once=part == "token",
         )
     return figure
@@ -160,12 +160,13 @@ def _parts(trace: Trace) -> dict[str, Array]:
 
 
 def principal_components(vectors: Array) -> tuple[Array, Array]:
-    """Return each row's place along the two directions in which the rows differ most, and each one's share of the variance.
+    """Project rows on their two directions of largest variance: (T, C) -> (T, 2), (2,).
 
-    (T, C) -> (T, 2), (2,). Directions that do not exist, as with one row, give zeros.
+    The second result is each direction's share of the variance. Missing directions, as of a single
+    row, give zeros.
     """
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)  # (T, K), (K,): K = min(T, C)
+    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)  # (T, K), (K,): K = min(T, C)
     points, shares = np.zeros((len(vectors), 2)), np.zeros(2)
     n = min(2, len(s))
     points[:, :n] = u[:, :n] * s[:n]
@@ -174,25 +175,19 @@ def principal_components(vectors: Array) -> tuple[Array, Array]:
 
 
 def _label_points(axes: Axes, labels: Sequence[str], *, once: bool) -> None:
-    """Write beside each point what it is, first points first, leaving out what would cover another point or label."""
+    """Label the points in order, leaving out labels that would cover another point or label."""
     offsets = np.asarray(axes.collections[0].get_offsets())
-    to_points = 72 / float(axes.get_figure(root=True).dpi)  # type: ignore[union-attr]  # 1/72 inch, as sizes of letters
+    to_points = 72 / float(axes.get_figure(root=True).dpi)  # type: ignore[union-attr]  # 1/72 inch
     points = axes.transData.transform(offsets) * to_points
     frame = np.asarray(axes.get_window_extent().extents) * to_points  # left, bottom, right, top
-    taken = np.concatenate(
-        [points - 1.5, points + 1.5], axis=1
-    )  # boxes, of the dots and then of labels too
+    taken = np.concatenate([points - 1.5, points + 1.5], axis=1)  # boxes of dots, then of labels
     written: set[str] = set()
     for number, label in enumerate(labels):
         if once and label in written:
             continue
         size = label_size(label, _SIZE)
-        for corner in (
-            (0, 0),
-            (-1, 0),
-            (0, -1),
-            (-1, -1),
-        ):  # right above the point, left above, right below, left below
+        # Right above the point, left above, right below, left below
+        for corner in ((0, 0), (-1, 0), (0, -1), (-1, -1)):
             shift = np.where(np.array(corner) == 0, _APART, -_APART) + np.array(corner) * size
             box = np.concatenate([points[number] + shift, points[number] + shift + size])
             inside = (box[:2] >= frame[:2]).all() and (box[2:] <= frame[2:]).all()

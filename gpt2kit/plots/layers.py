@@ -1,6 +1,7 @@
-"""Pictures of the way through the layers: the residual stream, what is added to it, and what the model would say at each point.
+"""Pictures of the layers: the residual stream, updates of it, MLP activations, the logit lens.
 
-B batch (the first row is drawn), T tokens, C width, I width of the MLP's hidden layer, L layers, V vocabulary
+B batch (the first row is drawn), T tokens, C width, I width of the MLP's hidden layer,
+L layers, V vocabulary
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from gpt2kit.model import ACTIVATION
 from gpt2kit.plots.canvas import (
     BLUE,
     FONT,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     RED,
     WIDTH,
@@ -27,7 +28,7 @@ from gpt2kit.plots.canvas import (
     Token,
     check_tokens,
     draw_spread,
-    explain_colours,
+    explain_colors,
     heat,
     logarithmic,
     name_numbers,
@@ -57,15 +58,16 @@ _DOTS = 4000  # neurons in the picture of the activation
 
 
 def updates(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw how large the updates of attention and MLP are in each layer, beside the residual stream that they go into.
+    """Draw the size of attention's and MLP's updates in each layer, beside the residual stream.
 
-    Lines are medians over the positions, bands the middle half of them. Raises ConfigError for a model without layers.
+    Lines are medians over the positions, bands their middle half. Raises ConfigError for a model
+    without layers.
     """
     find_layer(trace, 0)
     check_tokens(tokens, trace.ids.shape[1])
     figure = new_figure("What attention and MLP add to the residual stream", 4.5)
     parts: tuple[tuple[str, str, str, Callable[[LayerTrace], Tensor]], ...] = (
-        ("residual stream, as it enters", GREY, "s", lambda layer: layer.before),
+        ("residual stream, as it enters", GRAY, "s", lambda layer: layer.before),
         ("update by attention", BLUE, "o", lambda layer: layer.attention_update),
         ("update by MLP", ORANGE, "^", lambda layer: layer.mlp_update),
     )
@@ -74,11 +76,11 @@ def updates(trace: Trace, tokens: Sequence[Token]) -> Figure:
         ("variance over the width", lambda x: x.var(axis=-1)),
     )
     for axes, (name, measure) in zip(figure.subplots(1, 2), measures, strict=True):
-        for label, colour, marker, part in parts:
+        for label, color, marker, part in parts:
             values = np.stack(
                 [measure(numbers(part(layer)[0])) for layer in trace.layers]
             )  # (L, T)
-            draw_spread(axes, values, label, colour, marker)
+            draw_spread(axes, values, label, color, marker)
         axes.set_ylabel(name)
         plain_log(axes)
         name_numbers(axes, "x", len(trace.layers), WIDTH / 2.6, "layer")
@@ -128,7 +130,7 @@ def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def streams(trace: Trace) -> list[tuple[str, Tensor]]:
-    """Return the residual stream of the first row at the start and after each layer, (T, C) each, with short names."""
+    """Return name and residual stream, (T, C), of the first row at the start and after each layer."""
     return [
         ("start", trace.embeddings[0]),
         *((str(number), layer.after[0]) for number, layer in enumerate(trace.layers)),
@@ -136,11 +138,11 @@ def streams(trace: Trace) -> list[tuple[str, Tensor]]:
 
 
 def _name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], room: float) -> None:
-    """Label an axis of points in the residual stream: its start, then as many layers as have room."""
-    crowded = which == "x" and room / len(names) < 0.33  # "start" needs the room of two
-    places = [0, *range(2 if crowded else 1, len(names), thinned(len(names), room, each=0.2))]
+    """Label an axis of points in the residual stream: "start", then as many layers as fit."""
+    crowded = which == "x" and room / len(names) < 0.33  # "start" takes the room of two
+    shown = [0, *range(2 if crowded else 1, len(names), thinned(len(names), room, each=0.2))]
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks(places, [names[place] for place in places], fontsize=8)
+    axis.set_ticks(shown, [names[index] for index in shown], fontsize=8)
     axis.set_label_text("after layer")
 
 
@@ -148,10 +150,10 @@ def _name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], ro
 
 
 def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figure:
-    """Draw the activations of the MLP before and after its activation function, of one layer or all, and how many are active.
+    """Draw the MLP's activations before and after its activation function, and how many are active.
 
-    A neuron is active where what goes into the activation function is above 0. Raises ConfigError for a layer that the model does
-    not have.
+    Of one layer, or of all. A neuron is active if its input to the activation function is above 0.
+    Raises ConfigError for a layer that the model does not have.
     """
     find_layer(trace, layer or 0)
     check_tokens(tokens, trace.ids.shape[1])
@@ -167,12 +169,12 @@ def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figu
     )
     figure = new_figure(f"Activations of the MLP ({function}), {which}", 7)
     (before, after), (curve, active) = figure.subplots(2, 2)
-    for axes, when, colour, part in (
+    for axes, when, color, part in (
         (before, "before", BLUE, [layer.mlp_before[0] for layer in chosen]),
         (after, "after", ORANGE, [layer.mlp_after[0] for layer in chosen]),
     ):
         shares, edges = histogram([numbers(values) for values in part])
-        axes.stairs(shares, edges, fill=True, color=colour)
+        axes.stairs(shares, edges, fill=True, color=color)
         axes.set(yscale="log", xlabel="activation", ylabel="share of the activations")
         axes.set_title(f"{when} the activation function", fontsize=10)
     _draw_curve(curve, trace, chosen)
@@ -181,7 +183,7 @@ def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figu
 
 
 def histogram(parts: Sequence[Array], bins: int = 80) -> tuple[Array, Array]:
-    """Return the share of all values that falls between every two of the edges, and the edges: (bins,), (bins + 1,)."""
+    """Return the share of all values in each bin, and the bins' edges: (bins,), (bins + 1,)."""
     low, high = min(part.min() for part in parts), max(part.max() for part in parts)
     edges = np.histogram_bin_edges([low, high], bins=bins)
     counts = np.stack([np.histogram(part, edges)[0] for part in parts]).sum(axis=0)
@@ -189,7 +191,10 @@ def histogram(parts: Sequence[Array], bins: int = 80) -> tuple[Array, Array]:
 
 
 def _draw_curve(axes: Axes, trace: Trace, chosen: Sequence[LayerTrace]) -> None:
-    """Draw some neurons as dots, before and after, and the activation function that they lie on; SwiGLU has another factor."""
+    """Draw some neurons' values before and after as dots, on the curve of the activation function.
+
+    With SwiGLU the dots are off the curve: they are multiplied by another factor.
+    """
     every = max(1, sum(layer.mlp_before[0].numel() for layer in chosen) // _DOTS)
     x = np.concatenate([numbers(layer.mlp_before[0].reshape(-1)[::every]) for layer in chosen])
     y = np.concatenate([numbers(layer.mlp_after[0].reshape(-1)[::every]) for layer in chosen])
@@ -202,7 +207,7 @@ def _draw_curve(axes: Axes, trace: Trace, chosen: Sequence[LayerTrace]) -> None:
     axes.plot(
         numbers(grid),
         numbers(function(grid)),
-        color=GREY,
+        color=GRAY,
         linewidth=1,
         label="SiLU, before the gate" if gated else "the function",
     )
@@ -235,10 +240,10 @@ def _draw_active(axes: Axes, layers: Sequence[LayerTrace], tokens: Sequence[Toke
 
 
 def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int = 0) -> Figure:
-    """Draw what the model would say next if it ended after each layer: the likeliest token, coloured by its probability.
+    """Draw the most likely next token after each layer (the logit lens), colored by probability.
 
-    `last` draws only so many positions at the end; 0 draws all. Words are written where they have room, in bold where the text
-    really goes on so.
+    With `last`, only that many positions at the end are drawn. Tokens are written if there is room,
+    in bold where the text continues with them.
     """
     check_tokens(tokens, trace.ids.shape[1])
     ids = trace.ids[0].tolist()
@@ -249,20 +254,22 @@ def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int 
     figure = new_figure("What each layer would say next", 1.9 + 0.28 * rows)
     axes = figure.add_subplot()
     image = paint(axes, probabilities, norm=rooted(probabilities))
-    explain_colours(image, [axes], "its probability (colours by square root)")
+    explain_colors(image, [axes], "its probability (color by square root)")
     _name_streams(axes, "y", [name for name, _ in streams(trace)], 0.28 * rows)
     name_positions(axes, "x", tokens[first:], WIDTH - 2.2, first=first)
     axes.set_xlabel(f"{axes.get_xlabel()} read")
     room = int((WIDTH - 2.2) / T / 0.068)  # letters
     words = {token: readable(tokenizer.token_bytes(token)) for token in np.unique(said).tolist()}
     if room < min(4, max(map(len, words.values()))):
-        axes.set_title(f"{T} positions leave no room for words; fewer do, with --last", fontsize=9)
+        axes.set_title(
+            f"no room for the words of {T} positions; show fewer with --last", fontsize=9
+        )
         return figure
-    axes.set_title("bold: the text really goes on so", fontsize=9)
-    for row, place in np.ndindex(rows, T):
-        word, next_place = words[said[row, place]], first + place + 1
+    axes.set_title("bold: the token that follows in the text", fontsize=9)
+    for row, column in np.ndindex(rows, T):
+        word, following = words[said[row, column]], first + column + 1
         axes.text(
-            place,
+            column,
             row,
             word if len(word) <= room else word[: room - 1] + "…",
             ha="center",
@@ -271,10 +278,10 @@ def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int 
             fontfamily=FONT,
             parse_math=False,
             color="white"
-            if np.dot(image.to_rgba(probabilities[row, place])[:3], _LUMINANCE) < 0.45
+            if np.dot(image.to_rgba(probabilities[row, column])[:3], _LUMINANCE) < 0.45
             else "black",
             fontweight="bold"
-            if next_place < len(ids) and ids[next_place] == said[row, place]
+            if following < len(ids) and ids[following] == said[row, column]
             else "normal",
         )
     return figure

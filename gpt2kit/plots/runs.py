@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.plots.canvas import COLOURS, ORANGE, new_figure
+from gpt2kit.plots.canvas import COLORS, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,22 +18,22 @@ _STYLES = ("-", ":", "-.")  # of the averages
 
 @dataclass(frozen=True)
 class Average:
-    """A moving average: simple, of some steps, or exponential, where a value counts so many times less with every step.
+    """A moving average: a simple mean of some steps, or an exponential one with a decay factor.
 
-    Raises ConfigError for one that cannot be.
+    Raises ConfigError for an unknown kind or an invalid amount.
     """
 
     kind: Literal["simple", "exponential"]
-    amount: float  # steps, or the factor
+    amount: float  # number of steps, or decay per step
 
     def __post_init__(self) -> None:
         if self.kind == "simple" and not (self.amount >= 1 and float(self.amount).is_integer()):
             raise ConfigError(
-                f"a simple average of {self.amount:g} steps; expected a whole number from 1, as in simple:20"
+                f"a simple average of {self.amount:g} steps; expected 1 or more, as in simple:20"
             )
         if self.kind == "exponential" and not 0 <= self.amount < 1:
             raise ConfigError(
-                f"an exponential average with {self.amount:g}; expected a factor from 0 up to, not including, 1"
+                f"an exponential average with {self.amount:g}; expected 0 or more, less than 1"
             )
         if self.kind not in ("simple", "exponential"):
             raise ConfigError(f"average {self.kind!r}, expected simple:STEPS or exponential:FACTOR")
@@ -48,11 +48,11 @@ class Average:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
-                f"average {text!r}, expected simple:STEPS or exponential:FACTOR, as simple:20 or exponential:0.9"
+                f"average {text!r}, expected simple:STEPS or exponential:FACTOR, such as simple:20"
             ) from None
 
     def of(self, values: Sequence[float]) -> list[float]:
-        """Return the average at each value, of it and those before it."""
+        """Return the average up to and including each value."""
         return (
             simple_average(values, int(self.amount))
             if self.kind == "simple"
@@ -71,17 +71,17 @@ def losses(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     averages: Sequence[Average] = (Average("simple", 20),),
 ) -> Figure:
-    """Draw training and validation losses by step of one run or several, given by name as the lines of their metrics.jsonl.
+    """Draw training and validation losses by step.
 
-    Training losses are pale as they are, and strong where they are averaged. Raises ConfigError for a run without losses.
+    `runs` gives the lines of a run's metrics.jsonl by the run's name. Training losses are pale,
+    their averages strong. Raises ConfigError for a run without losses.
     """
     figure = new_figure("Losses" if len(runs) != 1 else f"Losses of {next(iter(runs))}", 5)
     axes = figure.add_subplot()
-    handles: dict[
-        str, Any
-    ] = {}  # label -> what it names; a legend made by matplotlib leaves out names that begin with _
+    # Lines by label: matplotlib's own legend leaves out labels that begin with "_".
+    handles: dict[str, Any] = {}
     for number, (name, metrics) in enumerate(runs.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         train, val = curve(metrics, "train_loss"), curve(metrics, "val_loss")
         if not train[0] and not val[0]:
             raise ConfigError(
@@ -90,18 +90,18 @@ def losses(
         prefix = f"{name}: " if len(runs) > 1 else ""
         if train[0]:
             handles[f"{prefix}training"] = axes.plot(
-                *train, color=colour, alpha=0.25 if averages else 1, linewidth=1
+                *train, color=color, alpha=0.25 if averages else 1, linewidth=1
             )[0]
         for average, style in zip(averages, _STYLES * len(averages), strict=False):
             if train[0]:
                 handles[f"{prefix}training, {average}"] = axes.plot(
-                    train[0], average.of(train[1]), color=colour, linestyle=style
+                    train[0], average.of(train[1]), color=color, linestyle=style
                 )[0]
         if val[0]:
             is_alone = len(runs) == 1
             handles[f"{prefix}validation"] = axes.plot(
                 *val,
-                color=ORANGE if is_alone else colour,
+                color=ORANGE if is_alone else color,
                 linestyle="-" if is_alone else "--",
                 marker="o",
                 markersize=3,
@@ -113,7 +113,7 @@ def losses(
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Return the steps at which a run reported a number, and the numbers; what is no finite number is left out."""
+    """Return the steps and values of a figure that a run reported, without NaN and infinities."""
     points = [
         (line["step"], line[name])
         for line in metrics
@@ -135,7 +135,7 @@ def simple_average(values: Sequence[float], window: int) -> list[float]:
 
 
 def exponential_average(values: Sequence[float], decay: float) -> list[float]:
-    """Return the running mean in which a value counts `decay` times less with every step."""
+    """Return the running mean in which a value's weight is multiplied by `decay` at every step."""
     averages: list[float] = []
     weighted, weights = 0.0, 0.0
     for value in values:

@@ -165,10 +165,8 @@ def test_a_text_longer_than_the_window_follows_overflow(
             *(["--overflow", overflow] if overflow else []),
         )
         assert result.exit_code == 0
-        assert (
-            f"warning: the text has {len(ids)} tokens and the model reads 32: {said} {len(ids) - 32} are left out"
-            in result.stderr
-        )
+        assert f"warning: the text has {len(ids)} tokens" in result.stderr
+        assert f"32: {said} {len(ids) - 32} are left out" in result.stderr
         assert calls[-1][1][0].ids.tolist() == [expected]
     result = run("tokens", "--model", model, "--prompt", text, "--overflow", "error")
     assert result.exit_code == 1

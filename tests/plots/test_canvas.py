@@ -17,7 +17,7 @@ from gpt2kit.plots import readable, save
 from gpt2kit.plots.canvas import (
     around_zero,
     check_picture,
-    explain_colours,
+    explain_colors,
     name_positions,
     new_figure,
     paint,
@@ -104,7 +104,7 @@ def test_a_scale_that_cuts_the_largest_numbers_says_so() -> None:
     for numbers, extend in ((values, "max"), (np.minimum(values, 0.1), "neither")):
         axes = figure.add_subplot()
         image = paint(axes, numbers, norm=rooted(numbers))
-        explain_colours(image, [axes], "weight")
+        explain_colors(image, [axes], "weight")
         assert image.get_clim() == pytest.approx((0, 0.1))
         assert image.colorbar is not None
         assert image.colorbar.extend == extend

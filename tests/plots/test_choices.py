@@ -49,14 +49,14 @@ def test_what_is_marked_as_kept_is_what_sampling_draws() -> None:
         assert found == set(logits.topk(by_p).indices.tolist())
 
 
-def test_lines_and_colours_mark_what_is_kept(seen: Seen) -> None:
+def test_lines_and_colors_mark_what_is_kept(seen: Seen) -> None:
     logits = seen.trace.logits[0, -1]
     axes = panels(plots.temperature(logits, seen.tokenizer, (1.0,), top_k=12, top_p=0.7))[0]
     by_k, by_p = kept(logits, Sampling(top_k=12, top_p=0.7))
     assert [line.get_xdata()[0] for line in axes.lines] == [by_k - 0.5, by_p - 0.5]
-    colours = [bar.get_facecolor() for bar in axes.patches]
-    assert len(set(colours[:by_p])) == len(set(colours[by_p:])) == 1
-    assert colours[0] != colours[by_p]
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    assert len(set(colors[:by_p])) == len(set(colors[by_p:])) == 1
+    assert colors[0] != colors[by_p]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "top-k 12 keeps 12",
         f"top-p 0.7 keeps {by_p}",

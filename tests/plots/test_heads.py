@@ -93,7 +93,7 @@ def test_layers_and_heads_that_are_not_there_are_refused(
     for arguments, message in (
         ((3,), "layer is 3, expected 0 to 2"),
         ((-1,), "layer is -1"),
-        ((None, 0), "a layer too"),
+        ((None, 0), "a layer, too"),
     ):
         with pytest.raises(ConfigError, match=message):
             plots.attention(seen.trace, seen.tokens, *arguments)

@@ -40,9 +40,9 @@ def test_updates_are_medians_of_norm_and_variance(seen: Seen) -> None:
         np.testing.assert_allclose(
             drawn(norms)[label], np.median(np.sqrt((values**2).sum(axis=-1)), axis=1), rtol=1e-5
         )
-        centred = values - values.mean(axis=-1, keepdims=True)
+        centered = values - values.mean(axis=-1, keepdims=True)
         np.testing.assert_allclose(
-            drawn(variances)[label], np.median((centred**2).mean(axis=-1), axis=1), rtol=1e-5
+            drawn(variances)[label], np.median((centered**2).mean(axis=-1), axis=1), rtol=1e-5
         )
 
 
@@ -154,7 +154,7 @@ def test_the_lens_can_show_the_end_alone(seen: Seen) -> None:
     np.testing.assert_allclose(end, whole[:, -4:], rtol=1e-6)
 
 
-def test_the_lens_of_a_long_text_has_colours_and_no_words(small_bpe: BPETokenizer) -> None:
+def test_the_lens_of_a_long_text_has_colors_and_no_words(small_bpe: BPETokenizer) -> None:
     seen = look(small_bpe, [place % 500 for place in range(300)])
     axes = panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0]
     assert axes.images[0].get_array().shape == (4, 300)

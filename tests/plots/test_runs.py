@@ -91,8 +91,8 @@ def test_several_runs_are_told_apart() -> None:
         "_second: training",
         "_second: validation",
     ]
-    colours = [line.get_color() for line in axes.lines]
-    assert colours[0] == colours[1] != colours[2] == colours[3]
+    colors = [line.get_color() for line in axes.lines]
+    assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
 def test_what_is_no_number_is_left_out_and_nothing_at_all_is_refused() -> None:
