@@ -1,9 +1,10 @@
-"""Download the texts in the public domain that the recipes and the demo are about, and check that they are what they should be.
+"""Download the texts of the recipes and the demo, all in the public domain, and check them.
 
     python scripts/fetch_corpora.py                  all of them, into corpora/
     python scripts/fetch_corpora.py names verdict --out texts
 
-What is there already and right is not fetched again. stdout has a line for each file: sha256 and path, as `sha256sum -c` takes them.
+A text that is there and right is not fetched again. stdout has a line for each file, its sha256 and
+path, as `sha256sum -c` reads them.
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ CANTOS, VERSES = 100, 14_233
 
 
 def comedy(text: str) -> str:
-    """Return the poem alone: without Project Gutenberg's licence and notes, which must not be passed on, and without indentation.
+    """Return the poem alone, without Project Gutenberg's licence and notes, and unindented.
 
-    Raises CorpusError unless it has all cantos and verses.
+    Their licence does not allow to pass them on with the text. Raises CorpusError unless the poem
+    has all cantos and verses.
     """
     lines = [line.strip() for line in text.splitlines()]
-    first = next((place for place, line in enumerate(lines) if line == "LA DIVINA COMMEDIA"), 0)
+    first = next((index for index, line in enumerate(lines) if line == "LA DIVINA COMMEDIA"), 0)
     last = next(
         (
-            place
-            for place, line in enumerate(lines)
-            if place > first and re.match(r"- - -|\*\*\* END OF|End of ", line)
+            index
+            for index, line in enumerate(lines)
+            if index > first and re.match(r"- - -|\*\*\* END OF|End of ", line)
         ),
         len(lines),
     )
@@ -53,14 +55,15 @@ def comedy(text: str) -> str:
     )
     if (cantos, verses) != (CANTOS, VERSES):
         raise CorpusError(
-            f"the Comedy has {cantos} cantos and {verses:,} verses, expected {CANTOS} and {VERSES:,}"
+            f"the Comedy has {cantos} cantos and {verses:,} verses, "
+            f"expected {CANTOS} and {VERSES:,}"
         )
     return "\n".join(lines).strip() + "\n"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text on the network: the sha256 of the file there, or what makes the text of it and knows whether it is whole."""
+    """A text on the network, with the file's sha256, or a function that extracts and checks it."""
 
     file: str
     url: str
@@ -101,7 +104,10 @@ def fetch(
     patience: Patience | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Leave the text in a folder, unless it is there already, and return its path. Raises DownloadError or CorpusError."""
+    """Fetch a text into a folder unless it is there; return its path.
+
+    Raises DownloadError or CorpusError.
+    """
     path = folder / source.file
     if _is_right(path, source):
         return path
@@ -135,7 +141,7 @@ def fetch(
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            staging.rmdir()  # unless there is a part that the next call can go on with
+            staging.rmdir()  # fails if a part is left, which the next call continues
     return path
 
 
@@ -154,16 +160,21 @@ def _is_right(path: Path, source: Source) -> bool:
 def _size(headers: httpx2.Headers, url: str) -> int:
     length = headers.get("Content-Length", "")
     if not (length.isascii() and length.isdigit()):
-        raise DownloadError(f"{shown(url)}: the server does not tell the size", url=shown(url))
+        raise DownloadError(
+            f"{shown(url)}: the server does not say how large the file is", url=shown(url)
+        )
     return int(length)
 
 
 def _refusal(response: httpx2.Response) -> str:
-    return f"{shown(str(response.url))}: the server answered {response.status_code}; any other copy of the text does as well"
+    return (
+        f"{shown(str(response.url))}: the server answered {response.status_code}; "
+        "any other copy of the text will do"
+    )
 
 
 class Notes(Silent):
-    """Waits and retries on stderr."""
+    """Reports waits and retries on stderr."""
 
     def note(self, text: str) -> None:
         typer.echo(text, err=True)
@@ -182,7 +193,7 @@ def main(
         Path, typer.Option("--out", metavar="DIR", help="The folder to put them in.")
     ] = Path("corpora"),
 ) -> None:
-    """Download the texts in the public domain that the recipes are about."""
+    """Download the texts of the recipes and the demo, all in the public domain."""
     if unknown := set(names or ()) - SOURCES.keys():
         raise typer.BadParameter(
             f"no corpus is called {', '.join(sorted(unknown))}; there are {', '.join(SOURCES)}"

@@ -1,8 +1,8 @@
-"""Make the demo model that comes with gpt2kit: train on the Comedy, write the weights in bfloat16 with a card.
+"""Make the demo model that comes with gpt2kit: train it on the Comedy, write it in bfloat16 with a card.
 
     python scripts/make_demo.py corpora/dante-commedia.txt
 
-Takes an hour or so on two cores. Interrupted, it goes on where it stopped when it is started again.
+Takes about an hour on two cores. After an interruption, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gpt2kit.training.settings import Settings
 
 LARGEST = 10_000_000  # bytes of the finished folder
 PROMPT = "Nel mezzo del cammin di nostra vita"
-SAMPLES, SAMPLE_TOKENS = 8, 1500  # what the originality is measured on
+SAMPLES, SAMPLE_TOKENS = 8, 1500  # whose originality is measured
 
 CARD = """\
 # dante
@@ -53,8 +53,8 @@ of the text. The text's sha256:
 | bits per character | {bits:.3f} |
 | perplexity | {perplexity:.3f} |
 
-Of {n_samples} samples of {sample_tokens:,} characters each, {copied:.1%} of the words lie in runs of 5 or more that are in the text it was
-trained on; of Dante's own last tenth, {usual:.1%} do. The longest such run has {longest} words.
+Of {n_samples} samples of {sample_tokens:,} characters each, {copied:.1%} of the words are in runs of 5 or more that are in the
+training text; of Dante's own last tenth, {usual:.1%} do. The longest such run has {longest} words.
 
 A sample (seed 1, temperature 0.8):
 
@@ -65,7 +65,7 @@ The text is in the public domain; the weights are under the project's licence.
 
 
 def main() -> None:
-    """Train where that is not done, then write the model."""
+    """Train unless that is done, then write the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("corpus", type=Path, help="the Comedy, as a .txt in UTF-8")
     parser.add_argument(
@@ -111,9 +111,8 @@ def write(source: Path, run: Path, out: Path, sha256: str) -> None:
     tokenizer = load_vocabulary(checkpoint)
     assert tokenizer is not None
     model = build_model(checkpoint, dtype=torch.bfloat16)
-    rounded = build_model(
-        checkpoint, dtype=torch.bfloat16
-    ).float()  # the numbers of bfloat16, computed with exactly
+    # The card's figures: bfloat16 weights, computed in float32
+    rounded = build_model(checkpoint, dtype=torch.bfloat16).float()
     corpus = load_corpus(source, tokenizer)
     card = describe(rounded, tokenizer, corpus, Settings.read(run).training, source, sha256)
     with new_directory(out, replace=True) as folder:

@@ -1,9 +1,10 @@
-"""Make the pictures of docs/images: one of each kind, of the demo model and of two small runs, and the page of `explain`.
+"""Make the pictures of docs/images: one of each kind, and the page of `explain`.
 
     python scripts/make_images.py
 
-The runs learn what the demo model writes, in a minute or so. Where chromium is installed, it takes the page's picture. The same
-versions of torch and matplotlib give the same pictures.
+They show the demo model and two small trainings, on a text that the demo model writes. If chromium is
+installed, it takes the page's picture. The same versions of torch and matplotlib give the same
+pictures.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from gpt2kit.tokenizers import CharTokenizer, Tokenizer
 
 PROMPT = "Nel mezzo del cammin di nostra vita"
 WIDTH = 900  # pixels
-COLORS = 256  # of a picture's palette: a third of the bytes
+COLORS = 256  # of a picture's palette: a third of the size
 TEXT_TOKENS = 8000  # of the text that the runs learn
 STEPS = 300
-PRESSES = 13  # of the arrow key, to the token that the picture of the page is about
+PRESSES = 13  # of the arrow key, to select the token that the page's picture shows
 
 
 def main() -> None:
@@ -83,7 +84,10 @@ def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
 
 
 def train_two(model: GPT2, tokenizer: Tokenizer) -> dict[str, Sequence[dict[str, Any]]]:
-    """Let the model write a text, teach it to two small ones, with dropout and without, and return their reports."""
+    """Let the model write a text, train two small models on it, and return their reports.
+
+    One is trained with dropout, one without.
+    """
     (written,) = gpt2kit.complete(
         model, tokenizer, PROMPT, max_tokens=TEXT_TOKENS, temperature=0.8, seed=1
     )
@@ -121,7 +125,7 @@ def write_small(figure: Figure, path: Path) -> None:
 
 
 def write_explanation(out: Path) -> None:
-    """Write what `explain --html` writes and, where chromium is installed, a picture of it."""
+    """Write the page of `explain --html` and, if chromium is installed, a picture of it."""
     page = out / "explain.html"
     options = ["--lens", "--attribution", "--attention", "3.1", "--html", str(page)]
     subprocess.run(
@@ -132,7 +136,7 @@ def write_explanation(out: Path) -> None:
 
 
 def photograph(chromium: str, page: Path, path: Path) -> None:
-    """Write a picture of a web page as a browser shows it to someone who has pressed the arrow key a few times."""
+    """Write a picture of a web page after the arrow key was pressed a few times."""
     with tempfile.TemporaryDirectory() as folder:
         copy, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
         press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
