@@ -24,7 +24,8 @@ from gpt2kit.data.texts import decode
 from gpt2kit.errors import CorpusError, DownloadError, Gpt2KitError
 from gpt2kit.files import write_whole
 from gpt2kit.store.parts import RemoteFile, drop_sidecars
-from gpt2kit.store.transfer import Patience, Progress, Silent, Transfer, shown
+from gpt2kit.store.retries import Patience, Progress, Silent, shown
+from gpt2kit.store.transfer import Transfer
 
 GITHUB = "https://raw.githubusercontent.com"
 HEADING = re.compile(r"(Inferno|Purgatorio|Paradiso)\W+Canto [IVX]+")

@@ -140,7 +140,10 @@ def convert(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write any model as a folder that transformers loads: config.json, model.safetensors, vocab.json, merges.txt."""
+    """Write a model of any format as a folder that transformers loads.
+
+    It has config.json, model.safetensors, vocab.json and merges.txt.
+    """
     import torch
 
     from gpt2kit.checkpoints.load import load_vocabulary, pick_dtype, write_checkpoint

@@ -1,8 +1,8 @@
 """The published GPT-2s: what they are called, where they are and what their files must be.
 
-A size or hash is given here if it was published, computed from the file, or follows exactly from the
-shape of the model; None means that what the server declares is used. Hashes hold for the default
-revision of a Hub repository: another revision may differ.
+A size or hash is given here if it was published, computed from the file, or follows exactly from
+the shape of the model; None means that what the server declares is used. Hashes hold for the
+default revision of a Hub repository: another revision may differ.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 from gpt2kit.config import SIZES
 
-# Names that people type. OpenAI first announced slightly wrong counts of parameters: 117M, 345M, 762M
-# and 1542M are the same models.
+# Names that people type. OpenAI first announced slightly wrong counts of parameters: 117M, 345M,
+# 762M and 1542M are the same models.
 ALIASES = {
     "gpt2": "124M",
     "gpt2-small": "124M",
@@ -87,7 +87,7 @@ class Publication:
     openai_files: tuple[PublishedFile, ...] = ()
 
 
-# GPT-2 has one vocabulary: OpenAI's two files and the Hub's two are the same bytes under other names.
+# GPT-2 has one vocabulary: OpenAI's two files and the Hub's are the same bytes under other names.
 _VOCABULARY = (1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 _MERGES = (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
 

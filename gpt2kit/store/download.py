@@ -1,8 +1,8 @@
 """Fetch weights from the Hub or from OpenAI, whole or not at all.
 
-A download collects its files in a hidden directory beside the model's and becomes the model by a rename, when all of them are there and
-right. Stopped in any way, it goes on where it was when it is asked for again. `sources` asks what the files are, `transfer` moves the
-bytes, and `gpt2kit.store` knows the places.
+A download collects its files in a hidden directory, which is renamed to the model's when all files
+are there and right. If it is interrupted in any way, the next call continues it. `sources` says
+what the files are, and `transfer` moves the bytes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gpt2kit.store.catalogue import nearest_size
 from gpt2kit.store.lookup import HUB_ID, directory_name, split_source
 from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.parts import drop_sidecars
+from gpt2kit.store.retries import Patience, Progress, Silent
 from gpt2kit.store.sources import Plan, hub_plan, openai_plan
-from gpt2kit.store.transfer import Patience, Progress, Silent
 
 __all__ = ["Patience", "Progress", "Silent", "download"]
 
@@ -41,8 +41,9 @@ def download(
 ) -> Path:
     """Fetch a size, an alias or a Hub id ("org/name") and return its directory.
 
-    What is already here and complete is returned without asking the network, unless `force` or another `revision` is asked for; the older
-    copy then stays usable until the new one is whole. `verify=False` checks sizes but no hashes, and warns. Raises DownloadError.
+    A model that is here and complete is returned without using the network, unless `force` or
+    another `revision` is given; the older copy then stays usable until the new one is whole.
+    `verify=False` checks sizes but not hashes, and warns. Raises DownloadError.
     """
     progress, patience = progress or Silent(), patience or Patience()
     model, source = _understood(model, source, revision)
@@ -67,7 +68,7 @@ def download(
 
 
 def _understood(model: str, source: str, revision: str | None) -> tuple[str, str]:
-    """Return the canonical name and the source, or raise DownloadError for what cannot be had, before any request."""
+    """Return the canonical name and the source; raise DownloadError for what does not exist."""
     name, told = split_source(model)
     source = told or source
     if source not in ("hub", "openai"):
@@ -75,7 +76,8 @@ def _understood(model: str, source: str, revision: str | None) -> tuple[str, str
     if name not in SIZES and (source == "openai" or not HUB_ID.fullmatch(name)):
         if source == "openai" and HUB_ID.fullmatch(name):
             raise DownloadError(
-                f"{name} is a repository of the Hub, not one of OpenAI's models; run: gpt2kit download {name} --source hub"
+                f"{name} is a repository of the Hub, not one of OpenAI's models; "
+                f"run: gpt2kit download {name} --source hub"
             )
         nearest = nearest_size(name)
         advice = (
@@ -83,23 +85,23 @@ def _understood(model: str, source: str, revision: str | None) -> tuple[str, str
             if nearest
             else f"there are {', '.join(SIZES)}"
         )
-        raise DownloadError(f"{model} is no published GPT-2; {advice}. A Hub id is org/name")
+        raise DownloadError(f"{model} is not a published GPT-2; {advice}. A Hub id is org/name")
     if source == "openai" and catalogue.PUBLICATIONS[name].openai_directory is None:
         raise DownloadError(
             f"OpenAI did not publish {name}; run: gpt2kit download {name} --source hub"
         )
     if source == "openai" and revision is not None:
         raise DownloadError(
-            "OpenAI's files have no revisions; leave --revision out, or take --source hub"
+            "OpenAI's files have no revisions; leave out --revision, or use --source hub"
         )
     return name, source
 
 
 def _refuse_to_replace(target: Path, force: bool) -> None:
-    """Raise DownloadError where the target is somebody's, not a download of ours."""
+    """Raise DownloadError if the target exists and is not a download of ours."""
     if os.path.lexists(target) and not target.is_dir():
         raise DownloadError(
-            f"{target} is not a directory; move it away, or set GPT2KIT_WEIGHTS to another folder",
+            f"{target} is not a directory; move it, or set GPT2KIT_WEIGHTS to another folder",
             path=target,
         )
     if (
@@ -109,13 +111,14 @@ def _refuse_to_replace(target: Path, force: bool) -> None:
         and any(target.iterdir())
     ):
         raise DownloadError(
-            f"{target} is there, but was not downloaded by gpt2kit; move it away, or replace it with --force",
+            f"{target} exists, but was not downloaded by gpt2kit; "
+            "move it, or replace it with --force",
             path=target,
         )
 
 
 def _complete(target: Path) -> Manifest | None:
-    """Return the manifest of the model that is here with all its files, or None."""
+    """Return the manifest of a model that is here with all its files, else None."""
     manifest = Manifest.read(target)
     return manifest if manifest is not None and manifest.fits(target) else None
 
@@ -129,12 +132,13 @@ def _refuse_offline(model: str, target: Path) -> None:
                 else "is not here in this revision, or not complete"
             )
             raise DownloadError(
-                f"{model} {what} ({target}), and {variable} forbids asking for it; unset it, or copy the directory there"
+                f"{model} {what} ({target}), and {variable} forbids the network; "
+                "unset it, or copy the directory there"
             )
 
 
 def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Progress) -> None:
-    """Fetch the files of the plan and put them in place, unless another process has done so meanwhile."""
+    """Fetch the files of the plan and put them in place, unless another process just did."""
     waited = False
 
     def waiting() -> None:
@@ -164,7 +168,7 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
             put_in_place(staging, target)
         finally:
             with contextlib.suppress(OSError):
-                staging.rmdir()  # only where nothing was fetched
+                staging.rmdir()  # fails if there is anything in it
 
 
 def _done_meanwhile(target: Path, plan: Plan) -> bool:
@@ -176,7 +180,7 @@ def _done_meanwhile(target: Path, plan: Plan) -> bool:
 
 
 def _make_room(plan: Plan, staging: Path) -> None:
-    """Delete what an earlier plan left in the staging directory, and see that the rest fits on the disk."""
+    """Delete what an earlier plan left in the staging directory; check the space on the disk."""
     content = {name for file in plan.files for name in (file.name, f"{file.name}.part")}
     sidecars = {f"{file.name}.part.json" for file in plan.files}
     present = 0
@@ -188,14 +192,15 @@ def _make_room(plan: Plan, staging: Path) -> None:
     needed, free = sum(file.size for file in plan.files) - present, shutil.disk_usage(staging).free
     if needed > free:
         raise DownloadError(
-            f"{plan.repository} needs {needed:,} more bytes, and {free:,} are free in {staging.parent}",
+            f"{plan.repository} needs {needed:,} more bytes, "
+            f"but {free:,} are free in {staging.parent}",
             path=staging.parent,
         )
 
 
 @contextlib.contextmanager
 def _disk_errors(target: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a DownloadError."""
+    """Turn errors of the file system into a DownloadError."""
     try:
         yield
     except OSError as error:
@@ -204,9 +209,13 @@ def _disk_errors(target: Path) -> Iterator[None]:
             kept = sum(path.stat().st_size for path in staging.glob("*")) if staging.is_dir() else 0
             free = shutil.disk_usage(target.parent).free
             message = (
-                f"the disk took no more ({error.strerror}; {free:,} bytes are free in {target.parent}); make room and run it again:"
-                f" the {kept:,} bytes already fetched are kept in {staging}"
+                f"the disk takes no more data ({error.strerror}; "
+                f"{free:,} bytes are free in {target.parent}); "
+                f"make room and run it again: {kept:,} bytes are kept in {staging}"
             )
         else:
-            message = f"cannot use {error.filename or target}: {error.strerror or error}; GPT2KIT_WEIGHTS names another folder for weights"
+            message = (
+                f"cannot use {error.filename or target}: {error.strerror or error}; "
+                "to use another folder for weights, set GPT2KIT_WEIGHTS"
+            )
         raise DownloadError(message, path=target) from error

@@ -1,6 +1,6 @@
-"""The beginning of a file on disk, that another process can go on with.
+"""The part of a file that has been downloaded, on disk, where another process can continue it.
 
-A file grows as NAME.part. NAME.part.json beside it says which version of which address it is the beginning of.
+A file grows as NAME.part. NAME.part.json beside it records the address and the version (the ETag).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.files import write_whole
+from gpt2kit.errors import DownloadError, FileError
+from gpt2kit.files import open_regular, read_json, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file to fetch and what it must be."""
+    """A file to fetch, with the size and hashes that it must have."""
 
     name: str
     url: str
-    size: int
-    digests: Mapping[str, str] = field(
-        default_factory=dict
-    )  # "sha256", "md5" or "git" (the blob id) -> hexadecimal digits
+    size: int  # bytes
+    # "sha256", "md5" or "git" (the blob's id) -> hexadecimal digits
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 class Part:
-    """The beginning of a file on disk, with the hashes of what it holds and the version that it is the beginning of."""
+    """The downloaded part of a file, with the hashes of its bytes and the version of the file."""
 
     def __init__(self, directory: Path, file: RemoteFile) -> None:
         self._file = file
@@ -52,29 +52,26 @@ class Part:
 
     @property
     def sha256(self) -> str:
-        """The hash of what is there so far."""
+        """The hash of the bytes so far."""
         return self._hashes["sha256"].hexdigest()
 
     def exists(self) -> bool:
-        """Whether there is a part on disk, be it empty."""
+        """Whether there is a part on disk, which may be empty."""
         return self._path.exists()
 
     def reopen(self) -> None:
-        """Take up what an earlier process left, if that can be the beginning of this file."""
-        if self._target.exists():
-            os.replace(
-                self._target, self._path
-            )  # finished then; what it is worth now, the hashes tell
+        """Continue what an earlier process left, if it may be a part of this file."""
+        if self._target.exists():  # it was complete then; the hashes tell whether it still counts
+            os.replace(self._target, self._path)
         try:
             found = self._path.stat().st_size
         except FileNotFoundError:
             return
         etag, same_address = self._read_sidecar()
-        whole = found == self._file.size
-        if found <= self._file.size and (
-            (whole and (self._file.digests or same_address)) or (same_address and etag)
-        ):
-            with self._path.open("rb") as file:
+        whole = found == self._file.size and bool(self._file.digests or same_address)
+        resumable = found <= self._file.size and same_address and bool(etag)
+        if whole or resumable:
+            with open_regular(self._path, error=DownloadError) as file:
                 while block := file.read(2**20):
                     self._count(block)
             self.etag = etag
@@ -82,19 +79,20 @@ class Part:
             self.discard()
 
     def _read_sidecar(self) -> tuple[str | None, bool]:
+        """Return the recorded ETag, and whether the recorded address is this one."""
         try:
-            fields = json.loads(self._sidecar.read_bytes())
-            etag = fields["etag"]
-            return (etag if isinstance(etag, str) else None), fields["address"] == self._address()
-        except (OSError, ValueError, KeyError, TypeError):
+            fields = read_json(self._sidecar)
+        except FileError:
             return None, False
+        etag = fields.get("etag")
+        return etag if isinstance(etag, str) else None, fields.get("address") == self._address()
 
     def _address(self) -> str:
-        """Return what stands for the address on disk: its hash, since an address may hold a password."""
+        """Return the hash of the address, which may hold a password and is not recorded itself."""
         return hashlib.sha256(self._file.url.encode()).hexdigest()
 
     def restart(self, etag: str | None) -> None:
-        """Begin at zero with the version that the server calls `etag`."""
+        """Start at zero with the version of this ETag."""
         self.discard()
         if etag is not None and not etag.startswith('"'):
             etag = None  # a weak one (W/"…") does not promise the same bytes
@@ -117,20 +115,20 @@ class Part:
             hash.update(chunk)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file; `append` opens it again."""
         if self._handle is not None:
             self._handle.close()
             self._handle = None
 
     def discard(self) -> None:
-        """Delete what is there."""
+        """Delete the part."""
         self.close()
         self._path.unlink(missing_ok=True)
         self._sidecar.unlink(missing_ok=True)
         self._forget()
 
     def problem(self, *, verify: bool) -> str | None:
-        """Say what is wrong with the complete part, if something is."""
+        """Say what is wrong with the complete part, or return None."""
         if self.size != self._file.size:
             return f"{self._file.name} does not end after the {self._file.size:,} bytes expected"
         for name, expected in self._file.digests.items() if verify else ():
@@ -140,13 +138,13 @@ class Part:
         return None
 
     def finish(self) -> None:
-        """Give the part the file's name, safely on disk. Its sidecar stays until `drop_sidecars`."""
+        """Rename the part to the file, safely on disk; its sidecar stays until `drop_sidecars`."""
         with self._path.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(self._path, self._target)
 
 
 def drop_sidecars(directory: Path) -> None:
-    """Delete what only an unfinished download needs."""
+    """Delete the records that only an unfinished download needs."""
     for path in directory.glob("*.part.json"):
         path.unlink()

@@ -1,7 +1,8 @@
-"""What the Hub and OpenAI say that a model consists of.
+"""The files of a model, as the Hub or OpenAI describe them.
 
-One question to the Hub gives the commit and the size and hash of each file; OpenAI's bucket is asked for each of its files. The answers are
-held against the catalogue, and every failure of the asking becomes a DownloadError.
+One request to the Hub gives the commit, and the size and hash of each file; OpenAI's server is
+asked for each of its files. The answers are compared with the catalogue. Every failure is a
+DownloadError.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
+import functools
 import os
 import re
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,17 +25,8 @@ from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
 from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
-from gpt2kit.store.transfer import (
-    Interrupted,
-    Patience,
-    Progress,
-    Transfer,
-    Tries,
-    judge,
-    plainly,
-    shown,
-    within,
-)
+from gpt2kit.store.retries import Interrupted, Patience, Progress, Tries, shown, within
+from gpt2kit.store.transfer import Transfer, judge
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -40,7 +34,8 @@ if TYPE_CHECKING:
 HUB_URL = "https://huggingface.co"
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 
-# A repository that is not in the catalogue: these where they are there, and the first of the kinds of weights.
+# Fetched from a repository that is not in the catalogue: those of these files that it has, and the
+# first of these kinds of weights.
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -56,11 +51,11 @@ _MODEL_TYPES = ("gpt2", "gpt2kit")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything to be fetched, known before the first byte of a file."""
+    """Everything that will be fetched, known before the first byte of a file."""
 
     source: str  # "hub" or "openai"
-    repository: str
-    revision: str | None
+    repository: str  # on the Hub, or the address of OpenAI's directory
+    revision: str | None  # the Hub's commit
     files: Sequence[RemoteFile]
     transfer: Callable[[], Transfer]
 
@@ -68,7 +63,7 @@ class Plan:
 def hub_plan(
     model: str, revision: str | None, verify: bool, patience: Patience, progress: Progress
 ) -> Plan:
-    """Ask the Hub for commit, sizes and hashes, and choose the files."""
+    """Ask the Hub for the commit, sizes and hashes of a model, and choose its files."""
     from huggingface_hub import HfApi
 
     publication = catalogue.PUBLICATIONS.get(model)
@@ -79,11 +74,19 @@ def hub_plan(
     def refusal(response: httpx2.Response) -> str:
         return _hub_refusal(response, repository, revision, with_token=token is not None)
 
-    # False: not even a token that huggingface_hub finds where we looked in vain.
-    api = HfApi(endpoint=endpoint, token=token or False, library_name="gpt2kit")
-    info = _model_info(
-        api, repository, revision, refusal, Tries(patience, progress, patience.lookups), patience
+    has_other = publication and publication.openai_directory and revision is None
+    advice = functools.partial(
+        _advice,
+        endpoint,
+        "HF_ENDPOINT",
+        f"OpenAI has the same weights: gpt2kit download {model} --source openai"
+        if has_other
+        else "",
     )
+    # False: no other token either that huggingface_hub might find.
+    api = HfApi(endpoint=endpoint, token=token or False, library_name="gpt2kit")
+    tries = Tries(patience, progress, patience.lookups, advice)
+    info = _model_info(api, repository, revision, refusal, tries, patience)
     siblings = {
         sibling.rfilename: sibling
         for sibling in info.siblings or ()
@@ -92,7 +95,7 @@ def hub_plan(
     commit = info.sha
     if not isinstance(commit, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", commit):
         raise DownloadError(
-            f"{shown(endpoint)} does not tell the commit of {repository}; is it a Hub?",
+            f"{shown(endpoint)} does not name the commit of {repository}; is it a Hub?",
             url=shown(endpoint),
         )
     if publication and revision is None:
@@ -114,6 +117,7 @@ def hub_plan(
             refusal=refusal,
             patience=patience,
             progress=progress,
+            advice=advice,
         )
 
     return Plan(
@@ -129,7 +133,7 @@ def _model_info(
     tries: Tries,
     patience: Patience,
 ) -> ModelInfo:
-    """Return what the Hub knows of the repository; nothing that huggingface_hub or its client raises gets past."""
+    """Return the Hub's description of a repository; errors of huggingface_hub are translated."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     url = f"{api.endpoint}/api/models/{repository}"
@@ -148,31 +152,65 @@ def _model_info(
         except (HFValidationError, OfflineModeIsEnabled) as error:
             raise DownloadError(str(error)) from error
         except (httpx2.HTTPError, OSError) as error:
-            failure = Interrupted(plainly(error))
+            failure = Interrupted.by(error)
         except (ValueError, KeyError, TypeError, AttributeError, httpx2.InvalidURL) as error:
-            message = f"{shown(url)} answered with something that describes no model: is there a proxy or login page in between?"
+            message = (
+                f"{shown(url)} answered with something else than the description of a model: "
+                "is there a proxy or login page in between?"
+            )
             raise DownloadError(message, url=shown(url)) from error
         tries.failed(failure, url)
 
 
+def _advice(endpoint: str, variable: str, other: str, unreachable: bool) -> str:
+    """Say what the user can do after a server failed.
+
+    `other` says where else the weights are, if anywhere; `variable` is the environment variable
+    that may name another endpoint.
+    """
+    if not unreachable:
+        return other or "Try again later"
+    advice = [other] if other else []
+    url = httpx2.URL(endpoint)
+    proxies = {} if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies()
+    kind = next((kind for kind in (url.scheme, "all") if kind in proxies), None)
+    if kind is None:
+        advice.append(f"If a proxy is needed here, set {url.scheme.upper()}_PROXY")
+    else:
+        advice.append(_is_right(f"{kind.upper()}_PROXY", proxies[kind]))
+    if os.environ.get(variable):
+        advice.append(_is_right(variable, endpoint))
+    else:
+        advice.append(f"If you use a mirror, set {variable}")
+    return ". ".join(advice).replace("?.", "?")
+
+
+def _is_right(variable: str, address: str) -> str:
+    """Ask whether the address in a variable is right; a password in it is not shown."""
+    with contextlib.suppress(httpx2.InvalidURL):
+        address = address if "://" in address else f"http://{address}"
+        return f"{variable} is {shown(address).rstrip('/')}: is that right?"
+    return f"{variable} is not an address: is that right?"
+
+
 def _hub_token(patience: Patience) -> str | None:
-    """Return the user's token where huggingface_hub finds one: in the environment or saved by a login."""
+    """Return the user's token if huggingface_hub finds one, in the environment or from a login."""
     from huggingface_hub import get_token
 
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
         return None
     try:
-        token = within(
-            patience.connect + patience.read, get_token
-        )  # an expired login is renewed over the network
+        # An expired login is renewed over the network.
+        token = within(patience.connect + patience.read, get_token)
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise DownloadError(
-            f"the saved login to the Hub cannot be used ({type(error).__name__}); run: hf auth login"
+            f"the saved login to the Hub failed ({type(error).__name__}); run: hf auth login"
         ) from error
     if token and (not token.isascii() or not token.isprintable() or " " in token):
-        # Sent on, it would be quoted in the client's error message.
+        # The client's error message would quote it.
         raise DownloadError(
-            "the Hub token (HF_TOKEN, or what `hf auth login` saved) has characters that no token has; set it again"
+            "the Hub token (HF_TOKEN, or the one that `hf auth login` saved) has invalid "
+            "characters; set it again"
         )
     return token
 
@@ -180,11 +218,14 @@ def _hub_token(patience: Patience) -> str | None:
 def _hub_refusal(
     response: httpx2.Response, repository: str, revision: str | None, *, with_token: bool
 ) -> str:
-    """Say what an answer of 400 and above from the Hub means and what to do."""
+    """Say what a response of the Hub with a status of 400 or above means and what to do."""
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     who = f"the Hub answered {status}: "
     if code == "GatedRepo":
-        return f"{who}{repository} is gated: accept its licence at {HUB_URL}/{repository}, then run: hf auth login"
+        return (
+            f"{who}{repository} is gated: accept its license at {HUB_URL}/{repository}, "
+            "then run: hf auth login"
+        )
     if code == "RevisionNotFound" or (
         status == 404 and "/revision/" in response.url.path and code != "RepoNotFound"
     ):
@@ -195,14 +236,16 @@ def _hub_refusal(
         return (
             f"{who}{repository} has no file {response.url.path.rpartition('/')[2]} in this revision"
         )
-    if status == 404 or code == "RepoNotFound":
-        return f"{who}there is no repository {repository}, or it is private.{_similar(repository)} For a private one, run: hf auth login"
-    if status == 401 and not with_token:
-        return f"{who}{repository} is private, or there is no such repository.{_similar(repository)} For a private one, run: hf auth login"
+    if status == 404 or code == "RepoNotFound" or (status == 401 and not with_token):
+        return (
+            f"{who}there is no repository {repository}, or it is private."
+            f"{_similar(repository)} For a private one, run: hf auth login"
+        )
     if status == 401:
         return f"{who}the token was not accepted; check HF_TOKEN, or run: hf auth login"
     if status == 403:
-        return f"{who}{repository} may not be read{' with this token' if with_token else ''}; ask its owner, or run: hf auth login"
+        token = " with this token" if with_token else ""
+        return f"{who}{repository} may not be read{token}; ask its owner, or run: hf auth login"
     return f"{who}{repository} cannot be fetched"
 
 
@@ -220,11 +263,9 @@ def _needed(siblings: Mapping[str, Any], repository: str, config: Any) -> list[s
     """Choose the files of a repository that is not in the catalogue, the weights last."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind is not None and kind not in _MODEL_TYPES:
-        raise DownloadError(f"{repository} is a model of the kind {kind}; gpt2kit reads GPT-2")
+        raise DownloadError(f"{repository} is a {kind} model; gpt2kit reads GPT-2")
     if "config.json" not in siblings:
-        raise DownloadError(
-            f"{repository} has no config.json, so it is no model that gpt2kit reads"
-        )
+        raise DownloadError(f"{repository} has no config.json, so gpt2kit cannot read it")
     texts = [name for name in _TEXT_FILES if name in siblings]
     for stem, extension in _WEIGHTS:
         if (whole := f"{stem}.{extension}") in siblings:
@@ -237,11 +278,12 @@ def _needed(siblings: Mapping[str, Any], repository: str, config: Any) -> list[s
             )
             if not shards or int(shards[-1].rpartition(".")[0][-5:]) != len(shards):
                 raise DownloadError(
-                    f"{repository} has {index}, but only {len(shards)} of the files that it is about"
+                    f"{repository} has {index}, but only {len(shards)} of the files that it lists"
                 )
             return [*texts, index, *shards]
     raise DownloadError(
-        f"{repository} has no weights that gpt2kit reads: expected model.safetensors or pytorch_model.bin"
+        f"{repository} has no weights that gpt2kit reads: "
+        "expected model.safetensors or pytorch_model.bin"
     )
 
 
@@ -251,16 +293,13 @@ def _remote(sibling: Any, repository: str, endpoint: str, commit: str) -> Remote
     size = sibling.lfs.size if sibling.lfs else sibling.size
     if type(size) is not int or size < 0:
         raise DownloadError(
-            f"{shown(endpoint)} does not tell the size of {name} in {repository}; is it a Hub?",
+            f"{shown(endpoint)} does not give the size of {name} in {repository}; is it a Hub?",
             url=shown(endpoint),
         )
-    digests = (
-        {"sha256": sibling.lfs.sha256}
-        if sibling.lfs
-        else {"git": sibling.blob_id}
-        if sibling.blob_id
-        else {}
-    )
+    if sibling.lfs:
+        digests = {"sha256": sibling.lfs.sha256}
+    else:
+        digests = {"git": sibling.blob_id} if sibling.blob_id else {}
     return RemoteFile(
         name=name,
         url=f"{endpoint}/{repository}/resolve/{commit}/{name}",
@@ -277,10 +316,13 @@ def _pinned(
     commit: str,
     verify: bool,
 ) -> RemoteFile:
-    """Return the file as the Hub describes it and as the catalogue knows it; raise DownloadError where the two disagree."""
+    """Return the file as the Hub and the catalogue describe it.
+
+    Raises DownloadError if they disagree.
+    """
     if known.name not in siblings:
         raise DownloadError(
-            f"{repository} has no {known.name}, which belongs to it; is {shown(endpoint)} a Hub?",
+            f"{repository} has no {known.name}, but should have; is {shown(endpoint)} a Hub?",
             url=shown(endpoint),
         )
     file = _remote(siblings[known.name], repository, endpoint, commit)
@@ -288,8 +330,9 @@ def _pinned(
     other_hash = verify and known.sha256 is not None and told is not None and told != known.sha256
     if other_hash or (known.size is not None and known.size != file.size):
         raise DownloadError(
-            f"{known.name} of {repository} is not the file that gpt2kit knows: {file.size:,} bytes, sha256 {told or 'unknown'}; expected"
-            f" {known.size or file.size:,} bytes, sha256 {known.sha256}. To take it as it is now, add: --revision main",
+            f"{known.name} of {repository} is not the published file: found {file.size:,} bytes, "
+            f"sha256 {told or 'unknown'}; expected {known.size or file.size:,} bytes, "
+            f"sha256 {known.sha256}. To take it as it is now, add: --revision main",
             url=file.url,
         )
     digests = {**file.digests, **({"sha256": known.sha256} if known.sha256 else {})}
@@ -297,18 +340,24 @@ def _pinned(
 
 
 def openai_plan(model: str, patience: Patience, progress: Progress) -> Plan:
-    """Ask for the sizes of OpenAI's files, which have no list."""
+    """Ask OpenAI's server for the size of each file of a model."""
     publication = catalogue.PUBLICATIONS[model]
     base = _address(os.environ.get("GPT2KIT_OPENAI_URL") or OPENAI_URL, "GPT2KIT_OPENAI_URL")
     address = f"{base}/{publication.openai_directory}"
+    other = f"The Hub has the same weights: gpt2kit download {model}"
 
     def refusal(response: httpx2.Response) -> str:
         where = shown(str(response.url))
-        return f"{where}: the server answered {response.status_code}; the Hub has the same weights: gpt2kit download {model}"
+        return f"{where}: the server answered {response.status_code}. {other}"
 
     def transfer() -> Transfer:
         return Transfer(
-            endpoint=base, headers={}, refusal=refusal, patience=patience, progress=progress
+            endpoint=base,
+            headers={},
+            refusal=refusal,
+            patience=patience,
+            progress=progress,
+            advice=functools.partial(_advice, base, "GPT2KIT_OPENAI_URL", other),
         )
 
     with transfer() as asking:
@@ -322,14 +371,15 @@ def openai_plan(model: str, patience: Patience, progress: Progress) -> Plan:
 
 
 def _openai_file(known: PublishedFile, url: str, headers: httpx2.Headers) -> RemoteFile:
-    """Return the file as the catalogue knows it, and as the server describes it where the catalogue does not."""
+    """Return the file as the catalogue describes it; what that does not know, the server tells."""
     length = headers.get("Content-Length", "")
     size = int(length) if length.isascii() and length.isdigit() else known.size
     if size is None:
-        raise DownloadError(f"{shown(url)}: the server does not tell the size", url=shown(url))
+        raise DownloadError(f"{shown(url)}: the server does not give the size", url=shown(url))
     if known.size not in (None, size):
         raise DownloadError(
-            f"{shown(url)} has {size:,} bytes, expected {known.size:,}; is there a proxy in between?",
+            f"{shown(url)} has {size:,} bytes, expected {known.size:,}; "
+            "is there a proxy in between?",
             url=shown(url),
         )
     if known.sha256:
@@ -341,9 +391,9 @@ def _openai_file(known: PublishedFile, url: str, headers: httpx2.Headers) -> Rem
 
 
 def _address(value: str, variable: str) -> str:
-    """Return the base of the addresses; the value is not shown, since it may hold a password."""
+    """Return a base address; the value of the variable is not shown, as it may hold a password."""
     with contextlib.suppress(httpx2.InvalidURL):
         url = httpx2.URL(value.strip())
         if url.scheme in ("http", "https") and url.host:
             return value.strip().rstrip("/")
-    raise DownloadError(f"{variable} is no address that begins with http:// or https://")
+    raise DownloadError(f"{variable} is not an address that begins with http:// or https://")

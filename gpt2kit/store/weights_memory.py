@@ -13,8 +13,8 @@ _DTYPES = {"float64": "F64", "bfloat16": "BF16", "float16": "F16"}  # anything e
 def memory_needed(path: Path, dtype: str = "float32", quantize: str | None = None) -> int:
     """Return about how many bytes a model's weights take in memory; 0 if the file does not tell.
 
-    It is a guess, made before anything is checked, and never more than the size of the file. Weights
-    that will be converted to another dtype tell nothing.
+    It is a guess, made before anything is checked, and never more than the size of the file.
+    Weights that will be converted to another dtype tell nothing.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if quantize is not None:

@@ -49,7 +49,7 @@ def failed(result: Result) -> str:
     return result.stderr
 
 
-# --- models and rm ---------------------------------------------------------------------------------------------------
+# --- models and rm --------------------------------------------------------------------------------
 
 
 def test_models_lists_what_is_here(installed: Path) -> None:
@@ -143,7 +143,7 @@ def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_mod
     assert original.exists()
 
 
-# --- download --------------------------------------------------------------------------------------------------------
+# --- download -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,8 @@ def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_mod
         (["125M"], "did you mean 124M"),
         (
             ["llama"],
-            "llama is no published GPT-2; there are distilgpt2, 124M, 355M, 774M, 1558M. A Hub id is org/name",
+            "llama is not a published GPT-2; there are distilgpt2, 124M, 355M, 774M, 1558M. "
+            "A Hub id is org/name",
         ),
         (["distilgpt2", "--source", "openai"], "OpenAI did not publish distilgpt2"),
         (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
@@ -208,7 +209,7 @@ def test_a_download_that_was_damaged_since_is_refused_until_it_is_fetched_again(
     assert re.search(r"^FAIL +file model.safetensors", run("verify", "novel").stdout, re.MULTILINE)
 
 
-# --- convert ---------------------------------------------------------------------------------------------------------
+# --- convert --------------------------------------------------------------------------------------
 
 
 def test_convert_writes_a_folder_and_says_where(model: Path, tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-# --- inspect and verify ----------------------------------------------------------------------------------------------
+# --- inspect and verify ---------------------------------------------------------------------------
 
 
 def test_inspect_shows_configuration_tensors_parts_and_memory(model: Path) -> None:
@@ -410,7 +411,7 @@ def test_a_model_that_is_not_here_is_one_line(
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
-# --- the boundary ----------------------------------------------------------------------------------------------------
+# --- the boundary ---------------------------------------------------------------------------------
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from servers import FakeServer
 from typer.testing import CliRunner
 
 from gpt2kit.errors import CorpusError, DownloadError
-from gpt2kit.store.transfer import Patience
+from gpt2kit.store.retries import Patience
 
 SCRIPT = Path(__file__).parents[2] / "scripts/fetch_corpora.py"
 PATIENCE = Patience(connect=2, read=2, tries=3, lookups=2, backoff=0.01)

@@ -56,7 +56,8 @@ def test_the_hubs_files_are_the_five_that_are_needed_and_hold_at_least_the_param
     }
     weights = files["model.safetensors"].size
     if weights is not None:
-        # Beside the parameters, the files hold each block's causal mask as float32, and a header of a few kilobytes.
+        # Beside the parameters, the files hold each block's causal mask as float32, and a header
+        # of a few kilobytes.
         masks = SIZES[size].n_layer * 1024**2
         assert 8 < weights - 4 * (SIZES[size].n_params + masks) < 60_000
 
@@ -77,7 +78,8 @@ def test_the_hashes_of_openais_small_files_are_those_of_their_known_contents(siz
     )
     contents = {
         "hparams.json": f"{{\n  {fields}\n}}\n",
-        "checkpoint": 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n',
+        "checkpoint": 'model_checkpoint_path: "model.ckpt"\n'
+        'all_model_checkpoint_paths: "model.ckpt"\n',
     }
     files = _by_name(PUBLICATIONS[size].openai_files)
     for name, text in contents.items():

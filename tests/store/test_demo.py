@@ -1,4 +1,4 @@
-"""The model that comes with the package: found from anywhere, small, and as good as its card says."""
+"""The bundled model: found from anywhere, small, and as good as its card says."""
 
 from __future__ import annotations
 

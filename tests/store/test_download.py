@@ -1,6 +1,7 @@
 """Downloads from servers that misbehave: whole or not at all, never a mixture, never for ever.
 
-The servers are on this machine and huggingface_hub is the real one. Every test asserts that its fault happened.
+The servers are on this machine and huggingface_hub is the real one. Every test asserts that its
+fault happened.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ OPENAI_FILES = _contents(
 
 
 def _known(name: str, contents: bytes) -> PublishedFile:
-    # The data file stays without a pinned hash, as most of OpenAI's are: the server's Content-MD5 guards it.
+    # The data file has no pinned hash, like most of OpenAI's: the server's Content-MD5 guards it.
     return PublishedFile(
         name,
         len(contents),
@@ -127,7 +128,7 @@ class Origin(SimpleNamespace):
         return store.staging_dir(self.target.name) / f"{self.big}.part"
 
     def assert_whole(self, files: dict[str, bytes] | None = None) -> None:
-        """The model is there with the right bytes, a manifest that tells them, and nothing is left beside it."""
+        """Assert that the model is there with the right bytes and manifest, and nothing else."""
         files = files or self.files
         assert {
             path.name: path.read_bytes()
@@ -242,7 +243,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _refused(*words: str) -> Iterator[None]:
-    """The block raises a DownloadError with these words, within a generous bound, and without the token."""
+    """Assert that the block raises a DownloadError with these words, soon and without the token."""
     began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         yield
@@ -365,7 +366,7 @@ def test_any_gpt2_of_the_hub_is_fetched_with_its_shards_and_nothing_else(hub: Or
     [
         ("125M", {}, ["gpt2kit download 124M"]),
         ("gpt2-mediun", {"source": "openai"}, ["gpt2kit download 355M"]),
-        ("../evil", {}, ["no published"]),
+        ("../evil", {}, ["not a published"]),
         ("distilgpt2", {"source": "openai"}, ["OpenAI did not publish distilgpt2"]),
         ("acme/tiny-gpt2", {"source": "openai"}, ["--source hub"]),
         ("124M", {"source": "openai", "revision": "main"}, ["no revisions"]),
@@ -678,9 +679,9 @@ def test_an_answer_that_describes_no_model_is_one_error(
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (401, "", ["private, or there is no such repository", "hf auth login"]),
+        (401, "", ["or it is private", "hf auth login"]),
         (403, "", ["may not be read"]),
-        (403, "GatedRepo", ["accept its licence"]),
+        (403, "GatedRepo", ["accept its license"]),
         (404, "EntryNotFound", ["no file model.safetensors"]),
         (404, "RevisionNotFound", ["no revision"]),
         (410, "", ["410"]),
@@ -747,7 +748,7 @@ def test_a_token_that_is_refused_or_damaged_is_not_quoted(
         hub.fetch()
     assert hub.server.log[-1].status == 401
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x07è")
-    with _refused("characters that no token has"):
+    with _refused("invalid characters"):
         hub.fetch()
 
 
@@ -819,7 +820,7 @@ def test_a_disk_that_fills_up_is_told_with_numbers_and_the_rest_is_fetched_later
 ) -> None:
     child = _child("hub", limit=150_000)
     output, errors = child.communicate(timeout=30)
-    assert "the disk took no more" in output
+    assert "the disk takes no more data" in output
     assert "bytes already fetched are kept" in output
     assert errors == ""
     assert _size(hub.part) == 150_000  # the limit was hit
@@ -862,7 +863,10 @@ def test_waiting_for_another_process_is_told(hub: Origin) -> None:
             other.terminate()
 
     store.weights_dir().mkdir()
-    code = "import sys, time; from gpt2kit import store\nwith store.locked('124M'): print('held', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from gpt2kit import store\n"
+        "with store.locked('124M'): print('held', flush=True); time.sleep(60)"
+    )
     root = str(Path(__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -913,5 +917,8 @@ def test_a_download_killed_before_its_last_rename_needs_no_file_again(origin: Or
 
 
 def test_downloading_imports_no_torch() -> None:
-    code = "import sys; import gpt2kit.store.download; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    code = (
+        "import sys; import gpt2kit.store.download\n"
+        "sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

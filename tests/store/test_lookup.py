@@ -79,7 +79,8 @@ def test_a_folder_here_that_holds_no_model_does_not_hide_a_size(
         ("gpt2-larg", "gpt2kit download 774M"),
         (
             "llama",
-            "called llama. On this machine: dante-run, dante. To download one of distilgpt2, 124M, 355M, 774M, 1558M, run:",
+            "called llama. On this machine: dante-run, dante. "
+            "To download one of distilgpt2, 124M, 355M, 774M, 1558M, run:",
         ),
         ("acme/tiny-gpt2", "gpt2kit download acme/tiny-gpt2"),
         ("dante-rum", "did you mean dante-run?"),

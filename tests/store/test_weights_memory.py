@@ -53,7 +53,8 @@ def test_the_memory_that_weights_will_need_is_known_before_they_are_loaded(tmp_p
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": ["x", 8]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}',
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1000000000]}}',  # more than the file has
+        # More than the file has.
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1000000000]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, Infinity]}}',
         b'{"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
         b'{"__metadata__": {"format": "pt"}}',
