@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gpt2kit.errors import TrainingError as TrainingError
     from gpt2kit.evaluation.perplexity import Evaluation as Evaluation
     from gpt2kit.evaluation.perplexity import evaluate as evaluate
-    from gpt2kit.generation.sampling import Sampling as Sampling
+    from gpt2kit.generation.request import Sampling as Sampling
     from gpt2kit.generation.text import Completion as Completion
     from gpt2kit.generation.text import Piece as Piece
     from gpt2kit.generation.text import complete as complete
@@ -73,7 +73,7 @@ _EXPORTS = {
     "OutOfMemoryError": "gpt2kit.errors",
     "Piece": "gpt2kit.generation.text",
     "SIZES": "gpt2kit.config",
-    "Sampling": "gpt2kit.generation.sampling",
+    "Sampling": "gpt2kit.generation.request",
     "StepReport": "gpt2kit.training.records",
     "TokenizerError": "gpt2kit.errors",
     "TrainConfig": "gpt2kit.training.config",

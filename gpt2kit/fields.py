@@ -16,7 +16,7 @@ import difflib
 import functools
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt2kit.errors import ConfigError
@@ -151,7 +151,7 @@ def _fits(value: Any, declared: Any, rule: Rule) -> bool:
         return type(value) in (int, float) and abs(value) < _LARGEST and rule.allows(value)
     if declared is int:
         return type(value) is int and rule.allows(value)
-    if declared in (bool, str):
+    if declared in (bool, str) or is_dataclass(declared):
         return type(value) is declared
     return True  # paths, callables and collections are checked by those who use them
 

@@ -32,19 +32,21 @@ _DTYPES = {"F32": torch.float32, "I8": torch.int8}
 # What is read of a large file to tell whether it changed: formats have their headers there.
 _BEGINNING = 2**16
 
+Wrote = Callable[[Path], object]
+
 
 def build_int8_model(
     checkpoint: Checkpoint,
     read: Callable[[str], Tensor],
     *,
     write: bool = True,
-    on_write: Callable[[Path], object] | None = None,
+    wrote: Wrote | None = None,
 ) -> Int8GPT2:
     """Build the int8 model of a checkpoint, in evaluation mode.
 
     It comes from the file of an earlier start if that is whole and was made of these weights. Otherwise it is
     made from the tensors that `read` returns by name, and with `write` the file is written; if that works,
-    `on_write` is called with its path.
+    `wrote` is called with its path.
     """
     model = Int8GPT2(checkpoint.config)
     path = int8_file(checkpoint.path)
@@ -62,8 +64,8 @@ def build_int8_model(
                 OSError
             ):  # a folder that cannot be written: made anew each time
                 _write(path, state, source)
-                if on_write is not None:
-                    on_write(path)
+                if wrote is not None:
+                    wrote(path)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 

@@ -19,8 +19,9 @@ from gpt2kit.cli.colour import Colour
 from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
+    from gpt2kit.generation.request import Request
     from gpt2kit.generation.speculate import Draft
-    from gpt2kit.generation.text import Options, Piece
+    from gpt2kit.generation.text import Piece
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
@@ -172,11 +173,11 @@ def generate(
     Without a prompt on a terminal, asks for one after the other. The text goes to stdout, everything else to stderr.
     """
     process.begin(model, device, dtype, quantize)
-    from gpt2kit.generation.text import Request, draw_seed
+    from gpt2kit.generation.request import as_request
 
     coloured = _coloured(context, colours, json)
     loop = prompt is None and prompts_file is None and sys.stdin.isatty()
-    wish: Options = {
+    options_given = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -186,36 +187,37 @@ def generate(
         "stop": stop or (),
         "ignore_eos": ignore_eos,
         "special": special,
-        "seed": draw_seed() if seed is None else seed,
+        "seed": seed,
         "num_samples": num_samples,
         "overflow": overflow,
         "logprobs": json or coloured,
-        "draft_tokens": _draft_tokens(draft_tokens, draft, compile),
+        "draft_tokens": draft_tokens,
         "compile": compile,
     }
-    Request(**wish)  # refuses a wrong option before a model is loaded
+    request = as_request(None, options_given)
+    request.check_draft(draft)
     prompts = [] if loop else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
     gpt2, tokenizer = options.load(model, device, dtype, quantize)
-    wish["draft"] = _load_draft(draft, device, dtype, quantize, model, tokenizer)
+    loaded_draft = _load_draft(draft, device, dtype, quantize, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started, compile) if stats else None
     writer = Writer(
-        gpt2, tokenizer, json=json, no_prompt=no_prompt, coloured=coloured, stats=shown_stats
+        gpt2,
+        tokenizer,
+        loaded_draft,
+        json=json,
+        no_prompt=no_prompt,
+        coloured=coloured,
+        stats=shown_stats,
     )
     show_seed = seed is None and temperature > 0 and not json
     if loop:
-        _prompt_loop(writer, wish, show_seed)
+        _prompt_loop(writer, request, show_seed)
     else:
-        _write_all(writer, prompts, wish, batch_size, show_seed)
-
-
-def _write_all(
-    writer: Writer, prompts: list[str], wish: Options, batch_size: int, show_seed: bool
-) -> None:
-    for some_prompts, some_wish in _batches(prompts, wish, batch_size):
-        writer.write(some_prompts, some_wish)
-    writer.report(wish["seed"] if show_seed else None)
+        for some, part in _batches(prompts, request, batch_size):
+            writer.write(some, part)
+        writer.report(request.drawn_seed if show_seed else None)
 
 
 def _coloured(context: typer.Context, colours: colour.Choice, json: bool) -> bool:
@@ -224,38 +226,25 @@ def _coloured(context: typer.Context, colours: colour.Choice, json: bool) -> boo
         return colour.wanted(colours)
     if colours == "always":
         raise typer.BadParameter("--json has no colours; its logprobs say the same")
-    options.refuse(context, ("no_prompt",), "with --json the prompt is in a field of its own")
     return False
 
 
 def _batches(
-    prompts: list[str], wish: Options, batch_size: int
-) -> Iterator[tuple[list[str], Options]]:
+    prompts: list[str], request: Request, batch_size: int
+) -> Iterator[tuple[list[str], Request]]:
     """Cut the work so that at most batch_size texts are written at once: whole prompts, or some samples of one."""
-    n = wish["num_samples"]
+    n = request.num_samples
     if n <= batch_size:
         at_once = batch_size // n
         for start in range(0, len(prompts), at_once):
-            yield prompts[start : start + at_once], wish
+            yield prompts[start : start + at_once], request
         return
     for prompt in prompts:
         for first in range(0, n, batch_size):
-            yield (
-                [prompt],
-                {**wish, "first_sample": first, "num_samples": min(batch_size, n - first)},
+            part = dataclasses.replace(
+                request, first_sample=first, num_samples=min(batch_size, n - first)
             )
-
-
-def _draft_tokens(given: int | None, draft: str | None, compile: bool) -> int:
-    from gpt2kit.generation.speculate import DRAFT_TOKENS
-
-    if given is not None and draft is None:
-        raise typer.BadParameter("--draft_tokens is for --draft; name a draft, or leave it out")
-    if compile and draft is not None:
-        raise typer.BadParameter(
-            "--compile is for one token at a time, and a draft proposes several; leave out one of them"
-        )
-    return DRAFT_TOKENS if given is None else given
+            yield [prompt], part
 
 
 def _load_draft(
@@ -304,10 +293,9 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     return [line.removesuffix("\r") for line in prompts]
 
 
-def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
+def _prompt_loop(writer: Writer, request: Request, show_seed: bool) -> None:
     """Ask for prompts until the end of input; Ctrl-C ends the text that is being written, or the loop."""
     from gpt2kit.errors import Gpt2KitError
-    from gpt2kit.generation.text import draw_seed
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history in input()
@@ -323,14 +311,14 @@ def _prompt_loop(writer: Writer, wish: Options, show_seed: bool) -> None:
             typer.echo(err=True)
             return
         try:
-            writer.write([prompt], wish)
+            writer.write([prompt], request)
         except Gpt2KitError as error:
             typer.secho(f"error: {error}", fg="red", err=True)
         except KeyboardInterrupt:
             pass  # the text ends here; the next prompt may begin
-        writer.report(wish["seed"] if show_seed else None)
+        writer.report(request.drawn_seed if show_seed else None)
         if show_seed:
-            wish["seed"] = draw_seed()
+            request = dataclasses.replace(request, seed=None)
 
 
 def _ask() -> str:
@@ -347,33 +335,36 @@ class Writer:
 
     model: GPT2
     tokenizer: Tokenizer | None
+    draft: Draft | None
     json: bool
     no_prompt: bool
     coloured: bool
     stats: Stats | None
     _texts: int = 0
 
-    def write(self, prompts: Sequence[str], wish: Options) -> None:
+    def write(self, prompts: Sequence[str], request: Request) -> None:
         """Continue these prompts together."""
-        from gpt2kit.generation.text import Request, collect, stream
+        from gpt2kit.generation.text import collect, stream
 
-        pieces: Iterable[Piece] = stream(self.model, self.tokenizer, prompts, **wish)
+        pieces: Iterable[Piece] = stream(
+            self.model, self.tokenizer, prompts, request, draft=self.draft
+        )
         if self.stats is not None and self.tokenizer is not None:
             lengths = [
-                len(self.tokenizer.encode(prompt, special=wish["special"])) or 1
+                len(self.tokenizer.encode(prompt, special=request.special)) or 1
                 for prompt in prompts
             ]
             pieces = self.stats.watch(
                 pieces, sum(min(length, self.model.config.n_ctx) for length in lengths)
             )
-            self.stats.rows = len(prompts) * wish["num_samples"]
+            self.stats.rows = len(prompts) * request.num_samples
         if self.json:
-            for completion in collect(pieces, prompts, Request(**wish)):
+            for completion in collect(pieces, prompts, request):
                 options.print_json(dataclasses.asdict(completion))
         else:
             try:
                 self._print(
-                    [prompt for prompt in prompts for _ in range(wish["num_samples"])], pieces
+                    [prompt for prompt in prompts for _ in range(request.num_samples)], pieces
                 )
             except (Exception, KeyboardInterrupt):
                 self._end_line()

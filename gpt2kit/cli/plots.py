@@ -281,7 +281,7 @@ def temperature(
     import torch
 
     from gpt2kit import plots
-    from gpt2kit.generation.sampling import Sampling
+    from gpt2kit.generation.request import Sampling
 
     chosen = temperatures or [0.5, 1.0, 1.5]
     for value in chosen:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gpt2kit.data.corpus import Ids, load_corpus
 from gpt2kit.data.texts import Text
+from gpt2kit.data.window import Overflow
 from gpt2kit.errors import ContextLengthError, CorpusError, Gpt2KitWarning, TokenizerError
 from gpt2kit.evaluation.surprisal import (
     BATCH_SIZE,
@@ -37,7 +38,6 @@ from gpt2kit.evaluation.surprisal import (
     surprisals,
     windows,
 )
-from gpt2kit.generation.continuation import Overflow
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import END_OF_TEXT, Tokenizer
 

@@ -1,4 +1,4 @@
-"""Prompts into a cache: what several of them have in common is read once.
+"""Read prompts into a cache, and what several of them have in common only once.
 
 B batch, T new tokens, V vocabulary
 """
@@ -12,55 +12,52 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.engine.decoder import Decoder
+from gpt2kit.model import precise
 
-# A common beginning is read by itself from so many tokens on: below, passing over the weights once more costs what it saves.
+# Shared beginnings of fewer tokens are read with each prompt: another pass over the weights would
+# cost more than it saves.
 WORTH_SHARING = 32
 
 Ids = tuple[int, ...]
 
 
 def read_prompts(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache, places: Sequence[int]
+    decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache, rows: Sequence[int]
 ) -> Tensor:
-    """Read each prompt into its place, an emptied row of the cache, and return the logits after it: (len(prompts), V).
+    """Read prompt i into row rows[i] of the cache, which must be empty; return (prompts, V) logits.
 
-    Equal prompts are read once, and so are long beginnings that several share; then what is left of prompts of equal length
-    is read together, so that nothing is padded.
+    The logits are those after each prompt's last token. Equal prompts are read once, and so are
+    long beginnings that several prompts share. The rests of equal length are then read together,
+    so that nothing is padded.
     """
-    numbers: dict[Ids, list[int]] = {}  # a prompt, and where in the list it is
-    for number, prompt in enumerate(prompts):
-        numbers.setdefault(tuple(prompt), []).append(number)
+    wanted: dict[Ids, list[int]] = {}  # a prompt, and its indices in the list
+    for index, prompt in enumerate(prompts):
+        wanted.setdefault(tuple(prompt), []).append(index)
     model = decoder.model
-    logits = torch.empty(
-        (len(prompts), model.config.n_vocab),
-        dtype=torch.promote_types(model.dtype, torch.float32),
-        device=model.device,
+    logits = precise(
+        torch.empty((len(prompts), model.config.n_vocab), dtype=model.dtype, device=model.device)
     )
     beginnings: dict[Ids, KVCache] = {}
-    for (beginning, length), group in _groups(list(numbers)).items():
+    for (beginning, length), group in _groups(list(wanted)).items():
         if beginning and beginning not in beginnings:
             beginnings[beginning] = model.new_cache(1, capacity=len(beginning))
             decoder.read(torch.tensor([beginning], device=model.device), beginnings[beginning])
-        theirs = [
-            [places[number] for number in numbers[prompt]] for prompt in group
-        ]  # rows of the cache
-        is_whole = theirs == [[row] for row in range(cache.batch_size)]
+        targets = [[rows[index] for index in wanted[prompt]] for prompt in group]
+        is_whole = targets == [[row] for row in range(cache.batch_size)]
         own = cache if is_whole else model.new_cache(len(group), capacity=length)
         if beginning:
             own.fill(range(len(group)), beginnings[beginning], 0)
-        ids = torch.tensor(
-            [prompt[len(beginning) :] for prompt in group], device=model.device
-        )  # (different prompts, T)
-        found = decoder.read(ids, own)  # (different prompts, V)
-        for row, prompt in enumerate(group):
-            logits[numbers[prompt]] = found[row]
+        rests = [prompt[len(beginning) :] for prompt in group]
+        found = decoder.read(torch.tensor(rests, device=model.device), own)  # (group, V)
+        for i, prompt in enumerate(group):
+            logits[wanted[prompt]] = found[i]
             if not is_whole:
-                cache.fill(theirs[row], own, row)
+                cache.fill(targets[i], own, i)
     return logits
 
 
 def refill(decoder: Decoder, cache: KVCache, contents: Mapping[int, Sequence[int]]) -> None:
-    """Let some rows of a cache hold these tokens and no others."""
+    """Replace what some rows of a cache hold by these tokens."""
     cache.truncate([0 if row in contents else length for row, length in enumerate(cache.lengths)])
     prompts = {row: tokens for row, tokens in contents.items() if tokens}
     if prompts:
@@ -68,12 +65,11 @@ def refill(decoder: Decoder, cache: KVCache, contents: Mapping[int, Sequence[int
 
 
 def _groups(prompts: Sequence[Ids]) -> dict[tuple[Ids, int], list[Ids]]:
-    """Sort different prompts by the beginning that they share with others, () for none, and by length."""
+    """Group different prompts by the beginning they share with others, () for none, and length."""
     families: dict[tuple[Ids, bool], list[Ids]] = {}
     for prompt in prompts:
-        families.setdefault((prompt[:WORTH_SHARING], len(prompt) > WORTH_SHARING), []).append(
-            prompt
-        )
+        key = prompt[:WORTH_SHARING], len(prompt) > WORTH_SHARING
+        families.setdefault(key, []).append(prompt)
     groups: dict[tuple[Ids, int], list[Ids]] = {}
     for family in families.values():
         beginning = _common_beginning(family) if len(family) > 1 else ()
@@ -83,16 +79,15 @@ def _groups(prompts: Sequence[Ids]) -> dict[tuple[Ids, int], list[Ids]]:
 
 
 def _common_beginning(prompts: Sequence[Ids]) -> Ids:
-    """Return what all of these begin with, and leave a token of each to be read after it."""
-    length = common_length(
-        min(prompts), max(prompts)
-    )  # in the order of tuples, all others lie between these
+    """Return the beginning that all share, leaving one token of each to be read after it."""
+    # In the order of tuples, all prompts lie between the smallest and the largest.
+    length = common_length(min(prompts), max(prompts))
     return prompts[0][: min(length, min(map(len, prompts)) - 1)]
 
 
-def common_length(some: Sequence[int], others: Sequence[int]) -> int:
-    """Return with how many equal tokens two sequences begin."""
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
     return next(
-        (i for i, (one, other) in enumerate(zip(some, others, strict=False)) if one != other),
-        min(len(some), len(others)),
+        (i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other),
+        min(len(a), len(b)),
     )

@@ -1,61 +1,24 @@
 """From one row of logits to one token.
 
-The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each step is a small pure function;
-`sample` puts them together.
+The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each step
+is a small pure function; `sample` puts them together. Logits are computed with in float32, or in
+float64 if they are float64.
 
-    B batch, V vocabulary, K candidates still in play
+    B batch, V vocabulary, K candidates: tokens that can still be drawn
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2kit.errors import ConfigError, GenerationError
+from gpt2kit.errors import GenerationError
+from gpt2kit.generation.request import Sampling
 from gpt2kit.model import precise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen; the defaults are OpenAI's. Raises ConfigError for a value that cannot be."""
-
-    temperature: float = (
-        1.0  # 0 always takes the most likely token; below 1 is safer, above 1 wilder
-    )
-    top_k: int = 40  # only the k most likely tokens; 0 keeps all
-    top_p: float = (
-        1.0  # only the most likely tokens that together reach this probability; 1 keeps all
-    )
-    min_p: float = 0.0  # only tokens with at least this share of the most likely one's probability; 0 keeps all
-    repetition_penalty: float = 1.0  # above 1 makes tokens that have occurred less likely
-
-    def __post_init__(self) -> None:
-        def require(name: str, holds: bool, expected: str) -> None:
-            if not holds:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {expected}")
-
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self, name)
-            require(
-                name, type(value) in (int, float) and abs(value) < 1e300, "a number"
-            )  # no nan, inf, True or endless int
-        require("temperature", self.temperature >= 0, "0 or more")
-        require("top_k", type(self.top_k) is int and self.top_k >= 0, "a whole number, 0 or more")
-        require("top_p", 0 < self.top_p <= 1, "a probability above 0, at most 1")
-        require("min_p", 0 <= self.min_p <= 1, "a probability from 0 to 1")
-        require("repetition_penalty", 0.01 <= self.repetition_penalty <= 1e6, "0.01 or more")
-
-    @property
-    def most_likely(self) -> int:
-        """How many of the largest logits decide, whatever the others are; 0 where all do."""
-        if self.repetition_penalty != 1:
-            return 0
-        return 1 if self.temperature == 0 else self.top_k
 
 
 def sample(
@@ -66,51 +29,53 @@ def sample(
 ) -> list[int]:
     """Choose one token for each row of (B, V) logits.
 
-    Row b draws one number from `generators[b]`, which live on the CPU, so that a row's choice depends on its logits and its own
-    stream alone. `seen` (B, V) marks the tokens that the repetition penalty is for. Raises GenerationError for logits that are
-    NaN or all minus infinity.
+    Row b draws one number from `generators[b]`, which live on the CPU, so its token depends on its
+    own logits and its own random stream alone. `seen` (B, V) marks the tokens that the repetition
+    penalty applies to. Raises GenerationError if a row's logits hold NaN or infinity, or are all
+    minus infinity; single minus infinities are tokens that cannot be drawn.
     """
     if sampling.temperature == 0:
-        return _most_likely(penalized(logits, sampling, seen))
+        return _argmax(penalized(logits, sampling, seen))
     probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
-    ids = _sent(ids)
-    places = draw(probabilities, generators)
-    return [int(row[place]) for row, place in zip(ids.numpy(), places, strict=True)]
+    ids = _start_copy(ids)
+    columns = draw(probabilities, generators)
+    return [int(row[column]) for row, column in zip(ids.numpy(), columns, strict=True)]
 
 
-def _most_likely(logits: Tensor) -> list[int]:
-    """Return the most likely token of each row, of equals the first: (B, V) -> B ids."""
+def _argmax(logits: Tensor) -> list[int]:
+    """Return the most likely token of each row, the first among equals: (B, V) -> B ids."""
     if logits.device.type == "cpu":  # in NumPy, as in `draw`
         rows = logits.numpy()
         ids: list[int] = rows.argmax(axis=-1).tolist()
-        _require(all(math.isfinite(row[token]) for row, token in zip(rows, ids, strict=True)))
+        _require_finite(all(math.isfinite(row[i]) for row, i in zip(rows, ids, strict=True)))
         return ids
     best = logits.max(dim=-1)
-    sent = _sent(best.indices)
-    _require(all(map(math.isfinite, best.values.tolist())))
-    return sent.tolist()
+    indices = _start_copy(best.indices)
+    _require_finite(all(map(math.isfinite, best.values.tolist())))
+    return indices.tolist()
 
 
-def _sent(numbers: Tensor) -> Tensor:
-    """Ask for numbers of a GPU without waiting for them: they are there once anything that is asked for later is."""
+def _start_copy(numbers: Tensor) -> Tensor:
+    """Start a copy to the CPU that is complete once any later, blocking copy is."""
     return numbers.to("cpu", non_blocking=numbers.is_cuda)
 
 
 def distribution(
     logits: Tensor, sampling: Sampling, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return what `sample` draws from: the probabilities of the candidates, which need not sum to 1, and their ids, (B, K) twice.
+    """Return the unnormalized probabilities of the candidates, and their ids: (B, K) twice.
 
-    At temperature 0 that is one candidate. `seen` is that of `sample`.
+    At temperature 0 there is one candidate. `seen` is that of `sample`. A row with NaN or infinite
+    logits, or with minus infinities only, has probabilities that are all NaN: the filters keep NaN.
     """
     top_k = 1 if sampling.temperature == 0 else sampling.top_k
     logits, ids = candidates(
         penalized(logits, sampling, seen), top_k, sorted_=sampling.top_p < 1
     )  # (B, K), (B, K)
-    # The largest logit is taken off first, and the temperature bounded, so that a tiny one gives neither infinities nor 0 / 0.
-    probabilities = (
-        (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-30)
-    ).softmax(dim=-1)
+    # The largest logit is subtracted first and the temperature bounded from below, so that a tiny
+    # temperature gives neither infinities nor 0 / 0.
+    relative = logits - logits.amax(dim=-1, keepdim=True)  # (B, K)
+    probabilities = (relative / max(sampling.temperature, 1e-30)).softmax(dim=-1)  # (B, K)
     if sampling.top_p < 1:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:
@@ -119,46 +84,47 @@ def distribution(
 
 
 def full_distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """Return the probability with which `sample` takes each token of the vocabulary: (B, V) -> (B, V)."""
-    probabilities, ids = distribution(logits, sampling, seen)
-    full = torch.zeros(logits.shape, dtype=_precise(logits), device=logits.device).scatter(
-        1, ids, probabilities.to(_precise(logits))
-    )
+    """Return the probability with which `sample` takes each token: (B, V) -> (B, V), float64."""
+    probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+    full = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
+    full = full.scatter(1, ids, probabilities.to(dtype))  # (B, V)
     return full / full.sum(dim=-1, keepdim=True)
 
 
 def seen_tokens(
     histories: Sequence[Sequence[int]], logits: Tensor, sampling: Sampling
 ) -> Tensor | None:
-    """Return which tokens each row has had, (B, V), where the repetition penalty asks for it."""
+    """Return which tokens each row has had, (B, V) bool, or None without a repetition penalty."""
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(logits.shape, dtype=torch.bool)
     for row, history in enumerate(histories):
         seen[row, [token for token in history if token < logits.shape[1]]] = True
-    return (
-        seen.pin_memory().to(logits.device, non_blocking=True)
-        if logits.is_cuda
-        else seen.to(logits.device)
-    )  # nobody waits
+    if logits.is_cuda:  # from pinned memory, so that the copy makes nobody wait
+        return seen.pin_memory().to(logits.device, non_blocking=True)
+    return seen.to(logits.device)
 
 
 def penalized(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    """Return the logits in float32 or wider, those of seen tokens made less likely: positive ones divided by the penalty, negative ones multiplied.
+    """Make seen tokens less likely, in float32 or wider: (B, V) -> (B, V).
 
-    That is Keskar et al. 2019, section 4.1.
+    Positive logits are divided by the penalty, negative ones multiplied by it (Keskar et al. 2019,
+    section 4.1).
     """
     logits = precise(logits)
     if seen is None or sampling.repetition_penalty == 1:
         return logits
     penalty = sampling.repetition_penalty
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)  # (B, V)
+    return torch.where(seen, lowered, logits)
 
 
 def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Tensor]:
-    """Return the logits and ids of the k most likely tokens, exactly k even among equals: (B, V) -> (B, K) twice.
+    """Return logits and ids of the k most likely tokens: (B, V) -> (B, K) twice.
 
-    With top_k 0 all stay, in the vocabulary's order unless `sorted_` asks for the most likely first.
+    There are exactly k of them: the first ones among equals. With top_k 0 all tokens stay, in the
+    vocabulary's order unless `sorted_` asks for the most likely first.
     """
     V = logits.shape[-1]
     if 0 < top_k < V:
@@ -172,9 +138,11 @@ def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Te
 
 
 def _has_equals(values: Tensor) -> bool:
-    """Whether neighbours are equal: how topk orders these, and which it leaves out, depends on all the other logits.
+    """Return whether any neighbors are equal in rows sorted by topk: (B, K) -> bool.
 
-    On a processor some of those may be missing (see native); elsewhere they never are, and a GPU is not waited for.
+    How topk orders equal logits, and which it leaves out, depends on all the other logits. On a
+    CPU some of those may be missing (see engine/native); on other devices they never are, and
+    asking would make this thread wait for the GPU.
     """
     if values.device.type != "cpu":
         return False
@@ -185,32 +153,32 @@ def _has_equals(values: Tensor) -> bool:
 def keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
     """Zero all but the first tokens that together reach top_p, the one that crosses it included.
 
-    Probabilities (B, K) must be in descending order; NaN stays, for `draw` to find.
+    Probabilities (B, K) must be in descending order. NaN stays, for `draw` to find.
     """
-    before = probabilities.cumsum(dim=-1) - probabilities  # (B, K): what the likelier tokens sum to
+    before = probabilities.cumsum(dim=-1) - probabilities  # (B, K): sum of the likelier ones
     return probabilities.masked_fill(before >= top_p, 0.0)
 
 
 def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
     """Zero the tokens with less than min_p times the probability of the most likely one.
 
-    (B, K) -> (B, K); NaN stays, for `draw` to find.
+    (B, K) -> (B, K). NaN stays, for `draw` to find.
     """
     largest = probabilities.amax(dim=-1, keepdim=True)  # (B, 1)
     return probabilities.masked_fill(probabilities < min_p * largest, 0.0)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
-    """Draw one column in each row of unnormalized probabilities (B, K), by inverting their running sum.
+    """Draw one column in each row of unnormalized probabilities (B, K).
 
-    In NumPy, because after a step torch's large code is out of the processor's caches. Raises GenerationError for a row whose sum
-    is 0 or not finite: a NaN or infinite logit, or only minus infinities, make every probability of their row NaN.
+    By inverting the running sum, in NumPy: after a step, torch's large code is out of the
+    processor's caches. Raises GenerationError for a row whose sum is 0 or not finite.
     """
     sums = np.cumsum(probabilities.cpu().numpy(), axis=-1, dtype=np.float64)  # (B, K)
     totals: list[float] = sums[:, -1].tolist()
-    _require(all(0 < total < math.inf for total in totals))
+    _require_finite(all(0 < total < math.inf for total in totals))
     points = [point * total for point, total in zip(uniform(generators), totals, strict=True)]
-    # To the right: a token of probability 0 is never drawn.
+    # From the right, so that a token of probability 0 is never drawn.
     columns = [
         int(row.searchsorted(point, side="right")) for row, point in zip(sums, points, strict=True)
     ]
@@ -218,24 +186,29 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> list[i
 
 
 def uniform(generators: Sequence[torch.Generator]) -> list[float]:
-    """Return one number from 0 to 1 of each stream."""
+    """Return one number from 0 to 1, excluding 1, of each random stream."""
     return [
         torch.rand(1, generator=generator, dtype=torch.float64).item() for generator in generators
     ]
 
 
-def _require(finite: bool) -> None:
+def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Return the natural logarithms of the probabilities that (B, V) logits give to B tokens."""
+    logits = precise(logits)
+    chosen = torch.tensor(tokens, device=logits.device)[:, None]  # (B, 1)
+    return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(dim=-1)).tolist()
+
+
+def _require_finite(finite: bool) -> None:
+    """Raise GenerationError unless the logits were found to be finite."""
     if not finite:
         raise GenerationError(
-            "the model's logits are not finite; its weights are damaged, or its dtype is too narrow: try --dtype float32"
+            "the model's logits are not finite; its weights are damaged, or its dtype is too "
+            "narrow: try --dtype float32"
         )
 
 
-def _precise(numbers: Tensor) -> torch.dtype:
-    return torch.float32 if numbers.device.type == "mps" else torch.float64  # MPS has no float64
-
-
 def sample_generator(seed: int, sample: int) -> torch.Generator:
-    """Return the random stream of one sample, which depends on the seed and the sample's number and on nothing else."""
+    """Return the random stream of one sample: it depends on the seed and the sample's number."""
     state = np.random.SeedSequence(seed, spawn_key=(sample,)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

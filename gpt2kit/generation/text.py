@@ -1,36 +1,36 @@
 """Tokens, then text, one piece at a time.
 
-`generate_tokens` speaks ids only; `stream` turns what it makes into text and stops at words; `complete` and `generate` collect
-what `stream` gives. Nothing here reads files or prints.
+`generate_tokens` takes and yields ids; `stream` yields text as soon as it is certain; `complete`
+and `generate` collect what `stream` yields. Nothing here reads files or prints.
 
     B batch, T new tokens, V vocabulary
 """
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypedDict, Unpack
+from dataclasses import dataclass
+from typing import Any, Unpack
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from gpt2kit.errors import ConfigError, TokenizerError
-from gpt2kit.generation.continuation import Continuation, Overflow
-from gpt2kit.generation.sampling import Sampling, sample_generator
-from gpt2kit.generation.speculate import (
-    DRAFT_TOKENS,
-    MOST_DRAFT_TOKENS,
-    Checked,
-    Draft,
-    drafter_for,
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import shortened
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.request import (
+    FinishReason,
+    Options,
+    Request,
+    Sampling,
+    TokenOptions,
+    as_request,
 )
+from gpt2kit.generation.row import Checked, Row
+from gpt2kit.generation.speculate import Draft, drafter_for
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import StreamDecoder, Tokenizer
-
-FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context"]
+from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
@@ -39,204 +39,127 @@ def generate_tokens(
     model: GPT2,
     ids: Tensor | Sequence[Sequence[int]],
     *,
-    max_tokens: int,
     sampling: Sampling | None = None,
     stop_id: int | None = None,
-    seed: int | None = None,
-    overflow: Overflow = "slide",
     draft: Draft | None = None,
-    draft_tokens: int = DRAFT_TOKENS,
-    compile: bool = False,
+    **options: Unpack[TokenOptions],
 ) -> Iterator[list[int]]:
-    """Continue (B, T) ids, or prompts of different lengths, and yield one list of B tokens a step.
+    """Continue (B, T) ids, or B prompts of different lengths, and yield a list of B tokens a step.
 
-    Ends after max_tokens steps, or when every row has produced `stop_id`; a row that has ended repeats it. Row b draws from the
-    stream of (seed, b). For `overflow` see Continuation; with `stop`, all rows end when the first is full. For `draft`, a smaller
-    model or "lookup", see speculate.py, for `compile` Decoder.
+    `ids` is a tensor or an array of whole numbers, or a list of prompts. Ends after max_tokens
+    steps, or once every row has produced `stop_id`; a row that has ended repeats it. With
+    `overflow="stop"`, all rows end when the first has filled the model's window. Row b draws from
+    the random stream of (seed, b). For `draft`, a smaller model or "lookup", see speculate.py; for
+    the options, `Request`.
+
+    Raises ConfigError for an invalid option or ids of another shape, TokenizerError for an id
+    outside the vocabulary, ContextLengthError as `Row` says, and GenerationError if the logits
+    are not finite.
     """
-    prompts = ids.tolist() if isinstance(ids, Tensor) else ids
-    if not prompts or not all(isinstance(prompt, Sequence) for prompt in prompts):
-        raise ConfigError("expected (B, T) ids or a list of prompts, each a list of ids")
-    request = Request(
-        max_tokens=max_tokens,
-        overflow=overflow,
-        seed=seed,
-        draft=draft,
-        draft_tokens=draft_tokens,
-        compile=compile,
-    )
-    generators = [sample_generator(request.drawn_seed, row) for row in range(len(prompts))]
-    state = _begin(
-        model, prompts, generators, request, sampling or Sampling(), model.config.n_vocab
-    )
-    waiting: list[deque[int]] = [
-        deque() for _ in prompts
-    ]  # chosen and not given yet: with a draft, rows get on at different speeds
-    chosen, stopped = [0] * len(prompts), [False] * len(prompts)
-    for _ in range(max_tokens):
-        while True:
-            state.end(
-                [
-                    row
-                    for row in state.rows
-                    if stopped[row] or chosen[row] >= max_tokens or state.is_full(row)
-                ]
-            )
-            if all(waiting[row] for row in state.rows):
-                break
-            for row, tokens in zip(state.rows, state.step(), strict=True):
-                stopped[row] = stop_id in tokens
-                waiting[row].extend(tokens[: tokens.index(stop_id) + 1] if stopped[row] else tokens)  # type: ignore[arg-type]
-                chosen[row] += len(tokens)
-        if all(not own for own in waiting) or any(
-            not own and not stopped[row] for row, own in enumerate(waiting)
-        ):
+    if unknown := options.keys() - TokenOptions.__annotations__.keys():
+        raise TypeError(f"generate_tokens() got an unexpected option {min(unknown)!r}")
+    request = Request(sampling=sampling or Sampling(), **options)
+    rows = [
+        Row(prompt, request, model.config, sample=sample, stop_id=stop_id)
+        for sample, prompt in enumerate(_prompts(ids))
+    ]
+    state = _begin(model, rows, request, draft, model.config.n_vocab)
+    # Chosen tokens that were not yielded yet: with a draft, some rows are ahead of others.
+    waiting: dict[Row, deque[int]] = {row: deque() for row in rows}
+    while True:
+        while any(row.finish_reason is None and not tokens for row, tokens in waiting.items()):
+            for row in state.step():
+                waiting[row].extend(chosen.token for chosen in row.new)
+        ended = [row for row, tokens in waiting.items() if not tokens]
+        if len(ended) == len(rows) or any(row.finish_reason != "end_of_text" for row in ended):
             return
-        yield [own.popleft() if own else stop_id for own in waiting]  # type: ignore[misc]
+        yield [tokens.popleft() if tokens else row.history[-1] for row, tokens in waiting.items()]
+
+
+def _prompts(ids: Any) -> list[list[int]]:
+    """Return (B, T) ids, or a list of prompts, as lists of integers."""
+    prompts = _as_list(ids)
+    if prompts is None or not prompts:
+        raise ConfigError(f"expected (B, T) ids or a list of prompts; found {shortened(ids)}")
+    return [_checked_prompt(row, _as_list(prompt)) for row, prompt in enumerate(prompts)]
+
+
+def _as_list(values: Any) -> list[Any] | None:
+    """Return a tensor, an array or a sequence as a list, and None for anything else."""
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = values.tolist()
+    is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    return list(values) if is_list else None
+
+
+def _checked_prompt(row: int, prompt: list[Any] | None) -> list[int]:
+    """Return the tokens of one prompt as integers; raises ConfigError if they are none."""
+    if prompt is None or any(
+        isinstance(token, bool) or not isinstance(token, (int, np.integer)) for token in prompt
+    ):
+        found = "no list" if prompt is None else shortened(prompt)
+        raise ConfigError(
+            f"expected (B, T) ids or a list of prompts, each a list of whole numbers; "
+            f"prompt {row} is {found}"
+        )
+    return [int(token) for token in prompt]
 
 
 def _begin(
-    model: GPT2,
-    prompts: Sequence[Sequence[int]],
-    generators: list[torch.Generator],
-    request: Request,
-    sampling: Sampling,
-    n_vocab: int,
+    model: GPT2, rows: Sequence[Row], request: Request, draft: Draft | None, n_vocab: int
 ) -> Continuation:
-    max_tokens = request.max_tokens
+    """Return the continuation of these rows, with a drafter if there is a draft."""
+    request.check_draft(draft)
     drafter = None
-    if request.draft is not None:
-        drafter = drafter_for(
-            model,
-            prompts,
-            request.draft,
-            request.draft_tokens,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            n_vocab=n_vocab,
-        )
-    return Continuation(
-        model,
-        prompts,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        generators=generators,
-        overflow=request.overflow,
-        n_vocab=n_vocab,
-        drafter=drafter,
-        logprobs=request.logprobs,
-        compile=request.compile,
-    )
+    if draft is not None:
+        drafter = drafter_for(rows, draft, request.draft_tokens, n_vocab=n_vocab)
+    return Continuation(model, rows, n_vocab=n_vocab, drafter=drafter, compile=request.compile)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-class Options(TypedDict, total=False):
-    """What `stream`, `complete` and `generate` take by keyword; meanings and defaults are Request's and Sampling's."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    stop: str | Sequence[str] | None
-    seed: int | None
-    num_samples: int
-    first_sample: int
-    overflow: Overflow
-    special: bool
-    ignore_eos: bool
-    logprobs: bool
-    draft: Draft | None
-    draft_tokens: int
-    compile: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request(Sampling):
-    """One wish for text, checked once. Raises ConfigError for a value that cannot be."""
-
-    max_tokens: int = 100  # new tokens, at most
-    stop: str | Sequence[str] | None = ()  # texts to stop before; they are not part of the result
-    seed: int | None = None  # the same seed gives the same text; None draws one
-    num_samples: int = 1  # continuations of each prompt
-    first_sample: int = (
-        0  # number of the first of them; each sample is what it is whatever the others are
-    )
-    overflow: Overflow = (
-        "slide"  # what to do when the text outgrows the model's window: see Continuation
-    )
-    special: bool = False  # read <|endoftext|> in a prompt as the marker instead of as text
-    ignore_eos: bool = False  # go on after <|endoftext|>
-    logprobs: bool = False  # also give the log-probability of each token
-    draft: Draft | None = field(
-        default=None, repr=False
-    )  # who proposes tokens ahead: a smaller model, or "lookup" (speculate.py)
-    draft_tokens: int = DRAFT_TOKENS  # how many at once, at most
-    compile: bool = False  # let torch compile what reads a new token, where torch does; that takes a minute at first
-    drawn_seed: int = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, lowest, most in (
-            ("max_tokens", 0, 10**9),
-            ("num_samples", 1, 10**5),
-            ("first_sample", 0, 10**9),
-            ("draft_tokens", 1, MOST_DRAFT_TOKENS),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not lowest <= value <= most:
-                raise ConfigError(
-                    f"{name} is {value!r}, expected a whole number from {lowest} to {most:,}"
-                )
-        if self.overflow not in ("slide", "stop", "error"):
-            raise ConfigError(f"overflow is {self.overflow!r}, expected slide, stop or error")
-        if isinstance(self.draft, str) and self.draft != "lookup":
-            raise ConfigError(f"draft is {self.draft!r}, expected a model, or 'lookup'")
-        if self.compile and self.draft is not None:
-            raise ConfigError(
-                "--compile is for one token at a time, and a draft proposes several; leave out --compile or --draft"
-            )
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if not all(isinstance(stop, str) and stop for stop in stops):
-            raise ConfigError("a stop text is empty; expected one character at least")
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**64):
-            raise ConfigError(f"seed is {self.seed!r}, expected a whole number from 0 to 2^64 - 1")
-        object.__setattr__(self, "stop", stops)
-        object.__setattr__(self, "drawn_seed", draw_seed() if self.seed is None else self.seed)
-
-
-def draw_seed() -> int:
-    """Return a seed nobody chose, short enough to be typed again."""
-    return secrets.randbelow(2**32)
-
-
 @dataclass(frozen=True)
 class Piece:
-    """What one more token adds to one row's text; the text is empty while a character or a stop text may be incomplete."""
+    """What one more token adds to one row's text.
 
+    The pieces of a row, joined, are its whole continuation.
+    """
+
+    # Whole characters; "" while a character or a stop text may be incomplete.
     text: str
+    # The token's id.
     token: int
-    row: int  # prompt number * num_samples + sample number
+    # The row it belongs to: prompt index * num_samples + sample index, from 0.
+    row: int
+    # Natural logarithm of the probability that the model itself gave the token, before penalties,
+    # temperature and filters; None unless `logprobs` was asked for.
     logprob: float | None = None
-    finish_reason: FinishReason | None = None  # in a row's last piece: why it ended
-    checked: Checked | None = (
-        None  # in the first piece of a step with a draft: tokens proposed, and how many were taken
-    )
+    # In a row's last piece: why it ended. "end_of_text": the model chose its end marker;
+    # "stop_text": a stop text was found; "max_tokens": the row has as many new tokens as it may;
+    # "context": the model's window is full, and `overflow` is "stop" or "error".
+    finish_reason: FinishReason | None = None
+    # In the first piece of a step with a draft: tokens proposed, and how many of them were taken.
+    checked: Checked | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished continuation."""
+    """One finished continuation of a prompt."""
 
+    # The prompt, as it was given.
     prompt: str
+    # The continuation, without the prompt and without the stop text that ended it.
     text: str
+    # The ids of all new tokens, with those of an end marker or a stop text.
     tokens: list[int]
+    # Why it ended: see Piece.
     finish_reason: FinishReason
+    # The seed that gives this text again, together with `sample`.
     seed: int
+    # The sample's number among those of its prompt, from `first_sample` on.
     sample: int
+    # Natural logarithm of each token's probability (see Piece); None unless asked for.
     logprobs: list[float] | None = None
 
 
@@ -244,149 +167,161 @@ def stream(
     model: GPT2,
     tokenizer: Tokenizer | None,
     prompt: str | Sequence[str],
+    request: Request | None = None,
+    *,
+    draft: Draft | None = None,
     **options: Unpack[Options],
 ) -> Iterator[Piece]:
     """Continue a prompt, or several at once, and yield each piece of text as soon as it is certain.
 
-    The pieces of one row, joined, are its whole continuation; an empty prompt starts a new text. Several prompts and samples
-    share the work, and each comes out as it would alone. Options are those of Request and Sampling: max_tokens, temperature,
-    top_k, top_p, min_p, repetition_penalty, stop, seed, num_samples, overflow, special, ignore_eos, logprobs, draft, draft_tokens,
-    compile. What cannot be is refused at the call, before the first piece is asked for.
+    Give a `Request`, or its fields and those of `Sampling` by keyword: `stream(..., top_k=3)`. An
+    empty prompt starts a new text. Several prompts and samples share the work, and each comes out
+    as it would alone. For `draft`, a smaller model or "lookup", see speculate.py.
+
+    Raises at the call, before the first piece is asked for: ConfigError for an invalid option,
+    TokenizerError without a vocabulary or for a text that it cannot represent, ContextLengthError
+    as `Row` says. Raises GenerationError between pieces if the logits are not finite.
     """
-    request = Request(**options)
-    if tokenizer is None:
-        raise TokenizerError(
-            "the model has no vocabulary beside its weights; put vocab.json and merges.txt there, or use generate_tokens"
-        )
+    request = as_request(request, options)
+    tokenizer = require_tokenizer(tokenizer, "the model")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    encoded = [
-        ids for text in prompts for ids in [_encode(tokenizer, text, request)] * request.num_samples
-    ]
+    encoded = [_encode(tokenizer, text, request) for text in prompts]
+    request.check_draft(draft)
     if not encoded or request.max_tokens == 0:
         return iter(())
-    streams = [
-        sample_generator(request.drawn_seed, request.first_sample + row % request.num_samples)
-        for row in range(len(encoded))
-    ]
-    state = _begin(
-        model, encoded, streams, request, request, min(tokenizer.n_vocab, model.config.n_vocab)
-    )
-    return _pieces(
-        state, [_Writer(row, tokenizer, request) for row in range(len(encoded))], request
-    )
-
-
-def _pieces(state: Continuation, writers: Sequence[_Writer], request: Request) -> Iterator[Piece]:
-    """Take steps until every row has ended, and give each row's new tokens to its writer."""
-    state.end([row for row in state.rows if state.is_full(row)])
-    while state.rows:
-        steps = state.step()
-        logprobs: Sequence[Sequence[float | None]] = (
-            state.logprobs() if request.logprobs else [[None] * len(tokens) for tokens in steps]
+    rows = [
+        Row(
+            ids,
+            request,
+            model.config,
+            sample=request.first_sample + number,
+            stop_id=None if request.ignore_eos else tokenizer.stop_id,
         )
-        pieces = []
-        for row, tokens, theirs, checked in zip(
-            state.rows, steps, logprobs, state.checked, strict=True
-        ):
-            for i, (token, logprob) in enumerate(zip(tokens, theirs, strict=True)):
-                is_full = i == len(tokens) - 1 and state.is_full(row)
-                pieces.append(
-                    writers[row].write(token, logprob, checked if i == 0 else None, full=is_full)
-                )
-                if pieces[-1].finish_reason:
-                    break
-        yield from pieces
-        state.end([piece.row for piece in pieces if piece.finish_reason])
+        for ids in encoded
+        for number in range(request.num_samples)
+    ]
+    state = _begin(model, rows, request, draft, min(tokenizer.n_vocab, model.config.n_vocab))
+    return _pieces(state, [_TextOfRow(i, row, tokenizer) for i, row in enumerate(rows)])
+
+
+def _pieces(state: Continuation, texts: Sequence[_TextOfRow]) -> Iterator[Piece]:
+    """Take steps until every row has ended, and yield what they add to the texts."""
+    by_row = {text.row: text for text in texts}
+    while rows := state.step():
+        yield from [piece for row in rows for piece in by_row[row].add_new()]
 
 
 def complete(
     model: GPT2,
     tokenizer: Tokenizer | None,
     prompt: str | Sequence[str],
+    request: Request | None = None,
+    *,
+    draft: Draft | None = None,
     **options: Unpack[Options],
 ) -> list[Completion]:
-    """Continue a prompt, or several, and return every sample of the first, then of the second, and so on; options as in `stream`."""
-    request = Request(**options)
-    options["seed"] = request.drawn_seed
+    """Continue a prompt, or several, and return every sample of the first, then of the second, ….
+
+    Arguments and errors are those of `stream`.
+    """
+    request = as_request(request, options)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    return collect(stream(model, tokenizer, prompts, **options), prompts, request)
+    return collect(stream(model, tokenizer, prompts, request, draft=draft), prompts, request)
 
 
 def collect(pieces: Iterable[Piece], prompts: Sequence[str], request: Request) -> list[Completion]:
-    """Put the pieces that `stream` gave for these prompts together, row by row."""
+    """Join the pieces that `stream` yielded for these prompts, row by row."""
     rows: list[list[Piece]] = [[] for _ in range(len(prompts) * request.num_samples)]
     for piece in pieces:
         rows[piece.row].append(piece)
-    nothing: FinishReason = (
-        "max_tokens" if request.max_tokens == 0 else "context"
-    )  # why a row has no piece at all
+    # Why a row has no piece at all.
+    nothing: FinishReason = "max_tokens" if request.max_tokens == 0 else "context"
     return [
         Completion(
-            prompt=prompts[row // request.num_samples],
+            prompt=prompts[i // request.num_samples],
             text="".join(piece.text for piece in own),
             tokens=[piece.token for piece in own],
-            finish_reason=own[-1].finish_reason or nothing if own else nothing,
+            finish_reason=(own[-1].finish_reason if own else None) or nothing,
             seed=request.drawn_seed,
-            sample=request.first_sample + row % request.num_samples,
+            sample=request.first_sample + i % request.num_samples,
             logprobs=[piece.logprob for piece in own if piece.logprob is not None]
             if request.logprobs
             else None,
         )
-        for row, own in enumerate(rows)
+        for i, own in enumerate(rows)
     ]
 
 
 def generate(
-    model: GPT2, tokenizer: Tokenizer | None, prompt: str, **options: Unpack[Options]
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    prompt: str,
+    request: Request | None = None,
+    *,
+    draft: Draft | None = None,
+    **options: Unpack[Options],
 ) -> str:
-    """Return the continuation of a prompt, without the prompt; options as in `stream`."""
-    if options.get("num_samples", 1) != 1:
+    """Return the continuation of a prompt, without the prompt.
+
+    Arguments and errors are those of `stream`; ConfigError for more than one sample.
+    """
+    request = as_request(request, options)
+    if request.num_samples != 1:
         raise ConfigError("generate returns one text; for several samples use complete")
-    return "".join(piece.text for piece in stream(model, tokenizer, prompt, **options))
+    pieces = stream(model, tokenizer, prompt, request, draft=draft)
+    return "".join(piece.text for piece in pieces)
 
 
 def _encode(tokenizer: Tokenizer, text: str, request: Request) -> list[int]:
+    """Return the ids of a prompt; for an empty one, the marker after which a new text begins."""
     ids = tokenizer.encode(text, special=request.special)
     if ids:
         return ids
     if tokenizer.stop_id is None:
         raise ConfigError(
-            "the prompt is empty, and the vocabulary has no <|endoftext|> to start a new text from; give a prompt"
+            "the prompt is empty, and the vocabulary has no <|endoftext|> to start a new text "
+            "from; give a prompt"
         )
     return [tokenizer.stop_id]
 
 
-class _Writer:
-    """One row's way from tokens to text: whole characters only, nothing of a stop text, and why it ended."""
+class _TextOfRow:
+    """The text of a row: whole characters only, and nothing of a stop text."""
 
-    def __init__(self, row: int, tokenizer: Tokenizer, request: Request) -> None:
-        self._row = row
-        self._stop_id = None if request.ignore_eos else tokenizer.stop_id
+    def __init__(self, number: int, row: Row, tokenizer: Tokenizer) -> None:
+        self.row = row
+        self._number = number
         self._decoder = StreamDecoder(tokenizer.token_bytes)
-        self._stop = StopTexts(request.stop or ())
-        self._left = request.max_tokens
+        self._stop = StopTexts(row.request.stop)
 
-    def write(
-        self, token: int, logprob: float | None, checked: Checked | None, *, full: bool
-    ) -> Piece:
-        self._left -= 1
-        reason: FinishReason | None = None
-        if token == self._stop_id:
-            text, reason = self._stop.feed(self._decoder.finish()), "end_of_text"
-        else:
-            text = self._stop.feed(self._decoder.feed(token))
-            reason = "max_tokens" if self._left == 0 else "context" if full else None
-            if reason and not self._stop.found:
-                text += self._stop.feed(self._decoder.finish())
-        if self._stop.found:
-            reason = "stop_text"
-        elif reason:
-            text += self._stop.finish()
-        return Piece(text, token, self._row, logprob, reason, checked)
+    def add_new(self) -> list[Piece]:
+        """Return the pieces that the row's newest tokens add; finish the row at a stop text."""
+        pieces: list[Piece] = []
+        for token, logprob in self.row.new:
+            is_last = len(pieces) == len(self.row.new) - 1
+            reason = self.row.finish_reason if is_last else None
+            text = self._add(token, reason)
+            if self._stop.found:
+                reason = self.row.finish_reason = "stop_text"
+            checked = None if pieces else self.row.checked
+            pieces.append(Piece(text, token, self._number, logprob, reason, checked))
+            if self._stop.found:
+                break
+        return pieces
+
+    def _add(self, token: int, reason: FinishReason | None) -> str:
+        """Return the text that has become certain with one more token, the last if it has a reason.
+
+        An end marker adds no text of its own.
+        """
+        text = "" if reason == "end_of_text" else self._stop.feed(self._decoder.feed(token))
+        if reason:
+            text += self._stop.feed(self._decoder.finish()) + self._stop.finish()
+        return text
 
 
 class StopTexts:
-    """Let text through up to the first of some stop texts, holding back what may be the beginning of one."""
+    """Let text through up to the first stop text, holding back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -394,13 +329,16 @@ class StopTexts:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """Return what is certain not to belong to a stop text; sets `found` once one is complete, and gives nothing after."""
+        """Return what is certain not to belong to a stop text.
+
+        Sets `found` once a stop text is complete; after it there is no text.
+        """
         if self.found:
             return ""
         text = self._held + text
-        starts = [place for place in map(text.find, self._stops) if place >= 0]
+        starts = [start for start in map(text.find, self._stops) if start >= 0]
         self.found = bool(starts)
-        # The longest end of the text with which a stop text begins may still become that stop text.
+        # The longest end of the text that begins a stop text may still become that stop text.
         held = max(
             (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
             default=0,

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.generation.sampling import Sampling, candidates, keep_top_p
+from gpt2kit.generation.request import Sampling
+from gpt2kit.generation.sampling import candidates, keep_top_p
 from gpt2kit.plots.canvas import (
     BLUE,
     ORANGE,

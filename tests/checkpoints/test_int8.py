@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import struct
@@ -56,28 +55,6 @@ def test_a_second_load_reads_the_file_that_the_first_one_wrote(
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
     assert file.stat().st_size < 0.35 * (folder / "model.safetensors").stat().st_size
-
-
-def test_the_caller_is_told_of_a_file_that_was_written_and_may_forbid_it(folder: Path) -> None:
-    # It was written without a word.
-    before = {path.name for path in folder.iterdir()}
-    written: list[Path] = []
-    gpt2kit.load(folder, quantize="int8", write_cache=False, on_write=written.append)
-    assert written == []
-    assert {path.name for path in folder.iterdir()} == before
-    gpt2kit.load(folder, quantize="int8", on_write=written.append)
-    gpt2kit.load(folder, quantize="int8", on_write=written.append)  # which only reads it
-    assert written == [int8_file(folder)]
-
-
-def test_for_somebody_elses_folder_the_file_is_in_the_users_cache(tmp_path: Path) -> None:
-    write_model(tmp_path, GPT2(TINY))
-    before = sorted(tmp_path.iterdir())
-    written: list[Path] = []
-    gpt2kit.load(tmp_path, quantize="int8", on_write=written.append)
-    assert sorted(tmp_path.iterdir()) == before
-    assert written[0].is_relative_to(Path(os.environ["XDG_CACHE_HOME"]))
-    assert written[0].is_file()
 
 
 def test_changed_weights_are_noticed(folder: Path) -> None:

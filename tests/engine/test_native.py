@@ -22,8 +22,9 @@ from gpt2kit.config import ACTIVATIONS, GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import MOST_TOKENS, READS_BETWEEN_LOOKS, Decoder
 from gpt2kit.errors import ConfigError, ContextLengthError
-from gpt2kit.generation import continuation
-from gpt2kit.generation.sampling import Sampling, sample
+from gpt2kit.generation import row as rows_of_a_batch
+from gpt2kit.generation.request import Sampling
+from gpt2kit.generation.sampling import sample
 from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, quantized_state
@@ -334,7 +335,7 @@ def test_torch_keeps_to_one_thread_between_two_native_steps(
         threads.append(torch.get_num_threads())
         return sample(*arguments)
 
-    monkeypatch.setattr(continuation, "sample", watched)
+    monkeypatch.setattr(rows_of_a_batch, "sample", watched)
     torch.set_num_threads(2)
     list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
     monkeypatch.setenv(native.VARIABLE, "0")

@@ -15,7 +15,8 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.generation.continuation import Continuation
-from gpt2kit.generation.sampling import Sampling, sample_generator
+from gpt2kit.generation.request import Request, Sampling
+from gpt2kit.generation.row import Row
 from gpt2kit.generation.text import complete, generate_tokens
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
@@ -252,17 +253,13 @@ def test_a_padded_vocabulary_has_room_for_its_padding_among_the_largest() -> Non
         model.wte.weight[2960:] *= 3  # padding that would win
 
     def text(*, logprobs: bool) -> list[int]:
-        sampling, streams = Sampling(top_k=20, temperature=0.7), [sample_generator(1, 0)]
-        state = Continuation(
-            model,
-            [[3]],
-            max_tokens=20,
-            sampling=sampling,
-            generators=streams,
-            n_vocab=2960,
-            logprobs=logprobs,
-        )
-        return [state.step()[0][0] for _ in range(20)]
+        sampling = Sampling(top_k=20, temperature=0.7)
+        request = Request(max_tokens=20, seed=1, sampling=sampling, logprobs=logprobs)
+        row = Row([3], request, model.config)
+        state = Continuation(model, [row], n_vocab=2960)
+        while state.step():
+            pass
+        return row.history[1:]
 
     assert text(logprobs=False) == text(logprobs=True)  # log-probabilities need all logits
     assert max(text(logprobs=False)) < 2960
@@ -277,10 +274,3 @@ def test_log_probabilities_count_all_tokens(small_bpe: BPETokenizer) -> None:
     with torch.inference_mode():
         expected = model(ids)[0, :-1].log_softmax(dim=-1)[-4:].gather(1, ids[0, -4:, None])[:, 0]
     assert found.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
-
-
-def test_what_depends_on_all_logits_gets_them() -> None:
-    assert Sampling(temperature=0).most_likely == 1
-    assert Sampling(top_k=7).most_likely == 7
-    assert Sampling(top_k=0).most_likely == 0
-    assert Sampling(repetition_penalty=1.2).most_likely == 0

@@ -20,8 +20,9 @@ from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.static_step import MOST_STEPS, WARM_UP, StaticSteps, rounded, steps_of
 from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning
 from gpt2kit.generation.continuation import Continuation
-from gpt2kit.generation.sampling import Sampling, sample_generator
-from gpt2kit.generation.text import Request, generate_tokens
+from gpt2kit.generation.request import Request, Sampling
+from gpt2kit.generation.row import Row
+from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
 
 __all__ = ["fake_cuda"]
@@ -357,11 +358,6 @@ def test_compiling_is_refused_where_the_native_step_reads(
         next(generate_tokens(model, [[1]], max_tokens=1, compile=True))
 
 
-def test_compiling_and_a_draft_do_not_go_together() -> None:
-    with pytest.raises(ConfigError, match="--compile is for one token at a time"):
-        Request(compile=True, draft="lookup")
-
-
 def test_nothing_is_compiled_again_from_token_to_token(
     model: GPT2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,13 +426,9 @@ def test_a_gpu_writes_by_graph_what_it_writes_without(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_gpu_waits_once_for_its_tokens(kind: str) -> None:
     model = make_model(CONFIG).cuda()
-    state = Continuation(
-        model,
-        [[1, 2], [3, 4]],
-        max_tokens=12,
-        sampling=KINDS[kind],
-        generators=[sample_generator(0, row) for row in range(2)],
-    )
+    request = Request(max_tokens=12, seed=0, sampling=KINDS[kind])
+    rows = [Row([1, 2], request, model.config), Row([3, 4], request, model.config, sample=1)]
+    state = Continuation(model, rows)
     for _ in range(WARM_UP + 3):
         state.step()
     torch.cuda.set_sync_debug_mode("warn")

@@ -15,7 +15,7 @@ from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.generation.prompts import WORTH_SHARING, common_length, read_prompts, refill
-from gpt2kit.generation.sampling import Sampling
+from gpt2kit.generation.request import Sampling
 from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
 

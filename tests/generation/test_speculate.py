@@ -25,9 +25,11 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation import continuation
-from gpt2kit.generation.sampling import Sampling, sample_generator
-from gpt2kit.generation.speculate import Checked, Draft, Lookup, keep_or_replace, look_up
-from gpt2kit.generation.text import Request, collect, complete, generate_tokens, stream
+from gpt2kit.generation.request import Request, Sampling, as_request
+from gpt2kit.generation.row import Checked, Row
+from gpt2kit.generation.sampling import sample_generator
+from gpt2kit.generation.speculate import Draft, Lookup, keep_or_replace, look_up
+from gpt2kit.generation.text import collect, complete, generate_tokens, stream
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -278,22 +280,26 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(
     assert len(steps) < 120
 
 
-def test_fewer_tokens_are_proposed_where_they_do_not_hold() -> None:
-    lookup = Lookup(3, 8)
-    lookup.learn([Checked(8, 2), Checked(8, 8), Checked(8, 0)])
-    histories = [[1, 2] * 10] * 3
-    proposed = lookup.propose(histories, [100, 100, 100], [])
-    assert [len(proposal.tokens) for proposal in proposed] == [3, 8, 1]
-    lookup.learn([Checked(3, 3), Checked(0, 0), Checked(1, 1)])
-    lookup.keep([2, 0])
-    assert [len(proposal.tokens) for proposal in lookup.propose(histories[:2], [100, 4], [])] == [
-        2,
-        4,
-    ]
-    assert [len(proposal.tokens) for proposal in lookup.propose(histories[:2], [0, -1], [])] == [
-        0,
-        0,
-    ]
+def test_fewer_tokens_are_proposed_after_a_proposal_that_did_not_hold(
+    tiny_config: GPT2Config,
+) -> None:
+    lookup = Lookup(8)
+    rows = [Row([1, 2] * 10, Request(), tiny_config) for _ in range(3)]
+
+    def learn(*checked: Checked) -> None:
+        for row, found in zip(rows, checked, strict=True):
+            row.checked = found
+        lookup.learn(rows)
+
+    def proposed(rows: list[Row], room: list[int]) -> list[int]:
+        return [len(proposal.tokens) for proposal in lookup.propose(rows, room)]
+
+    assert proposed(rows, [100, 100, 5]) == [8, 8, 5]
+    learn(Checked(8, 2), Checked(8, 8), Checked(8, 0))
+    assert proposed(rows, [100, 100, 100]) == [3, 8, 1]
+    learn(Checked(3, 3), Checked(0, 0), Checked(1, 1))
+    assert proposed([rows[2], rows[0]], [100, 4]) == [2, 4]
+    assert proposed([rows[2], rows[0]], [0, -1]) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -478,7 +484,7 @@ def test_padding_of_a_vocabulary_is_no_obstacle(
         assert sum(piece.checked.proposed for piece in pieces if piece.checked) > 0
         assert max(piece.token for piece in pieces) < 512
         if temperature == 0:
-            assert collect(pieces, TEXTS, Request(**options)) == plain
+            assert collect(pieces, TEXTS, as_request(None, options)) == plain
 
 
 def test_a_draft_of_another_vocabulary_is_refused(

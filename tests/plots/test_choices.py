@@ -11,7 +11,8 @@ from trace_builders import Seen, look, panels
 
 from gpt2kit import plots
 from gpt2kit.errors import ConfigError
-from gpt2kit.generation.sampling import Sampling, sample, sample_generator
+from gpt2kit.generation.request import Sampling
+from gpt2kit.generation.sampling import sample, sample_generator
 from gpt2kit.plots.choices import kept
 from gpt2kit.tokenizers import BPETokenizer
 

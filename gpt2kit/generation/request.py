@@ -1,0 +1,210 @@
+"""What is asked of generation: one frozen object, checked once and passed whole.
+
+    Request(max_tokens=50, seed=1, sampling=Sampling(top_k=3))
+
+Each field has its default, its rule and its help here; the command line makes its options from
+them. `Options` lists the same names for callers that pass keywords: `stream(..., top_k=3)`.
+This module imports neither torch nor NumPy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from gpt2kit.data.window import Overflow
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import check, option, rules, shortened
+
+FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context"]
+
+DRAFT_TOKENS = 7  # with the newest token, the model reads eight for little more than one
+MOST_DRAFT_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the defaults are OpenAI's.
+
+    Raises ConfigError for a value that breaks its rule.
+    """
+
+    temperature: float = option(
+        1.0,
+        "0 always takes the most likely token; above 1 the text gets wilder.",
+        group="Sampling",
+        at_least=0,
+    )
+    top_k: int = option(
+        40,
+        "Sample from the k most likely tokens; 0 keeps all.",
+        group="Sampling",
+        at_least=0,
+    )
+    top_p: float = option(
+        1.0,
+        "Sample from the most likely tokens that together reach this probability.",
+        group="Sampling",
+        above=0,
+        at_most=1,
+    )
+    min_p: float = option(
+        0.0,
+        "Drop tokens with less than this share of the most likely one's probability.",
+        group="Sampling",
+        at_least=0,
+        at_most=1,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "Above 1, tokens that have occurred become less likely.",
+        group="Sampling",
+        at_least=0.01,
+        at_most=10**6,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def most_likely(self) -> int:
+        """How many of the largest logits are enough to choose a token; 0 if all are needed.
+
+        This is top_k where nothing but the largest logits matters: 1 for greedy decoding, and 0
+        with a repetition penalty, which can lift any token among the largest.
+        """
+        if self.repetition_penalty != 1:
+            return 0
+        return 1 if self.temperature == 0 else self.top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that is asked of one generation, but for the model and the prompt.
+
+    Raises ConfigError for a value that breaks its rule.
+    """
+
+    max_tokens: int = option(100, "New tokens, at most.", group="Text", at_least=0, at_most=10**9)
+    stop: tuple[str, ...] = option(  # a single text, a list and None are accepted too
+        (),
+        "Stop before this text; may be given several times. A line end is $'\\n'.",
+        group="Text",
+        metavar="TEXT",
+    )
+    ignore_eos: bool = option(False, "Go on after <|endoftext|>.", group="Text")
+    special: bool = option(
+        False,
+        "Read <|endoftext|> in the prompt as the marker, not as plain text.",
+        group="Text",
+    )
+    num_samples: int = option(
+        1, "Continuations of each prompt.", group="Text", at_least=1, at_most=10**5
+    )
+    first_sample: int = option(0, "Number of the first sample.", at_least=0, at_most=10**9)
+    overflow: Overflow = option(
+        "slide",
+        "When the text outgrows the model's window: re-read the window's last half and go on, "
+        "stop, or refuse at the start.",
+        group="Text",
+    )
+    seed: int | None = option(
+        None,
+        "The same seed gives the same text; without one, a seed is drawn and shown.",
+        group="Sampling",
+        at_least=0,
+        at_most=2**64 - 1,
+    )
+    sampling: Sampling = field(default_factory=Sampling)
+    logprobs: bool = option(False, "Also give the log-probability of each token.")
+    draft_tokens: int | None = option(
+        None,
+        f"With a draft: tokens proposed at once, at most; {DRAFT_TOKENS} by default.",
+        group="Speed",
+        at_least=1,
+        at_most=MOST_DRAFT_TOKENS,
+    )
+    compile: bool = option(
+        False,
+        "Let torch compile the step, which takes a minute at first. For a GPU, or with "
+        "GPT2KIT_NATIVE=0.",
+        group="Speed",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        object.__setattr__(self, "stop", _stop_texts(self.stop))
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbelow(2**32))  # short enough to be typed
+
+    @property
+    def drawn_seed(self) -> int:
+        """The seed that was given, or the one that was drawn in its place."""
+        assert self.seed is not None  # see __post_init__
+        return self.seed
+
+    def check_draft(self, draft: object) -> None:
+        """Raise ConfigError for an option that does not go with `draft`, which is None for none."""
+        if draft is None and self.draft_tokens is not None:
+            raise ConfigError(
+                "draft_tokens is given without a draft; add one (--draft), or leave it out"
+            )
+        if draft is not None and self.compile:
+            raise ConfigError(
+                "compile is for one token at a time, and a draft proposes several; "
+                "leave out --compile or --draft"
+            )
+
+
+def as_request(request: Request | None, options: Mapping[str, Any]) -> Request:
+    """Return the request that a caller gave, or one made from the caller's keyword options."""
+    if request is not None:
+        if options:
+            names = ", ".join(sorted(options))
+            raise ConfigError(f"expected a request or single options, not both; found {names} too")
+        return request
+    own = rules(Sampling)
+    sampling = {name: value for name, value in options.items() if name in own}
+    others = {name: value for name, value in options.items() if name not in own}
+    return Request(sampling=Sampling(**sampling), **others)
+
+
+def _stop_texts(stop: Any) -> tuple[str, ...]:
+    """Return one stop text, several or None as a tuple."""
+    texts = (stop,) if isinstance(stop, str) else stop or ()
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"stop is {shortened(stop)}, expected a text or several")
+    if not all(texts):
+        raise ConfigError("a stop text is empty; expected one character at least")
+    return tuple(texts)
+
+
+class TokenOptions(TypedDict, total=False):
+    """What `generate_tokens` takes by keyword; Request has the meanings and the defaults."""
+
+    max_tokens: int
+    seed: int | None
+    overflow: Overflow
+    draft_tokens: int | None
+    compile: bool
+
+
+class Options(TokenOptions, total=False):
+    """What `stream`, `complete` and `generate` take by keyword, in place of a Request.
+
+    A test compares the names and types with the fields of Request and Sampling.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str] | None
+    num_samples: int
+    first_sample: int
+    special: bool
+    ignore_eos: bool
+    logprobs: bool

@@ -1,0 +1,178 @@
+"""Rows in a batch: each is what it would be alone, whoever is beside it, and leaves when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+
+from gpt2kit.config import GPT2Config
+from gpt2kit.engine.decoder import Decoder
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.request import Request, Sampling
+from gpt2kit.generation.row import Row
+from gpt2kit.generation.speculate import drafter_for
+from gpt2kit.model import GPT2
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [400, 401]]
+
+
+def finished(model: GPT2, rows: Sequence[Row], **options: Any) -> list[list[int]]:
+    """Take all steps, and return what each row got."""
+    lengths = [len(row.history) for row in rows]
+    state = Continuation(model, rows, **options)
+    while state.step():
+        pass
+    return [row.history[length:] for row, length in zip(rows, lengths, strict=True)]
+
+
+def test_a_step_chooses_one_token_for_every_running_row(tiny_model: GPT2) -> None:
+    request = Request(max_tokens=3, seed=1)
+    rows = [Row(prompt, request, tiny_model.config) for prompt in PROMPTS]
+    state = Continuation(tiny_model, rows)
+    for n in (1, 2, 3):
+        assert state.step() == rows
+        assert [len(row.history) for row in rows] == [len(prompt) + n for prompt in PROMPTS]
+        assert [[chosen.token for chosen in row.new] for row in rows] == [
+            row.history[-1:] for row in rows
+        ]
+    assert state.step() == []
+    assert {row.finish_reason for row in rows} == {"max_tokens"}
+
+
+def test_rows_with_requests_of_their_own_are_what_they_are_alone(tiny_model: GPT2) -> None:
+    # Nobody asks for this yet; rows that join a running batch will.
+    requests = [
+        Request(max_tokens=30, seed=1, sampling=GREEDY),
+        Request(max_tokens=40, seed=2, sampling=Sampling(top_k=3, repetition_penalty=1.3)),
+        Request(max_tokens=7, seed=3, logprobs=True),
+        Request(max_tokens=30, seed=4, overflow="stop", sampling=Sampling(top_k=0, top_p=0.9)),
+    ]
+
+    def rows() -> list[Row]:
+        return [
+            Row(prompt, request, tiny_model.config, sample=sample)
+            for sample, (prompt, request) in enumerate(zip(PROMPTS, requests, strict=True))
+        ]
+
+    for draft in (None, "lookup", make_model(replace(tiny_model.config, n_layer=1), seed=3)):
+
+        def drafter(of: list[Row], draft: Any = draft) -> Any:
+            return draft and drafter_for(of, draft, 4, n_vocab=tiny_model.config.n_vocab)
+
+        together = rows()
+        found = finished(tiny_model, together, drafter=drafter(together))
+        alone = [finished(tiny_model, [row], drafter=drafter([row]))[0] for row in rows()]
+        assert found == alone
+        assert [len(tokens) for tokens in found[2:]] == [7, 30]
+
+
+def test_a_row_that_ended_costs_nothing_and_changes_no_other(
+    tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = Decoder.read
+
+    def counted(self: Decoder, ids: Any, *arguments: Any, **options: Any) -> Any:
+        read.append(len(ids))
+        return original(self, ids, *arguments, **options)
+
+    rows = [
+        Row(prompt, Request(max_tokens=n, seed=1), tiny_model.config, sample=i)
+        for i, (prompt, n) in enumerate(zip(PROMPTS, (2, 9, 5, 9), strict=True))
+    ]
+    expected = finished(
+        tiny_model,
+        [
+            Row(prompt, Request(max_tokens=9, seed=1), tiny_model.config, sample=i)
+            for i, prompt in enumerate(PROMPTS)
+        ],
+    )
+    monkeypatch.setattr(Decoder, "read", counted)
+    found = finished(tiny_model, rows)
+    assert found == [expected[0][:2], expected[1], expected[2][:5], expected[3]]
+    assert read[-8:] == [4, 3, 3, 3, 2, 2, 2, 2]  # after the prompts
+
+
+def test_a_caller_can_end_a_row(tiny_model: GPT2) -> None:
+    rows = [Row(prompt, Request(max_tokens=9, seed=1), tiny_model.config) for prompt in PROMPTS]
+    state = Continuation(tiny_model, rows)
+    state.step()
+    rows[1].finish_reason = "stop_text"
+    assert state.step() == [rows[0], rows[2], rows[3]]
+    assert len(rows[1].history) == 2
+    for row in rows:
+        row.finish_reason = "stop_text"
+    assert state.step() == []
+
+
+def test_a_row_ends_at_its_own_stop_id(tiny_model: GPT2) -> None:
+    request = Request(max_tokens=30, sampling=GREEDY)
+    free = finished(tiny_model, [Row([5, 6, 7], request, tiny_model.config)])[0]
+    rows = [
+        Row([5, 6, 7], request, tiny_model.config, stop_id=stop_id) for stop_id in (free[4], None)
+    ]
+    assert finished(tiny_model, rows) == [free[: free.index(free[4]) + 1], free]
+    assert [row.finish_reason for row in rows] == ["end_of_text", "max_tokens"]
+
+
+@pytest.mark.parametrize("draft", [None, "lookup"])
+def test_a_full_window_ends_a_row_that_must_not_slide(tiny_model: GPT2, draft: Any) -> None:
+    requests = [Request(max_tokens=40, sampling=GREEDY, overflow=way) for way in ("stop", "slide")]
+    rows = [
+        Row(list(range(n)), request, tiny_model.config) for n in (29, 32) for request in requests
+    ]
+    drafter = draft and drafter_for(rows, draft, 4, n_vocab=512)
+    assert [len(tokens) for tokens in finished_slid(tiny_model, rows, drafter)] == [3, 40, 0, 40]
+    assert [row.finish_reason for row in rows] == ["context", "max_tokens"] * 2
+
+
+def finished_slid(model: GPT2, rows: Sequence[Row], drafter: Any) -> list[list[int]]:
+    """Take all steps, and return what each row got, counted while its window slides."""
+    found: dict[Row, list[int]] = {row: [] for row in rows}
+    state = Continuation(model, rows, drafter=drafter)
+    while some := state.step():
+        for row in some:
+            found[row] += [chosen.token for chosen in row.new]
+    return list(found.values())
+
+
+@pytest.mark.parametrize("draft", [None, "lookup"])
+def test_log_probabilities_are_those_of_the_whole_vocabulary(tiny_model: GPT2, draft: Any) -> None:
+    request = Request(max_tokens=20, seed=1, logprobs=True, sampling=Sampling(top_k=2))
+    row = Row([1, 2, 1, 2], request, tiny_model.config)
+    drafter = draft and drafter_for([row], draft, 4, n_vocab=512)
+    state = Continuation(tiny_model, [row], drafter=drafter)
+    found: list[Any] = []
+    while state.step():
+        found += row.new
+    with torch.no_grad():
+        logits = tiny_model(torch.tensor([row.history]))[0, 3:-1]  # (20, V)
+    expected = logits.log_softmax(dim=-1).gather(1, torch.tensor(row.history[4:])[:, None])[:, 0]
+    assert [chosen.token for chosen in found] == row.history[4:]
+    assert [chosen.logprob for chosen in found] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_float64_log_probabilities_are_not_narrowed(tiny_config: GPT2Config) -> None:
+    # They were computed in float32.
+    model = make_model(tiny_config, dtype=torch.float64)
+    row = Row([1, 2], Request(max_tokens=1, logprobs=True, sampling=GREEDY), tiny_config)
+    Continuation(model, [row]).step()
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(dim=-1)[row.history[-1]].item()
+    assert row.new[0].logprob == pytest.approx(expected, abs=1e-13)
+
+
+def test_an_id_that_is_padding_is_never_chosen(tiny_config: GPT2Config) -> None:
+    model = make_model(tiny_config)
+    with torch.no_grad():
+        model.wte.weight[500:] *= 100  # the largest logits by far
+    row = Row([1], Request(max_tokens=30, seed=0, sampling=Sampling(top_k=0)), model.config)
+    (found,) = finished(model, [row], n_vocab=500)
+    assert len(found) == 30
+    assert max(found) < 500

@@ -1,0 +1,134 @@
+"""One request: its fields are the options everywhere, and each is checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any, get_type_hints
+
+import pytest
+
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import rules
+from gpt2kit.generation.request import Options, Request, Sampling, TokenOptions, as_request
+
+
+def test_keyword_options_are_the_fields_of_request_and_sampling() -> None:
+    # The names are written twice, here and there; this holds the two lists together.
+    fields = {**get_type_hints(Request), **get_type_hints(Sampling)}
+    del fields["sampling"]
+    options = get_type_hints(Options)
+    assert options.keys() == fields.keys()
+    assert get_type_hints(TokenOptions).items() <= options.items()
+    for name in options.keys() - {"stop"}:  # as an option, `stop` can be a single text
+        assert options[name] == fields[name], name
+
+
+def test_every_option_has_a_default_and_a_help() -> None:
+    Request()
+    for kind in (Request, Sampling):
+        assert all(rule.help for name, rule in rules(kind).items() if name != "sampling")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", -1),
+        ("max_tokens", 1.5),
+        ("num_samples", 0),
+        ("first_sample", -1),
+        ("overflow", "wrap"),
+        ("stop", [""]),
+        ("stop", 3),
+        ("stop", [3]),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("special", 1),
+        ("draft_tokens", 0),
+        ("draft_tokens", 65),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", True),
+        ("temperature", 10**400),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-320),
+    ],
+)
+def test_an_invalid_option_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        as_request(None, {name: value})
+
+
+def test_a_sampling_that_is_no_sampling_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sampling is"):
+        Request(sampling={"top_k": 3})  # type: ignore[arg-type]
+
+
+def test_options_of_sampling_reach_the_sampling() -> None:
+    request = as_request(None, {"top_k": 3, "max_tokens": 5, "seed": 1})
+    assert request == Request(max_tokens=5, seed=1, sampling=Sampling(top_k=3))
+
+
+def test_a_request_is_passed_on_as_it_is_and_takes_no_options_beside_it() -> None:
+    request = Request(seed=1)
+    assert as_request(request, {}) is request
+    with pytest.raises(ConfigError, match="not both; found top_k too"):
+        as_request(request, {"top_k": 3})
+
+
+def test_an_unknown_option_is_a_type_error_as_of_any_function() -> None:
+    with pytest.raises(TypeError, match="topk"):
+        as_request(None, {"topk": 3})
+
+
+@pytest.mark.parametrize("stop", ["END", ["END"], ("END",)])
+def test_one_stop_text_or_several_are_the_same(stop: Any) -> None:
+    assert Request(stop=stop).stop == ("END",)
+    assert Request(stop=None).stop == ()  # type: ignore[arg-type]
+
+
+def test_a_drawn_seed_stays_with_the_request() -> None:
+    request = Request()
+    assert dataclasses.replace(request, max_tokens=1).drawn_seed == request.drawn_seed
+    assert Request(seed=7).drawn_seed == 7
+    assert len({Request().drawn_seed for _ in range(20)}) == 20
+
+
+def test_draft_tokens_need_a_draft_and_compile_excludes_one() -> None:
+    Request(compile=True).check_draft(None)
+    Request(draft_tokens=3).check_draft("lookup")
+    with pytest.raises(ConfigError, match="draft_tokens is given without a draft"):
+        Request(draft_tokens=3).check_draft(None)
+    with pytest.raises(ConfigError, match="compile is for one token at a time"):
+        Request(compile=True).check_draft("lookup")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "needed"),
+    [
+        (Sampling(temperature=0), 1),
+        (Sampling(top_k=7), 7),
+        (Sampling(top_k=7, top_p=0.5, min_p=0.1), 7),
+        (Sampling(top_k=0), 0),
+        (Sampling(repetition_penalty=1.2), 0),
+    ],
+)
+def test_a_choice_that_depends_on_all_logits_asks_for_all_of_them(
+    sampling: Sampling, needed: int
+) -> None:
+    assert sampling.most_likely == needed
+
+
+def test_requests_need_neither_torch_nor_numpy() -> None:
+    # The command line makes its help from them.
+    code = "import sys, gpt2kit.generation.request; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
