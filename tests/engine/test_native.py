@@ -21,6 +21,7 @@ from gpt2kit.cache import KVCache
 from gpt2kit.config import ACTIVATIONS, GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import MOST_TOKENS, READS_BETWEEN_LOOKS, Decoder
+from gpt2kit.engine.native import library
 from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.generation import row as rows_of_a_batch
 from gpt2kit.generation.request import Sampling
@@ -426,7 +427,7 @@ def test_many_tokens_at_once_are_left_to_torch() -> None:
 
 
 def test_without_the_library_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     for model in (model_of(SMALL), int8_of(model_of(SMALL))):
         assert Decoder(model).name() == "torch"
         assert (
@@ -438,7 +439,7 @@ def test_without_the_library_torch_does_everything(monkeypatch: pytest.MonkeyPat
             == 5
         )
     monkeypatch.setenv(native.VARIABLE, "plain")
-    with pytest.raises(ConfigError, match="nothing was compiled"):
+    with pytest.raises(ConfigError, match="was not compiled here"):
         Decoder(model)
 
 
@@ -446,6 +447,32 @@ def test_a_level_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(native.VARIABLE, "avx1024")
     with pytest.raises(ConfigError, match="avx1024"):
         native.level()
+
+
+@compiled
+@pytest.mark.parametrize("struct", ["Matrix", "Norm", "Layer", "Model", "Sketch", "Step"])
+def test_a_library_of_other_structs_is_refused(
+    struct: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing compared the structs of Python with those of C."""
+    fields = (*getattr(library, struct)._fields_, ("new", ctypes.c_double))
+    monkeypatch.setattr(library, struct, type(struct, (ctypes.Structure,), {"_fields_": fields}))
+    with pytest.raises(ConfigError, match="compiled from other sources.*build_ext --inplace"):
+        library.check(library.load(), Path("_step.so"))
+
+
+@compiled
+def test_a_library_of_other_activation_functions_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "ACTIVATIONS", ACTIVATIONS[::-1])
+    with pytest.raises(ConfigError, match="compiled from other sources"):
+        library.check(library.load(), Path("_step.so"))
+
+
+def test_an_older_library_is_refused() -> None:
+    with pytest.raises(ConfigError, match="compiled from other sources"):
+        library.check(ctypes.CDLL(None), Path("_step.so"))
 
 
 # --- threads and processes -----------------------------------------------------------------------------------------------
@@ -524,5 +551,5 @@ def test_it_is_compiled_by_any_compiler_and_left_out_without_one(
     assert done.returncode == 0, done.stderr
     built = list((tmp_path / "lib").rglob("_step*"))
     assert len(built) == (compiler != "no-such-compiler")
-    for library in built:
-        assert ctypes.CDLL(str(library)).decode_step
+    for path in built:
+        library.check(ctypes.CDLL(str(path)), path)

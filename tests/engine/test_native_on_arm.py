@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import Decoder
+from gpt2kit.engine.native import library
 from gpt2kit.model import GPT2
 
 ROUNDED = "gcc, every product rounded"  # as x86 does without its newer instructions: then every bit is the same
@@ -128,14 +129,14 @@ def inputs(model: Any, step: Any) -> Iterator[tuple[int | None, int]]:
     """Yield address and bytes of everything that a step reads and does not write."""
 
     def matrix(matrix: Any) -> Iterator[tuple[int | None, int]]:
-        yield matrix.weight, matrix.rows * matrix.columns * BYTES[matrix.kind]
+        yield matrix.weight, matrix.rows * matrix.columns * BYTES[matrix.dtype]
         yield matrix.scales, matrix.rows * 4
-        yield matrix.bias, matrix.rows * BYTES[matrix.bias_kind]
+        yield matrix.bias, matrix.rows * BYTES[matrix.bias_dtype]
 
     for whole in (model, step):
         yield ctypes.addressof(whole), ctypes.sizeof(whole)
     layers = model.layers[: model.n_layer]
-    yield address_of(model, "layers"), len(layers) * ctypes.sizeof(native._Layer)
+    yield address_of(model, "layers"), len(layers) * ctypes.sizeof(library.Layer)
     for part in (
         model.wte,
         model.head,
@@ -146,9 +147,9 @@ def inputs(model: Any, step: Any) -> Iterator[tuple[int | None, int]]:
         ),
     ):
         yield from matrix(part)
-    width = model.n_embd * BYTES[model.kind]
+    width = model.n_embd * BYTES[model.dtype]
     for norm in (model.ln_f, *(norm for layer in layers for norm in (layer.ln_1, layer.ln_2))):
-        yield norm.gain, width
+        yield norm.weight, width
         yield norm.bias, width
     yield model.wpe, (max(step.positions[: step.count]) + 1) * width
     for name in ("tokens", "slots", "positions"):
@@ -163,7 +164,7 @@ def outputs(model: Any, step: Any) -> Iterator[tuple[int, int]]:
         step.logits,
         sum(ctypes.string_at(address_of(step, "wanted"), step.count)) * model.head.rows * 4,
     )
-    cache = model.n_layer * step.batch * step.capacity * model.n_embd * BYTES[step.cache_kind]
+    cache = model.n_layer * step.batch * step.capacity * model.n_embd * BYTES[step.cache_dtype]
     yield step.keys, cache
     yield step.values, cache
 
@@ -206,7 +207,7 @@ def test_logits_and_cache_are_those_of_this_processor(
         monkeypatch.setenv(native.VARIABLE, "plain")
         expected = read()
         monkeypatch.delenv(native.VARIABLE)
-        monkeypatch.setattr(native, "_library", lambda: Emulated(program.path, PROCESSORS[level]))
+        monkeypatch.setattr(library, "load", lambda: Emulated(program.path, PROCESSORS[level]))
         assert Decoder(model).name() == f"native {level}"
         found = read()
     if program.is_exact and (kind, level) != (
@@ -221,7 +222,7 @@ def test_logits_and_cache_are_those_of_this_processor(
 def test_a_processor_without_dot_products_is_not_asked_for_them(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_library", lambda: Emulated(program.path, PROCESSORS["plain"]))
+    monkeypatch.setattr(library, "load", lambda: Emulated(program.path, PROCESSORS["plain"]))
     monkeypatch.setenv(native.VARIABLE, "dotprod")
     with torch.inference_mode(), pytest.raises(RuntimeError, match="cannot run dotprod"):
         model = model_of(SMALL)

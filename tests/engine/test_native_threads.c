@@ -98,14 +98,14 @@ int main(int count, char **arguments) {
     }
     Model model = {
         .n_layer = LAYERS, .n_head = HEADS, .n_embd = C, .n_inner = 4 * C, .epsilon = 1e-5f, .layers = layers,
-        .wte = {.weight = at, .rows = V, .columns = C}, .ln_f = {.gain = at},
+        .wte = {.weight = at, .rows = V, .columns = C}, .ln_f = {.weight = at},
     };
     model.head = model.wte;
     model.wpe = at += V * C;
     at += CONTEXT * C;
     for (int i = 0; i < LAYERS; i++) { /* both layers share their weights */
         const float *start = at;
-        layers[i] = (Layer){.ln_1 = {.gain = at}, .ln_2 = {.gain = at}, .attention_scale = 0.25f};
+        layers[i] = (Layer){.ln_1 = {.weight = at}, .ln_2 = {.weight = at}, .attention_scale = 0.25f};
         layers[i].c_attn = matrix(&start, 3 * C, C);
         layers[i].attn_proj = matrix(&start, C, C);
         layers[i].c_fc = matrix(&start, 4 * C, C);

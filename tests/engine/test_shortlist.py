@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import compiled, make_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2kit.checkpoints.load import load
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import Decoder
+from gpt2kit.engine.native import sketch
 from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
@@ -124,16 +129,31 @@ def test_of_a_trained_model_it_computes_little_more_than_what_is_asked_for(test_
     assert max(computed) < 60
 
 
-def test_a_head_in_which_it_finds_too_little_is_computed_whole_from_then_on() -> None:
-    model = peaked(CONFIG)
+def test_a_text_gives_it_up_once_it_leaves_too_many_logits() -> None:
+    """All logits after token 1 are equal, and must all be computed; those after token 2 differ."""
+    config = replace(CONFIG, n_layer=0, tie_word_embeddings=False)
+    model, half = make_model(config), config.n_embd // 2
     with torch.no_grad():
-        model.wte.weight[1:].copy_(model.wte.weight[:1])
-    decoder, cache = Decoder(model), model.new_cache()
-    with torch.inference_mode():
-        for _ in range(2):
-            assert decoder.read([[1]], cache, most_likely=3).isfinite().all()
-        assert decoder._description is not None
-        assert not decoder._description._sketch_pays
+        model.get_parameter("ln_f.bias").zero_()
+        model.get_parameter("ln_f.weight").fill_(5)
+        for name in ("wte.weight", "wpe.weight", "lm_head.weight"):
+            model.get_parameter(name).zero_()
+        signs = torch.tensor([1.0, -1.0]).repeat(half // 2)
+        model.get_parameter("wte.weight")[1, :half] = signs
+        model.get_parameter("wte.weight")[2, half:] = signs
+        model.get_parameter("lm_head.weight")[:, :half] = 1
+        model.get_parameter("lm_head.weight")[:, half:] = torch.randn(config.n_vocab, half)
+
+    def computed(decoder: Decoder, token: int) -> int:
+        with torch.inference_mode():
+            logits = decoder.read([[token]], model.new_cache(), most_likely=3)
+        return int(logits.isfinite().sum())
+
+    decoder = Decoder(model)
+    assert computed(decoder, 2) < 100
+    assert computed(decoder, 1) == config.n_vocab
+    assert computed(decoder, 2) == config.n_vocab
+    assert computed(Decoder(model), 2) < 100  # the next text tries again
 
 
 def with_head(head: Tensor, x: Tensor) -> GPT2:
@@ -216,7 +236,70 @@ def test_a_damaged_row_is_never_ruled_out(damage: float) -> None:
     assert torch.equal(found[2000].nan_to_num(), expected[2000].nan_to_num())
 
 
-def test_weights_changed_in_place_make_a_new_sketch() -> None:
+@pytest.fixture
+def sketches(monkeypatch: pytest.MonkeyPatch) -> list[sketch.Sketch]:
+    """The sketches that were made."""
+    made: list[sketch.Sketch] = []
+
+    class Counted(sketch.Sketch):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(sketch, "Sketch", Counted)
+    return made
+
+
+def test_texts_of_one_model_share_a_sketch(sketches: list[sketch.Sketch]) -> None:
+    """Every text made its own."""
+    model, other = peaked(CONFIG), peaked(CONFIG)
+    for each in (model, model, other, model, other):
+        assert_same(each, 5)
+    assert len(sketches) == 2
+
+
+def test_a_sketch_leaves_memory_with_its_model(sketches: list[sketch.Sketch]) -> None:
+    model = peaked(CONFIG)
+    assert_same(model, 5)
+    made = weakref.ref(sketches.pop())
+    assert made() is not None
+    del model
+    gc.collect()
+    assert made() is None
+
+
+CHANGES: dict[str, Callable[[nn.Parameter], object]] = {
+    "in place": lambda weight: weight.copy_(weight.flip(0)),
+    "one number": lambda weight: weight[17, 3].fill_(1e3),
+    "through .data": lambda weight: weight.data.copy_(weight.data.flip(0)),
+    "one number through .data": lambda weight: weight.data[17, 3].fill_(1e3),
+    "through NumPy": lambda weight: weight.detach().view(torch.int16).numpy().__ixor__(-(2**15)),
+    "other memory": lambda weight: setattr(weight, "data", weight.data.flip(0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_embd", [80, 51])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_noticed_by_the_next_text(
+    change: str, n_embd: int, dtype: torch.dtype
+) -> None:
+    config = replace(CONFIG, n_embd=n_embd, n_head=1, tie_word_embeddings=False)
+    model = peaked(config, dtype)
+    assert_same(model, 3)
+    with torch.no_grad():
+        CHANGES[change](model.get_parameter("lm_head.weight"))
+    assert_same(model, 3)
+
+
+def test_a_head_that_is_replaced_is_noticed_by_the_next_text() -> None:
+    model = peaked(replace(CONFIG, tie_word_embeddings=False))
+    assert_same(model, 3)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().flip(0))
+    assert_same(model, 3)
+
+
+def test_weights_that_change_in_place_are_noticed_within_a_text() -> None:
     model = peaked(CONFIG)
     decoder = Decoder(model)
     for _ in range(2):
@@ -225,6 +308,13 @@ def test_weights_changed_in_place_make_a_new_sketch() -> None:
         assert torch.equal(found.topk(3).values, both(model, 0, (1,))[0].topk(3).values)
         with torch.no_grad():
             model.wte.weight.copy_(model.wte.weight.flip(0))
+
+
+def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = peaked(CONFIG)
+    assert both(model, 3)[1].isinf().any()
+    monkeypatch.setenv("GPT2KIT_SHORTLIST", "0")
+    assert both(model, 3)[1].isfinite().all()
 
 
 @pytest.mark.parametrize(

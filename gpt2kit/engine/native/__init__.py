@@ -1,45 +1,45 @@
-"""One step of GPT-2 in C, for processors: what model.py defines, near the speed at which memory gives the weights.
+"""The native step: one step of GPT-2 in C, for CPUs.
 
-The library is compiled when the package is installed, if there is a compiler; without it everything runs on torch. It is opened
-with ctypes: one call a step, weights and cache used where torch keeps them, nothing copied. `describe` says whether it can run a
-model; the C side is step.c.
+It computes what model.py defines, nearly at the speed at which memory delivers the weights. The C
+sources are compiled when the package is installed, if there is a compiler; without one, torch
+computes everything. The library is opened with ctypes, and works on torch's own memory: no weight
+is copied. `describe` says whether it can run a model; step.c is the step.
 
     N tokens to read, V vocabulary
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.machinery
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p, pointer
-from pathlib import Path
+from ctypes import byref, c_int64, pointer
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gpt2kit.cache import KVCache
+from gpt2kit.config import ACTIVATIONS
+from gpt2kit.engine.native import library
+from gpt2kit.engine.native.sketch import Sketch, sketch_of
 from gpt2kit.engine.snapshot import Snapshot
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2, MLP, Attention, Block, Embedding, Linear
 from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
 
-VARIABLE = (
-    "GPT2KIT_NATIVE"  # 0 turns the native step off; the name of a level makes it use that one
-)
+# 0 turns the native step off; the name of a level makes it use that one.
+VARIABLE = "GPT2KIT_NATIVE"
+# 0 turns the shortlist off.
+SHORTLIST_VARIABLE = "GPT2KIT_SHORTLIST"
+
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "dotprod", "plain")
 
-# Where no more than so many logits are asked for, of a head of at least so many bytes (it is not in the processor's cache), a sketch
-# of it tells which those can be; it is given up where it leaves more than this part of them to be computed.
-MOST_LIKELY = 256
-LARGE_HEAD = 8 * 2**20
-MOST_COMPUTED = 8
+MOST_LIKELY = 256  # the largest top-k that the shortlist serves
+LARGE_HEAD = 8 * 2**20  # bytes; a smaller head stays in the processor's cache
+GIVE_UP = 8  # a text does without the shortlist once it leaves more than 1/8 of the logits
 
-# What it knows; anything else, a subclass too, may compute something else.
+# The modules that it knows. Anything else, a subclass too, may compute something else.
 _MODULES = {
     GPT2,
     Block,
@@ -53,161 +53,66 @@ _MODULES = {
     Int8Embedding,
     Int8Linear,
 }
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # the numbers of step.h
-_ACTIVATIONS = ("gelu_new", "gelu", "quick_gelu", "relu", "silu", "tanh")
-
-
-class _Matrix(Structure):
-    _fields_ = (
-        ("weight", c_void_p),
-        ("scales", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("kind", c_int32),
-        ("bias_kind", c_int32),
-    )
-
-
-class _Norm(Structure):
-    _fields_ = (("gain", c_void_p), ("bias", c_void_p))
-
-
-class _Layer(Structure):
-    _fields_ = (
-        ("ln_1", _Norm),
-        ("ln_2", _Norm),
-        ("c_attn", _Matrix),
-        ("attn_proj", _Matrix),
-        ("c_fc", _Matrix),
-        ("mlp_proj", _Matrix),
-        ("attention_scale", c_float),
-    )
-
-
-class _Model(Structure):
-    _fields_ = (
-        ("n_layer", c_int64),
-        ("n_head", c_int64),
-        ("n_embd", c_int64),
-        ("n_inner", c_int64),
-        ("activation", c_int32),
-        ("kind", c_int32),
-        ("epsilon", c_float),
-        ("wte", _Matrix),
-        ("head", _Matrix),
-        ("wpe", c_void_p),
-        ("ln_f", _Norm),
-        ("layers", POINTER(_Layer)),
-    )
-
-
-class _Sketch(Structure):
-    _fields_ = (
-        ("weight", c_void_p),
-        ("scales", c_void_p),
-        ("norms", c_void_p),
-        ("errors", c_void_p),
-    )
-
-
-class _Step(Structure):
-    _fields_ = (
-        ("count", c_int64),
-        ("tokens", POINTER(c_int64)),
-        ("slots", POINTER(c_int64)),
-        ("positions", POINTER(c_int64)),
-        ("wanted", c_char_p),
-        ("logits", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("batch", c_int64),
-        ("capacity", c_int64),
-        ("cache_kind", c_int32),
-        ("threads", c_int32),
-        ("scratch", c_void_p),
-        ("sketch", POINTER(_Sketch)),
-        ("most_likely", c_int64),
-        ("computed", POINTER(c_int64)),
-    )
-
-
-@functools.cache
-def _library() -> Any:
-    """Open the compiled library; None where there is none."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_step{suffix}")
-        if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:  # of another machine or system
-                continue
-            library.find_kernels.restype = c_void_p
-            library.best_level.restype = c_char_p
-            library.scratch_bytes.restype = c_int64
-            return library
-    return None
 
 
 def level() -> str | None:
-    """Return the name of the instructions that the native step uses here, or None where it is missing or turned off.
+    """Return the name of the instruction set that the native step uses here.
 
-    Raises ConfigError where GPT2KIT_NATIVE asks for what cannot be.
+    None if the step was not compiled or is turned off. Raises ConfigError if GPT2KIT_NATIVE has an
+    unknown value, or one that this machine cannot run.
     """
-    wish = os.environ.get(VARIABLE, "")
-    if wish == "0":
+    asked = os.environ.get(VARIABLE, "")
+    if asked == "0":
         return None
-    if wish in ("", "1"):
-        return str(_library().best_level().decode()) if _library() else None
-    if wish not in LEVELS:
-        raise ConfigError(f"{VARIABLE} is {wish!r}, expected 0, 1, {', '.join(LEVELS)}")
-    if not _library() or not _library().find_kernels(wish.encode()):
-        raise ConfigError(
-            f"{VARIABLE} is {wish!r}, but {'this processor cannot run that' if _library() else 'nothing was compiled'}"
-        )
-    return wish
+    native = library.load()
+    if asked in ("", "1"):
+        return str(native.best_level().decode()) if native else None
+    if asked not in LEVELS:
+        raise ConfigError(f"{VARIABLE} is {asked!r}, expected 0, 1, {', '.join(LEVELS)}")
+    if not native:
+        raise ConfigError(f"{VARIABLE} is {asked!r}, but the native step was not compiled here")
+    if not native.find_kernels(asked.encode()):
+        raise ConfigError(f"{VARIABLE} is {asked!r}, but this processor cannot run that")
+    return asked
 
 
 def describe(model: GPT2) -> Description | None:
-    """Return the model as the native step sees it, or None where it cannot run it: another shape, dtype or device, or hooks."""
-    if type(model) not in (GPT2, Int8GPT2):
-        return None
+    """Return the model as the native step sees it, or None if the step cannot run it.
+
+    It cannot run other shapes than GPT-2's, other dtypes than float32, bfloat16 and int8, other
+    devices than the CPU, nor modules with hooks.
+    """
     config = model.config
-    if not (
-        config.norm == "layernorm"
+    is_gpt2 = (
+        type(model) in (GPT2, Int8GPT2)
+        and config.norm == "layernorm"
         and config.norm_first
         and config.mlp == "plain"
         and config.positions == "learned"
-    ):
+    )
+    if not is_gpt2 or model.dtype not in CACHE_DTYPES:
         return None
-    dtype = model.dtype
-    for module in model.modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks)
-        if type(module) not in _MODULES or any(
-            hooks
-        ):  # an adapter, a probe: what they do happens in torch only
-            return None
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            own = (
-                torch.float32
-                if name == "scales"
-                else torch.int8
-                if isinstance(module, (Int8Embedding, Int8Linear)) and name == "weight"
-                else dtype
-            )
-            if (
-                parameter.dtype != own
-                or parameter.device.type != "cpu"
-                or not parameter.is_contiguous()
-            ):
-                return None
-    return Description(model) if dtype in CACHE_DTYPES else None
+    if not all(_is_known(module, model.dtype) for module in model.modules()):
+        return None
+    return Description(model)
+
+
+def _is_known(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the native step computes what this module does, and can read its parameters."""
+    if type(module) not in _MODULES or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    is_int8 = isinstance(module, (Int8Embedding, Int8Linear))
+    int8_dtypes = {"weight": torch.int8, "scales": torch.float32}
+    return all(
+        parameter.dtype == (int8_dtypes.get(name, dtype) if is_int8 else dtype)
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
+        for name, parameter in module.named_parameters(recurse=False)
+    )
 
 
 class Description:
-    """A model's addresses, for the native step, and what they were taken from."""
+    """A model as the native step sees it: the addresses of its weights."""
 
     def __init__(self, model: GPT2) -> None:
         config = model.config
@@ -217,30 +122,30 @@ class Description:
         head: Any = model.wte if config.tie_word_embeddings else model.lm_head
         self._head: nn.Parameter = head.weight
         self._sketch: Sketch | None = None
-        # An inference tensor does not say that it was changed in place.
-        self._sketch_pays = (
-            self._head.dtype != torch.int8
+        self._shortlist_pays = (
+            os.environ.get(SHORTLIST_VARIABLE) != "0"
+            and self._head.dtype != torch.int8
             and self._head.nbytes >= LARGE_HEAD
-            and not self._head.is_inference()
+            and not self._head.is_inference()  # such a tensor does not count its changes
         )
-        self._layers = (_Layer * config.n_layer)(*(_layer(block) for block in model.h))
-        self._struct = _Model(
+        layers = (library.Layer * config.n_layer)(*map(_layer, model.h))
+        self._struct = library.Model(
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_embd=config.n_embd,
             n_inner=config.inner_size,
-            activation=_ACTIVATIONS.index(config.activation_function),
-            kind=_KINDS[model.dtype],
+            activation=ACTIVATIONS.index(config.activation_function),
+            dtype=library.DTYPES[model.dtype],
             epsilon=config.layer_norm_epsilon,
             wte=_matrix(model.wte),
             head=_matrix(head),
             wpe=wpe.weight.data_ptr(),
             ln_f=_norm(model.ln_f),
-            layers=self._layers,
+            layers=layers,
         )
 
     def is_current(self) -> bool:
-        """Whether these are still the model's modules and weights, and lie where they did."""
+        """Whether the model still has these modules and weights, at the same addresses."""
         return self._snapshot.is_current()
 
     def step(
@@ -253,69 +158,61 @@ class Description:
         level: str,
         most_likely: int = 0,
     ) -> Tensor:
-        """Read N tokens, each at a position of a row of the cache, and return the logits after the wanted ones, (wanted, V) float32.
+        """Read N tokens and return the logits after the wanted ones, (wanted, V) float32.
 
-        Tokens of one row follow one another. Keys and values go into the cache; advancing it is the caller's. Where only the
-        `most_likely` largest logits are asked for, any of the others may be minus infinity. Steps of several threads take turns.
+        Token i is read at a position of a slot of the cache; tokens of the same slot are adjacent
+        and in order. Their keys and values go into the cache, which the caller advances. With
+        `most_likely`, logits below this many largest may be minus infinity. Ids, slots and
+        positions must be valid: C does not check them. Calls from several threads take turns.
         """
         N, V = len(tokens), self._model.config.n_vocab
         sketch = self._sketch_for(most_likely, level) if sum(wanted) == 1 else None
-        numbers = c_int64 * N
         logits = torch.empty((sum(wanted), V), dtype=torch.float32)
         computed = c_int64()
-        step = _Step(
+        integers = c_int64 * N
+        step = library.Step(
             count=N,
-            tokens=numbers(*tokens),
-            slots=numbers(*slots),
-            positions=numbers(*positions),
+            tokens=integers(*tokens),
+            slots=integers(*slots),
+            positions=integers(*positions),
             wanted=bytes(wanted),
             logits=logits.data_ptr(),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
             batch=cache.batch_size,
             capacity=cache.capacity,
-            cache_kind=_KINDS[cache.keys.dtype],
+            cache_dtype=library.DTYPES[cache.keys.dtype],
             threads=torch.get_num_threads(),
             sketch=sketch and pointer(sketch.struct),
             most_likely=most_likely if sketch else 0,
             computed=pointer(computed),
         )
-        scratch = torch.empty(
-            _library().scratch_bytes(byref(self._struct), byref(step)) + 64, dtype=torch.uint8
-        )
-        step.scratch = (scratch.data_ptr() + 63) // 64 * 64
-        if _library().decode_step(byref(self._struct), byref(step), level.encode()):
-            raise RuntimeError(f"the processor cannot run {level}")
-        if computed.value > V // MOST_COMPUTED:
-            self._sketch_pays = False
+        self._run(step, level)
+        if computed.value > V // GIVE_UP:
+            self._shortlist_pays = False
         return logits
 
+    def _run(self, step: library.Step, level: str) -> None:
+        """Give a step its scratch memory and do it."""
+        native, model = library.load(), byref(self._struct)
+        size = native.scratch_bytes(model, byref(step))
+        scratch = torch.empty(size + 64, dtype=torch.uint8)
+        step.scratch = (scratch.data_ptr() + 63) // 64 * 64
+        if native.decode_step(model, byref(step), level.encode()):
+            raise RuntimeError(f"this processor cannot run {level}")
+
     def _sketch_for(self, most_likely: int, level: str) -> Sketch | None:
-        """Return the sketch that finds so many logits, or None where computing them all is as good."""
-        if not self._sketch_pays or not 0 < most_likely <= MOST_LIKELY:
+        """Return the sketch that finds the largest logits, or None to compute all of them."""
+        if not self._shortlist_pays or not 0 < most_likely <= MOST_LIKELY:
             return None
         if self._sketch is None or self._sketch.version != self._head._version:
-            self._sketch = Sketch(self._struct.head, self._head._version, level)
+            self._sketch = sketch_of(self._head, self._struct.head, level)
         return self._sketch
 
 
-class Sketch:
-    """A head in eight bits and how much that leaves out; `version` is that of the weights it was made from."""
-
-    def __init__(self, head: _Matrix, version: int, level: str) -> None:
-        self.version = version
-        self._weight = torch.empty((head.rows, head.columns), dtype=torch.int8)
-        self._numbers = torch.empty((3, head.rows))  # scales, norms, errors
-        self.struct = _Sketch(self._weight.data_ptr(), *(row.data_ptr() for row in self._numbers))
-        if _library().make_sketch(
-            byref(head), byref(self.struct), torch.get_num_threads(), level.encode()
-        ):
-            raise RuntimeError(f"the processor cannot run {level}")
-
-
-def _layer(block: Any) -> _Layer:
+def _layer(block: Any) -> library.Layer:
     attention, mlp = block.attn, block.mlp
-    return _Layer(
+    return library.Layer(
         _norm(block.ln_1),
         _norm(block.ln_2),
         _matrix(attention.c_attn),
@@ -326,22 +223,22 @@ def _layer(block: Any) -> _Layer:
     )
 
 
-def _norm(module: Any) -> _Norm:
-    return _Norm(module.weight.data_ptr(), None if module.bias is None else module.bias.data_ptr())
+def _norm(module: Any) -> library.Norm:
+    return library.Norm(module.weight.data_ptr(), _address(module.bias))
 
 
-def _matrix(module: Any) -> _Matrix:
-    weight, bias, scales = (
-        module.weight,
-        getattr(module, "bias", None),
-        getattr(module, "scales", None),
-    )
-    return _Matrix(
+def _matrix(module: Any) -> library.Matrix:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    return library.Matrix(
         weight=weight.data_ptr(),
-        scales=None if scales is None else scales.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
+        scales=_address(getattr(module, "scales", None)),
+        bias=_address(bias),
         rows=weight.shape[0],
         columns=weight.shape[1],
-        kind=_KINDS[weight.dtype],
-        bias_kind=0 if bias is None else _KINDS[bias.dtype],
+        dtype=library.DTYPES[weight.dtype],
+        bias_dtype=0 if bias is None else library.DTYPES[bias.dtype],
     )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

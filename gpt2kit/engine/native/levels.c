@@ -1,4 +1,4 @@
-/* The kernels, compiled for each instruction set, and the choice among them at run time. */
+/* The kernels, compiled once for each instruction set, and the choice among them at run time. */
 
 #include <float.h>
 #include <math.h>
@@ -32,16 +32,16 @@ typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), ma
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 
-/* One number of either kind, as a float. */
-static inline float read(const void *numbers, int kind, int64_t at) {
-    if (kind == FLOAT32) return ((const float *)numbers)[at];
+/* Read one float32 or bfloat16 number. */
+static inline float read(const void *numbers, int dtype, int64_t at) {
+    if (dtype == FLOAT32) return ((const float *)numbers)[at];
     uint32_t bits = (uint32_t)((const uint16_t *)numbers)[at] << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-/* Four numbers of two vectors of four, by their places in the two together. */
+/* Pick four numbers by their indices in two vectors of four, one after the other. */
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -57,19 +57,23 @@ static inline float read(const void *numbers, int kind, int64_t at) {
 #define SECOND_OF_PAIRS(pairs) ((pairs) << 16)
 #endif
 
-enum { TILE_ROWS = 4, AHEAD = 2048, CACHED_AHEAD = 4096 };
-
-#define ABOVE 1.0001f /* makes a norm, a rounded sum of squares, a bound */
-#define TINY 1e-12f   /* the squares of smaller numbers could vanish, and the bound with them */
+enum {
+    TILE_ROWS = 4,              /* rows of weights that are multiplied at once */
+    PREFETCH_BYTES = 2048,      /* how far ahead weights are asked for */
+    CACHE_PREFETCH_BYTES = 4096 /* and keys and values */
+};
 
 /* Ask for the weights that come a little after these. */
-static inline void fetch(const char *weights) { __builtin_prefetch(weights + AHEAD); }
+static inline void prefetch(const char *weights) { __builtin_prefetch(weights + PREFETCH_BYTES); }
 
-/* The same for so many keys or values. */
-static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64_t count) {
-    int64_t size = kind == BFLOAT16 ? 2 : 4;
-    for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch((const char *)numbers + at * size + byte + CACHED_AHEAD);
+/* Ask for the keys or values that come a little after these `count` ones. */
+static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, int64_t count) {
+    int64_t size = dtype == BFLOAT16 ? 2 : 4;
+    const char *ahead = (const char *)numbers + at * size + CACHE_PREFETCH_BYTES;
+    for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(ahead + byte);
 }
+
+/* --- one copy of the kernels for each instruction set ----------------------------------------- */
 
 #define FN(name) name##_plain
 #define TARGET
@@ -101,7 +105,8 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #include "kernels.h"
 
 #define FN(name) name##_avx512bf16
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
+#define TARGET \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
 #define FLOATS f32x16
 #define INTEGERS i32x16
 #define TILE_INPUTS 2
@@ -110,17 +115,20 @@ static inline void fetch_cached(const void *numbers, int kind, int64_t at, int64
 #define BF16 1
 #include "kernels.h"
 
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 static int has_avx512(void) {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
 }
 
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 static int has_avx512bf16(void) {
-    unsigned eax, ebx, ecx, edx; /* asked for by its bit: not every compiler knows the name */
+    unsigned eax, ebx, ecx, edx; /* cpuid, because not every compiler knows this feature's name */
     return has_avx512vnni() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 5 & 1;
 }
 
@@ -137,20 +145,21 @@ static int has_avx512bf16(void) {
 #define DOTPROD 1
 #include "kernels.h"
 
-static int has_dotprod(void) {
-#if defined(__ARM_FEATURE_DOTPROD) /* every processor that the compiler writes for has it: Apple's */
-    return 1;
+#if defined(__ARM_FEATURE_DOTPROD) /* all processors of this target have it, as Apple's do */
+static int has_dotprod(void) { return 1; }
 #elif defined(__linux__)
-    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; } /* HWCAP_ASIMDDP */
 #else
-    return 0;
+static int has_dotprod(void) { return 0; }
 #endif
-}
 
 #endif
+
+/* --- the choice ------------------------------------------------------------------------------- */
 
 static int always(void) { return 1; }
 
+/* The fastest first. */
 static const struct {
     const char *name;
     const Kernels *kernels;
@@ -165,14 +174,15 @@ static const struct {
 #if defined(__aarch64__)
     {"dotprod", &kernels_dotprod, has_dotprod},
 #endif
-    {"plain", &kernels_plain, always}, /* on ARM the compiler makes NEON of it */
+    {"plain", &kernels_plain, always}, /* on ARM, compilers turn it into NEON */
 };
 
 enum { N_LEVELS = sizeof LEVELS / sizeof *LEVELS };
 
 const Kernels *find_kernels(const char *level) {
     for (int i = 0; i < N_LEVELS; i++)
-        if ((!level || !strcmp(level, LEVELS[i].name)) && LEVELS[i].runs_here()) return LEVELS[i].kernels;
+        if ((!level || !strcmp(level, LEVELS[i].name)) && LEVELS[i].runs_here())
+            return LEVELS[i].kernels;
     return NULL;
 }
 

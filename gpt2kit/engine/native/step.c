@@ -1,10 +1,11 @@
-/* One step of GPT-2 in C: read some tokens, append their keys and values to the cache, give the logits of the next ones.
+/* One step of GPT-2: read N tokens, append their keys and values to the cache, return logits.
  *
- * It computes what gpt2kit/model.py defines, on the same weights and the same cache. All threads go through the whole step
- * together; each job of a phase is done by the thread that is free, and between two phases they wait for one another. What is
- * little work, such as norms, every thread does for itself: that costs less than to wait once more.
+ * It computes what gpt2kit/model.py defines, from the same weights and on the same cache; forward()
+ * is the whole model on one page. All threads run it together. Each of its phases is cut into jobs,
+ * which the threads take one after another, and at its end they wait for each other. What is quick,
+ * such as a layer norm, every thread computes for itself: that takes less time than waiting would.
  *
- *     N tokens to read, C width, H heads, D head size, S keys, V vocabulary
+ *     N tokens to read, C width, H heads, D head size, S keys, V vocabulary, K columns of a matrix
  */
 
 #include "step.h"
@@ -14,135 +15,80 @@
 
 #include "threads.h"
 
-enum { PHASES_PER_LAYER = 5, PHASES_BESIDE = 3, CHUNK_BYTES = 262144, ALIGNMENT = 64 };
+enum {
+    PHASES_PER_LAYER = 5,
+    OTHER_PHASES = 3,     /* the embedding, and two for the head */
+    CHUNK_BYTES = 262144, /* of weights that one job reads */
+    ALIGNMENT = 64,       /* of arrays in scratch memory */
+};
 
-/* Everything a thread needs to take its part; the arrays lie in the caller's scratch memory. */
+/* What all threads share during one step. The arrays are in the caller's scratch memory. */
 typedef struct {
     const Model *model;
     const Step *step;
     const Kernels *kernels;
-    int64_t *next_job;  /* (phases,): the first job of each phase that nobody has taken */
-    float *x, *y;       /* (N, C): the residual stream, and what the heads give */
-    float *qkv;         /* (N, 3C) */
-    float *hidden;      /* (N, inner) */
-    float *own_numbers; /* (threads, capacity + 16 or C, whichever is more): scores, or a normalised vector */
-    Input *own_inputs;  /* (threads, N) */
-    int64_t own_count;  /* of own_numbers, for each thread */
-    int64_t wanted;     /* rows whose logits are wanted */
-    float *own_largest; /* (threads, 2, most_likely): the largest lower bounds that a thread has found, and those of all */
-    int16_t *own_whole; /* (threads, C): a vector in whole numbers */
-    int64_t whole_count;
+    int64_t wanted;    /* tokens whose logits are wanted */
+    int64_t *next_job; /* (phases,): the first job of each phase that no thread has taken yet */
+    float *x;          /* (N, C): the residual stream */
+    float *qkv;        /* (N, 3C): queries, keys and values */
+    float *y;          /* (N, C): what attention gives, the heads side by side */
+    float *hidden;     /* (N, n_inner): inside the MLP */
+
+    /* One piece for each thread: */
+    float *vectors; /* (threads, vector_size): attention scores, or a normalized vector */
+    int64_t vector_size;
+    Input *inputs;     /* (threads, N): inputs of a matrix */
+    int16_t *integers; /* (threads, integers_size): the rounded input of the shortlist */
+    int64_t integers_size;
+    float *largest; /* (threads, 2, most_likely): the largest lower bounds: a thread's, and all */
 } Run;
 
-/* One thread's place in the run. */
+/* One thread's view of the run: its own pieces of memory, and the phase that it is in. */
 typedef struct {
     const Run *run;
-    float *numbers; /* its own part of own_numbers */
-    Input *inputs;  /* and of own_inputs */
-    float *largest; /* and of own_largest, */
-    int16_t *whole; /* and of own_whole */
-    int thread, threads, phase;
+    float *vector;
+    Input *inputs;
+    int16_t *integers;
+    float *largest;
+    int thread, threads;
+    int phase;
 } Worker;
 
-/* --- memory ------------------------------------------------------------------------------------------------------------ */
+/* --- sharing work ----------------------------------------------------------------------------- */
 
-static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-/* Take so many bytes from the scratch memory; without memory, count them only. */
-static void *take(char **memory, int64_t *used, int64_t bytes) {
-    void *place = *memory ? *memory + *used : NULL;
-    *used += round_up(bytes, ALIGNMENT);
-    return place;
-}
-
-/* Lay the run's arrays out in the step's scratch memory, and return how many bytes they need. */
-static int64_t lay_out(Run *run) {
-    const Model *model = run->model;
-    const Step *step = run->step;
-    int64_t N = step->count, C = model->n_embd, inner = model->n_inner, used = 0;
-    int64_t widest = round_up(C > inner ? C : inner, BLOCK), room = round_up(step->capacity + 16, 16);
-    char *memory = step->scratch;
-    run->own_count = room > C ? room : round_up(C, 16);
-    run->next_job = take(&memory, &used, (PHASES_PER_LAYER * model->n_layer + PHASES_BESIDE) * sizeof(int64_t));
-    run->x = take(&memory, &used, N * C * sizeof(float));
-    run->y = take(&memory, &used, N * C * sizeof(float));
-    run->qkv = take(&memory, &used, N * 3 * C * sizeof(float));
-    run->hidden = take(&memory, &used, N * inner * sizeof(float));
-    run->own_numbers = take(&memory, &used, step->threads * run->own_count * sizeof(float));
-    run->own_largest = take(&memory, &used, step->threads * 2 * step->most_likely * sizeof(float));
-    run->own_whole = take(&memory, &used, step->sketch ? step->threads * widest * sizeof(int16_t) : 0);
-    run->whole_count = widest;
-    run->own_inputs = take(&memory, &used, step->threads * N * sizeof(Input));
-    for (int64_t i = 0; i < step->threads * N; i++) {
-        float *numbers = take(&memory, &used, widest * sizeof(float));
-        int8_t *whole = (int8_t *)numbers;
-        if (memory) run->own_inputs[i] = (Input){numbers, whole, (int32_t *)(whole + widest), (float *)(whole + 2 * widest)};
-    }
-    return used;
-}
-
-/* --- phases ------------------------------------------------------------------------------------------------------------ */
-
-/* Return the first of the next `n` jobs of this phase for this thread. */
-static int64_t next_jobs(const Worker *worker, int64_t n) {
+/* Take the next n jobs of this phase, and return the first of them. */
+static int64_t take_jobs(const Worker *worker, int64_t n) {
     return __atomic_fetch_add(&worker->run->next_job[worker->phase], n, __ATOMIC_RELAXED);
 }
 
+/* Wait until every thread has finished this phase, so that its outputs can be read. */
 static void end_phase(Worker *worker) {
     wait_for_all(worker->threads);
     worker->phase++;
 }
 
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 static int64_t row_bytes(const Matrix *matrix) {
-    return matrix->columns * (matrix->kind == FLOAT32 ? 4 : matrix->kind == BFLOAT16 ? 2 : 1);
+    return matrix->columns * (matrix->dtype == FLOAT32 ? 4 : matrix->dtype == BFLOAT16 ? 2 : 1);
 }
 
-/* Return how many rows a thread takes at once: few enough that none waits long for another at the end. */
-static int64_t chunk_of(const Matrix *matrix, int threads) {
-    int64_t rows = CHUNK_BYTES / row_bytes(matrix), fair = matrix->rows / (4 * threads);
-    rows = round_up(rows < fair ? rows : fair, 4);
-    return rows ? rows : 4;
+/* Return how many rows of a matrix make one job: few enough that at the end of the phase no thread
+ * waits long for another. */
+static int64_t rows_per_job(const Matrix *matrix, int threads) {
+    int64_t rows = round_up(min(CHUNK_BYTES / row_bytes(matrix), matrix->rows / (4 * threads)), 4);
+    return max(rows, 4);
 }
 
-/* Where vectors come from: some rows, or of all rows those that are wanted, normalised where there is a norm. */
-typedef struct {
-    const float *numbers; /* (N, columns) */
-    const Norm *norm;
-    const uint8_t *wanted;
-} Source;
+/* --- the embedding ---------------------------------------------------------------------------- */
 
-/* Arrange the vectors for a matrix, each thread for itself, and return how many there are. */
-static int64_t arrange(Worker *worker, const Matrix *matrix, Source source) {
-    const Run *run = worker->run;
-    const Model *model = run->model;
-    int64_t K = matrix->columns, count = 0;
-    for (int64_t i = 0; i < run->step->count; i++) {
-        if (source.wanted && !source.wanted[i]) continue;
-        const float *x = source.numbers + i * K;
-        if (source.norm) {
-            run->kernels->normalise(x, source.norm->gain, source.norm->bias, model->kind, model->epsilon, K, worker->numbers);
-            x = worker->numbers;
-        }
-        run->kernels->arrange(matrix->kind, x, K, &worker->inputs[count++]);
-    }
-    return count;
-}
-
-/* What becomes of the outputs that a thread has just computed; `from` and `to` are columns of `out`. */
-typedef void (*Then)(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to);
-
-static void linear(Worker *worker, const Matrix *matrix, Source source, Outputs out, Then then, int64_t layer) {
-    int64_t chunk = chunk_of(matrix, worker->threads), count = arrange(worker, matrix, source);
-    for (int64_t from; (from = next_jobs(worker, chunk)) < matrix->rows;) {
-        int64_t to = from + chunk < matrix->rows ? from + chunk : matrix->rows;
-        worker->run->kernels->linear(matrix, from, to, worker->inputs, count, &out);
-        if (then) then(worker->run, layer, &out, from, to);
-    }
-}
-
-static float read_one(const void *numbers, int kind, int64_t at) {
+static float read_number(const void *numbers, int dtype, int64_t at) {
     uint32_t bits;
-    if (kind == BFLOAT16)
+    if (dtype == BFLOAT16) /* the upper half of a float32 */
         bits = (uint32_t)((const uint16_t *)numbers)[at] << 16;
     else
         memcpy(&bits, (const char *)numbers + 4 * at, 4);
@@ -151,71 +97,142 @@ static float read_one(const void *numbers, int kind, int64_t at) {
     return value;
 }
 
-static void write_one(void *numbers, int kind, int64_t at, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (kind == BFLOAT16)  /* to the nearest, of two equally near the even one; a NaN stays one */
-        ((uint16_t *)numbers)[at] = value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
-    else
-        ((float *)numbers)[at] = value;
-}
-
+/* x = wte[token] + wpe[position]: (N, C). */
 static void embed(Worker *worker) {
     const Run *run = worker->run;
     const Model *model = run->model;
     const Matrix *wte = &model->wte;
     int64_t C = model->n_embd;
-    for (int64_t i; (i = next_jobs(worker, 1)) < run->step->count;) {
+    for (int64_t i; (i = take_jobs(worker, 1)) < run->step->count;) {
         int64_t token = run->step->tokens[i], position = run->step->positions[i];
         for (int64_t c = 0; c < C; c++) {
-            float value = wte->kind == INT8 ? ((const int8_t *)wte->weight)[token * C + c] * wte->scales[token]
-                                            : read_one(wte->weight, wte->kind, token * C + c);
-            run->x[i * C + c] = value + read_one(model->wpe, model->kind, position * C + c);
+            float value = wte->dtype == INT8
+                              ? ((const int8_t *)wte->weight)[token * C + c] * wte->scales[token]
+                              : read_number(wte->weight, wte->dtype, token * C + c);
+            run->x[i * C + c] = value + read_number(model->wpe, model->dtype, position * C + c);
         }
     }
 }
 
-/* --- attention ----------------------------------------------------------------------------------------------------------- */
+/* --- matrices --------------------------------------------------------------------------------- */
 
-/* Return where the cache keeps the keys or values of one layer, row and head. */
-static void *cached(const Run *run, void *all, int64_t layer, int64_t slot, int64_t head) {
-    const Step *step = run->step;
-    int64_t H = run->model->n_head, D = run->model->n_embd / H;
-    int64_t numbers = ((layer * step->batch + slot) * H + head) * step->capacity * D;
-    return (char *)all + numbers * (step->cache_kind == BFLOAT16 ? 2 : 4);
+/* The inputs of a matrix. */
+typedef struct {
+    const float *vectors;  /* (N, K) */
+    const Norm *norm;      /* a layer norm to apply first, or NULL */
+    const uint8_t *wanted; /* (N,): which vectors to take, or NULL for all */
+} Source;
+
+/* What to do with outputs `from` to `to` of a matrix once they are computed. */
+typedef void (*Epilogue)(
+    const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to
+);
+
+/* Normalize the inputs and bring them into the form that the matrix's kernel reads. Every thread
+ * does this for itself. Return how many inputs there are. */
+static int64_t prepare_inputs(Worker *worker, const Matrix *matrix, Source source) {
+    const Run *run = worker->run;
+    const Model *model = run->model;
+    int64_t K = matrix->columns, count = 0;
+    for (int64_t i = 0; i < run->step->count; i++) {
+        if (source.wanted && !source.wanted[i]) continue;
+        const float *x = source.vectors + i * K;
+        if (source.norm) {
+            run->kernels->layer_norm(
+                x, source.norm, model->dtype, model->epsilon, K, worker->vector
+            );
+            x = worker->vector;
+        }
+        run->kernels->prepare_input(matrix->dtype, x, K, &worker->inputs[count++]);
+    }
+    return count;
 }
 
-/* Put the keys and values among these columns of qkv into the cache, a head's at a time. */
-static void append(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to) {
+/* out = source @ weight.T + bias, or out += that. A job is some rows of the matrix, for all inputs.
+ */
+static void matmul(
+    Worker *worker, const Matrix *matrix, Source source, Outputs out, Epilogue epilogue,
+    int64_t layer
+) {
+    int64_t job = rows_per_job(matrix, worker->threads);
+    int64_t count = prepare_inputs(worker, matrix, source);
+    for (int64_t from; (from = take_jobs(worker, job)) < matrix->rows;) {
+        int64_t to = min(from + job, matrix->rows);
+        worker->run->kernels->matmul(matrix, from, to, worker->inputs, count, &out);
+        if (epilogue) epilogue(worker->run, layer, &out, from, to);
+    }
+}
+
+/* Epilogue of the MLP's first matrix: apply the activation function. */
+static void activate(
+    const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to
+) {
+    (void)layer;
+    for (int64_t i = 0; i < run->step->count; i++)
+        run->kernels->activate(
+            out->floats + i * out->stride + from, to - from, run->model->activation
+        );
+}
+
+/* --- attention -------------------------------------------------------------------------------- */
+
+/* Return the keys or values (capacity, D) of one layer, slot and head in the cache. */
+static void *cached(const Run *run, void *cache, int64_t layer, int64_t slot, int64_t head) {
+    const Step *step = run->step;
+    int64_t H = run->model->n_head, D = run->model->n_embd / H;
+    int64_t at = ((layer * step->batch + slot) * H + head) * step->capacity * D;
+    return (char *)cache + at * (step->cache_dtype == BFLOAT16 ? 2 : 4);
+}
+
+static void write_number(void *numbers, int dtype, int64_t at, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (dtype == BFLOAT16) /* round to nearest, ties to even; NaN stays NaN */
+        ((uint16_t *)numbers)[at] =
+            value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+    else
+        ((float *)numbers)[at] = value;
+}
+
+/* Epilogue of c_attn: copy keys and values, columns C to 3C of qkv, into the cache. */
+static void append_to_cache(
+    const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to
+) {
     const Step *step = run->step;
     int64_t C = run->model->n_embd, D = C / run->model->n_head;
     for (int64_t i = 0; i < step->count; i++)
-        for (int64_t column = from > C ? from : C; column < to;) {
-            int64_t c = column % C, end = column - c % D + D;
-            void *place = cached(run, column < 2 * C ? step->keys : step->values, layer, step->slots[i], c / D);
+        for (int64_t column = max(from, C); column < to;) { /* one head at a time */
+            int64_t c = column % C, head_end = column - c % D + D;
+            void *cache = column < 2 * C ? step->keys : step->values;
+            void *head = cached(run, cache, layer, step->slots[i], c / D);
             int64_t at = step->positions[i] * D + c % D;
-            for (; column < end && column < to; column++) write_one(place, step->cache_kind, at++, out->numbers[i * out->stride + column]);
+            for (; column < head_end && column < to; column++)
+                write_number(head, step->cache_dtype, at++, out->floats[i * out->stride + column]);
         }
 }
 
-/* Attend from every token in every head; what it gives becomes y. */
-static void attend(Worker *worker, int64_t layer) {
+/* y = softmax(q @ keys.T * scale) @ values. A job is one head of one token, which sees the keys and
+ * values of its slot up to its own position. */
+static void attention(Worker *worker, int64_t layer) {
     const Run *run = worker->run;
     const Step *step = run->step;
     int64_t C = run->model->n_embd, H = run->model->n_head, D = C / H;
-    for (int64_t job; (job = next_jobs(worker, 1)) < step->count * H;) {
-        int64_t i = job / H, head = job % H;
+    float scale = run->model->layers[layer].attention_scale;
+    for (int64_t job; (job = take_jobs(worker, 1)) < step->count * H;) {
+        int64_t i = job / H, head = job % H, S = step->positions[i] + 1;
+        const float *q = run->qkv + i * 3 * C + head * D;
         const void *keys = cached(run, step->keys, layer, step->slots[i], head);
         const void *values = cached(run, step->values, layer, step->slots[i], head);
-        const float *q = run->qkv + i * 3 * C + head * D;
-        float scale = run->model->layers[layer].attention_scale;
-        run->kernels->attend(step->cache_kind, q, keys, values, step->positions[i] + 1, D, scale, worker->numbers, run->y + i * C + head * D);
+        float *y = run->y + i * C + head * D;
+        run->kernels->attention(
+            step->cache_dtype, q, keys, values, S, D, scale, worker->vector, y
+        );
     }
 }
 
-/* --- the shortlist ------------------------------------------------------------------------------------------------------- */
+/* --- the shortlist ---------------------------------------------------------------------------- */
 
-/* Put a value, if it is finite, among the n largest, ascending; the smallest falls out. */
+/* Insert a finite value into the n largest, in ascending order; the smallest drops out. */
 static void keep_largest(float *largest, int64_t n, float value) {
     int64_t i = 0;
     if (!(value > largest[0] && value < INFINITY)) return;
@@ -223,82 +240,163 @@ static void keep_largest(float *largest, int64_t n, float value) {
     largest[i] = value;
 }
 
-/* Compute the logits that can be among the `most_likely` largest as `linear` would, and put minus infinity in place of the others:
- * bounds of all from the sketch, a quarter or half of the head's bytes, then the few rows that these leave. */
+/* As matmul with the head and one input, but only for logits that can be among the `most_likely`
+ * largest; the others become minus infinity. The first phase bounds every logit, from a sketch with
+ * a quarter or half of the head's bytes; the second computes the few logits that are left. */
 static void shortlist(Worker *worker, Source source) {
     const Run *run = worker->run;
     const Step *step = run->step;
     const Matrix *head = &run->model->head;
-    int64_t V = head->rows, K = head->columns, n = step->most_likely, chunk = chunk_of(head, worker->threads);
-    Rounded x = {.whole = worker->whole};
-    arrange(worker, head, source);
-    run->kernels->round_input(head->kind, worker->numbers, K, &x);
+    int64_t V = head->rows, K = head->columns, n = step->most_likely;
+    int64_t job = rows_per_job(head, worker->threads);
+
+    /* upper bounds of all logits, and this thread's n largest lower bounds */
+    RoundedInput x = {.int16 = worker->integers};
+    prepare_inputs(worker, head, source); /* leaves the normalized vector in worker->vector */
+    run->kernels->round_input(head->dtype, worker->vector, K, &x);
     for (int64_t i = 0; i < 2 * n; i++) worker->largest[i] = -INFINITY;
-    for (int64_t from; (from = next_jobs(worker, chunk)) < V;) {
-        int64_t to = from + chunk < V ? from + chunk : V;
-        run->kernels->bounds(step->sketch, from, to, K, &x, step->logits);
-        for (int64_t row = from; row < to; row++) keep_largest(worker->largest, n, step->logits[row] - 2 * doubt(step->sketch, row, &x));
+    for (int64_t from; (from = take_jobs(worker, job)) < V;) {
+        int64_t to = min(from + job, V);
+        run->kernels->upper_bounds(step->sketch, from, to, K, &x, step->logits);
+        for (int64_t row = from; row < to; row++) {
+            float lower = step->logits[row] - 2 * error_bound(step->sketch, row, &x);
+            keep_largest(worker->largest, n, lower);
+        }
     }
     end_phase(worker);
-    float *of_all = worker->largest + n;
+
+    /* the n-th largest lower bound of all: every logit below it is left out */
+    float *largest = worker->largest + n;
     for (int thread = 0; thread < worker->threads; thread++)
-        for (int64_t i = 0; i < n; i++) keep_largest(of_all, n, run->own_largest[2 * n * thread + i]);
+        for (int64_t i = 0; i < n; i++) keep_largest(largest, n, run->largest[2 * n * thread + i]);
+
     int64_t computed = 0;
-    for (int64_t from; (from = next_jobs(worker, chunk)) < V;)
-        for (int64_t row = from; row < from + chunk && row < V; row++)
-            if (step->logits[row] < of_all[0]) { /* false where a bound is no number: that row must be seen */
+    for (int64_t from; (from = take_jobs(worker, job)) < V;)
+        for (int64_t row = from; row < min(from + job, V); row++)
+            if (step->logits[row] < largest[0]) { /* false if a bound is NaN: then compute it */
                 step->logits[row] = -INFINITY;
             } else {
-                run->kernels->linear(head, row, row + 1, worker->inputs, 1, &(Outputs){step->logits, V, 0});
+                Outputs out = {step->logits, .stride = V};
+                run->kernels->matmul(head, row, row + 1, worker->inputs, 1, &out);
                 computed++;
             }
     __atomic_fetch_add(step->computed, computed, __ATOMIC_RELAXED);
 }
 
-/* --- the step ------------------------------------------------------------------------------------------------------------- */
+/* --- the forward pass ------------------------------------------------------------------------- */
 
-static void activate(const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to) {
-    (void)layer;
-    for (int64_t i = 0; i < run->step->count; i++)
-        run->kernels->activate(out->numbers + i * out->stride + from, to - from, run->model->activation);
-}
-
-static void work(void *task, int thread, int threads) {
-    const Run *run = task;
-    const Model *model = run->model;
-    int64_t C = model->n_embd;
-    Worker worker = {
+static Worker make_worker(const Run *run, int thread, int threads) {
+    return (Worker){
         .run = run,
-        .numbers = run->own_numbers + thread * run->own_count,
-        .inputs = run->own_inputs + thread * run->step->count,
-        .largest = run->own_largest + thread * 2 * run->step->most_likely,
-        .whole = run->own_whole + thread * run->whole_count,
+        .vector = run->vectors + thread * run->vector_size,
+        .inputs = run->inputs + thread * run->step->count,
+        .integers = run->integers + thread * run->integers_size,
+        .largest = run->largest + thread * 2 * run->step->most_likely,
         .thread = thread,
         .threads = threads,
     };
-    embed(&worker);
-    end_phase(&worker);
-    for (int64_t i = 0; i < model->n_layer; i++) {
-        const Layer *layer = &model->layers[i];
-        linear(&worker, &layer->c_attn, (Source){run->x, &layer->ln_1}, (Outputs){run->qkv, 3 * C, 0}, append, i);
-        end_phase(&worker);
-        attend(&worker, i);
-        end_phase(&worker);
-        linear(&worker, &layer->attn_proj, (Source){run->y}, (Outputs){run->x, C, 1}, NULL, i);
-        end_phase(&worker);
-        linear(&worker, &layer->c_fc, (Source){run->x, &layer->ln_2}, (Outputs){run->hidden, model->n_inner, 0}, activate, i);
-        end_phase(&worker);
-        linear(&worker, &layer->mlp_proj, (Source){run->hidden}, (Outputs){run->x, C, 1}, NULL, i);
-        end_phase(&worker);
-    }
-    Source source = {run->x, &model->ln_f, run->step->wanted};
-    if (run->step->sketch)
-        shortlist(&worker, source);
-    else if (run->wanted)
-        linear(&worker, &model->head, source, (Outputs){run->step->logits, model->head.rows, 0}, NULL, 0);
 }
 
-/* Return the bytes of scratch memory that a step needs. */
+/* The whole model. Every thread runs this; each call that takes the worker does a share of a phase.
+ */
+static void forward(void *task, int thread, int threads) {
+    const Run *run = task;
+    const Model *model = run->model;
+    const Step *step = run->step;
+    int64_t C = model->n_embd;
+    Worker worker = make_worker(run, thread, threads);
+
+    /* token embedding plus position embedding: x = wte[token] + wpe[position], (N, C) */
+    embed(&worker);
+    end_phase(&worker);
+
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const Layer *layer = &model->layers[l];
+
+        /* queries, keys and values: qkv = c_attn(ln_1(x)), (N, 3C); keys and values are appended to
+         * the cache */
+        Source normalized = {run->x, .norm = &layer->ln_1};
+        Outputs qkv = {run->qkv, .stride = 3 * C};
+        matmul(&worker, &layer->c_attn, normalized, qkv, append_to_cache, l);
+        end_phase(&worker);
+
+        /* attention: the only phase in which tokens see each other, through the cache; y is (N, C)
+         */
+        attention(&worker, l);
+        end_phase(&worker);
+
+        /* its projection is added to the residual stream: x += c_proj(y) */
+        Outputs residual = {run->x, .stride = C, .add = 1};
+        matmul(&worker, &layer->attn_proj, (Source){run->y}, residual, NULL, l);
+        end_phase(&worker);
+
+        /* MLP, up: hidden = activation(c_fc(ln_2(x))), (N, n_inner) */
+        normalized.norm = &layer->ln_2;
+        Outputs hidden = {run->hidden, .stride = model->n_inner};
+        matmul(&worker, &layer->c_fc, normalized, hidden, activate, l);
+        end_phase(&worker);
+
+        /* MLP, down: x += c_proj(hidden) */
+        matmul(&worker, &layer->mlp_proj, (Source){run->hidden}, residual, NULL, l);
+        end_phase(&worker);
+    }
+
+    /* the head: logits = ln_f(x) @ head.T, (wanted, V) */
+    Source last = {run->x, .norm = &model->ln_f, .wanted = step->wanted};
+    Outputs logits = {step->logits, .stride = model->head.rows};
+    if (step->sketch)
+        shortlist(&worker, last);
+    else if (run->wanted)
+        matmul(&worker, &model->head, last, logits, NULL, 0);
+}
+
+/* --- memory ----------------------------------------------------------------------------------- */
+
+/* Take `bytes` from the scratch memory, and count them in `used`. If memory is NULL, only count. */
+static void *take(char *memory, int64_t *used, int64_t bytes) {
+    void *taken = memory ? memory + *used : NULL;
+    *used += round_up(bytes, ALIGNMENT);
+    return taken;
+}
+
+/* Lay out the run's arrays in the step's scratch memory, and return how many bytes they take. */
+static int64_t lay_out(Run *run) {
+    const Model *model = run->model;
+    const Step *step = run->step;
+    int64_t N = step->count, C = model->n_embd, inner = model->n_inner, threads = step->threads;
+    int64_t widest = round_up(max(C, inner), BLOCK), used = 0;
+    char *memory = step->scratch;
+    int64_t phases = PHASES_PER_LAYER * model->n_layer + OTHER_PHASES;
+    run->vector_size = round_up(max(step->capacity + 16, C), 16);
+    run->integers_size = step->sketch ? widest : 0;
+    run->next_job = take(memory, &used, phases * sizeof(int64_t));
+    run->x = take(memory, &used, N * C * sizeof(float));
+    run->y = take(memory, &used, N * C * sizeof(float));
+    run->qkv = take(memory, &used, N * 3 * C * sizeof(float));
+    run->hidden = take(memory, &used, N * inner * sizeof(float));
+    run->vectors = take(memory, &used, threads * run->vector_size * sizeof(float));
+    run->largest = take(memory, &used, threads * 2 * step->most_likely * sizeof(float));
+    run->integers = take(memory, &used, threads * run->integers_size * sizeof(int16_t));
+    run->inputs = take(memory, &used, threads * N * sizeof(Input));
+    for (int64_t i = 0; i < threads * N; i++) {
+        /* An int8 input with its offsets and scales takes no more room than one of floats. */
+        float *floats = take(memory, &used, widest * sizeof(float));
+        int8_t *int8 = (int8_t *)floats;
+        if (memory)
+            run->inputs[i] = (Input){
+                .floats = floats,
+                .int8 = int8,
+                .offsets = (int32_t *)(int8 + widest),
+                .scales = (float *)(int8 + 2 * widest),
+            };
+    }
+    if (memory) memset(run->next_job, 0, phases * sizeof(int64_t));
+    return used;
+}
+
+/* --- what Python calls ------------------------------------------------------------------------ */
+
+/* Return how many bytes of scratch memory a step takes. */
 int64_t scratch_bytes(const Model *model, const Step *step) {
     Step without_memory = *step;
     without_memory.scratch = NULL;
@@ -306,34 +404,79 @@ int64_t scratch_bytes(const Model *model, const Step *step) {
     return lay_out(&run);
 }
 
-/* Do a step with the kernels of a level; return 0, or 1 where the processor cannot run them. */
+/* Do one step with the kernels of a level. Return 0, or 1 if this processor cannot run them. */
 int decode_step(const Model *model, const Step *step, const char *level) {
     Run run = {.model = model, .step = step, .kernels = find_kernels(level)};
     if (!run.kernels) return 1;
     lay_out(&run);
-    memset(run.next_job, 0, (PHASES_PER_LAYER * model->n_layer + PHASES_BESIDE) * sizeof(int64_t));
     for (int64_t i = 0; i < step->count; i++) run.wanted += step->wanted[i];
-    run_together(step->threads, work, &run);
+    run_together(step->threads, forward, &run);
     return 0;
 }
 
-/* What the threads that make a sketch share. */
 typedef struct {
     const Matrix *head;
     const Sketch *sketch;
     const Kernels *kernels;
-} Sketching;
+} SketchTask;
 
-static void sketch_part(void *task, int thread, int threads) {
-    const Sketching *sketching = task;
-    int64_t rows = sketching->head->rows;
-    sketching->kernels->sketch(sketching->head, rows * thread / threads, rows * (thread + 1) / threads, sketching->sketch);
+static void sketch_rows(void *argument, int thread, int threads) {
+    const SketchTask *task = argument;
+    int64_t V = task->head->rows, from = V * thread / threads, to = V * (thread + 1) / threads;
+    task->kernels->sketch_rows(task->head, from, to, task->sketch);
 }
 
-/* Make the sketch of a head in the memory that it points to; return 0, or 1 where the processor cannot run the level. */
+/* Fill in a sketch of the head. Return 0, or 1 if this processor cannot run the level. */
 int make_sketch(const Matrix *head, const Sketch *sketch, int threads, const char *level) {
-    Sketching sketching = {head, sketch, find_kernels(level)};
-    if (!sketching.kernels) return 1;
-    run_together(threads, sketch_part, &sketching);
+    SketchTask task = {head, sketch, find_kernels(level)};
+    if (!task.kernels) return 1;
+    run_together(threads, sketch_rows, &task);
     return 0;
+}
+
+typedef struct {
+    const Matrix *matrix;
+    uint64_t sum;
+} ChecksumTask;
+
+/* Add up this thread's share of 32-bit words, each times an odd number that depends on its index.
+ */
+static void add_words(void *argument, int thread, int threads) {
+    ChecksumTask *task = argument;
+    int64_t words = task->matrix->rows * row_bytes(task->matrix) / 4;
+    const uint32_t *word = task->matrix->weight;
+    uint64_t sum = 0;
+    for (int64_t i = words * thread / threads; i < words * (thread + 1) / threads; i++)
+        sum += (uint64_t)word[i] * (uint32_t)(2 * i + 1);
+    __atomic_fetch_add(&task->sum, sum, __ATOMIC_RELAXED);
+}
+
+/* Return a checksum of a matrix's weights. A change of one word, or a swap of two, changes it. */
+uint64_t checksum(const Matrix *matrix, int threads) {
+    ChecksumTask task = {matrix, 0};
+    run_together(threads, add_words, &task);
+    int64_t bytes = matrix->rows * row_bytes(matrix), words = bytes / 4;
+    uint32_t rest = 0;
+    memcpy(&rest, (const uint32_t *)matrix->weight + words, bytes % 4);
+    task.sum += (uint64_t)rest * (uint32_t)(2 * words + 1);
+    return task.sum;
+}
+
+/* --- what Python checks when it loads the library --------------------------------------------- */
+
+/* Return the sizes of the structs that Python fills in, and a zero after the last one. */
+const int64_t *struct_sizes(void) {
+    static const int64_t sizes[] = {
+        sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Sketch), sizeof(Step), 0,
+    };
+    return sizes;
+}
+
+/* Return the name of an activation function, or NULL if there is none of this number. */
+const char *activation_name(int activation) {
+    static const char *const names[] = {
+        [GELU_NEW] = "gelu_new", [GELU] = "gelu", [QUICK_GELU] = "quick_gelu",
+        [RELU] = "relu",         [SILU] = "silu", [TANH] = "tanh",
+    };
+    return activation >= 0 && activation < ACTIVATIONS ? names[activation] : NULL;
 }

@@ -1,42 +1,49 @@
-/* Threads that run one function together, and wait for one another inside it.
+/* Threads that run one function together and wait for each other inside it.
  *
- * A step has about a hundred points where all threads must have arrived, microseconds apart, so they wait for one another by
- * looking at a counter, and give their core away when that takes longer. Between two steps they look for a moment, then sleep.
- * Ours rather than OpenMP's: nothing to be found at installation, and no second OpenMP beside the one that torch brings.
- */
+ * A step has about a hundred points at which all threads must have arrived, microseconds apart. So
+ * they wait by polling a counter, and yield their core if that takes longer. Between two steps they
+ * poll for a moment, then sleep. This is not OpenMP because torch brings its own: a second one in
+ * the same process would add threads, and would have to be found when the package is installed. */
 
 #include "threads.h"
 
 #include <pthread.h>
 #include <sched.h>
 
-enum { MOST_THREADS = 256, RUN = 1024, LOOKS_BEFORE_YIELD = 100, LOOKS_BEFORE_SLEEP = 3000 };
+enum {
+    MAX_THREADS = 256,
+    RUN = 1024, /* `run` holds the run's number * RUN + its threads */
+    POLLS_BEFORE_YIELD = 100,
+    POLLS_BEFORE_SLEEP = 3000,
+};
 
-static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER; /* held by whoever runs something */
-static pthread_mutex_t asleep = PTHREAD_MUTEX_INITIALIZER; /* guards `run` for those who sleep */
+static pthread_mutex_t running = PTHREAD_MUTEX_INITIALIZER;  /* held during run_together */
+static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER; /* guards `run` for sleeping threads */
 static pthread_cond_t new_run = PTHREAD_COND_INITIALIZER;
 
-static int workers;                       /* threads that we have started */
-static uint64_t run;                      /* number of the run * RUN + threads that take part in it, to be read at once */
-static uint64_t run_before[MOST_THREADS]; /* what `run` was when a worker was started */
+static int workers;                      /* threads started so far */
+static uint64_t run;                     /* number and threads in one word, to read both at once */
+static uint64_t run_before[MAX_THREADS]; /* value of `run` when a worker was started */
 static void (*run_work)(void *, int, int);
 static void *run_task;
-static int arrived;                       /* threads that are waiting in the present meeting */
-static unsigned meetings;                 /* meetings so far; unsigned, so that it may wrap */
+static int arrived;       /* threads waiting in the present meeting */
+static unsigned meetings; /* completed meetings; unsigned, because it wraps */
 
-/* Let a moment pass before looking again: on a free machine nanoseconds are enough, on a busy one the thread that we wait for may
- * need this very core. */
-static inline void pause_after(int looks) {
-    if (looks >= LOOKS_BEFORE_YIELD)
+#if defined(__x86_64__) || defined(__i386__)
+static inline void relax(void) { __builtin_ia32_pause(); }
+#elif defined(__aarch64__)
+static inline void relax(void) { __asm__ volatile("yield"); }
+#else
+static inline void relax(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+#endif
+
+/* Wait a moment before the next poll. On an idle machine nanoseconds are enough; on a busy one the
+ * thread that is waited for may need this very core. */
+static inline void pause_after(int polls) {
+    if (polls >= POLLS_BEFORE_YIELD)
         sched_yield();
     else
-#if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#else
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);
-#endif
+        relax();
 }
 
 void wait_for_all(int threads) {
@@ -46,23 +53,27 @@ void wait_for_all(int threads) {
         __atomic_store_n(&meetings, meeting + 1, __ATOMIC_RELEASE);
         return;
     }
-    for (int looks = 0; __atomic_load_n(&meetings, __ATOMIC_ACQUIRE) == meeting; looks += looks < LOOKS_BEFORE_YIELD) pause_after(looks);
+    for (int polls = 0; __atomic_load_n(&meetings, __ATOMIC_ACQUIRE) == meeting;) {
+        pause_after(polls);
+        polls += polls < POLLS_BEFORE_YIELD;
+    }
 }
 
-/* Wait until there is another run than `seen`, and return it. */
+/* Wait until `run` is no longer `seen`, and return its new value. */
 static uint64_t next_run(uint64_t seen) {
-    for (int looks = 0; looks < LOOKS_BEFORE_SLEEP; looks++) {
+    for (int polls = 0; polls < POLLS_BEFORE_SLEEP; polls++) {
         uint64_t now = __atomic_load_n(&run, __ATOMIC_ACQUIRE);
         if (now != seen) return now;
-        pause_after(looks);
+        pause_after(polls);
     }
-    pthread_mutex_lock(&asleep);
-    while (run == seen) pthread_cond_wait(&new_run, &asleep);
+    pthread_mutex_lock(&sleeping);
+    while (run == seen) pthread_cond_wait(&new_run, &sleeping);
     uint64_t now = run;
-    pthread_mutex_unlock(&asleep);
+    pthread_mutex_unlock(&sleeping);
     return now;
 }
 
+/* A worker's life: take part in each run that has enough threads. */
 static void *serve(void *argument) {
     int thread = (int)(intptr_t)argument;
     for (uint64_t seen = run_before[thread];;) {
@@ -76,17 +87,17 @@ static void *serve(void *argument) {
     return NULL;
 }
 
-/* A forked process has none of its parent's threads, and perhaps their locks. */
+/* A forked process has none of its parent's threads, and may have inherited locked mutexes. */
 static void forget_workers(void) {
-    pthread_mutex_init(&in_use, NULL);
-    pthread_mutex_init(&asleep, NULL);
+    pthread_mutex_init(&running, NULL);
+    pthread_mutex_init(&sleeping, NULL);
     pthread_cond_init(&new_run, NULL);
     workers = arrived = 0;
 }
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
-/* Start threads until there are so many workers, or the system gives no more. */
+/* Start threads until there are `wanted` workers, or the system gives no more. */
 static void start_workers(int wanted) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_forks);
@@ -100,19 +111,19 @@ static void start_workers(int wanted) {
 }
 
 void run_together(int threads, void (*work)(void *, int, int), void *task) {
-    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
-    pthread_mutex_lock(&in_use);
+    threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    pthread_mutex_lock(&running);
     start_workers(threads - 1);
     if (threads > workers + 1) threads = workers + 1;
     run_work = work;
     run_task = task;
     if (threads > 1) {
-        pthread_mutex_lock(&asleep);
+        pthread_mutex_lock(&sleeping);
         __atomic_store_n(&run, (run / RUN + 1) * RUN + threads, __ATOMIC_RELEASE);
         pthread_cond_broadcast(&new_run);
-        pthread_mutex_unlock(&asleep);
+        pthread_mutex_unlock(&sleeping);
     }
     work(task, 0, threads);
     wait_for_all(threads);
-    pthread_mutex_unlock(&in_use);
+    pthread_mutex_unlock(&running);
 }

@@ -1,0 +1,51 @@
+"""Sketches of heads: what the shortlist bounds all logits with, kept as long as the head's weights.
+
+A sketch is made by the first text that needs it, which takes about as long as reading thirty tokens,
+and found again by the next one.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gpt2kit.engine.native import library
+
+# A sketch leaves this dictionary when its weights leave memory.
+_sketches: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class Sketch:
+    """A head (V, C) rounded to int8, with bounds of the error; a quarter of float32's memory."""
+
+    def __init__(self, head: library.Matrix, level: str, version: int) -> None:
+        self.version = version  # of the weights, as torch counts their changes
+        self.checksum = checksum(head)
+        self._weight = torch.empty((head.rows, head.columns), dtype=torch.int8)
+        self._numbers = torch.empty((3, head.rows))  # scales, norms, errors
+        self.struct = library.Sketch(
+            self._weight.data_ptr(), *(numbers.data_ptr() for numbers in self._numbers)
+        )
+        threads = torch.get_num_threads()
+        if library.load().make_sketch(byref(head), byref(self.struct), threads, level.encode()):
+            raise RuntimeError(f"this processor cannot run {level}")
+
+
+def sketch_of(weight: nn.Parameter, head: library.Matrix, level: str) -> Sketch:
+    """Return the sketch of a head, a new one if its weights have changed since the last call.
+
+    `head` is the native step's view of `weight`. Changes that torch does not count, through
+    `weight.data` or NumPy, are seen too: by a checksum, which reads all weights once.
+    """
+    sketch: Sketch | None = _sketches.get(weight)
+    if sketch is None or sketch.version != weight._version or sketch.checksum != checksum(head):
+        sketch = _sketches[weight] = Sketch(head, level, weight._version)
+    return sketch
+
+
+def checksum(head: library.Matrix) -> int:
+    """Return a checksum of a matrix's weights; it changes with any one of them."""
+    return int(library.load().checksum(byref(head), torch.get_num_threads()))
