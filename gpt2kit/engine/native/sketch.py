@@ -6,6 +6,7 @@ and found again by the next one.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from ctypes import byref
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gpt2kit.engine.native import library
 
 # A sketch leaves this dictionary when its weights leave memory.
-_sketches: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_sketches: MutableMapping[nn.Parameter, Sketch] = WeakTensorKeyDictionary()
 
 
 class Sketch:
@@ -40,7 +41,7 @@ def sketch_of(weight: nn.Parameter, head: library.Matrix, level: str) -> Sketch:
     `head` is the native step's view of `weight`. Changes that torch does not count, through
     `weight.data` or NumPy, are seen too: by a checksum, which reads all weights once.
     """
-    sketch: Sketch | None = _sketches.get(weight)
+    sketch = _sketches.get(weight)
     if sketch is None or sketch.version != weight._version or sketch.checksum != checksum(head):
         sketch = _sketches[weight] = Sketch(head, level, weight._version)
     return sketch
