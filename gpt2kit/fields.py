@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -96,18 +96,23 @@ def declared_types(kind: type) -> Mapping[str, Any]:
 def build(kind: type[T], values: Mapping[str, Any], *, what: str) -> T:
     """Return a dataclass made from values by field name.
 
-    Raises ConfigError for an unknown name, with the most similar known one, and for a missing one;
-    `what` says in the message what the values are: "finetune", "recipe toy".
+    Raises ConfigError for a name that it does not have and for a missing one; `what` says in the
+    message what the values are: "run.json", "recipe toy".
     """
     known = {each.name: each for each in fields(kind) if each.init}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - known.keys()):
+    check_names(values, known, what=what)
+    required = [name for name, each in known.items() if each.default is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"{what} has no {missing[0]!r}, which is required")
+    return kind(**values)
+
+
+def check_names(names: Iterable[str], known: Collection[str], *, what: str) -> None:
+    """Raise ConfigError for the first name that is not known, with the most similar one that is."""
+    if unknown := sorted(set(names) - set(known)):
         near = difflib.get_close_matches(unknown[0], known, 1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
         raise ConfigError(f"{what} has no option {unknown[0]!r}; {advice}")
-    missing = [name for name, each in known.items() if each.default is MISSING]
-    if missing := [name for name in missing if name not in values]:
-        raise ConfigError(f"{what} has no {missing[0]!r}, which is required")
-    return kind(**values)
 
 
 def check(instance: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
-from gpt2kit.cli.training_report import loss_figures
+from gpt2kit.cli.training_summary import loss_figures
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.data.texts import read_texts
 from gpt2kit.evaluation.originality import baseline, measure_text

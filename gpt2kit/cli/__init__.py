@@ -110,6 +110,7 @@ from gpt2kit.cli import (  # noqa: E402
     explain,
     generation,
     originality,
+    plan,
     plots,
     training,
     weights,
@@ -123,3 +124,4 @@ originality.add_to(app)
 evaluation.add_to(app)
 comparison.add_to(app)
 training.add_to(app)
+plan.add_to(app)

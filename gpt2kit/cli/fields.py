@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_args, get_origin
 
@@ -38,31 +38,87 @@ def takes(
                 made[argument] = kind(**{name: _as_field(value) for name, value in values.items()})
             function(**typed, **made)
 
-        # Annotations are strings in modules that postpone them; Typer wants the types.
-        signature = inspect.signature(function, eval_str=True)
-        own = [each for name, each in signature.parameters.items() if name not in dataclasses]
         options = [
             each
             for argument, kind in dataclasses.items()
             for each in parameters(kind)
             if each.name in names[argument]
         ]
-        every = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *options)]
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in every}
-        return run
+        return _with_options(run, function, dataclasses, options)
 
     return decorate
 
 
-def parameters(kind: type) -> list[inspect.Parameter]:
-    """Return the fields of a dataclass as parameters that Typer understands."""
+def takes_given(
+    **dataclasses: type | tuple[type, ...],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command whose options are fields of dataclasses, and that gets only those typed.
+
+        @takes_given(given=TrainOptions)
+        def train(corpus: Corpus, *, given: dict[str, Any], json: Json = False) -> None: ...
+
+    The function gets a dictionary, not a dataclass: options that are not typed may come from
+    elsewhere before the dataclass is made. A field that several dataclasses have is one option.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        options: dict[str, list[inspect.Parameter]] = {}
+        for argument, kinds in dataclasses.items():
+            named: dict[str, inspect.Parameter] = {}
+            for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+                for each in parameters(kind, two_ways=True):
+                    named.setdefault(each.name, each)
+            options[argument] = list(named.values())
+
+        def run(_context: typer.Context, **typed: Any) -> None:
+            made: dict[str, Any] = {}
+            for argument, each_option in options.items():
+                values = {each.name: typed.pop(each.name) for each in each_option}
+                made[argument] = {
+                    name: _as_field(value)
+                    for name, value in values.items()
+                    if (source := _context.get_parameter_source(name))
+                    and source.name == "COMMANDLINE"
+                }
+            function(**typed, **made)
+
+        context = inspect.Parameter(
+            "_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+        )
+        every = [each for listed in options.values() for each in listed]
+        return _with_options(run, function, dataclasses, [context, *every])
+
+    return decorate
+
+
+def _with_options(
+    run: Callable[..., None],
+    function: Callable[..., None],
+    replaced: Collection[str],
+    options: Sequence[inspect.Parameter],
+) -> Callable[..., None]:
+    """Give `run` the name, docstring and parameters of a function, with options for some of them."""
+    # Annotations are strings in modules that postpone them; Typer wants the types.
+    signature = inspect.signature(function, eval_str=True)
+    own = [each for name, each in signature.parameters.items() if name not in replaced]
+    every = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *options)]
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in every}
+    return run
+
+
+def parameters(kind: type, *, two_ways: bool = False) -> list[inspect.Parameter]:
+    """Return the fields of a dataclass as parameters that Typer understands.
+
+    With `two_ways` each option that is true or false can be turned on and off: --x and --no_x.
+    """
     made = []
     declared = declared_types(kind)
     for each in fields(kind):
         default = each.default if each.default is not MISSING else None
-        annotation = _annotation(each.name, declared[each.name], default, rules(kind)[each.name])
+        rule = rules(kind)[each.name]
+        annotation = _annotation(each.name, declared[each.name], default, rule, two_ways)
         made.append(
             inspect.Parameter(
                 each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -71,9 +127,9 @@ def parameters(kind: type) -> list[inspect.Parameter]:
     return made
 
 
-def _annotation(name: str, declared: Any, default: Any, rule: Rule) -> Any:
+def _annotation(name: str, declared: Any, default: Any, rule: Rule, two_ways: bool) -> Any:
     flag = f"--{name}"
-    if bool in _alternatives(declared) and default is not False:
+    if bool in _alternatives(declared) and (two_ways or default is not False):
         flag = f"--{name}/--no_{name}"
     return Annotated[
         _typer_type(declared),
@@ -82,7 +138,7 @@ def _annotation(name: str, declared: Any, default: Any, rule: Rule) -> Any:
             help=rule.help,
             metavar=rule.metavar,
             rich_help_panel=rule.group or None,
-            show_default=default not in (None, False, ()),
+            show_default=rule.default or default not in (None, False, "", ()),
         ),
     ]
 

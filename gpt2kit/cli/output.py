@@ -221,6 +221,11 @@ def one_line(text: str) -> str:
 # --- figures and tables ----------------------------------------------------------------------------------------------
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun: 1 step, 2,000 steps."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def human_size(n: float) -> str:
     """Return a number of bytes as people write it: 548.1 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

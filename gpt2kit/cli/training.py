@@ -1,4 +1,4 @@
-"""train, finetune, plan, recipes and merge."""
+"""train, finetune, recipes and merge."""
 
 from __future__ import annotations
 
@@ -9,46 +9,58 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2kit.cli import options
-from gpt2kit.cli.training_options import FINETUNE, MODEL, RECIPE, RUN, TRAINING, command
-from gpt2kit.errors import ConfigError
+from gpt2kit.cli import options, output
+from gpt2kit.cli.fields import takes, takes_given
+from gpt2kit.cli.plan import Corpus
+from gpt2kit.training.options import FinetuneOptions, RunOptions, TrainOptions
 
 if TYPE_CHECKING:
     from gpt2kit.training.settings import Command
 
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Write the figures for TensorBoard, too, into the run's folder.",
+        rich_help_panel="Run",
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for function in (train, finetune, plan):
-        app.command(function.__name__)(function)
+    app.command("train")(train)
+    app.command("finetune")(finetune)
     app.command("recipes")(list_recipes)
     app.command("merge")(merge)
 
 
-@command("train", RECIPE, MODEL, TRAINING, RUN)
-def train(corpus: str, given: dict[str, Any]) -> None:
+@takes(run=RunOptions)
+@takes_given(given=TrainOptions)
+def train(
+    corpus: Corpus,
+    *,
+    given: dict[str, Any],
+    run: RunOptions,
+    tensorboard: TensorBoard = False,
+    json: options.Json = False,
+) -> None:
     """Train a small GPT from scratch."""
-    _run("train", corpus, given)
+    _train("train", corpus, given, run, tensorboard=tensorboard, json=json)
 
 
-@command("finetune", FINETUNE, TRAINING, RUN)
-def finetune(corpus: str, given: dict[str, Any]) -> None:
+@takes(run=RunOptions)
+@takes_given(given=FinetuneOptions)
+def finetune(
+    corpus: Corpus,
+    *,
+    given: dict[str, Any],
+    run: RunOptions,
+    tensorboard: TensorBoard = False,
+    json: options.Json = False,
+) -> None:
     """Fine-tune a model on a text."""
-    _run("finetune", corpus, given)
-
-
-@command("plan", RECIPE, FINETUNE, MODEL, TRAINING, {"json": options.Json})
-def plan(corpus: str, given: dict[str, Any]) -> None:
-    """Show what fine-tuning would need, or with --recipe or a model's shape, training from scratch: parameters, steps, memory, time."""
-    from gpt2kit.cli.training_report import show_plan
-    from gpt2kit.training.setup import set_up
-
-    kind: Command = "train" if given.keys() & (RECIPE.keys() | MODEL.keys()) else "finetune"
-    if kind == "train" and (both := given.keys() & FINETUNE.keys()):
-        raise ConfigError(
-            f"--{min(both)} is for fine-tuning a model, but the other options are for one from scratch; leave one out"
-        )
-    show_plan(set_up(kind, corpus, given, locate=options.locate), json=given["json"])
+    _train("finetune", corpus, given, run, tensorboard=tensorboard, json=json)
 
 
 def list_recipes(
@@ -63,15 +75,15 @@ def list_recipes(
 
     for recipe in map(recipes.read, recipes.names() if name is None else [name]):
         if json:
-            options.print_json(
+            output.print_json(
                 {"name": recipe.name, "about": recipe.about, "options": recipe.options}
             )
         elif name is None:
-            typer.echo(f"{recipe.name:<18}{recipe.about.splitlines()[0]}")
+            output.result(f"{recipe.name:<18}{recipe.about.splitlines()[0]}")
         else:
-            typer.echo(recipe.about + "\n")
+            output.result(recipe.about + "\n")
             for option, value in recipe.options.items():
-                typer.echo(f"  {option:<24}{value}")
+                output.result(f"  {option:<24}{value}")
 
 
 def merge(
@@ -83,13 +95,13 @@ def merge(
         bool, typer.Option("--force", help="Replace the folder that is in --out.")
     ] = False,
 ) -> None:
-    """Fold a run's adapters into its model's weights, as a folder that transformers loads."""
+    """Merge a run's adapters into its model's weights, as a folder that transformers loads."""
     from gpt2kit import lora
     from gpt2kit.checkpoints import adapters
     from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
-    from gpt2kit.training.setup import weights_sha256
+    from gpt2kit.training.start import weights_sha256
 
     about = adapters.read_adapters(run)
     checkpoint = open_checkpoint(options.locate(str(about["base"])))
@@ -103,36 +115,38 @@ def merge(
     lora.merge_adapters(model)
     with new_directory(out, replace=force, error=CheckpointError) as folder:
         write_model(folder, model, load_vocabulary(checkpoint))
-    typer.echo(out)
+    output.result(out)
 
 
-def _run(kind: Command, corpus: str, given: dict[str, Any]) -> None:
-    """Set up a training, report what it will be, go through it, and report what became of it."""
+def _train(
+    command: Command,
+    corpus: str,
+    given: dict[str, Any],
+    run_options: RunOptions,
+    *,
+    tensorboard: bool,
+    json: bool,
+) -> None:
+    """Set up a training, show its plan, do it, and report what became of the model."""
     from gpt2kit.cli.training_report import Reporter
+    from gpt2kit.errors import advice_on_memory
     from gpt2kit.memory import keep_freed_memory
     from gpt2kit.training.distributed import leave
-    from gpt2kit.training.loop import train as steps
     from gpt2kit.training.setup import set_up
     from gpt2kit.training.tensorboard import check_tensorboard
 
-    if given["tensorboard"]:
+    if tensorboard:
         check_tensorboard()
-    setup = set_up(kind, corpus, given, locate=options.locate)
+    setup = set_up(command, corpus, given, run_options, locate=options.locate)
     if setup.model.device.type == "cpu":
         keep_freed_memory()
-    run = setup.open_run(resume=given["resume"], force=given["force"])
+    run = setup.open_run(run_options)
     with (
+        advice_on_memory(setup.memory_advice),
         _Stop() as stop,
-        Reporter(setup, run, json=given["json"], tensorboard=given["tensorboard"]) as reporter,
+        Reporter(setup, run, json=json, tensorboard=tensorboard) as reporter,
     ):
-        for report in steps(
-            setup.model,
-            setup.corpus,
-            setup.config,
-            run=run,
-            ranks=setup.ranks,
-            stop=lambda: stop() or reporter.stop,
-        ):
+        for report in setup.train(run, lambda: stop() or reporter.stop):
             reporter.step(report)
         reporter.end()
     run.close()
@@ -142,7 +156,10 @@ def _run(kind: Command, corpus: str, given: dict[str, Any]) -> None:
 
 
 class _Stop:
-    """Take the first Ctrl-C or SIGTERM as a wish to stop after the step that is going on; the second stops at once."""
+    """Lets the first Ctrl-C, SIGTERM or SIGHUP end training after the current step.
+
+    The second one ends the process at once. An instance returns whether there was a first one.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -152,11 +169,8 @@ class _Stop:
         return self.signal != 0
 
     def __enter__(self) -> _Stop:
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
-        ):
+        hang_up = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+        for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -49,6 +49,8 @@ class NextTokenLoss(nn.Module):
         ):
             hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (N, C)
             weight = self.model.head_weight  # (V, C)
+            if not torch.is_grad_enabled():  # an autograd function does not see that by itself
+                hidden, weight = hidden.detach(), weight.detach()
             if use_pieces(len(targets) * len(weight)):
                 return _PiecewiseLoss.apply(hidden, weight, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
             logits = F.linear(hidden, weight)  # (N, V)
@@ -87,6 +89,7 @@ class _PiecewiseLoss(torch.autograd.Function):
                 hidden_grad[piece] = logits @ w  # (R, C)
             if weight_grad is not None:
                 _add_product(weight_grad, logits, h[piece])
+            del logits  # before the next piece is computed
         ctx.grads = hidden_grad, weight_grad
         ctx.hidden_dtype = hidden.dtype
         return total

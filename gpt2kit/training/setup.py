@@ -1,4 +1,4 @@
-"""From options to a training: its model, its corpus and its configuration, chosen where nothing was said.
+"""From options to a training that is ready to start: its model, its corpus, its configuration.
 
 for report in finetune("divina.txt", model="124M", out="weights/divina"):
     print(report.step, report.train_loss, report.val_loss)
@@ -6,142 +6,142 @@ for report in finetune("divina.txt", model="124M", out="weights/divina"):
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
 
 from gpt2kit import lora, store
 from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
-from gpt2kit.checkpoints.load import (
-    build_model,
-    load_vocabulary,
-    open_checkpoint,
-    pick_device,
-    write_model,
-)
-from gpt2kit.config import GPT2Config
-from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
-from gpt2kit.data.texts import Text, read_texts
-from gpt2kit.errors import ConfigError, TokenizerError, TrainingError
+from gpt2kit.checkpoints.load import build_model, open_checkpoint, pick_device, write_model
+from gpt2kit.data.corpus import Corpus
+from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
+from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
-from gpt2kit.tokenizers.learn import learn_bpe
-from gpt2kit.tokenizers.listed import ListedTokenizer
-from gpt2kit.training import plan, recipes
+from gpt2kit.tokenizers import Tokenizer
+from gpt2kit.training import plan, recipes, start
 from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.configure import Options, configure, reconfigure
 from gpt2kit.training.distributed import Ranks, join
 from gpt2kit.training.loop import train
-from gpt2kit.training.loss import best_dtype
 from gpt2kit.training.optim import freeze
+from gpt2kit.training.options import (
+    DROPOUTS,
+    FinetuneKeywords,
+    FinetuneOptions,
+    RunOptions,
+    TrainOptions,
+)
 from gpt2kit.training.records import StepReport
 from gpt2kit.training.run import Run
 from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.sharding import shard
+from gpt2kit.training.start import Locate, Start
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
-_MODEL_FIELDS = {field.name for field in fields(GPT2Config)} - {"n_vocab", "n_ctx"}
-_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-_FLAGS = ("out", "resume", "force", "tensorboard", "json", "shard")
-_OPTIONS = _TRAIN_FIELDS | {  # of `finetune`
-    *(
-        "epochs",
-        "dropout",
-        "freeze",
-        "lora_rank",
-        "lora_alpha",
-        "val_fraction",
-        "val",
-        "encoding",
-        "text_field",
-        "device",
-    ),
-}
-
-Locate = Callable[[str], Path]  # finds a model by its name
+Given = Mapping[str, Any]  # options that were given, by name; unchecked
 
 
 @dataclass(frozen=True)
 class Setup:
     """A training that is ready to start."""
 
-    name: str  # of the model it starts from, or of the recipe
-    options: Mapping[str, Any]  # as given and as the recipe has them
-    texts: Text | None  # None where the corpus is ids
+    name: str  # of the model that it starts from, or of the recipe
+    options: Options
+    start: Start
     corpus: Corpus
-    tokenizer: Tokenizer
     model: GPT2
     config: TrainConfig
-    folder: Path
     settings: Settings
+    folder: Path  # of the run
     ranks: Ranks
-    write: Callable[[Path, GPT2], None]  # puts the model into a folder,
-    read: Callable[[Path, GPT2], None]  # and sets the model to what is in one
+    files: ModelFiles
 
-    def open_run(self, *, resume: bool = False, force: bool = False) -> Run:
-        """Return the folder to train in, held by this process; raises TrainingError where it is taken."""
-        return Run(
-            self.folder,
-            self.settings,
-            resume=resume,
-            force=force,
-            write=self.write,
-            ranks=self.ranks,
-        )
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.start.tokenizer
 
     @property
     def train_documents(self) -> list[str]:
-        """Return the text that is trained on."""
-        if self.texts is None:
-            return []
-        held_out = 0.0 if "val" in self.options else self.options.get("val_fraction", 0.1)
-        return split_documents(self.texts.documents, held_out)[0]
+        """The documents that are trained on; none if the corpus is a file of ids."""
+        return start.train_documents(self.start.text, self.options)
+
+    def train(self, run: Run, stop: Callable[[], bool]) -> Iterator[StepReport]:
+        """Train, saving in a run's folder, and yield a report of every step."""
+        yield from train(self.model, self.corpus, self.config, run=run, ranks=self.ranks, stop=stop)
+
+    def memory_advice(self) -> str:
+        """Return what to say if this training runs out of memory: figures, and what needs less."""
+        needed = sum(plan.memory(self.model, self.config, self.ranks).values())
+        less = ["--checkpointing", "a larger --accumulate", "a smaller --block_size"]
+        if isinstance(self.options, FinetuneOptions) and not self.options.lora_rank:
+            less.insert(0, "--lora_rank 8")
+        return (
+            f"this training needs about {needed / 1e9:.1f} GB on {self.model.device}, "
+            f"beside what else is there; {', '.join(less)} or a smaller model needs less"
+        )
+
+    def open_run(self, options: RunOptions) -> Run:
+        """Return the folder to train in, held by this process.
+
+        Raises TrainingError if the folder is taken.
+        """
+        return Run(
+            self.folder,
+            self.settings,
+            resume=options.resume,
+            force=options.force,
+            keep_states=options.keep_states,
+            write=self.files.write,
+            ranks=self.ranks,
+        )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """How the best weights are saved: as a whole model, or as adapters beside one."""
+
+    write: Callable[[Path, GPT2], None]  # saves the model in a folder
+    read: Callable[[Path, GPT2], None]  # sets the model to what is in a folder
 
 
 def finetune(
     corpus: str | Path,
     *,
-    model: str | Path = "124M",
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    keep_states: bool = False,
     shard: bool = False,
     stop: Callable[[], bool] = lambda: False,
-    **options: Any,
+    **options: Unpack[FinetuneKeywords],
 ) -> Iterator[StepReport]:
-    """Fine-tune a model that is on this machine on a text, and report every step, as `gpt2kit finetune` does without its pictures.
+    """Fine-tune a model that is on this machine on a text, yielding a report of every step.
 
-    Window, steps, learning rate, precision, parts of a batch and when to stop suit the text, the model and the machine; `options` are
-    the command's, under the same names: `max_steps=300, lr=1e-4, lora_rank=8`. The best weights are in the folder `out`, a model for
-    `load`, by default one named after text and model; a run that is there is gone on with (`resume`), replaced (`force`) or refused.
-    What cannot be is a Gpt2KitError at once, before the first report.
+    What is not given is chosen as `gpt2kit finetune` chooses it, to suit the text, the model and
+    the machine; `options` are that command's, under the same names: `model="355M", lora_rank=8`.
+    The best weights end up in the folder `out`, a model for `gpt2kit.load`; by default its name is
+    made of text and model. If a run is there already, it is continued (`resume`), replaced (`force`),
+    or refused. Raises a Gpt2KitError for anything wrong at once, before the first report.
     """
-    if unknown := sorted(options.keys() - _OPTIONS):
-        near = difflib.get_close_matches(unknown[0], _OPTIONS, 1)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_OPTIONS))}"
-        raise ConfigError(f"finetune has no option {unknown[0]!r}; {advice}")
-    given = (
-        options
-        | {"model": str(model), "resume": resume, "shard": shard}
-        | ({} if out is None else {"out": Path(out)})
+    check_names(options, FinetuneKeywords.__annotations__, what="finetune")
+    given = {name: value for name, value in options.items() if value is not None}
+    run_options = RunOptions(
+        out=None if out is None else Path(out),
+        resume=resume,
+        force=force,
+        keep_states=keep_states,
+        shard=shard,
     )
-    setup = set_up("finetune", str(corpus), given)
-    run = setup.open_run(resume=resume, force=force)
+    setup = set_up("finetune", str(corpus), given, run_options)
+    run = setup.open_run(run_options)
 
     def reports() -> Iterator[StepReport]:
         try:
-            yield from train(
-                setup.model, setup.corpus, setup.config, run=run, ranks=setup.ranks, stop=stop
-            )
+            with advice_on_memory(setup.memory_advice):
+                yield from setup.train(run, stop)
         finally:
             run.close()
 
@@ -149,288 +149,117 @@ def finetune(
 
 
 def set_up(
-    kind: Command, source: str, given: Mapping[str, Any], *, locate: Locate = store.find
+    command: Command,
+    source: str,
+    given: Given,
+    run: RunOptions | None = None,
+    *,
+    locate: Locate = store.find,
 ) -> Setup:
-    """Return the training that `train` or `finetune` is asked for; refuses what cannot be before anything is written."""
-    options = {name: value for name, value in given.items() if name not in _FLAGS}
-    if "recipe" in options:
-        options = _unless_given(recipes.read(options["recipe"]).options, options) | options
-    name = (
-        options.get("recipe", "gpt") if kind == "train" else Path(options.get("model", "124M")).name
-    )
-    folder = given.get("out") or store.weights_dir() / f"{Path(source).stem}-{name}"
-    stored = Settings.read(Path(folder)) if given.get("resume") else None
-    if stored is not None:
-        if stored.command != kind:
-            raise TrainingError(f"{folder} was started with {stored.command}, not with {kind}")
-        options = {**stored.options, **options}
+    """Return the training that `train` or `finetune` is asked for.
+
+    Raises a Gpt2KitError for anything wrong, before a file is written.
+    """
+    run = run or RunOptions()
+    name = _name(command, given)
+    folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{name}"
+    before = _settings_before(command, folder) if run.resume else None
+    every = _over(before.options if before else {}, _with_recipe(given))
+    options = _options(command, every)
     _check_effects(given, options)
-    if "max_steps" in options and "epochs" in options:
-        raise ConfigError("max_steps and epochs are both given; leave one out")
-    ranks = join(shard=given.get("shard", False))
-    # What is to be divided stays in memory until then: it may not fit on one device.
-    device = torch.device("cpu") if ranks.sharded else pick_device(options.get("device", "auto"))
-    tokenizer, texts, build = (_from_scratch if kind == "train" else _from_weights)(
-        source, options, locate
-    )
-    if not _can_write(
-        tokenizer, options.get("prompt", "")
-    ):  # said now, and not after a whole training
-        if "prompt" in given:
+    ranks = join(shard=run.shard)
+    # A model that is going to be divided stays in memory: one device may not hold it.
+    device = torch.device("cpu") if ranks.sharded else pick_device(options.device)
+
+    begin = _begin(source, options, locate)
+    if options.prompt is not None and not start.can_write(begin.tokenizer, options.prompt):
+        if "prompt" in given:  # said now, and not after a whole training
             raise ConfigError(
-                f"prompt is {given['prompt']!r}, which the text's vocabulary cannot write; expected characters or words of it"
+                f"prompt is {options.prompt!r}, which the text's vocabulary cannot write; "
+                "expected characters or words of it"
             )
-        del options["prompt"]  # a recipe's, made for another text
-    corpus = _corpus(source, texts, tokenizer, options)
-    model = build(corpus.fit_block_size(options.get("block_size", 256))).to(device)
-    start = weights_sha256(model)
-    write, read = partial(write_model, tokenizer=tokenizer), _read_weights
-    if rank := options.get("lora_rank", 0):
-        lora.add_adapters(model, rank, alpha=options.get("lora_alpha"), seed=options.get("seed", 0))
-        write = partial(save_adapters, base=options.get("model", "124M"), base_sha256=start)
-        read = load_adapters
-    freeze(model, options.get("freeze", ""))
-    if ranks.sharded:
-        shard(model, ranks)
-    settled = {name: options[name] for name in options.keys() & _TRAIN_FIELDS}
-    config = (
-        replace(stored.training, **settled)
-        if stored
-        else _configuration(kind, settled, options, model, corpus, ranks)
-    )
+        every = {name: value for name, value in every.items() if name != "prompt"}
+        options = _options(command, every)  # the recipe's prompt was meant for another text
+    corpus = start.read_corpus(source, begin, options)
+    model = begin.build(corpus.fit_block_size(options.block_size or options.BLOCK_SIZE)).to(device)
+    sha256 = start.weights_sha256(model)
+    files = _prepare(model, options, sha256, begin.tokenizer, ranks)
+    if before is None:
+        config = configure(options, model, corpus, ranks)
+    else:
+        config = reconfigure(options, every, before.training, corpus)
     settings = Settings(
-        command=kind,
-        options=options,
+        command=command,
+        options=every,
         corpus=corpus.sha256,
-        start=start,
+        start=sha256,
         model=model.config,
         training=config,
     )
-    return Setup(
-        name,
-        options,
-        texts,
-        corpus,
-        tokenizer,
-        model,
-        config,
-        Path(folder),
-        settings,
-        ranks,
-        write,
-        read,
-    )
+    return Setup(name, options, begin, corpus, model, config, settings, folder, ranks, files)
 
 
-def weights_sha256(model: GPT2) -> str:
-    """Return the sha256 of all parameters, trainable or not."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _name(command: Command, given: Given) -> str:
+    """Return the second part of a run's default name."""
+    if command == "train":
+        return str(given.get("recipe", "gpt"))
+    model = Path(given.get("model", FinetuneOptions.model))
+    return model.name or model.resolve().name
 
 
-def _check_effects(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an option that was given, and that the others leave without effect."""
-    is_bpe = options.get("tokenizer") == "bpe"
-    idle = {
-        "vocabulary": None if is_bpe else "it is for --tokenizer bpe",
-        "n_vocab": "--vocabulary says how many tokens"
-        if "vocabulary" in options
-        else None
-        if is_bpe
-        else "it is for --tokenizer bpe",
-        "lora_alpha": None if options.get("lora_rank") else "it is for --lora_rank",
-        "val_fraction": "--val names a text to validate with" if "val" in options else None,
-    }
-    for name, why in idle.items():
-        if name in given and why:
+def _settings_before(command: Command, folder: Path) -> Settings:
+    """Return the settings of the run that is to be resumed."""
+    before = Settings.read(folder)
+    if before.command != command:
+        raise TrainingError(f"{folder} was started with {before.command}, not with {command}")
+    return before
+
+
+def _with_recipe(given: Given) -> Given:
+    """Return the given options over those of the recipe among them."""
+    return _over(recipes.read(given["recipe"]).options, given) if "recipe" in given else given
+
+
+def _over(lower: Given, upper: Given) -> dict[str, Any]:
+    """Return options, those of `upper` in place of those of `lower` that are about the same."""
+    replaced = {"max_steps": "epochs", "epochs": "max_steps", **dict.fromkeys(DROPOUTS, "dropout")}
+    kept = {name: value for name, value in lower.items() if replaced.get(name) not in upper}
+    return {**kept, **upper}
+
+
+def _options(command: Command, every: Given) -> Options:
+    if command == "train":
+        return build(TrainOptions, every, what=command)
+    return build(FinetuneOptions, every, what=command)
+
+
+def _check_effects(given: Given, options: Options) -> None:
+    """Raise ConfigError if a given option changes nothing beside the others."""
+    for name, why in options.without_effect().items():
+        if name in given:
             raise ConfigError(f"--{name} has no effect here: {why}; leave it out")
 
 
-def _unless_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's options without those that another option, which was given, is about."""
-    about = {"max_steps": "epochs", "epochs": "max_steps", **dict.fromkeys(_DROPOUTS, "dropout")}
-    return {name: value for name, value in recipe.items() if about.get(name) not in given}
+def _begin(source: str, options: Options, locate: Locate) -> Start:
+    if isinstance(options, TrainOptions):
+        return start.from_scratch(source, options, locate)
+    return start.from_weights(source, options, locate)
 
 
-# --- what to start from ----------------------------------------------------------------------------------------------
-
-_Start = tuple[Tokenizer, Text | None, Callable[[int], GPT2]]
-
-
-def _from_scratch(source: str, options: Mapping[str, Any], locate: Locate) -> _Start:
-    """Return a new tokenizer, the text, and what makes a new model with so many positions."""
-    texts = _texts(source, options)
-    tokenizer = _tokenizer(texts, options, locate)
-    shape: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 192}
-    shape |= {name: options[name] for name in options.keys() & _MODEL_FIELDS} | _dropout(
-        options, 0.1
-    )
-
-    def build(block_size: int) -> GPT2:
-        model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **shape))
-        model.init_weights(torch.Generator().manual_seed(options.get("seed", 0)))
-        return model
-
-    return tokenizer, texts, build
-
-
-def _tokenizer(texts: Text | None, options: Mapping[str, Any], locate: Locate) -> Tokenizer:
-    kind = options.get("tokenizer", "char")
-    if kind not in ("char", "word", "bpe"):
-        raise ConfigError(f"tokenizer is {kind!r}, expected char, word or bpe")
-    if kind == "bpe" and "vocabulary" in options:
-        tokenizer = load_tokenizer(locate(options["vocabulary"]))
-        if tokenizer is None:
-            raise TokenizerError(
-                f"{options['vocabulary']} has no vocabulary; expected vocab.json and merges.txt in it"
-            )
-        return tokenizer
-    if texts is None:
-        raise TokenizerError(
-            "a corpus of ids needs the vocabulary it was made with: --tokenizer bpe --vocabulary MODEL"
-        )
-    if kind == "bpe":
-        held_out = 0.0 if "val" in options else options.get("val_fraction", 0.1)
-        return learn_bpe(
-            split_documents(texts.documents, held_out)[0], options.get("n_vocab", 1024)
-        )
-    every = (
-        texts.joined
-        if "val" not in options
-        else texts.joined + _read(options["val"], options).joined
-    )
-    return CharTokenizer.from_text(every) if kind == "char" else WordTokenizer.from_text(every)
-
-
-def _from_weights(source: str, options: Mapping[str, Any], locate: Locate) -> _Start:
-    """Return a model's tokenizer, the text, and what reads the model's weights."""
-    name = options.get("model", "124M")
-    texts = _texts(source, options)  # first, for a model may have to be downloaded
-    checkpoint = open_checkpoint(locate(name))
-    tokenizer = load_vocabulary(checkpoint)
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{name} has no vocabulary beside its weights; put vocab.json and merges.txt there"
-        )
-    if texts is not None and isinstance(tokenizer, ListedTokenizer):
-        _check_known(name, tokenizer, texts)
-    changed = replace(checkpoint, config=replace(checkpoint.config, **_dropout(options, None)))
-    return tokenizer, texts, lambda _: build_model(changed)
-
-
-def _check_known(name: str, tokenizer: ListedTokenizer, texts: Text) -> None:
-    """Raise TokenizerError for a text with characters or words that a model cannot learn, for it has no tokens for them."""
-    pieces = dict.fromkeys(
-        piece for document in texts.documents for piece in tokenizer.cut(document)
-    )
-    if unknown := [piece for piece in pieces if tokenizer.id_of(piece) is None]:
-        raise TokenizerError(
-            f"{name} knows {tokenizer.n_vocab:,} {tokenizer.what}s, and not {len(unknown):,} of the text's, such as "
-            f"{', '.join(map(repr, unknown[:3]))}; take a model that knows every text, such as 124M, or a new one: gpt2kit train"
-        )
+def _prepare(
+    model: GPT2, options: Options, sha256: str, tokenizer: Tokenizer, ranks: Ranks
+) -> ModelFiles:
+    """Add adapters, freeze and divide a model as the options say; return how to save its weights."""
+    files = ModelFiles(partial(write_model, tokenizer=tokenizer), _read_weights)
+    if isinstance(options, FinetuneOptions) and options.lora_rank:
+        lora.add_adapters(model, options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
+        write = partial(save_adapters, base=options.model, base_sha256=sha256)
+        files = ModelFiles(write, load_adapters)
+    freeze(model, options.freeze)
+    if ranks.sharded:
+        shard(model, ranks)
+    return files
 
 
 def _read_weights(folder: Path, model: GPT2) -> None:
     model.load_state_dict(build_model(open_checkpoint(folder)).state_dict())
-
-
-def _dropout(options: Mapping[str, Any], default: float | None) -> dict[str, Any]:
-    """Return the model's dropout fields: those given by their own names, else `dropout`, else the default."""
-    everywhere = options.get("dropout", default)
-    return {
-        name: value for name in _DROPOUTS if (value := options.get(name, everywhere)) is not None
-    }
-
-
-def _can_write(tokenizer: Tokenizer, text: str) -> bool:
-    try:
-        tokenizer.encode(text)
-    except TokenizerError:
-        return False
-    return True
-
-
-def _read(source: str, options: Mapping[str, Any]) -> Text:
-    return read_texts(
-        source,
-        encoding=options.get("encoding", "utf-8"),
-        text_field=options.get("text_field", "text"),
-    )
-
-
-def _texts(source: str, options: Mapping[str, Any]) -> Text | None:
-    return None if Path(source).suffix in (".npy", ".bin") else _read(source, options)
-
-
-def _corpus(
-    source: str, texts: Text | None, tokenizer: Tokenizer, options: Mapping[str, Any]
-) -> Corpus:
-    passed = {
-        name: options[name]
-        for name in ("encoding", "val_fraction", "text_field")
-        if name in options
-    }
-    val = Path(options["val"]) if "val" in options else None
-    return load_corpus(texts or Path(source), tokenizer, val=val, **passed)
-
-
-# --- how to train ----------------------------------------------------------------------------------------------------
-
-
-def _configuration(
-    kind: str,
-    settled: dict[str, Any],
-    options: Mapping[str, Any],
-    model: GPT2,
-    corpus: Corpus,
-    ranks: Ranks,
-) -> TrainConfig:
-    """Return the training configuration: what was given, and for the rest what suits the start, the corpus and the machine."""
-    scratch = kind == "train"
-    block_size = min(corpus.fit_block_size(settled.get("block_size", 256)), model.config.n_ctx)
-    if settled.get("block_size", 0) > model.config.n_ctx:
-        limit = (
-            "the text has two windows of at most {} tokens"
-            if scratch
-            else "the model has {} positions"
-        )
-        raise ConfigError(
-            f"block_size is {settled['block_size']}, but {limit.format(model.config.n_ctx)}"
-        )
-    batch_size = settled.get(
-        "batch_size", ranks.world_size * math.ceil((16 if scratch else 8) / ranks.world_size)
-    )
-    epochs = options.get("epochs", None if scratch else 3.0)
-    if epochs is not None and epochs <= 0:
-        raise ConfigError(f"epochs is {epochs}, expected more than 0")
-    steps = (
-        2000
-        if epochs is None
-        else max(1, round(epochs * len(corpus.train_ids) / (block_size * batch_size)))
-    )
-    steps = settled.get("max_steps", steps)
-    eval_every = settled.get("eval_every", max(1, math.ceil(steps / 20)))
-    defaults: dict[str, Any] = {
-        "optimizer": "muon" if scratch else "adamw",
-        "lr": 3e-3 if scratch else 1e-3 if options.get("lora_rank") else 1e-4,
-        "warmup": min(100, steps // 10),
-        "patience": 5,
-        "dtype": best_dtype(model.device, model.config.n_embd),
-        "save_every": eval_every,
-    }
-    sizes = {
-        "max_steps": steps,
-        "block_size": block_size,
-        "batch_size": batch_size,
-        "eval_every": eval_every,
-    }
-    config = TrainConfig(**(defaults | settled | sizes))
-    free = plan.free_memory(model.device)
-    return (
-        config
-        if free is None
-        else plan.fit(model, config, ranks.least(free), fixed=set(settled), ranks=ranks)
-    )

@@ -1,6 +1,7 @@
-"""Named training set-ups: toy, names, verdict, dante, shakespeare and others, each a file of options.
+"""Recipes: named sets of training options, each with the loss that was measured with it.
 
-The first lines of each file say what it is, on which text, and what loss to expect after how long.
+A recipe is a file of options of `gpt2kit train`. Its first lines, comments, say on which text it
+was measured, what it reached and how long it took.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.fields import build
+from gpt2kit.training.options import TrainOptions
 
 _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training set-up."""
+    """A named set of options for `train`."""
 
     name: str
-    about: str  # the comment that the file begins with
-    options: dict[str, Any]  # of `gpt2kit train`, by their names
+    about: str  # the comment at the beginning of the file
+    options: dict[str, Any]  # by the names of TrainOptions, and checked by it
 
 
 def names() -> list[str]:
@@ -30,11 +33,17 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Recipe:
-    """Return the recipe of that name; raises ConfigError if there is none."""
+    """Return a recipe by its name. Raises ConfigError if there is none, or for an unknown option."""
     if name not in names():
         raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(names())}")
-    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    return parse(name, (_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def parse(name: str, text: str) -> Recipe:
+    """Return the recipe in the text of its file; see `read`."""
     lines = text.splitlines()
-    first = next(place for place, line in enumerate(lines) if not line.startswith("#"))
-    about = "\n".join(line.removeprefix("#").strip() for line in lines[:first])
-    return Recipe(name, about, tomllib.loads(text))
+    n_about = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    about = "\n".join(line.removeprefix("#").strip() for line in lines[:n_about])
+    options = tomllib.loads(text)
+    build(TrainOptions, options, what=f"recipe {name}")
+    return Recipe(name, about, options)

@@ -1,0 +1,164 @@
+"""What a training shows when it has ended: the model's figures before and after, and what to do next."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2kit.cli import output
+from gpt2kit.cli.output import human_time
+from gpt2kit.errors import MissingDependencyError
+from gpt2kit.evaluation.originality import TextIndex, baseline
+from gpt2kit.files import write_whole
+from gpt2kit.generation.text import generate
+from gpt2kit.plots import Average, losses, save
+from gpt2kit.training.records import StepReport, read_metrics
+
+if TYPE_CHECKING:
+    from gpt2kit.model import GPT2
+    from gpt2kit.training.setup import Setup
+
+_SAMPLE_SEED = 1
+_SAMPLE_TOKENS = 400  # of the text whose originality is measured
+_RECENT = 100  # steps whose training losses are averaged
+_AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # drawn in loss.png
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known at the end of a training, beside what the run's folder holds."""
+
+    last: StepReport
+    seconds: float
+    prompt: str
+    first_sample: str | None
+    index: TextIndex | None  # of the text that was trained on
+
+
+def show_summary(
+    setup: Setup, folder: Path, ending: Ending, model: GPT2 | None, *, json: bool
+) -> None:
+    """Measure and show the best weights, and leave report.json and loss.png in the run's folder.
+
+    `model` is None if the run was stopped: then there is no last sample.
+    """
+    metrics = read_metrics(folder)
+    summary = _summary(setup, metrics, ending)
+    if model is not None:
+        if "best_step" in summary:
+            setup.files.read(folder, model)
+        summary |= _last_sample(setup, model, ending)
+    text = json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "report.json", text)
+    _draw_losses(folder, metrics)
+    if json:
+        output.print_json(summary)
+        return
+    for line in _summary_lines(summary):
+        output.note(line)
+    if ending.first_sample is not None and "sample" in summary:
+        output.note(f"\n--- before\n{ending.first_sample.rstrip()}", dim=True)
+        output.note(f"\n--- after\n{summary['sample'].rstrip()}", dim=True)
+    output.note(f"\n{_what_next(setup, folder, ending, model)}")
+
+
+def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) -> dict[str, Any]:
+    """Return the figures of a run: the losses before the first step and of the best weights."""
+    report = setup.corpus.report
+    recent = [line["train_loss"] for line in metrics if "train_loss" in line][-_RECENT:]
+    summary: dict[str, Any] = {
+        "finish_reason": ending.last.finish_reason,
+        "steps": ending.last.step,
+        "seconds": ending.seconds,
+        "train_loss": sum(recent) / len(recent) if recent else None,
+    }
+    if measured := [line for line in metrics if "val_loss" in line]:
+        best = min(measured, key=lambda line: line["val_loss"])
+        summary["best_step"] = best["step"]
+        for name, line in (("before", measured[0]), ("after", best)):
+            summary[name] = loss_figures(
+                line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters
+            )
+    return summary
+
+
+def _last_sample(setup: Setup, model: GPT2, ending: Ending) -> dict[str, Any]:
+    """Return a text that the model writes, and how much of it is copied from the corpus."""
+    text = ending.prompt + generate(
+        model, setup.tokenizer, ending.prompt, max_tokens=_SAMPLE_TOKENS, seed=_SAMPLE_SEED
+    )
+    if ending.index is None:
+        return {"sample": text}
+    found = ending.index.measure(text[len(ending.prompt) :])
+    usual = baseline(setup.start.text.documents) if setup.start.text else None
+    return {
+        "sample": text,
+        "copied": found.copied,
+        "longest_copied_words": found.longest,
+        "copied_held_out": usual and usual.copied,
+    }
+
+
+def loss_figures(
+    loss: float, tokens: int, n_bytes: int, characters: int | None
+) -> dict[str, float]:
+    """Return a loss in nats per token and what it means: perplexity, bits per byte and character."""
+    bits = loss / math.log(2) * tokens
+    figures = {
+        "val_loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": bits / max(1, n_bytes),
+    }
+    return figures | ({"bits_per_character": bits / max(1, characters)} if characters else {})
+
+
+def _draw_losses(folder: Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """Draw loss.png. If that fails the training was still worth it, so there is only a warning."""
+    try:
+        save(losses({output.one_line(folder.name): metrics}, _AVERAGES), folder / "loss.png")
+    except MissingDependencyError as error:
+        output.note(f"there is no picture of the losses: {error}")
+    except Exception as error:  # any kind: matplotlib's settings, fonts, a full disk
+        output.warn(f"the picture of the losses could not be drawn: {error}")
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    took = human_time(summary["seconds"])
+    lines = [f"\n{output.count(summary['steps'], 'step')} in {took} ({summary['finish_reason']})"]
+    if "before" in summary:
+        lines.append(f"{'':<22}{'before':>10}{'best':>10}   at step {summary['best_step']:,}")
+        for name in summary["before"]:
+            label = "validation loss" if name == "val_loss" else name.replace("_", " ")
+            before, after = summary["before"][name], summary["after"][name]
+            lines.append(f"{label:<22}{before:>10.3f}{after:>10.3f}")
+    if summary["train_loss"] is not None:
+        loss = f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}"
+        lines.append(f"{loss}   mean of the last {_RECENT} steps")
+    if "copied" in summary:
+        usual = summary["copied_held_out"]
+        beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
+        lines.append(
+            f"copied in runs of 5 words or more: {summary['copied']:.0%} of what it writes{beside}"
+        )
+    return lines
+
+
+def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -> str:
+    """Return what the user can type next."""
+    shown = output.as_typed_here(folder)
+    if model is None:
+        return (
+            f"stopped and saved in {shown}; the same command with --resume continues after step "
+            f"{ending.last.step:,}"
+        )
+    made = shlex.quote(str(shown))
+    merge = ""
+    if getattr(setup.options, "lora_rank", 0):
+        merge = f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged\n\n"
+        made += "-merged"
+    return f"{merge}now try: gpt2kit generate {shlex.quote(ending.prompt)} --model {made}"

@@ -1,0 +1,280 @@
+"""What a user can say about a training: the options of `train` and `finetune`, each once.
+
+An option that is None was not given, and is chosen to suit the text, the model and the machine:
+its help says how, in the words of `default`. What the options lead to is a `TrainConfig`, from
+which many of them have their rule and their help.
+
+Nothing here imports torch, so that `--help` is instant.
+"""
+
+# ruff: noqa: RUF009 (each field is made by a function call, which is what they are for)
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypedDict
+
+from gpt2kit.config import Activation, GPT2Config, Mlp, Norm, Positions
+from gpt2kit.errors import ConfigError
+from gpt2kit.fields import check, option, rules, same_option
+from gpt2kit.training.config import Dtype, OptimizerName, Schedule, TrainConfig
+
+_config = functools.partial(same_option, TrainConfig)
+_shape = functools.partial(same_option, GPT2Config, group="Model")
+_text = functools.partial(option, group="Corpus")
+_train = functools.partial(_config, group="Training")
+_samples = functools.partial(option, group="Samples")
+_saving = functools.partial(_config, group="Validation and saving")
+
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+PARTS = "embeddings, norms, attention, mlp, head, blocks:0-5"  # that can be frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The options that `train` and `finetune` share. Raises ConfigError for a value that breaks its rule."""
+
+    BLOCK_SIZE: ClassVar[int] = 256
+    MOST_WARMUP: ClassVar[int] = 100
+    VALIDATIONS: ClassVar[int] = 20
+
+    max_steps: int | None = _train("max_steps", None)
+    epochs: float | None = option(
+        None, "Passes over the training text, in place of max_steps.", group="Training", above=0
+    )
+    block_size: int | None = _train(
+        "block_size", None, default=f"{BLOCK_SIZE}, or what the model or the corpus has"
+    )
+    batch_size: int | None = _train("batch_size", None)
+    accumulate: int | None = _train("accumulate", None, default="as few as fit in memory")
+    schedule: Schedule = _train("schedule")
+    warmup: int | None = _train(
+        "warmup", None, default=f"a tenth of the steps, at most {MOST_WARMUP}"
+    )
+    weight_decay: float = _train("weight_decay")
+    beta1: float = _train("beta1")
+    beta2: float = _train("beta2")
+    clip: float = _train("clip")
+    freeze: str = option(
+        "", f"Parts not to train, with commas between them: {PARTS}.", group="Training"
+    )
+    seed: int = _train("seed")
+
+    dtype: Dtype | None = _config(
+        "dtype", None, default="the faster one on this device", group="Speed and memory"
+    )
+    checkpointing: bool | None = _config(
+        "checkpointing",
+        None,
+        default="if it would not fit in memory otherwise",
+        group="Speed and memory",
+    )
+    compile: bool = _config("compile", group="Speed and memory")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …", group="Speed and memory")
+
+    eval_every: int | None = _saving(
+        "eval_every", None, default=f"the steps / {VALIDATIONS}, rounded up"
+    )
+    eval_tokens: int = _saving("eval_tokens")
+    save_every: int | None = _saving("save_every", None, default="as eval_every")
+    patience: int = _saving("patience", 5)
+
+    val_fraction: float = _text(
+        0.1, "Share of the corpus to validate with: its end.", at_least=0, below=1
+    )
+    val: str | None = _text(None, "A text to validate with, in place of the corpus's end.")
+    encoding: str = _text("utf-8", "Encoding of the corpus.")
+    text_field: str = _text("text", "The field of a .jsonl file that holds the text.")
+
+    sample_every: int | None = _samples(
+        None, "Steps between samples; 0 writes none.", default="as eval_every", at_least=0
+    )
+    sample_tokens: int = _samples(100, "Tokens of a sample.", at_least=0)
+    prompt: str | None = _samples(
+        None, "The text that samples continue.", default="how the validation text begins"
+    )
+    stop_when_copied: float = _samples(
+        1.0,
+        "Stop when this share of a sample is copied from the corpus; 1 never stops.",
+        at_least=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.max_steps is not None and self.epochs is not None:
+            raise ConfigError("max_steps and epochs are both given; leave one out")
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the options that change nothing beside the others, with the reason."""
+        return {} if self.val is None else {"val_fraction": "--val names a text to validate with"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainingOptions):
+    """The options of `train`: a new model."""
+
+    MAX_STEPS: ClassVar[int] = 2000
+    BATCH_SIZE: ClassVar[int] = 16
+
+    recipe: str | None = option(
+        None, "Take the options of a recipe (see gpt2kit recipes); those given here win."
+    )
+    max_steps: int | None = _train("max_steps", None, default=str(MAX_STEPS))
+    batch_size: int | None = _train("batch_size", None, default=str(BATCH_SIZE))
+    optimizer: OptimizerName = _train("optimizer")
+    lr: float = _train("lr")
+    dropout: float = option(
+        0.1, "Dropout everywhere in the model.", group="Training", at_least=0, below=1
+    )
+    embd_pdrop: float | None = _shape("embd_pdrop", None, group="Training", default="as dropout")
+    attn_pdrop: float | None = _shape("attn_pdrop", None, group="Training", default="as dropout")
+    resid_pdrop: float | None = _shape("resid_pdrop", None, group="Training", default="as dropout")
+
+    tokenizer: Literal["char", "word", "bpe"] = option(
+        "char", "What becomes a token: a character, a word, or a piece of one.", group="Vocabulary"
+    )
+    vocabulary: str | None = option(
+        None,
+        "With bpe: the model whose vocabulary to use, in place of learning one from the corpus.",
+        group="Vocabulary",
+        metavar="MODEL",
+    )
+    n_vocab: int = option(1024, "With bpe: tokens to learn.", group="Vocabulary", at_least=1)
+
+    n_layer: int = _shape("n_layer", 6)
+    n_head: int = _shape("n_head", 6)
+    n_embd: int = _shape("n_embd", 192)
+    n_inner: int | None = _shape("n_inner")
+    activation_function: Activation = _shape("activation_function")
+    norm: Norm = _shape("norm")
+    norm_first: bool = _shape("norm_first")
+    mlp: Mlp = _shape("mlp")
+    positions: Positions = _shape("positions")
+    bias: bool = _shape("bias")
+    qkv_bias: bool = _shape("qkv_bias")
+    tie_word_embeddings: bool = _shape("tie_word_embeddings")
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the options that change nothing beside the others, with the reason."""
+        idle = super().without_effect()
+        if self.tokenizer != "bpe":
+            idle |= dict.fromkeys(("vocabulary", "n_vocab"), "it is for --tokenizer bpe")
+        elif self.vocabulary is not None:
+            idle["n_vocab"] = "--vocabulary says how many tokens"
+        return idle
+
+    def shape(self) -> dict[str, Any]:
+        """Return the fields of the new model's GPT2Config, but for n_vocab and n_ctx."""
+        names = rules(GPT2Config).keys() & rules(TrainOptions).keys() - {"n_vocab"}
+        shape = {name: getattr(self, name) for name in names}
+        for name in DROPOUTS:
+            shape[name] = self.dropout if shape[name] is None else shape[name]
+        return shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
+    """The options of `finetune`: a model that exists."""
+
+    EPOCHS: ClassVar[float] = 3.0
+    BATCH_SIZE: ClassVar[int] = 8
+    LR: ClassVar[float] = 1e-4
+    LORA_LR: ClassVar[float] = 1e-3  # adapters are small, and start from zero
+
+    model: str = option(
+        "124M", "The model to start from: a size, a folder, a checkpoint, or a Hub id."
+    )
+    lora_rank: int = option(
+        0,
+        "Train low-rank adapters of this rank, not the weights; 0 trains the weights.",
+        at_least=0,
+    )
+    lora_alpha: float | None = option(
+        None,
+        "The adapters' output is multiplied by this over their rank.",
+        default="twice the rank",
+        above=0,
+    )
+    max_steps: int | None = _train("max_steps", None, default=f"{EPOCHS:g} epochs")
+    batch_size: int | None = _train("batch_size", None, default=str(BATCH_SIZE))
+    optimizer: OptimizerName = _train("optimizer", "adamw")
+    lr: float | None = _train("lr", None, default=f"{LR:g}, with lora_rank {LORA_LR:g}")
+    dropout: float | None = option(
+        None,
+        "Dropout everywhere in the model.",
+        group="Training",
+        default="the model's own",
+        at_least=0,
+        below=1,
+    )
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the options that change nothing beside the others, with the reason."""
+        idle = super().without_effect()
+        return idle if self.lora_rank else {**idle, "lora_alpha": "it is for --lora_rank"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run is kept, and what may happen to the one that is there."""
+
+    out: Path | None = option(
+        None, "The run's folder.", group="Run", metavar="DIR", default="weights/CORPUS-MODEL"
+    )
+    resume: bool = option(
+        False,
+        "Continue the run in --out exactly where it stopped; --max_steps may have grown.",
+        group="Run",
+    )
+    force: bool = option(False, "Replace the run that is in --out.", group="Run")
+    keep_states: bool = option(
+        False, "Keep every saved state, and not only the newest ones.", group="Run"
+    )
+    shard: bool = option(
+        False,
+        "Divide the model among the processes of torchrun, if one device cannot hold it.",
+        group="Speed and memory",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.resume and self.force:
+            raise ConfigError("resume and force are both given; one continues, the other replaces")
+
+
+class FinetuneKeywords(TypedDict, total=False):
+    """The options of `gpt2kit.finetune` in Python: those of `FinetuneOptions` but for the samples."""
+
+    max_steps: int | None
+    epochs: float | None
+    block_size: int | None
+    batch_size: int | None
+    accumulate: int | None
+    schedule: Schedule
+    warmup: int | None
+    weight_decay: float
+    beta1: float
+    beta2: float
+    clip: float
+    freeze: str
+    seed: int
+    dtype: Dtype | None
+    checkpointing: bool | None
+    compile: bool
+    device: str
+    eval_every: int | None
+    eval_tokens: int
+    save_every: int | None
+    patience: int
+    val_fraction: float
+    val: str | None
+    encoding: str
+    text_field: str
+    model: str
+    lora_rank: int
+    lora_alpha: float | None
+    optimizer: OptimizerName
+    lr: float | None
+    dropout: float | None

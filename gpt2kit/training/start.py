@@ -1,0 +1,164 @@
+"""What a training starts from: the text, the vocabulary, and the model before the first step."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
+from gpt2kit.config import GPT2Config
+from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
+from gpt2kit.data.texts import Text, read_texts
+from gpt2kit.errors import TokenizerError
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from gpt2kit.tokenizers.learn import learn_bpe
+from gpt2kit.tokenizers.listed import ListedTokenizer
+from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
+
+Locate = Callable[[str], Path]  # finds a model by its name
+
+
+@dataclass(frozen=True)
+class Start:
+    """A text and its vocabulary, and a function that makes the model for a block size."""
+
+    text: Text | None  # None if the corpus is a file of ids
+    tokenizer: Tokenizer
+    build: Callable[[int], GPT2]
+
+
+def from_scratch(source: str, options: TrainOptions, locate: Locate) -> Start:
+    """Return the start of a new model: its vocabulary is learned or taken from another model."""
+    text = read_source(source, options)
+    tokenizer = _new_tokenizer(text, options, locate)
+
+    def build(block_size: int) -> GPT2:
+        shape = options.shape()
+        model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **shape))
+        model.init_weights(torch.Generator().manual_seed(options.seed))
+        return model
+
+    return Start(text, tokenizer, build)
+
+
+def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start:
+    """Return the start of a model that exists."""
+    text = read_source(source, options)  # first, since the model may have to be downloaded
+    checkpoint = open_checkpoint(locate(options.model))
+    tokenizer = load_vocabulary(checkpoint)
+    if tokenizer is None:
+        raise TokenizerError(
+            f"{options.model} has no vocabulary beside its weights; "
+            "put vocab.json and merges.txt there"
+        )
+    if text is not None and isinstance(tokenizer, ListedTokenizer):
+        _check_known(options.model, tokenizer, text)
+    config = checkpoint.config
+    if options.dropout is not None:
+        p = options.dropout
+        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    changed = replace(checkpoint, config=config)
+    return Start(text, tokenizer, lambda _: build_model(changed))
+
+
+def read_source(source: str, options: TrainingOptions) -> Text | None:
+    """Return the text of a corpus, or None if it is a file of ids."""
+    if Path(source).suffix in (".npy", ".bin"):
+        return None
+    return read_texts(source, encoding=options.encoding, text_field=options.text_field)
+
+
+def read_corpus(source: str, start: Start, options: TrainingOptions) -> Corpus:
+    """Return the ids of a corpus, split in training and validation."""
+    return load_corpus(
+        start.text or Path(source),
+        start.tokenizer,
+        val=None if options.val is None else Path(options.val),
+        val_fraction=options.val_fraction,
+        encoding=options.encoding,
+        text_field=options.text_field,
+    )
+
+
+def train_documents(text: Text | None, options: TrainingOptions) -> list[str]:
+    """Return the documents to train on: without those that are held out for validation."""
+    if text is None:
+        return []
+    held_out = options.val_fraction if options.val is None else 0.0
+    return split_documents(text.documents, held_out)[0]
+
+
+def corpus_name(source: str) -> str:
+    """Return the name of a corpus, for its runs: that of the file or folder without its suffix.
+
+    A glob is named after the folder that its files are in.
+    """
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        whole = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+        path = Path(*path.parts[:whole]).resolve()
+    name = path.name if path.is_dir() else path.stem
+    return name or path.resolve().name or "corpus"
+
+
+def weights_sha256(model: GPT2) -> str:
+    """Return the sha256 of all parameters, trainable or not."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def can_write(tokenizer: Tokenizer, text: str) -> bool:
+    """Return whether a vocabulary has tokens for a text."""
+    try:
+        tokenizer.encode(text)
+    except TokenizerError:
+        return False
+    return True
+
+
+def _new_tokenizer(text: Text | None, options: TrainOptions, locate: Locate) -> Tokenizer:
+    """Return the vocabulary of a new model, made from its text."""
+    if options.tokenizer == "bpe" and options.vocabulary is not None:
+        return _vocabulary_of(options.vocabulary, locate)
+    if text is None:
+        raise TokenizerError(
+            "a corpus of ids needs the vocabulary that it was made with: "
+            "--tokenizer bpe --vocabulary MODEL"
+        )
+    if options.tokenizer == "bpe":
+        return learn_bpe(train_documents(text, options), options.n_vocab)
+    whole = text.joined
+    if options.val is not None and (held_out := read_source(options.val, options)) is not None:
+        whole += held_out.joined
+    return (CharTokenizer if options.tokenizer == "char" else WordTokenizer).from_text(whole)
+
+
+def _vocabulary_of(model: str, locate: Locate) -> Tokenizer:
+    tokenizer = load_tokenizer(locate(model))
+    if tokenizer is None:
+        raise TokenizerError(
+            f"{model} has no vocabulary; expected vocab.json and merges.txt in its folder"
+        )
+    return tokenizer
+
+
+def _check_known(model: str, tokenizer: ListedTokenizer, text: Text) -> None:
+    """Raise TokenizerError if a text has characters or words that a model has no tokens for."""
+    pieces = dict.fromkeys(
+        piece for document in text.documents for piece in tokenizer.cut(document)
+    )
+    if unknown := [piece for piece in pieces if tokenizer.id_of(piece) is None]:
+        raise TokenizerError(
+            f"{model} knows {tokenizer.n_vocab:,} {tokenizer.what}s, and not {len(unknown):,} of "
+            f"the text's, such as {', '.join(map(repr, unknown[:3]))}; take a model that knows "
+            "every text, such as 124M, or a new one: gpt2kit train"
+        )
