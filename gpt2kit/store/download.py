@@ -211,7 +211,8 @@ def _disk_errors(target: Path) -> Iterator[None]:
             message = (
                 f"the disk takes no more data ({error.strerror}; "
                 f"{free:,} bytes are free in {target.parent}); "
-                f"make room and run it again: {kept:,} bytes are kept in {staging}"
+                f"make room and run it again: the {kept:,} bytes already fetched are kept "
+                f"in {staging}"
             )
         else:
             message = (
