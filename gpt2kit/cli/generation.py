@@ -16,7 +16,7 @@ import typer
 
 from gpt2kit.cli import colour, options, process
 from gpt2kit.cli.colour import Colour
-from gpt2kit.cli.options import Device, Dtype, Json, Model, Quantize, Special, Unknown
+from gpt2kit.cli.options import Device, Dtype, Json, Model, NoVerify, Quantize, Special, Unknown
 
 if TYPE_CHECKING:
     from gpt2kit.generation.request import Request
@@ -164,6 +164,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    no_verify: NoVerify = False,
     compile: Compile = False,
     json: Json = False,
     stats: ShowStats = False,
@@ -198,7 +199,7 @@ def generate(
     request.check_draft(draft)
     prompts = [] if loop else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
-    gpt2, tokenizer = options.load(model, device, dtype, quantize)
+    gpt2, tokenizer = options.load(model, device, dtype, quantize, verify=not no_verify)
     loaded_draft = _load_draft(draft, device, dtype, quantize, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started, compile) if stats else None

@@ -41,6 +41,10 @@ Quantize = Annotated[
         show_default=False,
     ),
 ]
+NoVerify = Annotated[
+    bool,
+    typer.Option("--no_verify", help="Do not compare downloaded files with their recorded hashes."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")
@@ -111,14 +115,14 @@ def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
 
 
 def load(
-    model: str, device: str, dtype: str, quantize: str | None = None
+    model: str, device: str, dtype: str, quantize: str | None = None, *, verify: bool = True
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model, which is downloaded first if need be and can be; a wrong device or dtype is refused before that."""
     from gpt2kit import memory
     from gpt2kit.checkpoints.load import load, pick_numbers
 
     pick_numbers(device, dtype, quantize)
-    loaded = load(locate(model), device=device, dtype=dtype, quantize=quantize)
+    loaded = load(locate(model), device=device, dtype=dtype, quantize=quantize, verify=verify)
     memory.release()
     return loaded
 
@@ -140,12 +144,12 @@ def locate(model: str) -> Path:
         return download_with_bars(model)
 
 
-def open_model(model: str) -> Checkpoint:
+def open_model(model: str, *, verify: bool = True) -> Checkpoint:
     """Open the checkpoint of a model that must be on this machine."""
     from gpt2kit import store
     from gpt2kit.checkpoints.load import open_checkpoint
 
-    return open_checkpoint(store.find(model))
+    return open_checkpoint(store.find(model), verify=verify)
 
 
 def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) -> None:

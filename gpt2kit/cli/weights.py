@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import options, output
-from gpt2kit.cli.options import Device, Force, Json, ModelArgument
+from gpt2kit.cli.options import Device, Force, Json, ModelArgument, NoVerify
 from gpt2kit.cli.output import human_size
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def convert(
         ),
     ] = None,
     force: Force = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Write a model of any format as a folder that transformers loads.
 
@@ -150,7 +151,7 @@ def convert(
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
-    checkpoint = options.open_model(path)
+    checkpoint = options.open_model(path, verify=not no_verify)
     check_target(to, force, "--to")
     if dtype == "auto":
         stored = functools.reduce(
@@ -185,11 +186,11 @@ def check_target(to: Path, force: bool, option: str) -> None:
         )
 
 
-def inspect(model: ModelArgument, json: Json = False) -> None:
+def inspect(model: ModelArgument, json: Json = False, no_verify: NoVerify = False) -> None:
     """Show a model's configuration, tensors, parameters by part and the memory it needs."""
     from gpt2kit import inspection
 
-    checkpoint = options.open_model(model)
+    checkpoint = options.open_model(model, verify=not no_verify)
     counts = inspection.count_parameters(checkpoint.config)
     memory = inspection.memory(checkpoint.config)
     if json:

@@ -72,7 +72,7 @@ def _check(path: Path, manifest: Manifest, name: str) -> None:
     raise CheckpointFormatError(
         path,
         f"not as it was downloaded ({what}): it is damaged, or was changed. To get it again, run: "
-        f"gpt2kit download {_as_typed(manifest)} --force. To use it as it is, delete {MANIFEST}",
+        f"gpt2kit download {_as_typed(manifest)} --force. If you changed it, delete {MANIFEST}",
     )
 
 
