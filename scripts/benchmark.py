@@ -24,6 +24,9 @@ Every engine runs in a process of its own, and the engines take turns: a machine
 The medians of the rounds are printed, with their ratios to the first engine, and what they are of the limit: for writing, the
 bandwidth of memory, measured in every round, over the bytes of weights that one token reads. The last line is JSON.
 
+With `--without shortlist`, each gpt2kit engine also runs without the shortlist, in the same rounds: the environment variable
+GPT2KIT_SHORTLIST is 0 in its process. The same works for every device that has such a variable; `--help` lists them.
+
 With `--device cuda`, decode, batch, scale and prefill run on a GPU, and the bandwidth is that of its own memory.
 
 The model is any that gpt2kit finds, with its vocabulary. For the peers it is converted once, into the folder --work.
@@ -94,6 +97,8 @@ MODULES = {
     "prefill": "decode",
 }  # of measures, where the name is not the work's own
 
+SWITCHES = ("native", "shortlist", "own_dropout", "piecewise_loss")  # GPT2KIT_… variables
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -121,12 +126,20 @@ def in_this_process(engine: str, task: Task) -> Figures:
 def in_its_own_process(engine: str, task: Task) -> Figures:
     """Return the engine's figures; none where it fails, saying so."""
     command = [sys.executable, __file__, "engine", engine, json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(task), check=False
+    )
     if done.returncode:
         print(f"{engine}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
         return {}
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def environment(task: Task) -> dict[str, str]:
+    """Return the environment of an engine's process, with what the task does without turned off."""
+    off = {f"GPT2KIT_{task['without'].upper()}": "0"} if "without" in task else {}
+    return os.environ | off
 
 
 def cold(engine: str, task: Task) -> Figures:
@@ -155,7 +168,11 @@ def cold(engine: str, task: Task) -> Figures:
         else [*generate, *(["--quantize", "int8"] if kind == "int8" else ["--dtype", kind])],
         "hf": [sys.executable, "-c", program],
     }[family]
-    return {"seconds": seconds(lambda: subprocess.run(command, capture_output=True, check=True))}
+
+    def go() -> None:
+        subprocess.run(command, capture_output=True, env=environment(task), check=True)
+
+    return {"seconds": seconds(go)}
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -268,6 +285,22 @@ def show(result: dict[str, Any]) -> None:
 
 
 def contestants_of(options: argparse.Namespace) -> list[Contestant]:
+    """Return who takes part, each engine of gpt2kit also without what --without names."""
+    switches = [name for name in options.without.split(",") if name]
+    if unknown := set(switches) - set(SWITCHES):
+        raise SystemExit(f"--without knows {', '.join(SWITCHES)}, not {', '.join(sorted(unknown))}")
+    found = []
+    for contestant in with_everything(options):
+        found.append(contestant)
+        if contestant.engine.startswith("kit-"):
+            for name in switches:
+                about = f"{contestant.about} without {name}".strip()
+                task = {**contestant.task, "without": name}
+                found.append(Contestant(contestant.engine, task, about))
+    return found
+
+
+def with_everything(options: argparse.Namespace) -> list[Contestant]:
     """Return who takes part, and with what task: in `scale` for each size, in `draft` for each text."""
     from gpt2kit import store
     from gpt2kit.checkpoints.load import open_checkpoint
@@ -345,6 +378,12 @@ def parser() -> argparse.ArgumentParser:
         "--sizes",
         default="124M,355M,774M",
         help="for scale; 1558M too, which takes 6 GB on disk and in memory",
+    )
+    parser.add_argument(
+        "--without",
+        default="",
+        metavar="NAME,…",
+        help=f"run gpt2kit also without these: {', '.join(SWITCHES)}",
     )
     parser.add_argument("--draft", default="lookup", metavar="lookup|MODEL", help="for draft")
     parser.add_argument(

@@ -275,3 +275,35 @@ def test_a_compiled_step_can_be_measured(
     )
     assert found["engines"]["kit-float32-compiled"]["tokens_per_second"] > 0
     assert len(compiled) == 1
+
+
+def test_an_engine_also_runs_without_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = []
+
+    def run_engine(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        environments.append(options["env"].get("GPT2KIT_SHORTLIST"))
+        figures = json.dumps({"tokens_per_second": 1.0})
+        return subprocess.CompletedProcess(command, 0, stdout=figures, stderr="")
+
+    monkeypatch.setattr(benchmark, "bandwidth", lambda _: 1e9)
+    monkeypatch.setattr("subprocess.run", run_engine)
+    engines = ["--engines", "kit-float32,hf-float32,kit-int8"]
+    found = run(tmp_path, "decode", "--model", "dante", "--without", "shortlist", *engines)
+    assert list(found["engines"]) == [
+        "kit-float32",
+        "kit-float32 without shortlist",
+        "hf-float32",
+        "kit-int8",
+        "kit-int8 without shortlist",
+    ]
+    assert environments == [None, "0", None, None, "0"]
+    with pytest.raises(SystemExit, match="--without knows native, shortlist, .*, not speed"):
+        run(tmp_path, "decode", "--model", "dante", "--without", "speed")
+
+
+@pytest.mark.parametrize("name", benchmark.SWITCHES)
+def test_every_switch_is_one_of_the_package(name: str) -> None:
+    sources = (ROOT / "gpt2kit").rglob("*.py")
+    assert any(f'"GPT2KIT_{name.upper()}"' in path.read_text("utf-8") for path in sources)
