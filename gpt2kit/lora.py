@@ -1,7 +1,8 @@
 """Low-rank adapters: add, train, merge.
 
-Beside each matrix W of a block lie two thin ones, and the layer computes W x + (alpha / rank) B A x (Hu et al. 2021). Only A and B are
-trained: a fraction of the memory for gradients and optimizer, and a few megabytes to save.
+Each matrix W of a block gets two thin matrices A and B, and the layer computes W x + (alpha / rank)
+B A x (Hu et al. 2021). Only A and B are trained: gradients and optimizer need a fraction of the
+memory, and saving takes a few megabytes.
 
     C input width, O output width, R rank
 """
@@ -21,7 +22,7 @@ _LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer whose weights stay, and an update of low rank that is learned; it begins as zero."""
+    """A linear layer with fixed weights and a learned update of low rank, at first zero."""
 
     lora_a: nn.Parameter  # (R, C)
     lora_b: nn.Parameter  # (O, R)
@@ -31,7 +32,7 @@ class LoRALinear(nn.Linear):
     def beside(
         cls, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator | None = None
     ) -> LoRALinear:
-        """Return the layer with an adapter, sharing the layer's own parameters."""
+        """Return a layer with an adapter that shares the given layer's parameters."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         layer.weight, layer.bias = linear.weight, linear.bias
@@ -44,14 +45,14 @@ class LoRALinear(nn.Linear):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        update = nn.functional.linear(
-            nn.functional.linear(x, self.lora_a), self.lora_b
-        )  # (…, C) -> (…, R) -> (…, O)
+        """Apply the layer and its adapter: (…, C) -> (…, O)."""
+        reduced = nn.functional.linear(x, self.lora_a)  # (…, C) -> (…, R)
+        update = nn.functional.linear(reduced, self.lora_b)  # (…, R) -> (…, O)
         return super().forward(x) + self.scale * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Return a plain layer that computes the same."""
+        """Return a plain layer that computes the same function."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(self.weight + self.scale * self.lora_b @ self.lora_a)  # (O, C)
@@ -60,12 +61,14 @@ class LoRALinear(nn.Linear):
 
 
 def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:
-    """Put an adapter beside every matrix of the blocks, and leave nothing else to train. `alpha` is twice the rank unless given."""
+    """Add an adapter to every matrix of the blocks, and freeze everything else.
+
+    `alpha` is twice the rank unless given. Raises ConfigError for a rank or alpha out of range.
+    """
     smallest = min(model.config.n_embd, model.config.inner_size)
     if not 1 <= rank <= smallest:
-        raise ConfigError(
-            f"lora_rank is {rank}, expected 1 to {smallest}, the smallest side of the model's matrices"
-        )
+        limit = f"{smallest}, the smallest dimension of the model's matrices"
+        raise ConfigError(f"lora_rank is {rank}, expected 1 to {limit}")
     alpha = 2.0 * rank if alpha is None else alpha
     if not 0 < alpha < math.inf:
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
@@ -81,17 +84,16 @@ def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: in
 
 
 def settings(model: GPT2) -> dict[str, Any] | None:
-    """Return the rank and alpha of a model's adapters, or None where it has none."""
+    """Return the rank and alpha of a model's adapters, or None if it has none."""
     layer = next((layer for layer in model.modules() if isinstance(layer, LoRALinear)), None)
-    return (
-        None
-        if layer is None
-        else {"rank": len(layer.lora_a), "alpha": layer.scale * len(layer.lora_a)}
-    )
+    if layer is None:
+        return None
+    rank = len(layer.lora_a)
+    return {"rank": rank, "alpha": layer.scale * rank}
 
 
 def merge_adapters(model: GPT2) -> None:
-    """Fold all adapters into the weights: the model computes the same, and is a plain one again."""
+    """Add all adapters to the weights: a plain model again, which computes the same function."""
     for block in model.h:
         for name in _LAYERS:
             part, _, layer = name.partition(".")

@@ -108,7 +108,7 @@ def test_adapters_of_another_shape_or_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match="another shape"):
         load_adapters(tmp_path, adapted(rank=3))
     (tmp_path / WEIGHTS_FILE).write_bytes(b"")
-    with pytest.raises(CheckpointFormatError, match="cannot be read"):
+    with pytest.raises(CheckpointFormatError, match="not a whole safetensors file"):
         load_adapters(tmp_path, adapted())
 
 

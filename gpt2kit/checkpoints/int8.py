@@ -1,10 +1,11 @@
 """int8 weights: made once, then kept in a file so that the next start takes a quarter of the time.
 
-The file NAME.gpt2kit-int8 is a safetensors file, but under its own name no other program takes it for a model.
-`store.int8_file` says where it is. Its metadata has two fields:
+The file NAME.gpt2kit-int8 is a safetensors file, but under its own name no other program takes it
+for a model. `store.int8_file` says where it is. Its metadata has two fields:
 
     source    hash of the weights that it was made of; for other weights the file is made anew
-    crc32c    checksum of the names and bytes of all its tensors; a damaged file is made anew, with a warning
+    crc32c    checksum of the names and bytes of all tensors; a damaged file is made anew, with a
+              warning
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2kit.checkpoints.huggingface import safetensors_file, write_safetensors
+from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.errors import CheckpointFormatError, Gpt2KitWarning
 from gpt2kit.files import new_file
@@ -32,21 +33,19 @@ _DTYPES = {"F32": torch.float32, "I8": torch.int8}
 # What is read of a large file to tell whether it changed: formats have their headers there.
 _BEGINNING = 2**16
 
-Wrote = Callable[[Path], object]
-
 
 def build_int8_model(
     checkpoint: Checkpoint,
     read: Callable[[str], Tensor],
     *,
     write: bool = True,
-    wrote: Wrote | None = None,
+    on_write: Callable[[Path], object] | None = None,
 ) -> Int8GPT2:
     """Build the int8 model of a checkpoint, in evaluation mode.
 
-    It comes from the file of an earlier start if that is whole and was made of these weights. Otherwise it is
-    made from the tensors that `read` returns by name, and with `write` the file is written; if that works,
-    `wrote` is called with its path.
+    It comes from the file of an earlier start if that is whole and was made of these weights.
+    Otherwise it is made from the tensors that `read` returns by name, and with `write` the file is
+    written; if that works, `on_write` is called with its path.
     """
     model = Int8GPT2(checkpoint.config)
     path = int8_file(checkpoint.path)
@@ -64,14 +63,14 @@ def build_int8_model(
                 OSError
             ):  # a folder that cannot be written: made anew each time
                 _write(path, state, source)
-                if wrote is not None:
-                    wrote(path)
+                if on_write is not None:
+                    on_write(path)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
 def check_int8_file(checkpoint: Checkpoint) -> bool | None:
-    """Return whether the file of a checkpoint's int8 weights is in use, or None if there is no file.
+    """Return whether a checkpoint's int8 file is in use, or None if there is no file.
 
     It is not in use if it was made of other weights. Raises CheckpointFormatError if it is damaged.
     """
@@ -85,7 +84,8 @@ def _quantize(
     checkpoint: Checkpoint, model: Int8GPT2, read: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
     """Round the tensors of a checkpoint; raise CheckpointFormatError for numbers beyond float32."""
-    # The memory that stays is taken first, so that what comes and goes meanwhile leaves no holes in it.
+    # The memory that stays is taken first, so that what comes and goes meanwhile leaves no holes in
+    # it.
     state = empty_tensors(_specs(model))
     for name, tensor in quantized_state(checkpoint.config, read):
         state[name].copy_(tensor)
@@ -111,7 +111,8 @@ def _first_not_finite(state: Mapping[str, Tensor]) -> str | None:
 def _source(checkpoint: Checkpoint) -> str:
     """Return a hash that changes with the checkpoint's files: names, sizes, times and beginnings.
 
-    Hashing all of their bytes would take longer than reading the int8 weights, and as long as making them.
+    Hashing all of their bytes would take longer than reading the int8 weights, and as long as
+    making them.
     """
     digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
     for path in sorted(checkpoint.folder.iterdir()):
@@ -148,7 +149,7 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
     if metadata.get("source") != source:
         return None
     specs = _specs(model)
-    stored = safetensors_file(path, dtypes=_DTYPES)
+    stored = read_safetensors(path, dtypes=_DTYPES)
     if {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} != specs:
         raise CheckpointFormatError(path, "this file has other tensors than the model")
     state = empty_tensors(specs)
@@ -168,4 +169,4 @@ def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
     tensors = {name: StoredTensor.of(tensor) for name, tensor in ordered}
     metadata = {"source": source, "crc32c": _checksum(state)}
     with new_file(path) as file:
-        write_safetensors(file, tensors, None, metadata)
+        write_safetensors(file, tensors, metadata=metadata)

@@ -1,15 +1,20 @@
 """Read a LevelDB table: sorted keys and their values, in blocks with checksums.
 
-A table is read from its end, where the footer tells what else there is:
+A table is read from its end, where the footer says what else there is:
 
-    table    data block, data block, …, metaindex block (of no use here), index block, footer
-    footer   handle of the metaindex block, handle of the index block, zeros up to 40 bytes, magic number (8 bytes)
-    handle   varint offset, varint size: where a block is; the values of the index block are the handles of the data blocks
-    block    entry, entry, …, restart offsets (uint32 each), their number (uint32); then, not counted in its size,
-             a trailer: compression (1 byte: 0 none, 1 snappy), masked crc32c of all that (uint32)
-    entry    varint shared, varint unshared, varint length, key (the previous key's first `shared` bytes and `unshared` more), value
+    table    data block, data block, …, metaindex block (not needed here), index block, footer
+    footer   handle of the metaindex block, handle of the index block, zeros up to 40 bytes,
+             magic number (8 bytes)
+    handle   varint offset, varint size: where a block is; the values of the index block are the
+             handles of the data blocks
+    block    entry, entry, …, restart offsets (uint32 each), their number (uint32)
+    trailer  after each block, not counted in its size: compression (1 byte: 0 none, 1 snappy),
+             masked crc32c of the block and that byte (uint32)
+    entry    varint shared, varint unshared, varint length, key, value; of the key, the first
+             `shared` bytes are those of the previous key, and the other `unshared` bytes are stored
 
-The bytes are taken for hostile: whatever they are, the outcome is the table's items, Damaged or Unsupported, in bounded memory.
+The bytes are taken for hostile: whatever they are, the result is the table's items, Damaged or
+Unsupported, in bounded memory.
 """
 
 from __future__ import annotations
@@ -35,32 +40,32 @@ class Damaged(Exception):
 
 
 class Unsupported(Exception):
-    """The bytes are of a kind that is not read here; the message says which."""
+    """The bytes are of a kind that this module does not read; the message says which."""
 
 
 class Cursor:
-    """A position in some bytes, from which numbers and runs of bytes are taken, never past the end; false at the end."""
+    """An offset in some bytes, from which numbers and bytes are taken; false at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def __bool__(self) -> bool:
-        return self._at < len(self._data)
+        return self._offset < len(self._data)
 
     def take(self, count: int) -> bytes:
         """Take the next `count` bytes."""
-        if count > len(self._data) - self._at:
+        if count > len(self._data) - self._offset:
             raise Damaged("something ends before its declared length")
-        self._at += count
-        return self._data[self._at - count : self._at]
+        self._offset += count
+        return self._data[self._offset - count : self._offset]
 
     def rest(self) -> bytes:
         """Take everything that is left."""
-        return self.take(len(self._data) - self._at)
+        return self.take(len(self._data) - self._offset)
 
     def varint(self, bits: int = 64) -> int:
-        """Take a number in groups of 7 bits, the lowest first; a byte's top bit says that more follow."""
+        """Take a number in groups of 7 bits, lowest first; the top bit says that more follow."""
         value = 0
         for shift in range(0, bits, 7):
             byte = self.take(1)[0]
@@ -71,12 +76,12 @@ class Cursor:
 
 
 def mask(crc: int) -> int:
-    """Disguise a checksum, as LevelDB does because checksums of data that holds checksums are poor ones."""
+    """Mask a checksum as LevelDB does: the CRC of data that holds CRCs would be weak."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def shown(key: bytes) -> str:
-    """Return a key as it may stand in a message, whatever its bytes."""
+    """Return a key for a message, with escapes and cut to a bounded length."""
     text = repr(key[:60].decode("utf-8", "backslashreplace"))
     return text if len(key) <= 60 else f"{text}…"
 
@@ -91,7 +96,7 @@ def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = Cursor(data[-_FOOTER:-8])
     metaindex = footer.varint(), footer.varint()
     index = footer.varint(), footer.varint()
-    _read_block(data, *metaindex)  # TensorFlow leaves it empty, but damage is damage
+    _read_block(data, *metaindex)  # empty in TensorFlow's files; read for its checksum
     previous, end, spent = None, 0, 0
     for _, value in _block_items(_read_block(data, *index)):
         handle = Cursor(value)
@@ -104,10 +109,11 @@ def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
                 raise Damaged(
                     f"the key {shown(key)} comes after {shown(previous)}: they are not sorted"
                 )
-            # Shared prefixes and compression let a small file spell out enormous keys: count what they come to.
+            # Shared prefixes and compression let a small file spell out enormous keys: count what
+            # they come to.
             spent += len(key) + len(item) + _ENTRY_OVERHEAD
             if spent > LARGEST_TABLE:
-                raise Damaged(f"its entries come to more than {LARGEST_TABLE:,} bytes")
+                raise Damaged(f"its entries expand to more than {LARGEST_TABLE:,} bytes")
             yield key, item
             previous = key
 
@@ -135,7 +141,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
     expanded = stream.varint(32)
     if expanded > min(LARGEST_TABLE, _LARGEST_EXPANSION * size):
         raise Damaged(
-            f"the block at byte {offset:,} says that its {size:,} bytes expand to {expanded:,}"
+            f"the block at byte {offset:,} declares that its {size:,} bytes expand to {expanded:,}"
         )
     try:
         return snappy.decompress(stream.rest(), expanded)
@@ -145,7 +151,8 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
 
 def _block_items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a block."""
-    # Restarts are where a binary search may begin. Reading from the front needs to know only where they begin themselves.
+    # Restarts are where a binary search may begin. Reading from the front needs to know only where
+    # they begin themselves.
     restarts = int.from_bytes(block[-4:], "little")
     entries_end = len(block) - 4 * (1 + restarts)
     if entries_end < 0:

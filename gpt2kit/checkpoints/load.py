@@ -1,9 +1,9 @@
-"""Weights in whatever format, in and out: open a checkpoint, build the model, write a directory that runs everywhere."""
+"""Weights in every format, in and out: open a checkpoint, build the model, write a folder."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,20 +12,18 @@ from torch import Tensor, nn
 
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
-from gpt2kit.checkpoints.int8 import build_int8_model
-from gpt2kit.checkpoints.stored import (
-    FLOAT_DTYPES,
-    Checkpoint,
-    StoredTensor,
-    as_bytes,
-    empty_tensors,
+from gpt2kit.checkpoints.config_json import CONFIG_FILE, read_config
+from gpt2kit.checkpoints.device import (
+    resolve_device,
+    resolve_device_and_dtype,
+    resolve_dtype,
 )
-from gpt2kit.config import GPT2Config
+from gpt2kit.checkpoints.int8 import build_int8_model
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.errors import (
     CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
-    ConfigError,
     TokenizerError,
 )
 from gpt2kit.files import read_start
@@ -39,18 +37,20 @@ __all__ = [
     "load",
     "load_vocabulary",
     "open_checkpoint",
-    "pick_device",
-    "pick_dtype",
-    "pick_numbers",
     "read_checked",
+    "resolve_device",
+    "resolve_device_and_dtype",
+    "resolve_dtype",
     "write_checkpoint",
     "write_model",
 ]
 
+# Until every caller has the new names:
+pick_numbers, pick_device, pick_dtype = resolve_device_and_dtype, resolve_device, resolve_dtype
 
-_SCRATCH = (
-    2**26
-)  # bytes that a thread keeps for tensors on their way; larger ones get memory of their own, once
+# Bytes of the buffer that a thread keeps for tensors to transpose or convert. Larger tensors, of
+# which there are one or two, get memory of their own.
+_BUFFER = 2**26
 
 
 def load(
@@ -60,93 +60,101 @@ def load(
     dtype: str = "auto",
     quantize: str | None = None,
     verify: bool = True,
+    write_cache: bool = True,
+    on_write: Callable[[Path], object] | None = None,
 ) -> tuple[GPT2, Tokenizer | None]:
-    """Load a model that is on this machine, ready to run, and its tokenizer (None where the directory has no vocabulary).
+    """Load a model that is on this machine, ready to run, and its tokenizer if it has one.
 
-    `model` is a size (`124M`), a directory, a checkpoint file or prefix, or the Hub id of a model downloaded before. `device`
-    is `auto`, `cpu`, `cuda`, `mps`, …; `dtype` is `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, on CUDA
-    bfloat16. `quantize="int8"` keeps the matrices in eight bits, on the CPU. With `verify`, a downloaded file is compared with its
-    recorded hash, once for each version of the file. Raises CheckpointError or ConfigError where that
-    cannot be; what it returns has been checked, name by name and number by number.
+    - `model`: a size (`124M`), a folder, a checkpoint's file or prefix, or a Hub id
+    - `device`: `cpu`, `cuda`, `cuda:1`, `mps`, … or `auto`: the fastest one that is here
+    - `dtype`: `float32`, `bfloat16`, `float16`, `float64` or `auto`: bfloat16 on CUDA, else float32
+    - `quantize`: `int8` holds the matrices in eight bits, on the CPU
+    - `verify`: compare downloaded files with their recorded hashes, once for each version of a file
+    - `write_cache`: keep what the next load can use (int8 weights, which hashes were right) in the
+      model's folder if it is a download or a training run, else in the user's cache directory
+    - `on_write`: is called with the path of the int8 weights if they were written
+
+    Every tensor's name, shape and numbers have been checked. Raises CheckpointError, TokenizerError
+    or ConfigError.
     """
-    place, number = pick_numbers(device, dtype, quantize)
-    checkpoint = open_checkpoint(store.find(model), verify=verify)
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # while the weights are read, Python has time for the vocabulary
+    torch_device, torch_dtype = resolve_device_and_dtype(device, dtype, quantize)
+    checkpoint = open_checkpoint(store.find(model), verify=verify, write_cache=write_cache)
+    # Reading weights is mostly the kernel's work: Python has time for the vocabulary meanwhile.
+    with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(load_vocabulary, checkpoint)
-        if quantize is not None:
-            return build_int8_model(
-                checkpoint, lambda name: read_checked(checkpoint, name)
-            ), tokenizer.result()
-        return build_model(checkpoint, device=place, dtype=number), tokenizer.result()
-
-
-def pick_numbers(device: str, dtype: str, quantize: str | None) -> tuple[torch.device, torch.dtype]:
-    """Return where and in what dtype to run; raise ConfigError for a wish, or a combination of wishes, that cannot be."""
-    if quantize is None:
-        place = pick_device(device)
-        return place, pick_dtype(dtype, place)
-    if quantize != "int8":
-        raise ConfigError(f"quantize is {quantize!r}, expected int8")
-    if device not in ("auto", "cpu") or dtype not in ("auto", "float32"):
-        raise ConfigError(
-            f"int8 weights run on the CPU, with the rest in float32; found device {device!r} and dtype {dtype!r}: leave them out"
-        )
-    return torch.device("cpu"), torch.float32
+        loaded: GPT2
+        if quantize is None:
+            loaded = build_model(checkpoint, device=torch_device, dtype=torch_dtype)
+        else:
+            loaded = build_int8_model(
+                checkpoint,
+                lambda name: read_checked(checkpoint, name),
+                write=write_cache,
+                on_write=on_write,
+            )
+        return loaded, tokenizer.result()
 
 
 def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
-    """Return the tokenizer beside a checkpoint's weights, or None; raises TokenizerError where it is another model's."""
+    """Return the tokenizer beside a checkpoint's weights, or None if there is none.
+
+    Raises TokenizerError if it has more tokens than the model.
+    """
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer is not None and tokenizer.n_vocab > checkpoint.config.n_vocab:
-        detail = f"the vocabulary has {tokenizer.n_vocab:,} tokens, but the model only {checkpoint.config.n_vocab:,}"
-        raise TokenizerError(
-            f"{checkpoint.folder}: {detail}; put the model's own vocab.json and merges.txt there"
-        )
+        counts = f"{tokenizer.n_vocab:,} tokens, but the model only {checkpoint.config.n_vocab:,}"
+        advice = "put the model's own vocab.json and merges.txt there"
+        raise TokenizerError(f"{checkpoint.folder}: the vocabulary has {counts}; {advice}")
     return tokenizer
 
 
-def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Open a directory, a file or the prefix of a TensorFlow checkpoint; what they hold decides the format, not the names.
+# --- opening --------------------------------------------------------------------------------------
 
-    Only headers are read, but with `verify` downloaded files are compared with their recorded hashes if that was not done since they
-    changed. Raises CheckpointNotFoundError where there are no weights, CheckpointFormatError for damage,
-    CheckpointMismatchError where the tensors are not those of the configuration.
+
+def open_checkpoint(path: Path, *, verify: bool = True, write_cache: bool = True) -> Checkpoint:
+    """Open a folder, a file or the prefix of a TensorFlow checkpoint.
+
+    The contents decide the format, not the names.
+
+    Only headers are read, except that `verify` compares files of a download with their recorded
+    hashes unless that was done since they changed; `write_cache` records that it was done. Raises
+    CheckpointNotFoundError if there are no weights, CheckpointFormatError for damage, and
+    CheckpointMismatchError if the tensors are not those of the configuration.
     """
     if verify:
-        store.check_files(path if path.is_dir() else path.parent)
+        store.check_files(path if path.is_dir() else path.parent, record=write_cache)
     if path.is_dir():
-        return _open_directory(path)
+        return _open_folder(path)
     prefix = path.with_name(path.name.removesuffix(".index"))
     if path.suffix != ".safetensors" and prefix.with_name(prefix.name + ".index").exists():
         return openai.open_directory(prefix.parent, prefix)
-    if (
-        pickled.is_pickled(read_start(path, error=CheckpointError))
-        and not (path.parent / huggingface.CONFIG_FILE).exists()
-    ):
+    config_file = path.parent / CONFIG_FILE
+    if config_file.exists():
+        return huggingface.open_file(path, read_config(config_file))
+    if pickled.is_pickled(read_start(path, error=CheckpointError)):
         return nanogpt.open_file(path)
-    if not (path.parent / huggingface.CONFIG_FILE).exists():
-        message = f"{path}: weights without a configuration; expected {huggingface.CONFIG_FILE} beside them"
-        raise CheckpointNotFoundError(message, path=path, missing=[huggingface.CONFIG_FILE])
-    return huggingface.open_file(
-        path, huggingface.read_config(path.parent / huggingface.CONFIG_FILE)
-    )
+    message = f"{path}: weights without a configuration; expected {config_file.name} beside them"
+    raise CheckpointNotFoundError(message, path=path, missing=[config_file.name])
 
 
-def _open_directory(path: Path) -> Checkpoint:
-    if (path / huggingface.CONFIG_FILE).exists():
+def _open_folder(path: Path) -> Checkpoint:
+    """Open a folder by the configuration in it; without one, by its only .pt or .pth file."""
+    if (path / CONFIG_FILE).exists():
         return huggingface.open_directory(path)
     if (path / openai.HPARAMS_FILE).exists() or any(path.glob("*.index")):
         return openai.open_directory(path)
-    saved = sorted(
-        file for file in path.iterdir() if file.suffix in (".pt", ".pth") and file.is_file()
-    )
+    files = sorted(path.iterdir())
+    saved = [file for file in files if file.suffix in (".pt", ".pth") and file.is_file()]
     if len(saved) == 1:
         return nanogpt.open_file(saved[0])
-    expected = "expected config.json with model.safetensors, hparams.json with model.ckpt.index, or one nanoGPT ckpt.pt"
-    message = store.adapters_alone(path) or f"{path}: no model; {expected}"
-    raise CheckpointNotFoundError(message, path=path, missing=[huggingface.CONFIG_FILE])
+    expected = (
+        "config.json with model.safetensors, hparams.json with model.ckpt.index, or one ckpt.pt"
+    )
+    message = store.adapters_alone(path) or f"{path}: no model; expected {expected}"
+    raise CheckpointNotFoundError(message, path=path, missing=[CONFIG_FILE])
+
+
+# --- reading --------------------------------------------------------------------------------------
 
 
 def build_model(
@@ -157,57 +165,63 @@ def build_model(
 ) -> GPT2:
     """Read a checkpoint's tensors into a model of that dtype, in evaluation mode.
 
-    The memory needed is the model's own and that of the largest tensor. A tensor that holds a NaN or an infinity is a
-    CheckpointFormatError.
+    It takes the memory of the model and of the largest tensor. Raises CheckpointFormatError for
+    damage, also for a tensor that holds a NaN or an infinity.
     """
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
-    # All parameters get their place before the first tensor is read: what is freed in between then leaves no holes. They are
-    # filled by other threads, which a caller's inference mode does not reach.
+    # The parameters' memory is allocated before the first tensor is read, so that what is freed
+    # meanwhile leaves no holes. Other threads fill it, and a caller's inference mode does not reach
+    # those.
     with torch.inference_mode(False):
-        state = empty_tensors(
-            {name: (shape, dtype) for name, shape in checkpoint.config.shapes().items()}, device
-        )
+        shapes = checkpoint.config.shapes()
+        state = empty_tensors({name: (shape, dtype) for name, shape in shapes.items()}, device)
     _check_tied_copy(checkpoint)
-
-    local = threading.local()  # one thread's memory for tensors that must be turned or converted; small ones stay in its cache
+    local = threading.local()
 
     def fill(name: str) -> None:
         stored, final = checkpoint.tensors[name], state[name]
         if not stored.transposed and (stored.dtype, "cpu") == (final.dtype, final.device.type):
             buffer = as_bytes(final)
-        elif stored.nbytes > _SCRATCH:
-            buffer = empty_tensors({name: ((stored.nbytes,), torch.uint8)})[name]
+        elif stored.nbytes > _BUFFER:
+            buffer = _bytes(stored.nbytes)
         else:
-            if not hasattr(local, "scratch"):
-                local.scratch = empty_tensors({name: ((_SCRATCH,), torch.uint8)})[name]
-            buffer = local.scratch
+            if not hasattr(local, "buffer"):
+                local.buffer = _bytes(_BUFFER)
+            buffer = local.buffer
         tensor = stored.read(buffer)
         _check_finite(checkpoint.path, name, tensor)
         if tensor.data_ptr() != final.data_ptr():
-            # Torch is quick to turn matrices, and to convert them, but not to do both at once.
+            # torch transposes fast, and converts fast, but not both at once.
             final.copy_(tensor.to(final.dtype) if stored.transposed else tensor)
 
-    # Reading and transposing are the kernel's and torch's work: two threads keep both cores of a small machine busy, and more
-    # would only hold more tensors at once.
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            # The largest come first, while most of the model's own memory is not touched yet.
-            list(
-                pool.map(
-                    fill,
-                    sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].nbytes),
-                )
-            )
-    finally:
-        torch.set_num_threads(threads)
+    _in_two_threads(fill, checkpoint)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
+def _in_two_threads(fill: Callable[[str], None], checkpoint: Checkpoint) -> None:
+    """Call `fill` with the name of every tensor, in two threads that use one core each.
+
+    Reading is the kernel's work and transposing is torch's: two threads keep a small machine busy,
+    and more would hold more tensors at once.
+    """
+    # The largest tensors come first, while most of the model's own memory is still untouched.
+    names = sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].nbytes)
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(fill, names))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bytes(n: int) -> Tensor:
+    return empty_tensors({"": ((n,), torch.uint8)})[""]
+
+
 def read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Read a tensor for another purpose than `build_model`'s, with all of its checks."""
+    """Return one tensor of a checkpoint, after all the checks of `build_model`."""
     if name == "wte.weight":
         _check_tied_copy(checkpoint)
     tensor = checkpoint.tensors[name].read()
@@ -215,118 +229,66 @@ def read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
-def _check_finite(path: Path, name: str, tensor: Tensor, what: str = "") -> None:
-    if tensor.numel():
-        low, high = torch.aminmax(
-            tensor
-        )  # carries a NaN through, and is twenty times as fast as isfinite
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            count = int((~torch.isfinite(tensor)).sum())
-            advice = (
-                "take a wider --dtype, if the weights are not damaged"
-                if what
-                else "the weights are damaged: get them again"
-            )
-            raise CheckpointFormatError(
-                path, f"{name} holds {count:,} numbers that are NaN or infinite{what}; {advice}"
-            )
+def _check_finite(
+    path: Path, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None
+) -> None:
+    """Raise CheckpointFormatError for NaN and infinity, also those of a conversion to `dtype`."""
+    if not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor)  # both are NaN if any number is; 20 times as fast as isfinite
+    if torch.isfinite(low) and torch.isfinite(high):
+        return
+    count = int((~torch.isfinite(tensor)).sum())
+    found = f"{name} holds {count:,} numbers that are NaN or infinite"
+    if dtype is None:
+        raise CheckpointFormatError(path, f"{found}; the weights are damaged: get them again")
+    as_dtype = str(dtype).removeprefix("torch.")
+    advice = "take a wider --dtype, if the weights are not damaged"
+    raise CheckpointFormatError(path, f"{found} as {as_dtype}; {advice}")
 
 
 def _check_tied_copy(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointFormatError where a model with a tied head brings another head."""
-    if checkpoint.tied_copy is not None and not torch.equal(
-        checkpoint.tied_copy.read(), checkpoint.tensors["wte.weight"].read()
-    ):
-        detail = 'lm_head.weight differs from wte.weight, but the head is tied; if it is meant to, set "tie_word_embeddings": false'
-        raise CheckpointFormatError(checkpoint.path, detail)
+    """Raise CheckpointFormatError if a model with a tied head has another head in the file."""
+    copy = checkpoint.tied_copy
+    if copy is not None and not torch.equal(copy.read(), checkpoint.tensors["wte.weight"].read()):
+        detail = "lm_head.weight differs from wte.weight, but the head is tied"
+        advice = 'if it is meant to differ, set "tie_word_embeddings": false in config.json'
+        raise CheckpointFormatError(checkpoint.path, f"{detail}; {advice}")
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
-    """Write a model and its vocabulary into an existing folder, as a directory that transformers loads."""
-    state: Mapping[str, Tensor] = dict(nn.Module.named_parameters(model))
-    _write(
-        folder,
-        model.config,
-        {name: StoredTensor.of(tensor) for name, tensor in state.items()},
-        model.dtype,
-        tokenizer,
-    )
+    """Write a model and its vocabulary into an existing folder, as transformers reads them."""
+    parameters = nn.Module.named_parameters(model)
+    tensors = {name: StoredTensor.of(tensor) for name, tensor in parameters}
+    stop_id = tokenizer.stop_id if tokenizer else None
+    huggingface.write_directory(folder, model.config, tensors, dtype=model.dtype, stop_id=stop_id)
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, tokenizer: Tokenizer | None = None
 ) -> None:
-    """Write a checkpoint and a vocabulary into an existing folder, as a directory that transformers loads, one tensor at a time.
+    """Write a checkpoint and a vocabulary into an existing folder, as transformers reads them.
 
-    What `build_model` would refuse is refused, and numbers that the dtype is too narrow for are.
+    Only one tensor is in memory at a time. Raises what `build_model` raises, and
+    CheckpointFormatError for a number that is too large for the dtype.
     """
     _check_tied_copy(checkpoint)
 
     def checked(name: str, stored: StoredTensor) -> StoredTensor:
         def read(_: Tensor | None) -> Tensor:
             tensor = stored.read().to(dtype)
-            _check_finite(checkpoint.path, name, tensor, f" as {str(dtype).removeprefix('torch.')}")
+            _check_finite(checkpoint.path, name, tensor, dtype=dtype)
             return tensor
 
         return StoredTensor(stored.shape, dtype, read)
 
-    _write(
-        folder,
-        checkpoint.config,
-        {name: checked(name, stored) for name, stored in checkpoint.tensors.items()},
-        dtype,
-        tokenizer,
-    )
-
-
-def _write(
-    folder: Path,
-    config: GPT2Config,
-    tensors: Mapping[str, StoredTensor],
-    dtype: torch.dtype,
-    tokenizer: Tokenizer | None,
-) -> None:
-    huggingface.write_directory(
-        folder, config, tensors, dtype=dtype, stop_id=tokenizer.stop_id if tokenizer else None
-    )
+    tensors = {name: checked(name, stored) for name, stored in checkpoint.tensors.items()}
+    stop_id = tokenizer.stop_id if tokenizer else None
+    huggingface.write_directory(folder, checkpoint.config, tensors, dtype=dtype, stop_id=stop_id)
     if tokenizer is not None:
         tokenizer.save(folder)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the best one here. Raises ConfigError for one that is not."""
-    if name == "auto":
-        return torch.device(
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, cuda:1, mps, …") from None
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        here = ", ".join(kind for kind, is_here in present.items() if is_here)
-        raise ConfigError(
-            f"device is {name!r}, which this machine or this build of torch does not have; it has {here}"
-        )
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of that name; `auto` is float32, on CUDA bfloat16. Raises ConfigError for one that cannot be."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
-    if name not in known:
-        raise ConfigError(f"dtype is {name!r}, expected auto, {', '.join(known)}")
-    return known[name]

@@ -1,6 +1,6 @@
-"""What the tensors are called, in OpenAI's files, in everyone else's, and here.
+"""The names of the tensors: in OpenAI's files, in other people's, and here.
 
-One table maps OpenAI's names to ours; its inverse is derived. Hugging Face's names are ours behind a prefix.
+One table maps OpenAI's names to ours. Hugging Face's names are ours, often behind a prefix.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointFormatError
 
-# OpenAI's and Hugging Face's files hold these four matrices as (in, out), for their Conv1D computes x @ W; nn.Linear computes
-# x @ W.T and holds (out, in). attn.c_proj is square: forgetting its transpose raises nothing and ruins the text.
+# OpenAI's and Hugging Face's files hold these four matrices as (in, out), because their Conv1D
+# computes x @ W. nn.Linear computes x @ W.T and holds (out, in). attn.c_proj is square: without its
+# transpose nothing fails, but the text is ruined.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 # OpenAI's variable -> our parameter; {layer} counts from 0.
@@ -35,10 +36,12 @@ OPENAI = {
     "model/ln_f/b": "ln_f.bias",
 }
 
-# What wrappers put before names: transformers' head model, DistributedDataParallel, torch.compile.
+# Prefixes that wrappers add: transformers' model with a head, DistributedDataParallel,
+# torch.compile.
 PREFIXES = ("transformer.", "module.", "_orig_mod.")
 
-# The causal mask and its value, which older programs saved with the weights. By exact ending: attn.c_attn.bias is a parameter.
+# The causal mask and its value, which older programs saved with the weights. Only these exact
+# endings: attn.c_attn.bias is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
 
 
@@ -49,9 +52,8 @@ def is_transposed(name: str) -> bool:
 
 def openai_names(config: GPT2Config) -> dict[str, str]:
     """Return OpenAI's variable name -> our parameter name for a model with these layers."""
-    layers = range(
-        max(1, config.n_layer)
-    )  # a model without blocks has the other names all the same
+    # A model without layers has the names outside of them all the same.
+    layers = range(max(1, config.n_layer))
     return {
         theirs.format(layer=layer): ours.format(layer=layer)
         for theirs, ours in OPENAI.items()
@@ -60,9 +62,9 @@ def openai_names(config: GPT2Config) -> dict[str, str]:
 
 
 def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
-    """Return our name -> the file's name, prefixes removed and mask buffers left out.
+    """Return our name -> the file's name, without prefixes and without masks.
 
-    Raises CheckpointFormatError where two tensors of the file would be the same parameter.
+    Raises CheckpointFormatError if two tensors of the file are the same parameter.
     """
     found: dict[str, str] = {}
     for theirs in names:
@@ -72,9 +74,7 @@ def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
         if theirs.endswith(BUFFERS):
             continue
         if ours in found:
-            raise CheckpointFormatError(
-                path,
-                f"{found[ours]} and {theirs} are the same parameter; which one is meant cannot be told",
-            )
+            detail = f"{found[ours]} and {theirs} are the same parameter; expected only one of them"
+            raise CheckpointFormatError(path, detail)
         found[ours] = theirs
     return found

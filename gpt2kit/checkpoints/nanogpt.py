@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt: weights of nn.Linear, with the shape of the model beside them."""
+"""nanoGPT's ckpt.pt: weights as nn.Linear holds them, together with the shape of the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODEL_ARGS = {
 
 
 def open_file(path: Path) -> Checkpoint:
-    """Open a checkpoint of nanoGPT's train.py; its optimizer state and counters are left alone."""
+    """Open a checkpoint of nanoGPT's train.py; its optimizer state and counters are skipped."""
     file = pickled.open_file(path)
     content = file.content
     model, arguments = content.get("model"), content.get("model_args")
@@ -42,16 +42,16 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def _config(path: Path, arguments: dict[str, Any]) -> GPT2Config:
+    """Return the configuration that model_args describes."""
     known = {*_MODEL_ARGS, "bias", "dropout"}
     if arguments.keys() - known or _MODEL_ARGS.keys() - arguments.keys():
-        raise ConfigError(
-            f"{path}: model_args has {', '.join(map(str, arguments))}; expected {', '.join(sorted(known))}"
-        )
+        found = ", ".join(ascii(name)[1:-1] for name in arguments)
+        raise ConfigError(f"{path}: model_args has {found}; expected {', '.join(sorted(known))}")
     dropout, bias = arguments.get("dropout", 0.0), arguments.get("bias", True)
     try:
         return GPT2Config(
             **{ours: arguments[theirs] for theirs, ours in _MODEL_ARGS.items()},
-            activation_function="gelu",  # the exact one: nanoGPT's nn.GELU()
+            activation_function="gelu",  # nanoGPT's nn.GELU() is the exact one, not GPT-2's
             **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout),
             **dict.fromkeys(("bias", "qkv_bias"), bias),
         )

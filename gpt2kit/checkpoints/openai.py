@@ -1,4 +1,4 @@
-"""OpenAI's directories: hparams.json beside a TensorFlow checkpoint, as published or as gpt-2-simple leaves them."""
+"""OpenAI's folders, also those of gpt-2-simple: hparams.json and a TensorFlow checkpoint."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ from gpt2kit.files import read_json, read_text
 
 HPARAMS_FILE = "hparams.json"
 _HPARAMS = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+_LARGEST_TEXT = 2**20  # bytes of the file `checkpoint`
 
 
 def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
-    """Open an OpenAI checkpoint: its configuration and where each tensor lies.
+    """Open an OpenAI checkpoint: its configuration, and where each tensor is.
 
-    Which of several checkpoints is meant says `prefix`, or the `checkpoint` file. Optimizer slots and counters are skipped.
+    If there are several, `prefix` or else the file `checkpoint` says which one. Optimizer slots and
+    counters are skipped.
     """
     if not (path / HPARAMS_FILE).exists():
-        message = f"{path}: no {HPARAMS_FILE} beside the checkpoint; write one with {', '.join(_HPARAMS)}, as the model was trained with"
+        advice = f"write one with the {', '.join(_HPARAMS)} that the model was trained with"
+        message = f"{path}: no {HPARAMS_FILE} beside the checkpoint; {advice}"
         raise CheckpointNotFoundError(message, path=path, missing=[HPARAMS_FILE])
     config = read_hparams(path / HPARAMS_FILE)
     bundle = TensorBundle(prefix or find_prefix(path))
@@ -50,20 +53,18 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
         elif _is_slot(variable, names):
             skipped.append(variable)
         else:
-            tensors[variable] = _stored(
-                bundle, variable, variable
-            )  # unexpected: the checkpoint will say so
+            # Not a tensor of this model: Checkpoint lists it as unexpected.
+            tensors[variable] = _stored(bundle, variable, variable)
     return Checkpoint(path, "OpenAI TensorFlow", config, tensors, tuple(skipped))
 
 
 def read_hparams(path: Path) -> GPT2Config:
-    """Read OpenAI's hparams.json; raises ConfigError for a missing, unknown or impossible field."""
+    """Read OpenAI's hparams.json; raises ConfigError for a missing, unknown or invalid field."""
     raw = read_json(path, error=CheckpointError)
     if raw.keys() != set(_HPARAMS):
         wrong = ", ".join(sorted(raw.keys() ^ set(_HPARAMS)))
-        raise ConfigError(
-            f"{path}: expected exactly {', '.join(_HPARAMS)}; missing or unknown: {wrong}"
-        )
+        expected = f"expected exactly {', '.join(_HPARAMS)}"
+        raise ConfigError(f"{path}: {expected}; missing or unknown: {wrong}")
     try:
         return GPT2Config(**raw)
     except ConfigError as error:
@@ -71,59 +72,58 @@ def read_hparams(path: Path) -> GPT2Config:
 
 
 def find_prefix(path: Path) -> Path:
-    """Return the prefix of the checkpoint in a folder: the one that `checkpoint` names, else the only one there is.
+    """Return the prefix of the checkpoint that the file `checkpoint` names, or of the only one.
 
-    The name may come from another machine as an absolute path: only its last part counts.
+    The name may be an absolute path of another machine: only its last part counts.
     """
     indexes = sorted(file.name.removesuffix(".index") for file in path.glob("*.index"))
     if not indexes:
-        message = f"{path}: no TensorFlow checkpoint; expected model.ckpt.index and model.ckpt.data-00000-of-00001"
+        expected = "expected model.ckpt.index and model.ckpt.data-00000-of-00001"
+        message = f"{path}: no TensorFlow checkpoint; {expected}"
         raise CheckpointNotFoundError(message, path=path, missing=["model.ckpt.index"])
+    choices = f"{path}/{{{','.join(indexes)}}}"
     if (path / "checkpoint").is_file():
-        named = re.search(
-            r'^model_checkpoint_path:\s*"([^"]*)"',
-            read_text(path / "checkpoint", largest=2**20, error=CheckpointError),
-            re.MULTILINE,
-        )
-        if named is None:
-            raise CheckpointFormatError(
-                path / "checkpoint", 'expected a line model_checkpoint_path: "NAME"'
-            )
-        name = re.split(r"[/\\]", named[1])[-1]
+        name = _named_in(path / "checkpoint")
         if name not in indexes:
-            message = f"{path}: the file checkpoint names {name}, which is not here; give one of these instead: {path}/{{{','.join(indexes)}}}"
+            found = f"the file checkpoint names {name}, which is not here"
+            message = f"{path}: {found}; give one of these instead: {choices}"
             raise CheckpointNotFoundError(message, path=path, missing=[f"{name}.index"])
         return path / name
     if len(indexes) > 1 and "model.ckpt" not in indexes:
-        raise CheckpointNotFoundError(
-            f"{path}: several checkpoints; give the one that you mean: {path}/{{{','.join(indexes)}}}",
-            path=path,
-        )
+        message = f"{path}: several checkpoints; give the one that you mean: {choices}"
+        raise CheckpointNotFoundError(message, path=path)
     return path / ("model.ckpt" if "model.ckpt" in indexes else indexes[0])
 
 
+def _named_in(path: Path) -> str:
+    """Return the name of the checkpoint that the file `checkpoint` gives, without folders."""
+    text = read_text(path, largest=_LARGEST_TEXT, error=CheckpointError)
+    named = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
+    if named is None:
+        raise CheckpointFormatError(path, 'expected a line model_checkpoint_path: "NAME"')
+    return re.split(r"[/\\]", named[1])[-1]
+
+
 def _is_slot(variable: str, names: dict[str, str]) -> bool:
-    """Whether a variable belongs to the training: a counter, or something kept beside a variable of the model (…/Adam)."""
-    return not variable.startswith("model/") or any(
-        variable.startswith(name + "/") for name in names
-    )
+    """Whether a variable is a counter or the optimizer's, such as model/wte/Adam."""
+    is_beside = any(variable.startswith(name + "/") for name in names)
+    return is_beside or not variable.startswith("model/")
 
 
 def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
+    """Return a variable under our name and in our orientation."""
     entry = bundle.entries[variable]
     path = bundle.prefix.with_name(bundle.prefix.name + ".index")
     dtype = getattr(torch, entry.dtype, None)
     if dtype not in FLOAT_DTYPES:
-        raise CheckpointFormatError(
-            path,
-            f"{variable} has dtype {entry.dtype}, expected float32, float16, bfloat16 or float64",
-        )
+        detail = f"has dtype {entry.dtype}, expected float32, float16, bfloat16 or float64"
+        raise CheckpointFormatError(path, f"{variable} {detail}")
     shape = entry.shape
     if is_transposed(name):
+        # Conv1D is a convolution of width 1 in OpenAI's code: its weights are (1, in, out).
         if len(shape) != 3 or shape[0] != 1:
-            raise CheckpointFormatError(
-                path, f"{variable} has shape {list(shape)}, expected [1, in, out]"
-            )
+            detail = f"{variable} has shape {list(shape)}, expected [1, in, out]"
+            raise CheckpointFormatError(path, detail)
         shape = shape[1:]
 
     def read(buffer: Tensor | None) -> Tensor:

@@ -8,12 +8,12 @@ torch.save has two formats. Since torch 1.6 a file is a zip archive:
 
 Before that it is a series of pickles, then the storages; there are no checksums:
 
-    magic number, protocol number, description of the machine, the content, list of the storages' keys
+    magic number, protocol number, description of the machine, content, keys of the storages
     for each key: number of elements (int64), then their bytes
 
 Only descriptions are read when a file is opened, by an interpreter that cannot run code
-(`gpt2kit.checkpoints.unpickle`). Each tensor is read when it is needed, straight from its place in the file,
-and the archive's checksum is verified then, which torch itself does not do.
+(`gpt2kit.checkpoints.unpickle`). Each tensor is read when it is needed, straight from its place in
+the file, and the archive's checksum is verified then, which torch itself does not do.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class TorchFile:
     def tensor(self, name: str, value: Any) -> StoredTensor:
         """Return a value of the content as a tensor that can be read.
 
-        Raises CheckpointFormatError, with the name, unless it is a plain float tensor that the file holds.
+        Raises CheckpointFormatError, with the name, unless it is a plain float tensor that the file
+        holds.
         """
         if not isinstance(value, PickledTensor):
             detail = f"{name} is a {type(value).__name__}, expected a tensor"
@@ -84,7 +85,8 @@ class TorchFile:
         if record is None or record.nbytes != storage.numel * storage.dtype.itemsize:
             detail = f"{name} declares another number of bytes than its record in the file has"
             raise CheckpointFormatError(self.path, f"{detail}; the file is damaged: get it again")
-        # A view with stride 0 shows the same number many times: such a tensor is larger than its storage.
+        # A view with stride 0 shows the same number many times: such a tensor is larger than its
+        # storage.
         last = value.offset + sum(
             (size - 1) * step for size, step in zip(value.shape, value.stride, strict=True)
         )
@@ -146,7 +148,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-# --- the zip format ----------------------------------------------------------------------------------------
+# --- the zip format -------------------------------------------------------------------------------
 
 
 def _open_zip(path: Path) -> tuple[Any, dict[str, Record]]:
@@ -194,7 +196,7 @@ def _archive_records(path: Path) -> dict[str, Record]:
 
 
 def _record(entry: zipfile.ZipInfo, file: io.BufferedReader) -> Record:
-    """Return where an entry's bytes are: after its local header, whose length is known only from itself."""
+    """Return where an entry's bytes are: after its local header, which gives its own length."""
     file.seek(entry.header_offset)
     header = file.read(30)
     name_length, extra_length = struct.unpack("<HH", header[26:30])
@@ -214,7 +216,7 @@ def _read_record(path: Path, name: str, record: Record) -> bytes:
     return out.tobytes()
 
 
-# --- the format before torch 1.6 ---------------------------------------------------------------------------
+# --- the format before torch 1.6 ------------------------------------------------------------------
 
 
 def _open_older(path: Path) -> tuple[Any, dict[str, Record]]:

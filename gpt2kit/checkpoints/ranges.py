@@ -1,7 +1,7 @@
 """Read a range of a file straight into memory, with its checksum.
 
-Files are read and never mapped: if another program shortens a mapped file, the process dies of SIGBUS.
-Shortened while it is read, it is a CheckpointFormatError.
+Files are read and never mapped: if another program shortens a mapped file, the process dies of
+SIGBUS. Shortened while it is read, it is a CheckpointFormatError.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Extend = Callable[[int, Bytes], int]  # (checksum so far, next bytes) -> checksu
 def read_range(
     path: Path, what: str, offset: int, out: Bytes, *, extend: Extend | None = None
 ) -> int:
-    """Fill `out`, a contiguous uint8 array, with the file's bytes from `offset` on; return their checksum.
+    """Fill `out`, contiguous uint8, with the bytes of a file from `offset` on.
 
-    The checksum is 0 without `extend`. `what` names the content in error messages. The file is opened for
-    each range, so threads share no position in it. Raises CheckpointFormatError if the file ends too early.
+    Return their checksum, by `extend`. The checksum is 0 without `extend`. `what` names the content
+    in error messages. The file is opened for each range, so threads share no position in it. Raises
+    CheckpointFormatError if the file ends too early.
     """
     frozen = out.view()
     frozen.flags.writeable = False  # google_crc32c takes read-only memory only

@@ -1,21 +1,22 @@
-"""Decode raw snappy, the compression that TensorFlow's index files may use.
+"""Decode raw snappy, a compression that TensorFlow's index files may use.
 
-    stream    varint: how many bytes come out, then elements until the input ends
+    stream    varint: size of the output, then elements until the input ends
     element   one tag byte, whose two low bits say what follows
-      00      literal: length - 1 in the six high bits (60…63: in the next 1…4 bytes), then that many bytes as they are
+      00      literal: length - 1 in the six high bits (60…63: in the next 1…4 bytes), then bytes
       01      copy: 3 bits of length - 4, offset in 3 bits and one byte
       10, 11  copy: 6 bits of length - 1, offset in the next 2 or 4 bytes
 
-A copy repeats `length` bytes from `offset` bytes back, and may run into what it is writing. Compressing is not needed here.
+A copy repeats `length` bytes of the output from `offset` bytes back. It may overlap its own result.
 """
 
 from __future__ import annotations
 
 
 def decompress(elements: bytes, size: int) -> bytes:
-    """Return the `size` bytes that the elements (the stream without its leading varint) spell out.
+    """Return the `size` bytes that the elements (the stream without its leading varint) stand for.
 
-    Raises ValueError for a damaged stream. Never holds more than `size` bytes, so the caller decides what is too much.
+    Raises ValueError for a damaged stream. Never holds more than `size` bytes, so the caller
+    decides what is too much.
     """
     out = bytearray()
     at = 0
@@ -42,9 +43,8 @@ def decompress(elements: bytes, size: int) -> bytes:
                 raise ValueError("compressed data copies from before its beginning")
             start = len(out) - offset
             piece = bytes(out[start : start + length])
-            piece = (piece * (-(-length // offset)))[
-                :length
-            ]  # one that reaches what it writes repeats itself
+            # A copy that overlaps its own result repeats the last `offset` bytes.
+            piece = (piece * (-(-length // offset)))[:length]
         if len(out) + length > size:
             raise ValueError("compressed data is longer than it says")
         out += piece

@@ -1,7 +1,8 @@
-"""A checkpoint before it is a model: its configuration, and tensors that still lie in files."""
+"""A checkpoint before it is a model: its configuration, and tensors that are still in files."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from gpt2kit.errors import CheckpointMismatchError
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-_ALIGNMENT = 64  # bytes
+_ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest vector
 
 
 @dataclass(frozen=True)
@@ -27,38 +28,39 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    source: Callable[[Tensor | None], Tensor]  # reads it as it lies in the file
-    transposed: bool = False  # whether it lies there the other way round
+    # Reads the tensor as it is in the file: into the buffer, flat bytes, or into memory of its own.
+    source: Callable[[Tensor | None], Tensor]
+    transposed: bool = False  # whether the file holds it as (in, out), which is (out, in) here
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
-        """Present a tensor that is in memory already, to be written; reading it gives the tensor itself, on the CPU."""
+        """Present a tensor in memory as a stored one; `read` returns it, on the CPU."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
-        """Return the tensor: into the memory of `buffer`, flat bytes and enough of them, where the format allows; else into its own.
+        """Return the tensor, in the memory of `buffer` if the format can read into it.
 
-        Several threads may read at once. Raises CheckpointFormatError for a damaged file.
+        `buffer` is at least `nbytes` flat uint8. Several threads may read at once. Raises
+        CheckpointFormatError for a damaged file.
         """
         tensor = self.source(buffer)
         return tensor.t() if self.transposed else tensor
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor in its own dtype."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def transpose_if_conv1d(name: str, stored: StoredTensor) -> StoredTensor:
-    """Turn a tensor of an (in, out) file to our orientation, or back: the operation is its own inverse."""
-    return (
-        replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
-        if is_transposed(name)
-        else stored
-    )
+    """Turn a Conv1D matrix from (in, out) to (out, in), or back; leave other tensors alone."""
+    if not is_transposed(name):
+        return stored
+    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
 
 
 def view_into(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
-    """Return an empty_tensors tensor, in the buffer or in memory of its own."""
+    """Return an uninitialized tensor in the memory of a buffer, or in its own."""
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
@@ -67,63 +69,73 @@ def view_into(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None)
 def empty_tensors(
     specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Return tensors of these shapes and dtypes that nothing has been written to; on the CPU they share large pages."""
+    """Return uninitialized tensors; those on the CPU share large pages of memory."""
     if torch.device(device).type != "cpu" or not memory.available():
         return {
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in specs.items()
         }
-    sizes = [torch.Size(shape).numel() for shape, _ in specs.values()]
+    sizes = [torch.Size(shape).numel() for shape, _ in specs.values()]  # elements
     aligned = [
         -(-size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         for size, (_, dtype) in zip(sizes, specs.values(), strict=True)
     ]
     pages = memory.take(sum(aligned) + memory.LARGE_PAGE)
+    # The first tensor starts where a large page starts.
     first = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % memory.LARGE_PAGE
     starts = itertools.accumulate(aligned[:-1], initial=first)
+    # Each tensor keeps the pages alive.
     return {
-        name: torch.frombuffer(pages, dtype=dtype, count=size, offset=start).view(
-            shape
-        )  # keeps the memory as long as itself
+        name: torch.frombuffer(pages, dtype=dtype, count=size, offset=start).view(shape)
         for (name, (shape, dtype)), size, start in zip(specs.items(), sizes, starts, strict=True)
     }
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """Return the memory of a contiguous tensor as flat bytes."""
+    """Return the memory of a contiguous tensor as flat uint8."""
     return tensor.view(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder or file holds, in whatever format: everything needed to build the model, nothing read but headers."""
+    """All that is needed to build a model from a folder or file; only headers are read.
+
+    Raises CheckpointMismatchError, which lists every difference, unless the tensors have the names
+    and shapes of the configuration.
+    """
 
     path: Path
     format: str  # for people: "OpenAI TensorFlow", "safetensors", …
     config: GPT2Config
     tensors: dict[str, StoredTensor]
-    skipped: tuple[str, ...] = ()  # known and not part of the model: mask buffers, optimizer slots
-    tied_copy: StoredTensor | None = field(
-        default=None, repr=False
-    )  # lm_head.weight of a tied model, to be compared with wte
+    skipped: tuple[str, ...] = ()  # known but not part of the model: masks, optimizer slots
+    # lm_head.weight of a model with a tied head, which must equal wte.weight
+    tied_copy: StoredTensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Raise CheckpointMismatchError, listing every difference, unless the tensors are those of the configuration."""
         expected = self.config.shapes()
-        missing = expected.keys() - self.tensors.keys()
-        unexpected = self.tensors.keys() - expected.keys()
         shared = expected.keys() & self.tensors.keys()
         misshapen = {
             name: (expected[name], self.tensors[name].shape)
             for name in shared
             if expected[name] != self.tensors[name].shape
         }
-        if missing or unexpected or misshapen:
+        if misshapen or expected.keys() != self.tensors.keys():
             raise CheckpointMismatchError(
-                self.path, missing=list(missing), unexpected=list(unexpected), misshapen=misshapen
+                self.path,
+                missing=list(expected.keys() - shared),
+                unexpected=list(self.tensors.keys() - shared),
+                misshapen=misshapen,
             )
 
     @property
     def folder(self) -> Path:
-        """The directory that the weights lie in, where a vocabulary may be too."""
+        """The folder of the weights, which may hold a vocabulary, too."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every tensor exactly."""
+        return functools.reduce(
+            torch.promote_types, (stored.dtype for stored in self.tensors.values())
+        )

@@ -5,11 +5,11 @@ A checkpoint PREFIX consists of
     PREFIX.index                  what the variables are and where their bytes are (`tf_index`)
     PREFIX.data-00000-of-00001    one or more data files: the bytes of the tensors and nothing else
 
-Elements are in C order. This module knows nothing of GPT-2: which names and shapes a model needs is known in
-`names.py`.
+Elements are in C order. This module knows nothing of GPT-2: which names and shapes a model needs is
+known in `names.py`.
 
-The files are taken for hostile: every size is compared with the files' real sizes before anything is
-allocated. The checksums prove that the bytes are those that were saved, not who saved them.
+The files are taken for hostile: every size is compared with the files' real sizes before anything
+is allocated. The checksums prove that the bytes are those that were saved, not who saved them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from gpt2kit.files import check_regular, impostor, open_regular, read_bytes, rea
 class TensorBundle:
     """A checkpoint whose index has been read and checked; several threads may read its tensors.
 
-    Raises CheckpointNotFoundError for a missing index or data file, and CheckpointFormatError for files that
-    are damaged, unsupported, or smaller than the index says. Bytes after the last tensor are allowed, as
-    TensorFlow allows them.
+    Raises CheckpointNotFoundError for a missing index or data file, and CheckpointFormatError for
+    files that are damaged, unsupported, or smaller than the index says. Bytes after the last tensor
+    are allowed, as TensorFlow allows them.
     """
 
     prefix: Path
@@ -67,10 +67,11 @@ class TensorBundle:
         return out.view(dtype.newbyteorder("<")).reshape(entry.shape)
 
     def read_into(self, name: str, out: npt.NDArray[np.uint8]) -> None:
-        """Fill `out`, contiguous uint8 of the entry's nbytes, with a variable in C order, little-endian.
+        """Fill `out` with a variable in C order, little-endian.
 
-        The bytes go from the file straight to `out`, those of a partitioned variable by way of one slice at a
-        time. After an error the content of `out` is undefined.
+        `out` is a contiguous uint8 array of the entry's nbytes.
+        The bytes go from the file straight to `out`, those of a partitioned variable by way of one
+        slice at a time. After an error the content of `out` is undefined.
         """
         entry = self.entries[name]
         self._require_numbers(name)

@@ -1,15 +1,16 @@
 """The entries of a TensorFlow checkpoint's index: protobuf messages in, checked variables out.
 
-The index is a LevelDB table (`gpt2kit.checkpoints.leveldb`). Its values are protobuf messages; below, fields
-are given by number, and a field that is left out is 0:
+The index is a LevelDB table (`gpt2kit.checkpoints.leveldb`). Its values are protobuf messages;
+below, fields are given by number, and a field that is left out is 0:
 
     key              value
     ""               header: 1 number of data files, 2 endianness (0 little),
                      3 version {2 oldest reader, 3 readers that are refused}
-    variable's name  entry: 1 dtype, 2 shape {2 dimension {1 size}, 3 rank unknown}, 3 data file, 4 offset,
-                     5 size, 6 masked crc32c of the bytes, 7 slice {1 extent {1 start, 2 length}}
-    zero byte, …     entry of one slice of a variable that was saved in slices: the variable's own entry then
-                     has no bytes
+    variable's name  entry: 1 dtype, 2 shape {2 dimension {1 size}, 3 rank unknown}, 3 data file,
+                     4 offset, 5 size, 6 masked crc32c of the bytes,
+                     7 slice {1 extent {1 start, 2 length}}
+    zero byte, …     entry of one slice of a variable that was saved in slices: the variable's own
+                     entry then has no bytes
 
 The messages are taken for hostile: sizes are checked before anything is allocated for them.
 """
@@ -29,8 +30,8 @@ _MOST_SHARDS = 10_000
 _HIGHEST_RANK = 8
 _LARGEST_TENSOR = 1 << 56  # elements
 
-# TensorFlow's number of a dtype -> the name that torch and NumPy share, and bytes per element; 0 for dtypes
-# that are not numbers and cannot be read.
+# TensorFlow's number of a dtype -> the name that torch and NumPy share, and bytes per element; 0
+# for dtypes that are not numbers and cannot be read.
 _DTYPES = {
     1: ("float32", 4),
     2: ("float64", 8),
@@ -58,12 +59,12 @@ Box = tuple[tuple[int, int], ...]
 Extents = Sequence[tuple[int, int | None]]
 
 V1 = (
-    "is a checkpoint in TensorFlow's first format (V1, before 0.12); load it with TensorFlow and save it with"
-    " tf.compat.v1.train.Saver"
+    "is a checkpoint in TensorFlow's first format (V1, before 0.12); load it with TensorFlow"
+    " and save it with tf.compat.v1.train.Saver"
 )
 _OBJECT_BASED = (
-    "is an object-based TensorFlow 2 checkpoint, named after Python attributes; GPT-2 needs one that is named"
-    " after variables: save it with tf.compat.v1.train.Saver"
+    "is an object-based TensorFlow 2 checkpoint, named after Python attributes; GPT-2 needs one"
+    " that is named after variables: save it with tf.compat.v1.train.Saver"
 )
 
 
@@ -99,8 +100,9 @@ class BundleEntry:
 
 
 def parse_index(table: bytes) -> tuple[int, dict[str, BundleEntry]]:
-    """Return the number of data files and every variable by name, sorted; one in slices is one entry.
+    """Return the number of data files, and every variable by name, sorted.
 
+    A variable in slices is one entry.
     Raises Damaged or Unsupported.
     """
     items = table_items(table)
@@ -109,7 +111,7 @@ def parse_index(table: bytes) -> tuple[int, dict[str, BundleEntry]]:
     return num_shards, _join_slices(records, num_shards)
 
 
-# --- protobuf messages -------------------------------------------------------------------------------------
+# --- protobuf messages ----------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -159,8 +161,8 @@ def _parse_header(items: Iterator[tuple[bytes, bytes]]) -> int:
     """Take the header, which comes first, and return the number of data files."""
     key, message = next(items, (None, b""))
     if key != b"":
-        what = "a table of another program, or a checkpoint of TensorFlow's first format (V1, before 0.12)"
-        raise Unsupported(f"has no header: {what}")
+        v1 = "a checkpoint of TensorFlow's first format (V1, before 0.12)"
+        raise Unsupported(f"has no header: a table of another program, or {v1}")
     num_shards = endianness = oldest_reader = 0
     bad_readers: list[int] = []
     for number, value in _fields(message, {1: _EITHER, 2: int, 3: bytes}):
@@ -209,7 +211,8 @@ def _parse_record(key: bytes, message: bytes) -> _Record:
         raise Damaged(f"{shown(key)} has {found}, which is none of TensorFlow's")
     if len(record.shape) > _HIGHEST_RANK:
         raise Damaged(f"{shown(key)} has {len(record.shape)} dimensions, more than {_HIGHEST_RANK}")
-    # A tensor with a dimension of 0 is empty, but NumPy multiplies the other dimensions all the same.
+    # A tensor with a dimension of 0 is empty, but NumPy multiplies the other dimensions all the
+    # same.
     elements = math.prod(size or 1 for size in record.shape)
     if min(record.shape, default=0) < 0 or elements > _LARGEST_TENSOR:
         raise Damaged(f"{shown(key)} has the impossible shape {record.shape}")
@@ -233,7 +236,7 @@ def _parse_slice(message: bytes) -> Extents:
     return [(extent.get(1, 0), extent.get(2)) for extent in extents]
 
 
-# --- variables ---------------------------------------------------------------------------------------------
+# --- variables ------------------------------------------------------------------------------------
 
 
 def _join_slices(records: Mapping[bytes, _Record], num_shards: int) -> dict[str, BundleEntry]:
@@ -264,7 +267,7 @@ def _join_slices(records: Mapping[bytes, _Record], num_shards: int) -> dict[str,
 
 
 def _name(key: bytes) -> str:
-    """Return the name of a variable; raise Unsupported for a checkpoint that is not named after variables."""
+    """Return the name of a variable; raise Unsupported for that of a Python attribute."""
     try:
         name = key.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -302,7 +305,7 @@ def _slice_part(
     return _part(name, record, box, num_shards)
 
 
-# --- slices ------------------------------------------------------------------------------------------------
+# --- slices ---------------------------------------------------------------------------------------
 
 
 def _box(name: str, shape: Sequence[int], extents: Extents) -> Box:
@@ -322,9 +325,9 @@ def _box(name: str, shape: Sequence[int], extents: Extents) -> Box:
 def _tile(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
     """Whether the boxes fill the shape without overlap, in time proportional to their number.
 
-    Taking differences along every axis turns the indicator function of a box into signs at its corners, and
-    loses nothing. So the boxes add up to the whole if and only if their corners add up to those of the whole:
-    all inner corners cancel.
+    Taking differences along every axis turns the indicator function of a box into signs at its
+    corners, and loses nothing. So the boxes add up to the whole if and only if their corners add up
+    to those of the whole: all inner corners cancel.
     """
     corners: Counter[tuple[int, ...]] = Counter()
     whole = tuple((0, size) for size in shape)
@@ -346,11 +349,12 @@ def _slice_key(name: bytes, extents: Extents) -> bytes:
         for number in (start, -1 if length is None else length)
     ]
     rank = bytes([1, len(extents)]) if extents else b"\0"
-    # A zero byte ends the name, so one in the name is marked. (0xff would be too, but is not in UTF-8.)
+    # A zero byte ends the name, so one in the name is marked. (0xff would be too, but is not in
+    # UTF-8.)
     return b"\0" + name.replace(b"\0", b"\0\xff") + b"\0\1" + rank + b"".join(ends)
 
 
 def _ordered(number: int) -> bytes:
-    """Encode a signed number in n bytes that sort like the numbers; the first n bits, flipped, say n."""
+    """Encode a number in n bytes that sort like the numbers; the first n bits say n."""
     n = (number if number >= 0 else ~number).bit_length() // 7 + 1
     return (number % (1 << 8 * n) ^ ((1 << n) - 1) << 7 * n).to_bytes(n, "big")

@@ -1,8 +1,9 @@
 """Interpret the pickles that torch.save writes, without running them.
 
-A pickle is a program for a small stack machine, and Python's own interpreter lets it call any function.
-This one calls nothing: its opcodes build numbers, texts, lists, tuples and dictionaries, and the few names
-that torch.save refers to stand for the descriptions below. Any other name or opcode is refused.
+A pickle is a program for a small stack machine, and Python's own interpreter lets it call any
+function. This one calls nothing: its opcodes build numbers, texts, lists, tuples and dictionaries,
+and the few names that torch.save refers to stand for the descriptions below. Any other name or
+opcode is refused.
 
     opcode                     effect on the stack
     BININT, BINUNICODE, …      push the number or text that follows the opcode
@@ -16,8 +17,8 @@ that torch.save refers to stand for the descriptions below. Any other name or op
     BUILD                      pop attributes of an object, which nobody needs here
     STOP                       the top of the stack is the value
 
-Values are never walked recursively, so neither depth nor cycles nor shared containers matter, and each opcode
-costs a constant time for each byte or element that it takes.
+Values are never walked recursively, so neither depth nor cycles nor shared containers matter, and
+each opcode costs a constant time for each byte or element that it takes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class PickledTensor:
 def unpickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
     """Return the value of the pickle at the file's position, and its storages by key.
 
-    The position moves to the end of the pickle. Raises Unreadable for everything that is not a pickle of tensors and plain values.
+    The position moves to the end of the pickle. Raises Unreadable for everything that is not a
+    pickle of tensors and plain values.
     """
     machine = _Machine()
     try:
@@ -68,7 +70,7 @@ def unpickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
         raise Unreadable("the pickle in it is damaged") from error
 
 
-# --- what the names in a pickle stand for ------------------------------------------------------------------
+# --- what the names in a pickle stand for ---------------------------------------------------------
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> PickledTensor:
@@ -140,7 +142,7 @@ _NAMES: dict[str, Any] = {
     "torch device": _nothing,
 }
 
-# --- the machine -------------------------------------------------------------------------------------------
+# --- the machine ----------------------------------------------------------------------------------
 
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
@@ -231,7 +233,7 @@ def _set(target: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _named(name: str) -> Any:
-    """Return what a GLOBAL stands for; raise Unreadable for a name that torch.save's tensors do not need."""
+    """Return what a GLOBAL stands for; raise Unreadable for a name that is not in the table."""
     if name not in _NAMES:
         # ascii(), because the name may hold control characters.
         shown = ascii(name[:80].replace(" ", "."))
@@ -240,7 +242,7 @@ def _named(name: str) -> Any:
 
 
 def _storage(identity: Any) -> Storage:
-    """Return the storage that a persistent id describes, in the zip format (5 parts) or the older one (6)."""
+    """Return the storage of a persistent id: 5 parts in the zip format, 6 in the older one."""
     parts = _require(identity, tuple)
     if len(parts) not in (5, 6) or parts[0] != "storage" or (len(parts) == 6 and parts[5]):
         raise Unreadable("it refers to something that is no plain storage")

@@ -21,13 +21,13 @@ CHECKED = ".gpt2kit-checked.json"  # the versions of files whose hashes were rig
 _Versions = dict[str, list[int | str]]
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, *, record: bool = True) -> None:
     """Compare the files of a download with the hashes in its manifest, if it has one.
 
     A file is hashed only if it changed since the last comparison, going by its inode, size and time
     of change: hashing 0.5 GB takes 0.3 s. Missing files are left to the readers. Raises
     CheckpointFormatError for a file that is not as it was downloaded; a damaged manifest is a
-    warning.
+    warning. Without `record`, nothing is written, and the next call compares again.
     """
     try:
         manifest = Manifest.read(folder)
@@ -42,7 +42,7 @@ def check_files(folder: Path) -> None:
     for name, version in versions.items():
         if known.get(name) != version:
             _check(folder / name, manifest, name)
-    if known != versions:
+    if record and known != versions:
         _write(folder, versions)
 
 

@@ -1,7 +1,8 @@
 """GPT-2's byte-level BPE, computed by tiktoken, without the network.
 
-tiktoken's own way to GPT-2's encoding downloads files, and caches them by path, not by content. Here it gets
-ranks that this module has checked, because it panics over a wrong table instead of raising an exception.
+tiktoken's own way to GPT-2's encoding downloads files, and caches them by path, not by content.
+Here it gets ranks that this module has checked, because it panics over a wrong table instead of
+raising an exception.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from gpt2kit.errors import TokenizerError
 from gpt2kit.tokenizers.bpe_files import read_vocabulary, tokenizer_json, vocabulary_files
 from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
-# How GPT-2 cuts text into words before it merges. The quantifiers are possessive: that saves the regex
-# engine from backtracking and changes no cut.
+# How GPT-2 cuts text into words before it merges. The quantifiers are possessive: that saves the
+# regex engine from backtracking and changes no cut.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 # What a marker looks like, a token that no merge makes: <|endoftext|>, <s>, [PAD].
@@ -27,10 +28,10 @@ _MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 class BPETokenizer:
     """A byte-level BPE tokenizer: it can encode any text, and decoding returns it.
 
-    `vocab` maps tokens to ids; `merges` lists pairs as "FIRST SECOND" in the order of their priority. Both
-    spell bytes as printable characters, as GPT-2's files do. Tokens of `vocab` or `added` that no merge makes
-    are markers such as <|endoftext|>, which ends texts unless `stop_id` is another token. Raises
-    TokenizerError for tables that do not fit together.
+    `vocab` maps tokens to ids; `merges` lists pairs as "FIRST SECOND" in the order of their
+    priority. Both spell bytes as printable characters, as GPT-2's files do. Tokens of `vocab` or
+    `added` that no merge makes are markers such as <|endoftext|>, which ends texts unless `stop_id`
+    is another token. Raises TokenizerError for tables that do not fit together.
 
     >>> from gpt2kit.tokenizers.learn import learn_bpe
     >>> learn_bpe(["low low lower lowest"], n_vocab=261)
@@ -78,7 +79,9 @@ class BPETokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> BPETokenizer | None:
-        """Read the vocabulary in a folder, in any of the forms that `bpe_files` names, or return None.
+        """Read the vocabulary in a folder, or return None if there is none.
+
+        `bpe_files` lists its forms.
 
         Raises TokenizerError for a damaged or incomplete vocabulary.
         """
@@ -142,11 +145,11 @@ class BPETokenizer:
             (folder / name).write_bytes(content)
 
 
-# --- bytes as printable characters -------------------------------------------------------------------------
+# --- bytes as printable characters ----------------------------------------------------------------
 
 
 def byte_characters() -> dict[int, str]:
-    """Return the character that stands for each byte: its own if it is printable, else one from U+0100 on."""
+    """Return the character for each byte: its own if printable, else one from U+0100 on."""
     printable = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
     table = {byte: chr(byte) for byte in printable}
     hidden = [byte for byte in range(256) if byte not in table]
@@ -164,12 +167,13 @@ def _to_bytes(tokens: Iterable[str]) -> list[bytes]:
     return [token.encode("latin-1") for token in spelled]
 
 
-# --- tables ------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def _ranks(vocab: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
     """Return the id of every single byte and every merge; tiktoken takes ids for priorities."""
-    # Merges stay strings: fifty thousand tuples would make Python's garbage collector visit all of them.
+    # Merges stay strings: fifty thousand tuples would make Python's garbage collector visit all of
+    # them.
     if missing := [character for character in _CHARACTER.values() if character not in vocab]:
         count = len(missing)
         raise TokenizerError(

@@ -1,12 +1,12 @@
 """The files of a byte-level BPE vocabulary: OpenAI's pair, the Hub's pair, and tokenizer.json.
 
-    vocab.json, merges.txt     the Hub's names for OpenAI's encoder.json and vocab.bpe: tokens with their
-                               ids, and the merges in the order of their priority
+    vocab.json, merges.txt     the Hub's names for OpenAI's encoder.json and vocab.bpe: tokens with
+                               their ids, and the merges in the order of their priority
     added_tokens.json          tokens that were added later, with their ids
-    tokenizer.json             everything in one file, as the tokenizers library and transformers 5 save it
+    tokenizer.json             everything in one file, as tokenizers and transformers 5 save it
 
-Beside one of the pairs, tokenizer.json is read only for its added tokens. The end-of-text token is the one
-that config.json names.
+Beside one of the pairs, tokenizer.json is read only for its added tokens. The end-of-text token is
+the one that config.json names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class BPEFiles:
 def read_vocabulary(folder: Path) -> BPEFiles | None:
     """Read the vocabulary in a folder, or return None if there is none.
 
-    Raises TokenizerError for half a pair or a damaged file; a link that leads nowhere is damage, too.
+    Raises TokenizerError for half a pair or a damaged file; a link that leads nowhere is damage,
+    too.
     """
     try:
         pair = _find_pair(folder)
@@ -105,7 +106,7 @@ def _added(folder: Path, whole: dict[str, Any]) -> dict[str, int]:
 
 
 def _join(folder: Path, vocab: Mapping[str, int], *tables: Mapping[str, int]) -> dict[str, int]:
-    """Return the added tokens of all files, which must agree with each other and with the vocabulary."""
+    """Return the added tokens of all files, which must agree on every id."""
     added: dict[str, int] = {}
     for table in tables:
         for token, number in table.items():
@@ -139,7 +140,7 @@ def _merges(path: Path) -> list[str]:
 
 
 def _stop_id(folder: Path) -> int | None:
-    """Return the end-of-text id that config.json names, which a fine-tuned model may have changed."""
+    """Return the end-of-text id in config.json, which a fine-tuned model may have changed."""
     path = folder / "config.json"
     if not _is_there(path):
         return None
@@ -169,7 +170,7 @@ def vocabulary_files(
 def tokenizer_json(
     vocab: Mapping[str, int], merges: Sequence[str], special: Mapping[str, int]
 ) -> bytes:
-    """Return the content of tokenizer.json, as transformers 5 writes it for GPT-2 but without indentation."""
+    """Return tokenizer.json as transformers 5 writes it for GPT-2, without its indentation."""
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     a, b = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))

@@ -1,7 +1,7 @@
 """A small byte-pair vocabulary learned from a text, in GPT-2's format.
 
-The text is cut into words as GPT-2 cuts it. Then the most frequent pair of neighboring tokens is merged into
-a new token, again and again, until the vocabulary has the requested size.
+The text is cut into words as GPT-2 cuts it. Then the most frequent pair of neighboring tokens is
+merged into a new token, again and again, until the vocabulary has the requested size.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Pair = tuple[str, str]
 def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
     """Learn a tokenizer of at most n_vocab tokens: the 256 bytes, merges, and <|endoftext|>.
 
-    Of equally frequent pairs, the one that sorts first is merged first: the same text always gives the same
-    vocabulary. Raises ConfigError if n_vocab is less than 257.
+    Of equally frequent pairs, the one that sorts first is merged first: the same text always gives
+    the same vocabulary. Raises ConfigError if n_vocab is less than 257.
     """
     if not 257 <= n_vocab <= 2**20:
         raise ConfigError(

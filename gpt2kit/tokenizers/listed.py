@@ -19,11 +19,11 @@ Unknown = Literal["error", "skip"]
 
 
 class ListedTokenizer:
-    """A tokenizer whose vocabulary is the pieces of one text: text with other pieces cannot be encoded.
+    """A tokenizer whose vocabulary is the pieces of one text; it cannot encode others.
 
-    An id is an index in `tokens`. If the text had <|endoftext|>, it is one of the tokens, and ends texts.
-    `unknown` says what happens to a piece that is not in the vocabulary: `error` raises TokenizerError,
-    `skip` leaves it out. It may be changed at any time.
+    An id is an index in `tokens`. If the text had <|endoftext|>, it is one of the tokens, and ends
+    texts. `unknown` says what happens to a piece that is not in the vocabulary: `error` raises
+    TokenizerError, `skip` leaves it out. It may be changed at any time.
     """
 
     kind: ClassVar[str]
@@ -53,7 +53,7 @@ class ListedTokenizer:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Make the vocabulary of a text: its pieces in Unicode order, then <|endoftext|> if it occurs."""
+        """Make the vocabulary of a text: its sorted pieces, then <|endoftext|> if it occurs."""
         documents = text.split(END_OF_TEXT)
         pieces = sorted({piece for document in documents for piece in cls.cut(document)})
         if not pieces:
@@ -125,8 +125,8 @@ class ListedTokenizer:
     def save(self, folder: Path) -> None:
         """Write gpt2kit_tokenizer.json.
 
-        There is no tokenizer.json: transformers reads any in a GPT-2 folder as a byte-level BPE, and would
-        silently leave out what that lacks.
+        There is no tokenizer.json: transformers reads any in a GPT-2 folder as a byte-level BPE,
+        and would silently leave out what that lacks.
         """
         for name, content in self.files().items():
             (folder / name).write_bytes(content)

@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
         """The id that ends a text, or None if the vocabulary has none."""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text; markers such as <|endoftext|> are plain text unless `special`."""
+        """Return the ids of a text; <|endoftext|> and its like are plain text unless `special`."""
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 def identity(tokenizer: Tokenizer) -> str:
-    """Return a sha256 that is equal for two tokenizers only if they give equal ids for every text."""
+    """Return a sha256 that two tokenizers share only if they give equal ids for any text."""
     digest = hashlib.sha256(f"{tokenizer.n_vocab} {tokenizer.stop_id}".encode())
     for name, content in sorted(tokenizer.files().items()):
         digest.update(f"\n{name} {len(content)}\n".encode() + content)

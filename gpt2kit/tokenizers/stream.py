@@ -9,7 +9,8 @@ from collections.abc import Callable
 class StreamDecoder:
     """Turn token ids into text one at a time, holding back incomplete characters.
 
-    The joined results of every `feed` and of the final `finish` equal the text of all ids decoded at once.
+    The joined results of every `feed` and of the final `finish` equal the text of all ids decoded
+    at once.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:

@@ -13,9 +13,9 @@ _PIECE = re.compile(r" ?\S+|\s")
 class WordTokenizer(ListedTokenizer):
     """One id for each word of a text; words are separated by white space.
 
-    A word includes the blank before it, and any other white space is a token by itself, so decoding returns
-    the text exactly. A word that occurs both after a blank and at the beginning of a line is two tokens; if
-    the vocabulary has only one of the two, it is used for both.
+    A word includes the blank before it, and any other white space is a token by itself, so decoding
+    returns the text exactly. A word that occurs both after a blank and at the beginning of a line
+    is two tokens; if the vocabulary has only one of the two, it is used for both.
 
     >>> tokenizer = WordTokenizer.from_text("tre donne\\ntre rose")
     >>> [tokenizer.tokens[token] for token in tokenizer.encode("tre rose\\n")]
@@ -27,7 +27,7 @@ class WordTokenizer(ListedTokenizer):
 
     @classmethod
     def cut(cls, text: str) -> list[str]:
-        """Return the words of a text with the blank before each, and other white space one character at a time."""
+        """Return the words of a text, each with the blank before it, and other white space."""
         return _PIECE.findall(text)
 
     def id_of(self, piece: str) -> int | None:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gpt2kit.checkpoints.huggingface import write_safetensors
+from gpt2kit.checkpoints.safetensors_files import write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning, TrainingError
 from gpt2kit.fields import build, check, option
@@ -171,7 +171,7 @@ def new_state(target: Path) -> AbstractContextManager[Path]:
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     stored = {name: _gathered_when_read(tensor) for name, tensor in tensors.items()}
     with path.open("wb") as file:
-        write_safetensors(file, stored, torch.float32)
+        write_safetensors(file, stored, dtype=torch.float32)
 
 
 def _gathered_when_read(tensor: Tensor) -> StoredTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import struct
@@ -55,6 +56,28 @@ def test_a_second_load_reads_the_file_that_the_first_one_wrote(
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
     assert file.stat().st_size < 0.35 * (folder / "model.safetensors").stat().st_size
+
+
+def test_the_caller_is_told_of_a_file_that_was_written_and_may_forbid_it(folder: Path) -> None:
+    # It was written without a word.
+    before = {path.name for path in folder.iterdir()}
+    written: list[Path] = []
+    gpt2kit.load(folder, quantize="int8", write_cache=False, on_write=written.append)
+    assert written == []
+    assert {path.name for path in folder.iterdir()} == before
+    gpt2kit.load(folder, quantize="int8", on_write=written.append)
+    gpt2kit.load(folder, quantize="int8", on_write=written.append)  # which only reads it
+    assert written == [int8_file(folder)]
+
+
+def test_for_somebody_elses_folder_the_file_is_in_the_users_cache(tmp_path: Path) -> None:
+    write_model(tmp_path, GPT2(TINY))
+    before = sorted(tmp_path.iterdir())
+    written: list[Path] = []
+    gpt2kit.load(tmp_path, quantize="int8", on_write=written.append)
+    assert sorted(tmp_path.iterdir()) == before
+    assert written[0].is_relative_to(Path(os.environ["XDG_CACHE_HOME"]))
+    assert written[0].is_file()
 
 
 def test_changed_weights_are_noticed(folder: Path) -> None:
@@ -137,7 +160,7 @@ def test_the_file_is_plain_safetensors(folder: Path) -> None:
     assert stored.keys() == model.state_dict().keys()
 
 
-# --- damage that only a checksum finds ---------------------------------------------------------------------
+# --- damage that only a checksum finds ------------------------------------------------------------
 
 
 def flips(content: bytes, count: int) -> list[tuple[int, int]]:
@@ -155,7 +178,8 @@ def flips(content: bytes, count: int) -> list[tuple[int, int]]:
 
 
 def test_no_flipped_bit_gives_another_model(folder: Path) -> None:
-    # 641 of 1,499 damaged files were other models: one bit of a scale gave another text, and exit code 0.
+    # 641 of 1,499 damaged files were other models: one bit of a scale gave another text, and exit
+    # code 0.
     write_model(folder, make_model(replace(TINY, n_embd=16, n_layer=1, n_ctx=8)))
     expected = gpt2kit.load(folder, quantize="int8")[0].state_dict()
     checkpoint = open_checkpoint(folder)

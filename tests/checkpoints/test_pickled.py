@@ -45,7 +45,7 @@ def older(path: Path, program: bytes) -> Path:
     return path
 
 
-# --- tensors -----------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 _BASE = torch.arange(24.0)
 TENSORS: dict[str, Tensor] = {
@@ -98,7 +98,7 @@ def test_a_module_is_saved_with_attributes_that_are_passed_over(tmp_path: Path) 
     assert torch.equal(file.tensor("weight", file.content["weight"]).read(), linear.weight)
 
 
-# --- files that change -------------------------------------------------------------------------------------
+# --- files that change ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["zip", "before 1.6", "nanoGPT"])
@@ -134,7 +134,7 @@ def test_a_flipped_bit_of_any_tensor_is_found(tmp_path: Path, tiny_model: GPT2) 
             build_model(open_checkpoint(tmp_path))
 
 
-# --- hostile pickles ---------------------------------------------------------------------------------------
+# --- hostile pickles ------------------------------------------------------------------------------
 
 _START, _END = b"\x80\x02}q\x00X\x01\x00\x00\x00a", b"s."  # {"a": …}
 

@@ -23,7 +23,7 @@ from conftest import GOLDEN, make_model
 from torch import Tensor
 
 import gpt2kit
-from gpt2kit.checkpoints.huggingface import read_config
+from gpt2kit.checkpoints.config_json import read_config
 from gpt2kit.checkpoints.load import Checkpoint, build_model, open_checkpoint
 from gpt2kit.checkpoints.names import is_transposed, openai_names, plain_names
 from gpt2kit.config import GPT2Config
@@ -47,7 +47,7 @@ def name_of(path: Path) -> str:
     return path.name
 
 
-# --- the fixtures ----------------------------------------------------------------------------------------------------
+# --- the fixtures ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", [*TF, *HF], ids=name_of)
@@ -112,7 +112,7 @@ def test_what_is_not_the_model_is_listed_as_skipped() -> None:
     assert "h.0.attn.bias" in open_checkpoint(GOLDEN / "hf" / "safetensors-hub").skipped
 
 
-# --- a model in every dtype and format -------------------------------------------------------------------------------
+# --- a model in every dtype and format ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,8 @@ def test_shards_are_read_from_the_files_that_the_index_names(
 def test_shards_with_masks_load_bit_for_bit_whether_the_index_lists_them_or_not(
     tmp_path: Path, tiny_model: GPT2, suffix: str, listed: str
 ) -> None:
-    # As older transformers saved gpt2-xl: "the index and pytorch_model-… disagree on transformer.h.0.attn.bias".
+    # As older transformers saved gpt2-xl: "the index and pytorch_model-… disagree on
+    # transformer.h.0.attn.bias".
     state = {**hub_state(tiny_model), "lm_head.weight": tiny_model.wte.weight.detach().clone()}
     for layer in range(2):
         state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril().to(torch.uint8)
@@ -304,7 +305,7 @@ def assert_same_model(found: GPT2, expected: GPT2) -> None:
         torch.testing.assert_close(found(ids), expected(ids), rtol=0, atol=1e-6)
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
+# --- config.json ----------------------------------------------------------------------------------
 
 
 def test_fields_of_other_purposes_are_passed_over(tmp_path: Path, tiny_model: GPT2) -> None:
@@ -415,7 +416,7 @@ def test_a_byte_order_mark_is_no_damage(tmp_path: Path, tiny_model: GPT2) -> Non
     assert open_checkpoint(tmp_path).config == tiny_model.config
 
 
-# --- tensors that do not fit -----------------------------------------------------------------------------------------
+# --- tensors that do not fit ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.attn.c_proj.weight", "ln_f.bias"])
@@ -492,7 +493,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(
         gpt2kit.load(folder)
 
 
-# --- files that are not what they should be --------------------------------------------------------------------------
+# --- files that are not what they should be -------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
@@ -652,7 +653,7 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, tiny_model: GPT2, va
         open_checkpoint(tmp_path)
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -691,7 +692,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, tiny_model: GPT2) -> None:
         open_checkpoint(folder)
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
@@ -766,7 +767,7 @@ def test_another_torch_file_is_not_taken_for_nanogpts(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-# --- whatever the bytes ----------------------------------------------------------------------------------------------
+# --- whatever the bytes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "legacy"])
@@ -797,7 +798,8 @@ def test_no_damage_escapes_as_anything_but_our_own_errors(
 
 
 def test_a_refused_tensor_leaves_torch_its_threads(tmp_path: Path, tiny_model: GPT2) -> None:
-    # They were set to one for the reading, and stayed so for every thread begun later where it failed.
+    # They were set to one for the reading, and stayed so for every thread begun later where it
+    # failed.
     state = hub_state(tiny_model)
     state["transformer.ln_f.bias"][0] = float("nan")
     checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model, state=state))

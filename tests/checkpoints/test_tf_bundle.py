@@ -531,7 +531,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "a block too short for its restarts": (one_block(b"\1"), "restarts"),
     "an unknown compression": (one_block(writer.block([HEAD]), 2), "unknown way"),
     "a key without end": (one_block(spelled_out(2**17, 1)), "a key has"),
-    "keys that add up": (one_block(spelled_out(2**15, 2100)), "come to more than"),
+    "keys that add up": (one_block(spelled_out(2**15, 2100)), "expand to more than"),
     "a bomb by its size": (one_block(writer.varint(2**31) + b"\0a" * 1000, 1), "expand to"),
     "a bomb of 4 GiB": (one_block(writer.varint(2**32 - 1) + b"\0a", 1), "expand to"),
     "a bomb that says that it is small": (

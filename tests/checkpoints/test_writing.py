@@ -179,7 +179,7 @@ def test_a_trained_model_survives_the_round_trip_with_its_vocabulary(
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["eos_token_id"] == 511
 
 
-# --- whole or not at all ---------------------------------------------------------------------------------------------
+# --- whole or not at all --------------------------------------------------------------------------
 
 
 def test_a_new_folder_is_there_only_when_its_block_has_ended(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# --- with GPT-2's own vocabulary -------------------------------------------------------------------------------------
+# --- with GPT-2's own vocabulary ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: repr(case["text"])[:30])
@@ -79,7 +79,7 @@ def test_openais_vocabulary_has_its_size_and_marker(gpt2: BPETokenizer) -> None:
     assert (gpt2.n_vocab, gpt2.stop_id, gpt2.special) == (50257, 50256, {"<|endoftext|>": 50256})
 
 
-# --- with a small one ------------------------------------------------------------------------------------------------
+# --- with a small one -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_two_folders_have_two_vocabularies(
     assert len(after.encode("the")) == 3 > len(before.encode("the"))
 
 
-# --- the files that others write -------------------------------------------------------------------------------------
+# --- the files that others write ------------------------------------------------------------------
 
 
 def test_openais_file_names_are_found_too(folder: Path, small_bpe: BPETokenizer) -> None:
@@ -287,7 +287,7 @@ def test_the_end_marker_is_the_one_that_the_model_names(folder: Path) -> None:
     assert found.stop_id == 511
 
 
-# --- tokenizer.json ----------------------------------------------------------------------------------------
+# --- tokenizer.json -------------------------------------------------------------------------------
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
@@ -388,7 +388,7 @@ def test_a_tokenizer_says_what_it_is(small_bpe: BPETokenizer) -> None:
     assert repr(small_bpe) == "BPETokenizer(n_vocab=512, stop_id=511)"
 
 
-# --- damage ------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["nowhere", "itself"])
