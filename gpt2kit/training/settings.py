@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointError, ConfigError, TrainingError
-from gpt2kit.fields import build, check
+from gpt2kit.fields import build, check, shortened
 from gpt2kit.files import read_json, write_whole
 from gpt2kit.training.config import TrainConfig
 
@@ -34,6 +34,9 @@ class Settings:
     model: GPT2Config
     training: TrainConfig
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @classmethod
     def read(cls, folder: Path) -> Settings:
         """Return the settings that a run was started with.
@@ -49,19 +52,12 @@ class Settings:
             )
         try:
             values = read_json(path, error=CheckpointError)
-            for name in ("options", "model", "training"):
-                if not isinstance(values.get(name, {}), dict):
-                    raise ConfigError(f"{SETTINGS} has {name!r} that is no JSON object")
-            settings = build(cls, values, what=SETTINGS)
-            check(settings)
-            model = build(GPT2Config, values["model"], what=f"model of {SETTINGS}")
-            training = build(TrainConfig, values["training"], what=f"training of {SETTINGS}")
+            return build(cls, {**values, **_parts(values)}, what=SETTINGS)
         except (CheckpointError, ConfigError) as error:
             raise TrainingError(
                 f"{folder} cannot be resumed: {error}. If another version of gpt2kit started this "
                 "run, resume it with that one; --force starts it anew"
             ) from error
-        return cls(**{**vars(settings), "model": model, "training": training})
 
     def write(self, folder: Path) -> None:
         """Write run.json, whole or not at all."""
@@ -84,6 +80,18 @@ class Settings:
                 f"{folder} was started differently: {'; '.join(differences)}. "
                 "Resume with the same, or start another run with --out"
             )
+
+
+def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of run.json that are objects themselves, as far as they are there."""
+    kinds: dict[str, type] = {"options": dict, "model": GPT2Config, "training": TrainConfig}
+    parts: dict[str, Any] = {}
+    for name in kinds.keys() & values.keys():
+        value, kind = values[name], kinds[name]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} of {SETTINGS} is {shortened(value)}, expected an object")
+        parts[name] = value if kind is dict else build(kind, value, what=f"{name} of {SETTINGS}")
+    return parts
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
