@@ -1,4 +1,4 @@
-"""What a process asks of the system for memory: large pages for weights, and that freed memory is kept."""
+"""What a process asks of the system: large pages for weights, and to keep the memory it frees."""
 
 from __future__ import annotations
 
@@ -6,71 +6,37 @@ import contextlib
 import ctypes
 import functools
 import mmap
-import threading
+import os
 
 LARGE_PAGE = 2**21  # bytes
-_PIECE = 8 * LARGE_PAGE  # made ready at once: other threads that want memory wait for so much
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python has no name for
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-_prepared: list[mmap.mmap] = []  # what `prepare` gets ready and nobody has taken
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt in glibc's malloc.h
 
 
 def available() -> bool:
-    """Whether this system has large pages to ask for."""
-    return hasattr(mmap, "MADV_HUGEPAGE")
+    """Whether to ask for large pages: this system has them and GPT2KIT_LARGE_PAGES is not 0."""
+    return hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("GPT2KIT_LARGE_PAGES") != "0"
 
 
 def take(n: int) -> mmap.mmap:
-    """Return n bytes of memory or a little more: those that were prepared, if that is about as much, or else untouched ones.
+    """Return n bytes of untouched memory, all zeros, in pages of 2 MB if Linux grants them.
 
-    Linux backs them with pages of 2 MB where it can: 500 times fewer to touch now, and to look up ever after.
+    There are 500 times fewer of these pages to fill with zeros at first, and to look up later.
     """
-    for memory in _prepared:
-        if n <= len(memory) <= 1.1 * n + 2 * LARGE_PAGE:
-            _prepared.remove(memory)
-            return memory
     memory = mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a wish: a refusal changes nothing
+    with contextlib.suppress(OSError):  # it works with small pages too
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
-def prepare(n: int) -> None:
-    """Get memory for n bytes of weights ready, in a thread.
-
-    The system fills each page with zeros when it is touched first, and a virtual machine may have to ask its host for it: up to a
-    second for 500 MB.
-    """
-    if n > 0 and available():
-        _prepared.append(take(n + 2 * LARGE_PAGE))  # tensors do not begin at any byte
-        threading.Thread(target=_touch, args=(_prepared[-1],), daemon=True).start()
-
-
-def release() -> None:
-    """Give back what was prepared and not taken."""
-    _prepared.clear()
-
-
-def _touch(memory: mmap.mmap) -> None:
-    """Let the system give every page now; where it cannot, it does so later."""
-    madvise = ctypes.CDLL(
-        None
-    ).madvise  # lets other threads run meanwhile, as the one of mmap does not
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for start in range(0, len(memory), _PIECE):
-        piece = min(_PIECE, len(memory) - start)
-        if madvise(ctypes.c_void_p(first + start), ctypes.c_size_t(piece), _POPULATE_WRITE):
-            return
-
-
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where glibc manages it; elsewhere nothing happens.
+    """Let this process keep the memory that it frees, for as long as it runs, if it uses glibc.
 
-    By default glibc hands every large block back to the system and asks for a new one, which the system fills with zeros page by
-    page. Training frees and takes the same blocks at every step; adding up one gradient of 154 MB took 59 ms so, and 10 ms in kept memory.
+    By default glibc returns every large block to the system and asks for a new one, which the
+    system fills with zeros. Training frees and allocates the same blocks at every step: adding one
+    gradient of 154 MB to another took 59 ms so, and 10 ms in memory that was kept. The setting is
+    for the whole process, so only a program that owns its process may call this, no library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

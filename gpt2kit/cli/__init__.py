@@ -1,71 +1,115 @@
-"""The command line: what users type becomes calls of the library, and what it raises becomes one line.
+"""The command line: turns what users type into calls of the library, and its errors into one line.
 
-stdout carries the result and nothing else; progress, timings, warnings and errors go to stderr. Commands import what is heavy
-when they run, so that help is instant.
+stdout carries the result and nothing else; progress, timings, warnings and errors go to stderr.
+Commands import what is heavy when they run, so that help is instant.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated, Any
 
 import typer
 
-from gpt2kit.cli import process
+from gpt2kit.cli import (
+    comparison,
+    evaluation,
+    explain,
+    generation,
+    originality,
+    output,
+    plan,
+    plots,
+    process,
+    tokenize,
+    training,
+    weights,
+)
 from gpt2kit.cli.help import Commands
-from gpt2kit.errors import Gpt2KitError
+from gpt2kit.errors import Gpt2KitError, advice_on_memory
+
+# Typer exports one of its usage errors; this is the class that all of them share.
+_UsageError: Any = typer.BadParameter.__base__
 
 
-class ErrorBoundary(Commands):
-    """Turn every failure that is the user's to mend into one line on stderr and exit code 1."""
+class CommandLine(Commands):
+    """All commands, each of which ends with an exit code and, if it failed, one line on stderr."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command and exit: with 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+        code: Any = 1
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except _UsageError as error:
+            _show_usage_error(error)
+            code = error.exit_code
+        except Gpt2KitError as error:
+            output.error(error)
+        except OSError as error:
+            output.error(f"{error.filename}: {error.strerror}" if error.filename else _cause(error))
+        except typer.Abort:
+            output.error("the input ended before the question was answered")
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            return super().invoke(ctx)
-        except Gpt2KitError as error:
-            _fail(str(error), error)
-        except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with advice_on_memory(lambda: _advice_on_memory(self, ctx.invoked_subcommand)):
+                return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             raise typer.Exit(0) from None
-        except OSError as error:
-            _fail(
-                f"{error.filename}: {error.strerror}"
-                if error.filename
-                else str(error.strerror or error),
-                error,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            _fail(
-                "not enough memory; a smaller model, --dtype bfloat16 or a smaller --batch_size needs less",
-                error,
-            )
 
 
-def _fail(message: str, error: BaseException) -> None:
-    typer.secho(f"error: {message}", fg="red", err=True)
-    raise typer.Exit(1) from error
+def _show_usage_error(error: Any) -> None:
+    message = error.format_message().removeprefix("Invalid value: ")
+    if not message:  # no command was typed, and the help has been shown
+        return
+    command = error.ctx.command_path if error.ctx else "gpt2kit"
+    output.error(f"{message.rstrip('.')}; see: {command} --help")
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _advice_on_memory(group: Commands, name: str | None) -> str:
+    """Name the options of a command by which it needs less memory."""
+    command = group.commands.get(name or "")
+    own = {parameter.name for parameter in command.params} if command else set()
+    advice = {
+        "dtype": "--dtype bfloat16",
+        "quantize": "--quantize int8",
+        "batch_size": "a smaller --batch_size",
+    }
+    *several, last = ["a smaller model", *(text for name, text in advice.items() if name in own)]
+    return f"{', '.join(several)} or {last} needs less" if several else f"{last} needs less"
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    typer.secho(f"warning: {message}", fg="yellow", err=True)
+    output.warn(message)
+
+
+def _as_declared(word: str) -> str:
+    """Return an option as it is declared: --top-k is --top_k, and --colour is --color."""
+    word = word.replace("-", "_")
+    return "color" if word == "colour" else word
 
 
 app = typer.Typer(
-    cls=ErrorBoundary,
+    cls=CommandLine,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # --top-k is --top_k: people type both, and one spelling is enough in the help.
     context_settings={
-        "token_normalize_func": lambda word: word.replace("-", "_"),
+        "token_normalize_func": _as_declared,
         "help_option_names": ["-h", "--help"],
     },
-    help="GPT-2: get its weights, prove them right, generate text, train it on yours, see what is inside.",
-    epilog="MODEL is a size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id such as org/name.",
+    help="GPT-2: get its weights, check them, generate text, train it on your own text, and look "
+    "inside.",
+    epilog="MODEL is a size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a "
+    "Hub id such as org/name.",
 )
 
 
@@ -73,7 +117,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from gpt2kit import __version__
 
-        typer.echo(f"gpt2kit {__version__}")
+        output.result(f"gpt2kit {__version__}")
         raise typer.Exit
 
 
@@ -84,44 +128,43 @@ def common(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Options of gpt2kit itself; there is only the version, which its callback prints."""
+    """Declare the options of gpt2kit itself; --version is done by its callback."""
+
+
+_HEADINGS = {
+    "Write": (generation, tokenize),
+    "Models": (weights,),
+    "Train": (training, plan),
+    "Measure": (evaluation, comparison, originality),
+    "Look inside": (explain, plots),
+}
+for _heading, _modules in _HEADINGS.items():
+    for _module in _modules:
+        _module.add_to(app)
+    _registered: list[Any] = [*app.registered_commands, *app.registered_groups]
+    for _command in _registered:
+        _command.rich_help_panel = _command.rich_help_panel or _heading
 
 
 def main() -> None:
-    """Run the command line."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    for output in (sys.stdout, sys.stderr):
-        if hasattr(output, "reconfigure"):
-            output.reconfigure(
-                errors="replace"
-            )  # a terminal that cannot show a character shows a question mark instead
+    """Run the command line and exit with its code."""
+    output.prepare_streams()
+    code: Any = 130
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         app(prog_name="gpt2kit")
+    except KeyboardInterrupt:
+        pass
     except SystemExit as end:
-        process.end_at_once(end.code)
-        raise
-
-
-from gpt2kit.cli import (  # noqa: E402
-    comparison,
-    evaluation,
-    explain,
-    generation,
-    originality,
-    plan,
-    plots,
-    training,
-    weights,
-)
-
-generation.add_to(app)
-weights.add_to(app)
-explain.add_to(app)
-plots.add_to(app)
-originality.add_to(app)
-evaluation.add_to(app)
-comparison.add_to(app)
-training.add_to(app)
-plan.add_to(app)
+        code = end.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What cannot be written is dropped, or the interpreter would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError) and not code:
+            output.error(_cause(error))
+            code = 1
+    process.end_at_once(code)
+    sys.exit(code)

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2kit.cli import options
-from gpt2kit.cli.options import (
-    Corpus,
-    Device,
-    Dtype,
-    Encoding,
-    Force,
-    Json,
-    Stride,
-    TextField,
-    Unknown,
-    WindowsAtOnce,
-)
+from gpt2kit.cli import options, output, process
+from gpt2kit.cli.fields import takes
+from gpt2kit.cli.options import OUTPUT_GROUP, Corpus, CorpusOptions, Force, Json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from gpt2kit.checkpoints.load import Checkpoint
     from gpt2kit.data.corpus import Ids
@@ -40,72 +32,60 @@ def add_to(app: typer.Typer) -> None:
 
 First = Annotated[str, typer.Argument(metavar="A", help=f"A model. {options.MODEL_HELP}")]
 Second = Annotated[
-    str, typer.Argument(metavar="B", help="Another one of the same shape and vocabulary.")
+    str, typer.Argument(metavar="B", help="Another model of the same shape and vocabulary.")
+]
+Top = Annotated[
+    int,
+    typer.Option(
+        "--top",
+        min=0,
+        help="With --corpus: show this many tokens that B predicts better, and as many that it "
+        "predicts worse.",
+        rich_help_panel=OUTPUT_GROUP,
+    ),
 ]
 
 _OF_A_TEXT = ("stride", "batch_size", "unknown", "encoding", "text_field", "device", "dtype")
 _NO_TEXT = "there is no text; give one with --corpus"
 
 
+@takes(how=CorpusOptions)
 def diff(
     context: typer.Context,
     a: First,
     b: Second,
     corpus: Corpus = None,
-    top: Annotated[
-        int,
-        typer.Option(
-            "--top",
-            min=0,
-            help="Tokens of the text to show that got better, and as many that got worse.",
-        ),
-    ] = 10,
-    stride: Stride = None,
-    batch_size: WindowsAtOnce = 8,
-    unknown: Unknown = "error",
-    encoding: Encoding = "utf-8",
-    text_field: TextField = "text",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    top: Top = 10,
     json: Json = False,
+    *,
+    how: CorpusOptions,
 ) -> None:
-    """Show how far two models are apart: the norm of B - A over that of A, for every part of every layer.
+    """Compare the weights of two models: the norm of B - A, relative to A's, by layer and part.
 
-    With --corpus also what that does to a text: the loss of both, and the tokens that B predicts better than A, or worse.
+    With --corpus also their predictions of a text: the loss of both, and the tokens that B predicts
+    better or worse than A.
     """
-    from gpt2kit.cli.progress import counting
+    process.import_torch()
     from gpt2kit.evaluation import compare
-    from gpt2kit.evaluation.perplexity import default_stride, present, token_surprisals
 
     if corpus is None:
         options.refuse(context, (*_OF_A_TEXT, "top"), _NO_TEXT)
     first, second = _open(a), _open(b)
     tokenizer = compare.check_alike(first, second)
-    ids = (
-        None if corpus is None else _ids(corpus, encoding, text_field, present(tokenizer), unknown)
-    )
+    ids = None if corpus is None else _ids(corpus, tokenizer, how)
     parts = compare.weight_differences(first, second)
     if json:
         for part in parts:
-            options.print_json(asdict(part))
+            output.print_json(asdict(part))
     else:
         _print_parts(parts, first.config.n_layer)
     if ids is None or tokenizer is None:
         return
-    stride = default_stride(first.config.n_ctx) if stride is None else stride
-    nats = []
-    for name in (a, b):  # one model in memory at a time
-        with counting(name) as progress:
-            model = options.load(name, device, dtype)[0]
-            nats.append(
-                token_surprisals(
-                    model, ids, stride=stride, batch_size=batch_size, progress=progress
-                )
-            )
-        del model
-    change = compare.text_difference(nats[0], nats[1], ids, tokenizer, top=top)
+    change = compare.text_difference(
+        _surprisals(a, first, ids, how), _surprisals(b, second, ids, how), ids, tokenizer, top=top
+    )
     if json:
-        options.print_json(asdict(change))
+        output.print_json(asdict(change))
     else:
         _print_change(change)
 
@@ -116,29 +96,40 @@ def _open(name: str) -> Checkpoint:
     return open_checkpoint(options.locate(name))
 
 
-def _ids(
-    corpus: str, encoding: str, text_field: str, tokenizer: Tokenizer, unknown: Unknown
-) -> Ids:
+def _ids(corpus: str, tokenizer: Tokenizer | None, how: CorpusOptions) -> Ids:
+    """Return the tokens of a text, or those of a file of ids."""
     from gpt2kit.evaluation.perplexity import text_ids
+    from gpt2kit.tokenizers import require_tokenizer
 
-    options.set_unknown(tokenizer, unknown)
-    return text_ids(options.read_corpus(corpus, encoding, text_field), tokenizer)
+    options.set_unknown(tokenizer, how.unknown)
+    return text_ids(options.read_corpus(corpus, how), require_tokenizer(tokenizer, "the models"))
+
+
+def _surprisals(name: str, checkpoint: Checkpoint, ids: Ids, how: CorpusOptions) -> Tensor:
+    """Return the surprisal in nats of every token but the first: (n - 1,)."""
+    from gpt2kit.cli.progress import counting
+    from gpt2kit.evaluation.perplexity import default_stride, token_surprisals
+
+    stride = how.stride or default_stride(checkpoint.config.n_ctx)
+    model = options.load(name, how.device, how.dtype)[0]
+    with counting(name) as progress:
+        return token_surprisals(
+            model, ids, stride=stride, batch_size=how.batch_size, progress=progress
+        )
 
 
 def _print_parts(parts: Sequence[PartDifference], n_layer: int) -> None:
-    """Print the relative difference of what is in layers as a table, a row for each layer, and a line for each other part."""
+    """Print a line for each part outside of the layers, and a table with a row for each layer."""
     found = {(part.layer, part.part): part for part in parts}
     columns = list(dict.fromkeys(part.part for part in parts if part.layer is not None))
     for part in parts:
         if part.layer is None:
-            typer.echo(f"{part.part:<20}{_percent(part.relative):>12}")
+            output.result(f"{part.part:<20}{_percent(part.relative):>12}")
     if columns:
-        typer.echo("\n" + f"{'layer':<20}" + "".join(f"{column:>15}" for column in columns))
+        output.result("\n" + f"{'layer':<20}" + "".join(f"{column:>15}" for column in columns))
     for layer in range(n_layer):
-        typer.echo(
-            f"{layer:<20}"
-            + "".join(f"{_percent(found[layer, column].relative):>15}" for column in columns)
-        )
+        cells = (f"{_percent(found[layer, column].relative):>15}" for column in columns)
+        output.result(f"{layer:<20}" + "".join(cells))
 
 
 def _percent(relative: float | None) -> str:
@@ -147,139 +138,139 @@ def _percent(relative: float | None) -> str:
 
 def _print_change(found: TextDifference) -> None:
     error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
-    typer.echo(
-        f"\n{found.tokens:,} tokens: loss {found.loss_a:.4f} with A, {found.loss_b:.4f} with B, change {found.change:+.4f}{error}"
+    output.result(
+        f"\n{found.tokens:,} tokens: loss {found.loss_a:.4f} with A, {found.loss_b:.4f} with B, "
+        f"change {found.change:+.4f}{error}"
     )
-    typer.echo(f"{found.better:,} tokens got better, {found.worse:,} worse")
+    output.result(f"{found.better:,} tokens got better, {found.worse:,} worse")
     for change in found.changes:
         before = repr(change.before)[1:-1][-48:]
-        numbers = (
-            f"{change.change:>+9.3f}  {change.surprisal_a:>7.3f} -> {change.surprisal_b:>7.3f}"
-        )
-        typer.echo(f"{numbers}  {before:>48}[{repr(change.token)[1:-1]}]")
+        losses = f"{change.surprisal_a:>7.3f} -> {change.surprisal_b:>7.3f}"
+        token = repr(change.token)[1:-1]
+        output.result(f"{change.change:>+9.3f}  {losses}  {before:>48}[{token}]")
 
 
-# --- blend -----------------------------------------------------------------------------------------------------------
+# --- blend ---------------------------------------------------------------------------------------
 
 _ALPHAS = [tenth / 10 for tenth in range(11)]
 
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha",
+        help="The share of B: 0 is A, 1 is B. Default with --corpus: the best share.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="The folder to write.",
+        show_default=False,
+        rich_help_panel=OUTPUT_GROUP,
+    ),
+]
 
+
+@takes(how=CorpusOptions)
 def blend(
     context: typer.Context,
     a: First,
     b: Second,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            "--alpha",
-            help="The share of B: 0 is A, 1 is B. With --corpus, the best one.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The folder to write.", show_default=False),
-    ] = None,
+    alpha: Alpha = None,
     corpus: Corpus = None,
+    out: Out = None,
     force: Force = False,
-    stride: Stride = None,
-    batch_size: WindowsAtOnce = 8,
-    unknown: Unknown = "error",
-    encoding: Encoding = "utf-8",
-    text_field: TextField = "text",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
     json: Json = False,
+    *,
+    how: CorpusOptions,
 ) -> None:
-    """Write the model between two of one shape: (1 - alpha) times the weights of A, and alpha times those of B.
+    """Write the weighted average of two models: (1 - alpha) times A plus alpha times B.
 
-    Halfway back to where it came from, an overfitted model is often better than at either end. --corpus tries the shares 0, 0.1 … 1 on
-    a text, which should be one that neither was trained on, and says which is best.
+    An overfitted model is often best when blended with the model that it was trained from.
+    --corpus tries the shares 0, 0.1 … 1 on a text, which neither model should have been trained on.
     """
     from gpt2kit.cli.weights import check_target
+
+    process.import_torch()
     from gpt2kit.evaluation import compare
-    from gpt2kit.evaluation.perplexity import present
 
     if corpus is None:
         options.refuse(context, _OF_A_TEXT, _NO_TEXT)
     elif out is None:
         options.refuse(context, ("alpha", "force"), "nothing is written; give --out")
     if corpus is None and (alpha is None or out is None):
-        raise typer.BadParameter(
-            "give --alpha and --out, or a text with --corpus to try several on"
-        )
+        raise typer.BadParameter("give --alpha and --out, or a text with --corpus to find alpha")
     first, second = _open(a), _open(b)
     tokenizer = compare.check_alike(first, second)
     if alpha is not None:
-        compare.blend(first, second, alpha)  # refuses a wrong one at once
+        compare.blend(first, second, alpha)  # refuses a wrong alpha before anything is measured
     if out is not None:
         check_target(out, force, "--out")
     if corpus is not None:
-        ids = _ids(corpus, encoding, text_field, present(tokenizer), unknown)
-        best = _try(
-            first,
-            second,
-            ids,
-            present(tokenizer),
-            device=device,
-            dtype=dtype,
-            stride=stride,
-            batch_size=batch_size,
-            json=json,
-        )
+        best = _best_alpha(first, second, _ids(corpus, tokenizer, how), tokenizer, how, json=json)
         alpha = best if alpha is None else alpha
     if out is not None and alpha is not None:
         _write(compare.blend(first, second, alpha), out, tokenizer, force)
         if json:
-            options.print_json({"path": str(out), "alpha": alpha})
+            output.print_json({"path": str(out), "alpha": alpha})
         else:
-            typer.echo(out)
+            output.result(out)
 
 
-def _try(
+def _best_alpha(
     first: Checkpoint,
     second: Checkpoint,
     ids: Ids,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
+    how: CorpusOptions,
     *,
-    device: str,
-    dtype: str,
-    stride: int | None,
-    batch_size: int,
     json: bool,
 ) -> float:
-    """Measure several shares of the second model on a text, print what each gives, and return the best."""
+    """Measure several shares of the second model on a text, print the results, return the best."""
     from gpt2kit.checkpoints.load import build_model, pick_numbers
     from gpt2kit.cli.progress import counting
     from gpt2kit.evaluation.compare import blend
     from gpt2kit.evaluation.perplexity import evaluate
 
-    place, number = pick_numbers(device, dtype, None)
-    found: dict[float, Evaluation] = {}
+    device, dtype = pick_numbers(how.device, how.dtype, None)
+    losses: dict[float, float] = {}
     if not json:
-        typer.echo(f"{'alpha':>5}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
+        output.result(f"{'alpha':>5}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
     for alpha in _ALPHAS:
+        model = build_model(blend(first, second, alpha), device=device, dtype=dtype)
         with counting(f"alpha {alpha}") as progress:
-            model = build_model(blend(first, second, alpha), device=place, dtype=number)
-            found[alpha] = evaluate(
-                model, tokenizer, ids, stride=stride, batch_size=batch_size, progress=progress
+            found = evaluate(
+                model,
+                tokenizer,
+                ids,
+                stride=how.stride,
+                batch_size=how.batch_size,
+                progress=progress,
             )
-        del model
-        if json:
-            options.print_json({"alpha": alpha, **asdict(found[alpha])})
-        else:
-            bits = found[alpha].bits_per_byte
-            figures = f"{found[alpha].loss:>10.4f}{found[alpha].perplexity:>14.4f}{'-' if bits is None else f'{bits:.4f}':>16}"
-            typer.echo(f"{alpha:>5.1f}{figures}")
-    best = min(found, key=lambda alpha: found[alpha].loss)
+        del model  # before the next one is built
+        losses[alpha] = found.loss
+        _print_alpha(alpha, found, json=json)
+    best = min(losses, key=losses.__getitem__)
     if json:
-        options.print_json({"best_alpha": best})
+        output.print_json({"best_alpha": best})
     else:
-        typer.echo(f"best: alpha {best}")
+        output.result(f"best: alpha {best}")
     return best
 
 
+def _print_alpha(alpha: float, found: Evaluation, *, json: bool) -> None:
+    if json:
+        output.print_json({"alpha": alpha, **asdict(found)})
+        return
+    bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
+    output.result(f"{alpha:>5.1f}{found.loss:>10.4f}{found.perplexity:>14.4f}{bits:>16}")
+
+
 def _write(blended: Checkpoint, out: Path, tokenizer: Tokenizer | None, force: bool) -> None:
+    """Write a checkpoint in the widest dtype of its tensors."""
     import functools
 
     import torch

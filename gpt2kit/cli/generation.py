@@ -1,4 +1,4 @@
-"""generate and tokenize."""
+"""generate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register this command."""
     app.command("generate")(generate)
-    app.command("tokenize")(tokenize)
 
 
 Prompt = Annotated[
@@ -173,7 +172,7 @@ def generate(
 
     Without a prompt on a terminal, asks for one after the other. The text goes to stdout, everything else to stderr.
     """
-    process.begin(model, device, dtype, quantize)
+    process.import_torch()
     from gpt2kit.generation.request import as_request
 
     coloured = _coloured(context, colours, json)
@@ -496,45 +495,3 @@ def _peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-# --- tokenize --------------------------------------------------------------------------------------------------------
-
-
-def tokenize(
-    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text; - is standard input.")],
-    model: Model = "124M",
-    special: Special = False,
-    unknown: Unknown = "error",
-    json: Json = False,
-) -> None:
-    """Show the tokens of a text: ids and pieces."""
-    from gpt2kit.errors import TokenizerError
-    from gpt2kit.tokenizers import load_tokenizer
-
-    text = options.read_stdin() if text == "-" else options.as_typed(text) or ""
-    path = options.locate(model)
-    tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{path}: no vocabulary; expected vocab.json and merges.txt, or encoder.json and vocab.bpe"
-        )
-    options.set_unknown(tokenizer, unknown)
-    ids = tokenizer.encode(text, special=special)
-    pieces = [tokenizer.token_bytes(token) for token in ids]
-    if json:
-        shown = [piece.decode("utf-8", errors="replace") for piece in pieces]
-        options.print_json({"text": text, "ids": ids, "pieces": shown})
-        return
-    for token, piece in zip(ids, pieces, strict=True):
-        typer.echo(f"{token:>7}  {_readable(piece)}")
-    per_token = f", {len(text) / len(ids):.2f} characters per token" if ids else ""
-    typer.secho(f"{len(ids):,} tokens, {len(text):,} characters{per_token}", err=True, dim=True)
-
-
-def _readable(piece: bytes) -> str:
-    """Return a token as quoted text, or its bytes where it is not a whole number of characters."""
-    try:
-        return repr(piece.decode("utf-8"))
-    except UnicodeDecodeError:
-        return repr(piece)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gpt2kit.cli import output, process
+
 # Until every file of this folder takes these from `output`:
 from gpt2kit.cli.output import as_typed_here as as_typed_here
 from gpt2kit.cli.output import human_size as human_size
 from gpt2kit.cli.output import print_json as print_json
+from gpt2kit.fields import check, option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,113 +26,161 @@ if TYPE_CHECKING:
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
-MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
+# The headings under which the help lists the options; "Options" has what fits under none of them.
+MODEL_GROUP, TEXT_GROUP, SPEED_GROUP, OUTPUT_GROUP = "Model", "Text", "Speed", "Output"
 
-Model = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP)]
+MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
+_DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps, …"
+_DTYPE_HELP = "float32, bfloat16, float16, float64, or auto: bfloat16 on CUDA, else float32."
+_UNKNOWN_HELP = "What to do with a character or word that the model's vocabulary does not have."
+_ENCODING_HELP = "The encoding of the text, such as utf-8, cp1252 or utf-16."
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP, rich_help_panel=MODEL_GROUP)
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …")]
+Device = Annotated[
+    str, typer.Option("--device", help=_DEVICE_HELP, rich_help_panel=MODEL_GROUP, metavar="DEVICE")
+]
 Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype", help="float32, bfloat16, float16, float64, or auto: float32, on CUDA bfloat16."
-    ),
+    str, typer.Option("--dtype", help=_DTYPE_HELP, rich_help_panel=MODEL_GROUP, metavar="DTYPE")
 ]
 Quantize = Annotated[
     str | None,
     typer.Option(
         "--quantize",
-        help="int8: matrices in eight bits, smaller and faster on a CPU.",
+        metavar="int8",
+        help="Hold matrices in eight bits: smaller, and faster on a CPU.",
         show_default=False,
+        rich_help_panel=MODEL_GROUP,
     ),
 ]
 NoVerify = Annotated[
     bool,
-    typer.Option("--no_verify", help="Do not compare downloaded files with their recorded hashes."),
+    typer.Option(
+        "--no_verify",
+        help="Do not compare downloaded files with their recorded hashes.",
+        rich_help_panel=MODEL_GROUP,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object per line.", rich_help_panel=OUTPUT_GROUP),
+]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace what is there, once the new one is whole.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace an existing folder, once the new one is complete.",
+        rich_help_panel=OUTPUT_GROUP,
+    ),
 ]
 Special = Annotated[
     bool,
     typer.Option(
-        "--special", help="Read <|endoftext|> in the text as the marker instead of as plain text."
+        "--special",
+        help="Read <|endoftext|> in the text as the end marker, not as plain characters.",
+        rich_help_panel=TEXT_GROUP,
     ),
 ]
 Unknown = Annotated[
     Literal["error", "skip"],
-    typer.Option(
-        "--unknown", help="What a model of characters or words does with those it does not know."
-    ),
+    typer.Option("--unknown", help=_UNKNOWN_HELP, rich_help_panel=TEXT_GROUP),
 ]
 Corpus = Annotated[
     str | None,
     typer.Option(
         "--corpus",
         metavar="FILE",
-        help="A .txt or .jsonl file, a folder or glob, or ids (.npy, .bin).",
+        help="A .txt or .jsonl file, a folder or glob of them, or token ids (.npy, .bin).",
         show_default=False,
+        rich_help_panel=TEXT_GROUP,
     ),
 ]
-Encoding = Annotated[str, typer.Option("--encoding", help="Of the text.")]
-TextField = Annotated[
-    str, typer.Option("--text_field", help="Where in each object of a .jsonl file the text is.")
+Encoding = Annotated[
+    str,
+    typer.Option("--encoding", metavar="NAME", help=_ENCODING_HELP, rich_help_panel=TEXT_GROUP),
 ]
-Stride = Annotated[
-    int | None,
+BatchSize = Annotated[
+    int,
     typer.Option(
-        "--stride",
+        "--batch_size",
         min=1,
-        help="Windows of n_ctx tokens begin so many tokens apart, and each scores what is new in it: half of n_ctx unless given; "
-        "n_ctx gives the classic figure.",
-        show_default=False,
+        help="Texts or windows that the model reads at once.",
+        rich_help_panel=SPEED_GROUP,
     ),
 ]
-WindowsAtOnce = Annotated[
-    int, typer.Option("--batch_size", min=1, help="Texts or windows to read at once.")
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """How the text of --corpus is read, and how models read it."""
+
+    encoding: str = option("utf-8", _ENCODING_HELP, group=TEXT_GROUP, metavar="NAME")
+    text_field: str = option(
+        "text",
+        "The key of the text in each object of a .jsonl file.",
+        group=TEXT_GROUP,
+        metavar="KEY",
+    )
+    unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
+    stride: int | None = option(
+        None,
+        "The text is read in windows of n_ctx tokens that start this many tokens apart; each scores "
+        "the tokens that no earlier one has scored. Default: half of n_ctx. n_ctx itself is faster "
+        "and gives a higher perplexity.",
+        group=TEXT_GROUP,
+        at_least=1,
+    )
+    device: str = option("auto", _DEVICE_HELP, group=MODEL_GROUP, metavar="DEVICE")
+    dtype: str = option("auto", _DTYPE_HELP, group=MODEL_GROUP, metavar="DTYPE")
+    batch_size: int = option(
+        8, "Windows that the model reads at once.", group=SPEED_GROUP, at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
-    """Raise for those of these options that were given, also with their default value: here they would have no effect."""
-    given = [
+    """Raise a usage error if one of these options was typed, because it would have no effect."""
+    typed = [
         f"--{name}"
         for name in names
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     ]
-    if given:
+    if typed:
         raise typer.BadParameter(
-            f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect here: {because}"
+            f"{', '.join(typed)} {'has' if len(typed) == 1 else 'have'} no effect here: {because}"
         )
 
 
-def read_corpus(corpus: str, encoding: str, text_field: str) -> Text | Path:
-    """Return the texts that --corpus names, or the path of a file of ids."""
+def read_corpus(corpus: str, how: CorpusOptions) -> Text | Path:
+    """Return the texts that --corpus names, or the path of a file of token ids."""
     from gpt2kit.data.texts import read_texts
 
     path = Path(corpus)
-    return (
-        path
-        if path.suffix in (".npy", ".bin")
-        else read_texts(corpus, encoding=encoding, text_field=text_field)
-    )
+    if path.suffix in (".npy", ".bin"):
+        return path
+    return read_texts(corpus, encoding=how.encoding, text_field=how.text_field)
 
 
 def load(
     model: str, device: str, dtype: str, quantize: str | None = None, *, verify: bool = True
 ) -> tuple[GPT2, Tokenizer | None]:
-    """Load a model, which is downloaded first if need be and can be; a wrong device or dtype is refused before that."""
-    from gpt2kit import memory
+    """Load a model, after downloading it if needed.
+
+    A wrong device or dtype is refused before the download.
+    """
+    process.import_torch()
     from gpt2kit.checkpoints.load import load, pick_numbers
 
     pick_numbers(device, dtype, quantize)
-    loaded = load(locate(model), device=device, dtype=dtype, quantize=quantize, verify=verify)
-    memory.release()
-    return loaded
+    return load(locate(model), device=device, dtype=dtype, quantize=quantize, verify=verify)
 
 
 def locate(model: str) -> Path:
-    """Return where a model is; one that can be downloaded and is not here yet is downloaded first, saying so."""
+    """Return the path of a model; one that is not on this machine is downloaded first, with a note."""
     from gpt2kit import store
     from gpt2kit.errors import CheckpointNotFoundError
     from gpt2kit.store.catalogue import canonical_size
@@ -140,7 +192,7 @@ def locate(model: str) -> Path:
             raise
         from gpt2kit.cli.progress import download_with_bars
 
-        typer.secho(f"{model} is not on this machine yet: downloading it", err=True)
+        output.note(f"{model} is not on this machine yet: downloading it")
         return download_with_bars(model)
 
 
@@ -153,41 +205,41 @@ def open_model(model: str, *, verify: bool = True) -> Checkpoint:
 
 
 def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) -> None:
-    """Let a tokenizer with a closed vocabulary do with unknown pieces what --unknown says; the others know every text."""
+    """Apply --unknown to a tokenizer of characters or words; the others can encode every text."""
     from gpt2kit.tokenizers.listed import ListedTokenizer
 
     if isinstance(tokenizer, ListedTokenizer):
         tokenizer.unknown = unknown
 
 
+def read_text(typed: str) -> str:
+    """Return the text of a TEXT|- argument: what was typed, or standard input."""
+    return read_stdin() if typed == "-" else as_typed(typed) or ""
+
+
 def read_stdin(encoding: str | None = None) -> str:
     """Return standard input as text, without the newline that `echo` ends it with.
 
-    With an `encoding` a byte that is not of it is a CorpusError, as in a file; without one it is U+FFFD, as a terminal would show it.
+    With an `encoding`, a byte that is not valid in it is a CorpusError, as in a file; without one
+    it becomes U+FFFD, as on a terminal.
     """
     from gpt2kit.data.texts import decode
 
     data = sys.stdin.buffer.read()
-    text = (
-        decode(data, Path("standard input"), encoding)
-        if encoding
-        else data.decode("utf-8", errors="replace")
-    )
+    if encoding:
+        text = decode(data, Path("standard input"), encoding)
+    else:
+        text = data.decode("utf-8", errors="replace")
     return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def as_typed(text: str | None) -> str | None:
-    """Return an argument as UTF-8, which it is on every terminal of today whatever the locale claims."""
-    return (
-        None
-        if text is None
-        else os.fsencode(text).decode("utf-8", errors="replace")
-        if _has_escapes(text)
-        else text
-    )
+    """Return an argument decoded as UTF-8, which terminals send whatever the locale is called."""
+    if text is None or not _has_undecoded_bytes(text):
+        return text
+    return os.fsencode(text).decode("utf-8", errors="replace")
 
 
-def _has_escapes(text: str) -> bool:
-    return any(
-        "\udc80" <= character <= "\udcff" for character in text
-    )  # how Python hands on bytes that the locale cannot read
+def _has_undecoded_bytes(text: str) -> bool:
+    """Whether an argument has bytes that Python could not decode, which it holds as surrogates."""
+    return any("\udc80" <= character <= "\udcff" for character in text)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options
+from gpt2kit.cli import options, output, process
 from gpt2kit.cli.help import Commands
-from gpt2kit.cli.options import Device, Dtype, Model, Special, Unknown
+from gpt2kit.cli.options import OUTPUT_GROUP, TEXT_GROUP, Device, Dtype, Model, Special, Unknown
 
 if TYPE_CHECKING:
     from gpt2kit.inspection import Trace
@@ -24,34 +23,51 @@ if TYPE_CHECKING:
 plot = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Draw what a model does with a text, how it chooses, or how a run went: a picture as PNG, SVG or PDF.",
-    epilog="gpt2kit plot KIND --help says what a kind takes.",
+    help="Draw what a model does with a text, how it chooses tokens, or how a training went, as "
+    "PNG, SVG or PDF.",
+    epilog="gpt2kit plot KIND --help shows the options of a kind.",
 )
 
 Prompt = Annotated[
     str,
     typer.Option(
-        "--prompt", metavar="TEXT|-", help="The text that the model reads; - is standard input."
+        "--prompt",
+        metavar="TEXT|-",
+        help="The text that the model reads; - is standard input.",
+        rich_help_panel=TEXT_GROUP,
     ),
 ]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option(
         "--overflow",
-        help="Of a text longer than the model's window: read its end, or its beginning, or refuse.",
+        help="If the text is longer than the model's window: slide reads its end, stop its "
+        "beginning, error refuses it.",
+        rich_help_panel=TEXT_GROUP,
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="FILE", help="A .png, .svg or .pdf. Default: KIND.png.", show_default=False
+        "--out",
+        metavar="FILE",
+        help="A .png, .svg or .pdf file. Default: KIND.png.",
+        show_default=False,
+        rich_help_panel=OUTPUT_GROUP,
     ),
 ]
-Dpi = Annotated[int, typer.Option("--dpi", min=20, max=1000, help="Dots per inch.")]
+Dpi = Annotated[
+    int,
+    typer.Option("--dpi", min=20, max=1000, help="Dots per inch.", rich_help_panel=OUTPUT_GROUP),
+]
 Title = Annotated[
     str | None,
     typer.Option(
-        "--title", metavar="TEXT", help="In place of the picture's own title.", show_default=False
+        "--title",
+        metavar="TEXT",
+        help="Replaces the picture's own title.",
+        show_default=False,
+        rich_help_panel=OUTPUT_GROUP,
     ),
 ]
 Layer = Annotated[
@@ -64,6 +80,7 @@ Head = Annotated[
         "--head", min=0, help="From 0; needs --layer. Default: all heads.", show_default=False
     ),
 ]
+Times = "; may be given several times"
 
 Picture = Any  # a matplotlib Figure; matplotlib is not loaded before it is needed
 
@@ -73,7 +90,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(plot, name="plot")
 
 
-# --- what all kinds have in common -----------------------------------------------------------------------------------
+# --- what all kinds have in common ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -97,63 +114,81 @@ class Reading:
         return [self.tokenizer.token_bytes(token) for token in self.ids]
 
 
-def _read(
-    model: str, prompt: str, overflow: str, special: bool, unknown: Any, device: str, dtype: str
-) -> Reading:
-    """Load a model, and cut a text into those of its tokens that fit."""
-    from gpt2kit.checkpoints.load import load, pick_numbers
-    from gpt2kit.errors import Gpt2KitWarning, TokenizerError
-    from gpt2kit.inspection.explanation import fit
+Read = Callable[[], Reading]
 
-    pick_numbers(device, dtype, None)  # refuses a wrong one before anything is downloaded
-    text = options.read_stdin() if prompt == "-" else options.as_typed(prompt) or ""
-    gpt2, tokenizer = load(options.locate(model), device=device, dtype=dtype)
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{model}: no vocabulary beside the weights; put vocab.json and merges.txt there"
-        )
+
+def _read(
+    prompt: str,
+    model: str,
+    overflow: Literal["slide", "stop", "error"],
+    special: bool,
+    unknown: Literal["error", "skip"],
+    device: str,
+    dtype: str,
+) -> Reading:
+    """Load a model, and encode as much of a text as fits into its window."""
+    process.import_torch()
+    from gpt2kit.data.window import check_ids, fit
+    from gpt2kit.tokenizers import require_tokenizer
+
+    text = options.read_text(prompt)
+    gpt2, loaded = options.load(model, device, dtype)
+    tokenizer = require_tokenizer(loaded, model)
     options.set_unknown(tokenizer, unknown)
-    ids = list(fit(tokenizer.encode(text, special=special), gpt2, overflow))  # type: ignore[arg-type]
-    n_ctx = gpt2.config.n_ctx
-    if len(ids) > n_ctx:
-        message = f"the text has {len(ids):,} tokens and the model reads {n_ctx:,}: the first {len(ids) - n_ctx:,} are left out"
-        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
-    return Reading(gpt2, tokenizer, ids[-n_ctx:])
+    ids = tokenizer.encode(text, special=special)
+    check_ids(ids, gpt2.config.n_vocab)
+    return Reading(gpt2, tokenizer, list(fit(ids, gpt2.config.n_ctx, overflow, slides=False)))
+
+
+def _options_of_a_text(
+    prompt: Prompt,
+    model: Model = "124M",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    overflow: Overflow = "slide",
+    special: Special = False,
+    unknown: Unknown = "error",
+) -> None:
+    """Declare the options of every picture of a text, those of `_read`."""
+
+
+def _options_of_a_picture(out: Out = None, dpi: Dpi = 150, title: Title = None) -> None:
+    """Declare the options of every picture."""
 
 
 def _kind(
     name: str, *, of_text: bool = True
 ) -> Callable[[Callable[..., Picture]], Callable[..., Picture]]:
-    """Make a command of a function that draws: its own options, those of a picture, and, before these, those of a text.
+    """Make a command of a function that draws; it gets the options of a text and of a picture too.
 
-    A function that draws a text is given a function to call for the Reading, after it has looked at its own options.
+    A function that draws a text takes as its first argument a function that returns the Reading, so
+    that it can check its own options before a model is loaded.
     """
 
     def decorate(draw: Callable[..., Picture]) -> Callable[..., Picture]:
-        own = dict(list(inspect.signature(draw, eval_str=True).parameters.items())[of_text:])
-        text = inspect.signature(_text, eval_str=True).parameters if of_text else {}
-        picture = inspect.signature(_picture, eval_str=True).parameters
+        own = dict(list(_parameters(draw).items())[of_text:])
+        text = _parameters(_options_of_a_text) if of_text else {}
 
         def run(**given: Any) -> None:
             from gpt2kit.plots import check_picture, save
 
             out = given["out"] or Path(f"{name}.png")
             check_picture(out)
-            reading = (
-                [functools.partial(_read, **{option: given[option] for option in text})]
-                if of_text
-                else []
-            )
-            figure = draw(*reading, **{option: given[option] for option in own})
+            read = functools.partial(_read, **{option: given[option] for option in text})
+            figure = draw(*[read] * of_text, **{option: given[option] for option in own})
             if given["title"] is not None:
-                figure.suptitle(options.as_typed(given["title"]), parse_math=False)
+                figure.suptitle(
+                    output.one_line(options.as_typed(given["title"]) or ""), parse_math=False
+                )
             save(figure, out, dpi=given["dpi"])
-            typer.secho(f"wrote {out}", err=True)
+            output.note(f"wrote {output.one_line(str(out))}")
 
-        parameters = [*text.values(), *own.values(), *picture.values()]
+        parameters = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in (text | own | _parameters(_options_of_a_picture)).values()
+        ]
         run.__doc__ = draw.__doc__
-        keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
-        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         plot.command(name)(run)
         if "-" in name:
@@ -163,31 +198,17 @@ def _kind(
     return decorate
 
 
-def _text(
-    prompt: Prompt,
-    model: Model = "124M",
-    overflow: Overflow = "slide",
-    special: Special = False,
-    unknown: Unknown = "error",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """The options of every picture of a text."""
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return a function's parameters with their types as Typer wants them."""
+    return dict(inspect.signature(function, eval_str=True).parameters)
 
 
-def _picture(out: Out = None, dpi: Dpi = 150, title: Title = None) -> None:
-    """The options of every picture."""
-
-
-Read = Callable[[], Reading]
-
-
-# --- of a text -------------------------------------------------------------------------------------------------------
+# --- of a text -----------------------------------------------------------------------------------
 
 _WITHOUT_OPTIONS = {
     "tokens": "Token ids over the text.",
-    "positions": "Position embeddings as a heat map, and how alike they are.",
-    "norms": "How long token embeddings are, beside position embeddings.",
+    "positions": "Position embeddings as a heat map, and how similar they are to each other.",
+    "norms": "The norms of token embeddings and of position embeddings.",
     "embeddings": "Embeddings of tokens, positions and their sum in two dimensions (PCA).",
     "residual": "The norm of the residual stream, by layer and position.",
     "updates": "What attention and MLP add to the residual stream: norm and variance.",
@@ -211,7 +232,7 @@ for _name, _help in _WITHOUT_OPTIONS.items():
 
 @_kind("attention")
 def attention(read: Read, layer: Layer = None, head: Head = None) -> Picture:
-    """Who looks at whom: one head from scores to output, the heads of a layer, or all of them."""
+    """Which tokens attend to which: one head from scores to output, a layer's heads, or all."""
     from gpt2kit import plots
 
     if head is not None and layer is None:
@@ -226,7 +247,7 @@ def attention_bars(
     layer: Annotated[int, typer.Option("--layer", min=0, help="From 0.")] = 0,
     head: Annotated[int, typer.Option("--head", min=0, help="From 0.")] = 0,
 ) -> Picture:
-    """Where each position looks, as bars, in one head."""
+    """What each position attends to in one head, as bars."""
     from gpt2kit import plots
 
     reading = read()
@@ -235,7 +256,7 @@ def attention_bars(
 
 @_kind("mlp")
 def mlp(read: Read, layer: Layer = None) -> Picture:
-    """Activations of the MLP before and after its activation function, and the share of active neurons."""
+    """The MLP's activations before and after its activation function, and its active neurons."""
     from gpt2kit import plots
 
     reading = read()
@@ -246,10 +267,10 @@ def mlp(read: Read, layer: Layer = None) -> Picture:
 def lens(
     read: Read,
     last: Annotated[
-        int, typer.Option("--last", min=0, help="Draw only so many tokens, the last; 0 draws all.")
+        int, typer.Option("--last", min=0, help="Draw only the last N tokens; 0 draws all.")
     ] = 0,
 ) -> Picture:
-    """What each layer would say next, if it were the last (the logit lens)."""
+    """Which token each layer would predict next if it were the last (the logit lens)."""
     from gpt2kit import plots
 
     reading = read()
@@ -263,12 +284,12 @@ def temperature(
         list[float] | None,
         typer.Option(
             "--temperature",
-            help="May be given several times. Default: 0.5, 1 and 1.5.",
+            help=f"A temperature to draw{Times}. Default: 0.5, 1 and 1.5.",
             show_default=False,
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top_k", min=0, help="Mark the k most likely tokens; 0 keeps all.")
+        int, typer.Option("--top_k", min=0, help="Mark the k most likely tokens; 0 marks all.")
     ] = 40,
     top_p: Annotated[
         float,
@@ -277,7 +298,7 @@ def temperature(
         ),
     ] = 0.9,
 ) -> Picture:
-    """The distribution of the next token at several temperatures, and what top-k and top-p keep."""
+    """The next token's distribution at several temperatures, and what top-k and top-p keep."""
     import torch
 
     from gpt2kit import plots
@@ -285,18 +306,16 @@ def temperature(
 
     chosen = temperatures or [0.5, 1.0, 1.5]
     for value in chosen:
-        Sampling(
-            temperature=value, top_k=top_k, top_p=top_p
-        )  # refuses a wrong one before a model is loaded
+        # Refuses a wrong value before a model is loaded.
+        Sampling(temperature=value, top_k=top_k, top_p=top_p)
     reading = read()
+    ids = torch.tensor([reading.ids], device=reading.model.device)  # (1, T)
     with torch.inference_mode():
-        logits = reading.model(torch.tensor([reading.ids], device=reading.model.device))[
-            0, -1
-        ]  # (V,)
+        logits = reading.model(ids)[0, -1]  # (V,)
     return plots.temperature(logits, reading.tokenizer, chosen, top_k=top_k, top_p=top_p)
 
 
-# --- of runs ---------------------------------------------------------------------------------------------------------
+# --- of runs -------------------------------------------------------------------------------------
 
 
 @_kind("losses", of_text=False)
@@ -306,7 +325,7 @@ def losses(
         typer.Option(
             "--run",
             metavar="DIR",
-            help="A run's folder or its metrics.jsonl; may be given several times.",
+            help=f"A run's folder or its metrics.jsonl{Times}.",
         ),
     ],
     average: Annotated[
@@ -314,33 +333,36 @@ def losses(
         typer.Option(
             "--average",
             metavar="KIND:AMOUNT",
-            help="simple:STEPS, exponential:FACTOR or none; may be given several times. Default: simple:20.",
+            help=f"simple:STEPS, exponential:FACTOR or none{Times}. Default: simple:20.",
             show_default=False,
         ),
     ] = None,
 ) -> Picture:
     """Training and validation losses of one run or several, with moving averages."""
     from gpt2kit import plots
+
+    typed = [] if average == ["none"] else average or ["simple:20"]
+    averages = [plots.Average.parse(text) for text in typed]
+    return plots.losses(dict(_named_metrics(run)), averages)
+
+
+def _named_metrics(paths: list[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the name and the metrics of each run; a name that was there before becomes the path."""
     from gpt2kit.errors import TrainingError
     from gpt2kit.plots.runs import curve
     from gpt2kit.training.records import METRICS, read_metrics
 
-    averages = (
-        []
-        if average == ["none"]
-        else [plots.Average.parse(text) for text in average or ["simple:20"]]
-    )
-    runs = {}
-    for path in run:
+    names: set[str] = set()
+    for path in paths:
         if not (path / METRICS).is_file() and not path.is_file():
             raise TrainingError(
                 f"{path}: no {METRICS}; expected the folder of a training run, or its {METRICS}"
             )
-        folder = path if path.is_dir() else path.parent
-        name = folder.resolve().name
-        runs[str(path) if name in runs else name] = metrics = read_metrics(path)
+        metrics = read_metrics(path)
         if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
             raise TrainingError(
                 f"{path}: no losses; expected lines of JSON with step and train_loss or val_loss"
             )
-    return plots.losses(runs, averages)
+        name = (path if path.is_dir() else path.parent).resolve().name
+        yield output.one_line(str(path) if name in names else name), metrics
+        names.add(name)

@@ -33,7 +33,7 @@ def fit(
         check_length(n, limit, what)
     end = "first" if overflow == "slide" else "last"
     warnings.warn(
-        f"{what} has {n:,} tokens and the model reads {limit:,}: "
+        f"{what} has {n:,} tokens, but the model reads at most {limit:,}: "
         f"the {end} {n - limit:,} are left out",
         Gpt2KitWarning,
         stacklevel=2,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +24,8 @@ from torch import Tensor
 
 from gpt2kit.data.corpus import Ids, load_corpus
 from gpt2kit.data.texts import Text
-from gpt2kit.data.window import Overflow
-from gpt2kit.errors import ContextLengthError, CorpusError, Gpt2KitWarning, TokenizerError
+from gpt2kit.data.window import Overflow, fit
+from gpt2kit.errors import CorpusError, TokenizerError
 from gpt2kit.evaluation.surprisal import (
     BATCH_SIZE,
     Progress,
@@ -39,7 +38,7 @@ from gpt2kit.evaluation.surprisal import (
     windows,
 )
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import END_OF_TEXT, Tokenizer
+from gpt2kit.tokenizers import END_OF_TEXT, Tokenizer, require_tokenizer
 
 _LINES_AT_ONCE = 512  # of which those of similar length share a batch
 
@@ -80,7 +79,7 @@ def evaluate(
     n_ctx. `batch_size` windows are read at once. Raises CorpusError for fewer than two tokens,
     TokenizerError for text that the vocabulary cannot represent.
     """
-    tokenizer = present(tokenizer)
+    tokenizer = require_tokenizer(tokenizer, "the model")
     ids = text if isinstance(text, np.ndarray) else text_ids(text, tokenizer)
     n_ctx = model.config.n_ctx
     stride = default_stride(n_ctx) if stride is None else stride
@@ -152,15 +151,6 @@ def _sizes(ids: Ids, tokenizer: Tokenizer) -> tuple[int, int, int]:
     )
 
 
-def present(tokenizer: Tokenizer | None) -> Tokenizer:
-    """Return the tokenizer; raises TokenizerError for a model without one."""
-    if tokenizer is None:
-        raise TokenizerError(
-            "the model came without a vocabulary; put its vocab.json and merges.txt beside the weights"
-        )
-    return tokenizer
-
-
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +181,7 @@ def score(
     (`slide`), in its first window only, with a warning (`stop`), or not at all: ContextLengthError
     (`error`).
     """
-    tokenizer = present(tokenizer)
+    tokenizer = require_tokenizer(tokenizer, "the model")
     numbered = ((number, text) for number, text in enumerate(lines, 1) if text.strip())
     while some := list(islice(numbered, _LINES_AT_ONCE)):
         cut = [
@@ -216,17 +206,5 @@ def _line_windows(
         raise TokenizerError(f"line {number:,}: {error}") from error
     start = [] if tokenizer.stop_id is None else [tokenizer.stop_id]
     ids = start + ids
-    if len(ids) > n_ctx + 1 and overflow == "error":
-        message = (
-            f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most "
-            f"{n_ctx:,}; use --overflow slide"
-        )
-        raise ContextLengthError(message, requested=len(ids) - 1, limit=n_ctx)
-    if len(ids) > n_ctx + 1 and overflow == "stop":
-        message = (
-            f"line {number:,} has {len(ids) - 1:,} tokens to predict, but the model reads at most "
-            f"{n_ctx:,}: the rest is not scored"
-        )
-        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
-        ids = ids[: n_ctx + 1]
+    ids = [*ids[:1], *fit(ids[1:], n_ctx, overflow, what=f"line {number:,}")]
     return list(windows(ids, n_ctx=n_ctx, stride=default_stride(n_ctx)))

@@ -16,7 +16,6 @@ import torch
 
 from gpt2kit.data.texts import json_objects, read_file
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
-from gpt2kit.evaluation.perplexity import present
 from gpt2kit.evaluation.surprisal import (
     BATCH_SIZE,
     Progress,
@@ -27,7 +26,7 @@ from gpt2kit.evaluation.surprisal import (
     standard_error,
 )
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import Tokenizer
+from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,9 @@ def _window(
     path: Path, number: int, model: GPT2, tokenizer: Tokenizer | None, context: str, answer: str
 ) -> Window:
     """Return the window that scores an answer after its context, or after the end of it that fits."""
+    tokenizer = require_tokenizer(tokenizer, "the model")
     try:
-        before, ids = present(tokenizer).encode(context), present(tokenizer).encode(answer)
+        before, ids = tokenizer.encode(context), tokenizer.encode(answer)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: line {number:,}: {error}") from error
     n_ctx = model.config.n_ctx

@@ -10,7 +10,6 @@ a window of context.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -18,8 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gpt2kit.data.window import Overflow
-from gpt2kit.errors import ConfigError, ContextLengthError, Gpt2KitWarning, TokenizerError
+from gpt2kit.data.window import Overflow, check_ids, fit
+from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
 from gpt2kit.model import GPT2, precise
@@ -61,33 +60,6 @@ class Window:
     start: int  # position of its first token in the text
     seen_before: int
     trace: Trace  # of one row
-
-
-def fit(ids: Sequence[int], model: GPT2, overflow: Overflow = "slide") -> Sequence[int]:
-    """Return the tokens of a text that will be read.
-
-    Of a text longer than n_ctx these are all tokens with `slide`, and the first n_ctx with `stop`,
-    with a warning; `error` raises ContextLengthError.
-    """
-    n, n_ctx, n_vocab = len(ids), model.config.n_ctx, model.config.n_vocab
-    if not n:
-        raise ConfigError("the text has no tokens; expected at least one")
-    if wrong := [token for token in ids if not 0 <= token < n_vocab]:
-        raise TokenizerError(f"id {wrong[0]} is not in the model's vocabulary of {n_vocab:,}")
-    if n > n_ctx and overflow == "error":
-        message = (
-            f"the text has {n:,} tokens, but the model reads at most {n_ctx:,}; "
-            "shorten it or use --overflow slide"
-        )
-        raise ContextLengthError(message, requested=n, limit=n_ctx)
-    if n > n_ctx and overflow == "stop":
-        message = (
-            f"the text has {n:,} tokens, but the model reads at most {n_ctx:,}: "
-            f"the last {n - n_ctx:,} are left out"
-        )
-        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
-        return ids[:n_ctx]
-    return ids
 
 
 def windows(model: GPT2, ids: Sequence[int]) -> Iterator[Window]:
@@ -215,11 +187,12 @@ def explain(
     """Read a text and compute its surprisal and what the options ask for.
 
     Ids from `n_vocab` on are padding of the head, not tokens. `progress` is called after each window
-    with the tokens done and the total. For `overflow` see `fit`. Raises ConfigError for a head that
+    with the tokens done and the total. For `overflow` see `data.window.fit`. Raises ConfigError for a head that
     does not exist and for an attribution that the model does not allow.
     """
     options = options or ExplainOptions()
-    ids = fit(ids, model, overflow)
+    check_ids(ids, model.config.n_vocab)
+    ids = fit(ids, model.config.n_ctx, overflow)
     if options.head:
         check_head(model, *options.head)
     if options.attribution:

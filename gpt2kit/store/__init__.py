@@ -24,7 +24,6 @@ from gpt2kit.store.lookup import adapters_alone, directory_name, find, split_sou
 from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.models import InstalledModel, Unfinished, installed, unfinished
 from gpt2kit.store.removal import removable, remove
-from gpt2kit.store.weights_memory import memory_needed
 
 __all__ = [
     "ADAPTERS_FILE",
@@ -42,7 +41,6 @@ __all__ = [
     "installed",
     "int8_file",
     "locked",
-    "memory_needed",
     "removable",
     "remove",
     "split_source",

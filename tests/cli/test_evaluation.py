@@ -101,7 +101,7 @@ def test_models_stand_side_by_side_and_the_comparable_figure_is_named(
         )
         == 5
     )
-    assert "bits per byte compare" in result.stderr
+    assert "compare their bits per byte" in result.stderr
     assert run("evaluate", model, model, "--corpus", book).stderr == ""
 
 
@@ -238,7 +238,7 @@ def test_a_long_line_follows_overflow_and_markers_follow_special(model: Path) ->
     stopped = run("score", "-", "--model", model, "--overflow", "stop", stdin="x\n" + "x " * 40)
     assert (
         stopped.stderr.count(
-            "tokens to predict, but the model reads at most 24: the rest is not scored"
+            "line 2 has 80 tokens, but the model reads at most 24: the last 56 are left out"
         )
         == 1
     )
@@ -278,4 +278,4 @@ def test_a_line_without_scored_tokens_is_never_the_likeliest(characters: Path) -
 def test_nothing_to_score_is_an_error(model: Path) -> None:
     result = run("score", "-", "--model", model, stdin="\n \n")
     assert result.exit_code == 1
-    assert "standard input: no lines; expected a sentence on each" in result.stderr
+    assert "standard input: no text, expected a sentence on each line" in result.stderr

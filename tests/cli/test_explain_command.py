@@ -141,7 +141,7 @@ def test_json_tells_everything_place_by_place(model: str) -> None:
     assert [each["token"] for each in places] == [*ids, None]
     assert "".join(each["text"] or "" for each in places) == "the end is near"
     for place, (line, expected) in enumerate(zip(places, found.expectations, strict=True)):
-        assert (line["place"], line["surprisal"], line["rank"]) == (
+        assert (line["position"], line["surprisal"], line["rank"]) == (
             place,
             expected.surprisal,
             expected.rank,

@@ -68,8 +68,8 @@ def test_a_folder_is_a_corpus_and_the_document_is_told(book: Path) -> None:
 def test_lists_are_compared_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("ada\nbice\n")
     result = run("-", "--list", "--corpus", tmp_path / "names.txt", stdin="bice\ncarla\ncarla\n")
-    assert result.stdout == "new    carla\nthere  bice\n"
-    assert "50.0% new: 1 new, 1 already there, 1 repeated" in result.stderr
+    assert result.stdout == "new    carla\nknown  bice\n"
+    assert "50.0% new: 1 new, 1 in the corpus, 1 repeated" in result.stderr
     result = run(
         "-", "--list", "--json", "--corpus", tmp_path / "names.txt", stdin="bice\ncarla\ncarla\n"
     )

@@ -165,8 +165,8 @@ def test_a_text_longer_than_the_window_follows_overflow(
             *(["--overflow", overflow] if overflow else []),
         )
         assert result.exit_code == 0
-        assert f"warning: the text has {len(ids)} tokens" in result.stderr
-        assert f"32: {said} {len(ids) - 32} are left out" in result.stderr
+        warning = f"warning: the text has {len(ids)} tokens, but the model reads at most 32: "
+        assert f"{warning}{said} {len(ids) - 32} are left out" in result.stderr
         assert calls[-1][1][0].ids.tolist() == [expected]
     result = run("tokens", "--model", model, "--prompt", text, "--overflow", "error")
     assert result.exit_code == 1
@@ -226,7 +226,7 @@ def test_a_layer_that_is_not_there_and_an_empty_text_are_refused(model: str) -> 
     result = run("lens", "--model", model, "--prompt", "")
     assert (result.exit_code, result.stderr) == (
         1,
-        "error: the text has no tokens; expected at least one\n",
+        "error: the text has no tokens, expected at least one\n",
     )
     assert not list(Path().glob("*.png"))
 

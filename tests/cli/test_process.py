@@ -1,4 +1,4 @@
-"""How a process begins and ends: what is imported and got ready first, and that nothing is lost at the end."""
+"""How a process starts and ends: torch is imported once, and nothing is lost at the end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import write_hub
-
-from gpt2kit.model import GPT2
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -79,28 +76,22 @@ def test_a_full_disk_at_the_end_is_not_taken_for_success() -> None:
     assert "No space left" in done.stderr
 
 
-BEGIN = """
+def test_the_quick_exit_can_be_turned_off() -> None:
+    done = python(RUN.format(more=""), "--version", GPT2KIT_QUICK_EXIT="0")
+    assert done.stdout.endswith("atexit\ntaken apart\n")
+    assert done.returncode == 0
+
+
+IMPORT = """
 import gc, sys
-from gpt2kit import memory
 from gpt2kit.cli import process
-prepared = []
-memory.prepare = prepared.append
-process.begin(*sys.argv[1:4], None)
-print(prepared, "torch" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 50_000)
-prepared.clear()
-process.begin(*sys.argv[1:4], None)
-print(prepared)
+process.import_torch()
+print("torch" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 50_000)
+gc.unfreeze()
+process.import_torch()
+print(gc.get_freeze_count())
 """
 
 
-def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage(
-    tiny_model: GPT2, tmp_path: Path
-) -> None:
-    done = python(BEGIN, str(write_hub(tmp_path / "model", tiny_model)), "cpu", "float32")
-    needed = sum(parameter.nbytes for parameter in tiny_model.parameters())
-    assert done.stdout == f"[{needed}] True True True\n[]\n"
-
-
-@pytest.mark.parametrize(("model", "device"), [("nothing-of-that-name", "cpu"), ("dante", "cuda")])
-def test_no_memory_is_got_ready_for_what_is_not_there_or_elsewhere(model: str, device: str) -> None:
-    assert python(BEGIN, model, device, "auto").stdout == "[] True True True\n[]\n"
+def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage() -> None:
+    assert python(IMPORT).stdout == "True True True\n0\n"

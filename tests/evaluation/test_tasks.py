@@ -242,7 +242,7 @@ def test_what_cannot_be_asked_is_refused(
         ContextLengthError, match="line 1: the answer has .* tokens, but the model reads at most 24"
     ):
         lambada(model, small_bpe, write(tmp_path / "long.jsonl", [{"text": "a " + "x" * 60}]))
-    with pytest.raises(TokenizerError, match="without a vocabulary"):
+    with pytest.raises(TokenizerError, match="no vocabulary beside the weights"):
         lambada(model, None, write(tmp_path / "a.jsonl", [{"text": "a b"}]))
     characters = CharTokenizer.from_text("a b")
     with pytest.raises(TokenizerError, match="line 2: the character 'x'"):

@@ -162,7 +162,8 @@ def test_the_smallest_windows_slide_too(tiny_config: GPT2Config, n_ctx: int) -> 
 
 def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(tiny_model: GPT2) -> None:
     with pytest.warns(
-        Gpt2KitWarning, match="has 50 tokens and the model reads 32: the first 18 are left out"
+        Gpt2KitWarning,
+        match="has 50 tokens, but the model reads at most 32: the first 18 are left out",
     ):
         found = tokens(tiny_model, list(range(50)), 3)
     assert found == tokens(tiny_model, list(range(18, 50)), 3)
