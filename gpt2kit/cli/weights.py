@@ -104,10 +104,8 @@ def rm(
     from gpt2kit import store
 
     target = store.removable(name)
-    size = next(
-        (human_size(model.size) for model in store.installed() if model.path == target),
-        "what an interrupted command left",
-    )
+    exists = target.is_dir()
+    size = human_size(store.bytes_in(target)) if exists else "what an interrupted command left"
     if not yes and not output.confirm(f"Remove {target} ({size})?"):
         output.note("nothing was removed")
         return

@@ -22,7 +22,7 @@ from gpt2kit.store.folders import (
 from gpt2kit.store.integrity import check_files
 from gpt2kit.store.lookup import adapters_alone, directory_name, find, split_source
 from gpt2kit.store.manifest import Manifest
-from gpt2kit.store.models import InstalledModel, Unfinished, installed, unfinished
+from gpt2kit.store.models import InstalledModel, Unfinished, bytes_in, installed, unfinished
 from gpt2kit.store.removal import removable, remove
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Manifest",
     "Unfinished",
     "adapters_alone",
+    "bytes_in",
     "check_files",
     "directory_name",
     "find",

@@ -11,6 +11,7 @@ from gpt2kit.files import delete, sweep
 from gpt2kit.store.folders import (
     BUNDLED,
     holds_model,
+    is_in_weights_dir,
     kept_dir,
     locked,
     remains,
@@ -23,11 +24,12 @@ from gpt2kit.store.models import installed
 
 
 def removable(name: str) -> Path:
-    """Return the directory of `weights_dir()` that `remove` would delete.
+    """Return the directory that `remove` would delete.
 
-    The name is a size, an alias, a Hub id or the directory's own; what interrupted commands left
-    counts as a model. Another source than the one that is named is never taken. Raises
-    CheckpointNotFoundError if there is none.
+    The name is a size, an alias, a Hub id or the name of a directory of `weights_dir()`; what
+    interrupted commands left there counts as a model. Another source than the one that is named is
+    never taken. For a bundled model and for the path of a model elsewhere, it is what the user's
+    cache keeps for the model, such as int8 weights. Raises CheckpointError if there is nothing.
     """
     _, source = split_source(name)
     for candidate in candidates(name):
@@ -42,6 +44,9 @@ def removable(name: str) -> Path:
             raise CheckpointNotFoundError(
                 f"{target} holds no model, so it is left alone", path=target
             )
+    for folder in (BUNDLED / name, Path(name)) if name else ():
+        if holds_model(folder) and kept_dir(folder) != folder and kept_dir(folder).is_dir():
+            return kept_dir(folder)
     if name and holds_model(BUNDLED / name):
         raise CheckpointError(
             f"{name} comes with gpt2kit and is not removed; "
@@ -54,11 +59,14 @@ def removable(name: str) -> Path:
 
 
 def remove(name: str) -> Path:
-    """Delete the model that `removable` finds, and all that is kept for it or left of it.
+    """Delete what `removable` finds, and all that is kept for the model or left of it.
 
     Returns where it was. A symbolic link is unlinked, and what it points to stays.
     """
     target = removable(name)
+    if not is_in_weights_dir(target):  # a folder of the cache
+        shutil.rmtree(target, ignore_errors=True)
+        return target
     unfinished = staging_dir(target.name)
     try:
         with locked(target.name, wait=False):

@@ -98,6 +98,21 @@ def test_what_a_killed_replacement_left_goes_with_the_model(weights: Path, left:
     assert not [path for path in weights.iterdir() if path.is_dir()]
 
 
+def test_what_the_cache_keeps_for_models_elsewhere_is_removed_by_their_names(
+    weights: Path, tmp_path: Path
+) -> None:
+    elsewhere = make_directory(tmp_path, "elsewhere")
+    for name, folder in (("dante", store.BUNDLED / "dante"), (str(elsewhere), elsewhere)):
+        file = store.int8_file(folder)
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"int8")
+        assert store.removable(name) == store.remove(name) == file.parent
+        assert not file.parent.exists()
+        assert store.holds_model(folder)
+        with pytest.raises(CheckpointError):
+            store.remove(name)
+
+
 def test_int8_weights_that_the_cache_keeps_go_with_the_model(weights: Path) -> None:
     model = make_directory(weights, "copied-here-by-hand")
     file = store.int8_file(model)
