@@ -65,6 +65,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _cannot_be_read(failure: Exception) -> str:
+    """Return the detail of an error of the operating system."""
     return f"cannot be read: {getattr(failure, 'strerror', None) or failure}"
 
 
@@ -256,6 +257,7 @@ def sweep(target: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
+    """Whether there is a process with this id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -81,10 +81,12 @@ def models(json: Json = False) -> None:
 
 
 def _source(model: InstalledModel) -> str:
+    """Return where a model came from, in one word."""
     return "bundled" if model.is_bundled else model.manifest.repository if model.manifest else "-"
 
 
 def _format(path: Path) -> str:
+    """Return the format of a model's weights."""
     from gpt2kit.checkpoints.load import open_checkpoint
     from gpt2kit.errors import Gpt2KitError
 

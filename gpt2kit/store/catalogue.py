@@ -111,10 +111,12 @@ _Known = Mapping[str, tuple[int | None, str | None]]
 
 
 def _files(names: tuple[str, ...], known: _Known) -> tuple[PublishedFile, ...]:
+    """Return the files of these names with what is known about each."""
     return tuple(PublishedFile(name, *known.get(name, (None, None))) for name in names)
 
 
 def _openai(size: str, known: _Known) -> tuple[PublishedFile, ...]:
+    """Return OpenAI's files of a size, given what is known beside what all sizes share."""
     same_for_all: _Known = {
         "checkpoint": (77, "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb"),
         "encoder.json": _VOCABULARY,

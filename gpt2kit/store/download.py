@@ -20,11 +20,12 @@ from gpt2kit.errors import CheckpointFormatError, DownloadError, Gpt2KitWarning
 from gpt2kit.files import put_in_place, sweep
 from gpt2kit.store import catalogue, folders, integrity
 from gpt2kit.store.catalogue import nearest_size
+from gpt2kit.store.hub import hub_plan
 from gpt2kit.store.lookup import HUB_ID, directory_name, split_source
 from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.parts import drop_sidecars
 from gpt2kit.store.retries import Patience, Progress, Silent
-from gpt2kit.store.sources import Plan, hub_plan, openai_plan
+from gpt2kit.store.sources import Plan, openai_plan
 
 __all__ = ["Patience", "Progress", "Silent", "download"]
 
@@ -124,6 +125,7 @@ def _complete(target: Path) -> Manifest | None:
 
 
 def _refuse_offline(model: str, target: Path) -> None:
+    """Raise DownloadError if the user's environment forbids the network."""
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
             what = (
@@ -142,6 +144,7 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
     waited = False
 
     def waiting() -> None:
+        """Tell the user once that another process is at work."""
         nonlocal waited
         waited = True
         progress.note(f"another process is downloading {target.name}; waiting for it")
@@ -172,6 +175,7 @@ def _carry_out(plan: Plan, target: Path, force: bool, verify: bool, progress: Pr
 
 
 def _done_meanwhile(target: Path, plan: Plan) -> bool:
+    """Whether another process has just put the plan's model in place."""
     try:
         here = _complete(target)
     except CheckpointFormatError:

@@ -75,6 +75,7 @@ def find(model: str | Path) -> Path:
 
 
 def _is_path(name: str) -> bool:
+    """Whether a text can only be a path."""
     has_separator = os.sep in name or (os.altsep is not None and os.altsep in name)
     return has_separator or name in (".", "..")
 

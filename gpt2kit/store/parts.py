@@ -40,6 +40,7 @@ class Part:
         self._forget()
 
     def _forget(self) -> None:
+        """Start counting and hashing at zero."""
         self.size = 0
         self.etag: str | None = None
         self._hashes = {"sha256": hashlib.sha256()}
@@ -110,6 +111,7 @@ class Part:
             rest = rest[self._handle.write(rest) :]
 
     def _count(self, chunk: bytes) -> None:
+        """Add bytes to the size and the hashes."""
         self.size += len(chunk)
         for hash in self._hashes.values():
             hash.update(chunk)

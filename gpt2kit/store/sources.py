@@ -1,52 +1,29 @@
-"""The files of a model, as the Hub or OpenAI describe them.
+"""The files of a model as a source describes them, and what to do if the source fails.
 
-One request to the Hub gives the commit, and the size and hash of each file; OpenAI's server is
-asked for each of its files. The answers are compared with the catalogue. Every failure is a
-DownloadError.
+Here is what both sources share, and OpenAI's server, which is asked for each of its files. The
+answers are compared with the catalogue. Every failure is a DownloadError.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import difflib
 import functools
 import os
-import re
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from gpt2kit.errors import DownloadError
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
-from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
-from gpt2kit.store.retries import Interrupted, Patience, Progress, Tries, shown, within
-from gpt2kit.store.transfer import Transfer, judge
+from gpt2kit.store.retries import Patience, Progress, shown
+from gpt2kit.store.transfer import Transfer
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
-
-HUB_URL = "https://huggingface.co"
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-
-# Fetched from a repository that is not in the catalogue: those of these files that it has, and the
-# first of these kinds of weights.
-_TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
-_WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
-_MODEL_TYPES = ("gpt2", "gpt2kit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,304 +37,27 @@ class Plan:
     transfer: Callable[[], Transfer]
 
 
-def hub_plan(
-    model: str, revision: str | None, verify: bool, patience: Patience, progress: Progress
-) -> Plan:
-    """Ask the Hub for the commit, sizes and hashes of a model, and choose its files."""
-    from huggingface_hub import HfApi
-
-    publication = catalogue.PUBLICATIONS.get(model)
-    repository = publication.repository if publication else model
-    endpoint = _address(os.environ.get("HF_ENDPOINT") or HUB_URL, "HF_ENDPOINT")
-    token = _hub_token(patience)
-
-    def refusal(response: httpx2.Response) -> str:
-        return _hub_refusal(response, repository, revision, with_token=token is not None)
-
-    has_other = publication and publication.openai_directory and revision is None
-    advice = functools.partial(
-        _advice,
-        endpoint,
-        "HF_ENDPOINT",
-        f"OpenAI has the same weights: gpt2kit download {model} --source openai"
-        if has_other
-        else "",
-    )
-    # False: no other token either that huggingface_hub might find.
-    api = HfApi(endpoint=endpoint, token=token or False, library_name="gpt2kit")
-    tries = Tries(patience, progress, patience.lookups, advice)
-    info = _model_info(api, repository, revision, refusal, tries, patience)
-    siblings = {
-        sibling.rfilename: sibling
-        for sibling in info.siblings or ()
-        if PLAIN_NAME.fullmatch(sibling.rfilename)
-    }
-    commit = info.sha
-    if not isinstance(commit, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", commit):
-        raise DownloadError(
-            f"{shown(endpoint)} does not name the commit of {repository}; is it a Hub?",
-            url=shown(endpoint),
-        )
-    if publication and revision is None:
-        files = [
-            _pinned(file, siblings, repository, endpoint, commit, verify)
-            for file in publication.hub_files
-        ]
-    else:
-        files = [
-            _remote(siblings[name], repository, endpoint, commit)
-            for name in _needed(siblings, repository, info.config)
-        ]
-
-    def transfer() -> Transfer:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return Transfer(
-            endpoint=endpoint,
-            headers=headers,
-            refusal=refusal,
-            patience=patience,
-            progress=progress,
-            advice=advice,
-        )
-
-    return Plan(
-        source="hub", repository=repository, revision=commit, files=files, transfer=transfer
-    )
-
-
-def _model_info(
-    api: HfApi,
-    repository: str,
-    revision: str | None,
-    refusal: Callable[[httpx2.Response], str],
-    tries: Tries,
-    patience: Patience,
-) -> ModelInfo:
-    """Return the Hub's description of a repository; errors of huggingface_hub are translated."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    url = f"{api.endpoint}/api/models/{repository}"
-    while True:
-        try:
-            return within(
-                patience.connect + patience.read,
-                lambda: api.model_info(
-                    repository, revision=revision, files_metadata=True, timeout=patience.read
-                ),
-            )
-        except HfHubHTTPError as error:
-            failure = judge(error.response, url, refusal)
-            if isinstance(failure, DownloadError):
-                raise failure from error
-        except (HFValidationError, OfflineModeIsEnabled) as error:
-            raise DownloadError(str(error)) from error
-        except (httpx2.HTTPError, OSError) as error:
-            failure = Interrupted.by(error)
-        except (ValueError, KeyError, TypeError, AttributeError, httpx2.InvalidURL) as error:
-            message = (
-                f"{shown(url)} answered with something else than the description of a model: "
-                "is there a proxy or login page in between?"
-            )
-            raise DownloadError(message, url=shown(url)) from error
-        tries.failed(failure, url)
-
-
-def _advice(endpoint: str, variable: str, other: str, unreachable: bool) -> str:
-    """Say what the user can do after a server failed.
-
-    `other` says where else the weights are, if anywhere; `variable` is the environment variable
-    that may name another endpoint.
-    """
-    if not unreachable:
-        return other or "Try again later"
-    advice = [other] if other else []
-    url = httpx2.URL(endpoint)
-    proxies = {} if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies()
-    kind = next((kind for kind in (url.scheme, "all") if kind in proxies), None)
-    if kind is None:
-        advice.append(f"If a proxy is needed here, set {url.scheme.upper()}_PROXY")
-    else:
-        advice.append(_is_right(f"{kind.upper()}_PROXY", proxies[kind]))
-    if os.environ.get(variable):
-        advice.append(_is_right(variable, endpoint))
-    else:
-        advice.append(f"If you use a mirror, set {variable}")
-    return ". ".join(advice).replace("?.", "?")
-
-
-def _is_right(variable: str, address: str) -> str:
-    """Ask whether the address in a variable is right; a password in it is not shown."""
-    with contextlib.suppress(httpx2.InvalidURL):
-        address = address if "://" in address else f"http://{address}"
-        return f"{variable} is {shown(address).rstrip('/')}: is that right?"
-    return f"{variable} is not an address: is that right?"
-
-
-def _hub_token(patience: Patience) -> str | None:
-    """Return the user's token if huggingface_hub finds one, in the environment or from a login."""
-    from huggingface_hub import get_token
-
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return None
-    try:
-        # An expired login is renewed over the network.
-        token = within(patience.connect + patience.read, get_token)
-    except (OSError, ValueError, httpx2.HTTPError) as error:
-        raise DownloadError(
-            f"the saved login to the Hub failed ({type(error).__name__}); run: hf auth login"
-        ) from error
-    if token and (not token.isascii() or not token.isprintable() or " " in token):
-        # The client's error message would quote it.
-        raise DownloadError(
-            "the Hub token (HF_TOKEN, or the one that `hf auth login` saved) has invalid "
-            "characters; set it again"
-        )
-    return token
-
-
-def _hub_refusal(
-    response: httpx2.Response, repository: str, revision: str | None, *, with_token: bool
-) -> str:
-    """Say what a response of the Hub with a status of 400 or above means and what to do."""
-    status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    who = f"the Hub answered {status}: "
-    if code == "GatedRepo":
-        return (
-            f"{who}{repository} is gated: accept its license at {HUB_URL}/{repository}, "
-            "then run: hf auth login"
-        )
-    if code == "RevisionNotFound" or (
-        status == 404 and "/revision/" in response.url.path and code != "RepoNotFound"
-    ):
-        return f"{who}{repository} has no revision {revision}; leave --revision out for the newest"
-    if code == "EntryNotFound" or (
-        status == 404 and "/resolve/" in response.url.path and code != "RepoNotFound"
-    ):
-        return (
-            f"{who}{repository} has no file {response.url.path.rpartition('/')[2]} in this revision"
-        )
-    if status == 404 or code == "RepoNotFound" or (status == 401 and not with_token):
-        return (
-            f"{who}there is no repository {repository}, or it is private."
-            f"{_similar(repository)} For a private one, run: hf auth login"
-        )
-    if status == 401:
-        return f"{who}the token was not accepted; check HF_TOKEN, or run: hf auth login"
-    if status == 403:
-        token = " with this token" if with_token else ""
-        return f"{who}{repository} may not be read{token}; ask its owner, or run: hf auth login"
-    return f"{who}{repository} cannot be fetched"
-
-
-def _similar(repository: str) -> str:
-    known = [
-        publication.repository
-        for publication in catalogue.PUBLICATIONS.values()
-        if publication.repository != repository
-    ]
-    close = difflib.get_close_matches(repository, known, n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
-def _needed(siblings: Mapping[str, Any], repository: str, config: Any) -> list[str]:
-    """Choose the files of a repository that is not in the catalogue, the weights last."""
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind is not None and kind not in _MODEL_TYPES:
-        raise DownloadError(f"{repository} is a {kind} model; gpt2kit reads GPT-2")
-    if "config.json" not in siblings:
-        raise DownloadError(f"{repository} has no config.json, so gpt2kit cannot read it")
-    texts = [name for name in _TEXT_FILES if name in siblings]
-    for stem, extension in _WEIGHTS:
-        if (whole := f"{stem}.{extension}") in siblings:
-            return [*texts, whole]
-        if (index := f"{stem}.{extension}.index.json") in siblings:
-            shards = sorted(
-                name
-                for name in siblings
-                if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}\.{extension}", name)
-            )
-            if not shards or int(shards[-1].rpartition(".")[0][-5:]) != len(shards):
-                raise DownloadError(
-                    f"{repository} has {index}, but only {len(shards)} of the files that it lists"
-                )
-            return [*texts, index, *shards]
-    raise DownloadError(
-        f"{repository} has no weights that gpt2kit reads: "
-        "expected model.safetensors or pytorch_model.bin"
-    )
-
-
-def _remote(sibling: Any, repository: str, endpoint: str, commit: str) -> RemoteFile:
-    """Return the file as the Hub describes it."""
-    name = sibling.rfilename
-    size = sibling.lfs.size if sibling.lfs else sibling.size
-    if type(size) is not int or size < 0:
-        raise DownloadError(
-            f"{shown(endpoint)} does not give the size of {name} in {repository}; is it a Hub?",
-            url=shown(endpoint),
-        )
-    if sibling.lfs:
-        digests = {"sha256": sibling.lfs.sha256}
-    else:
-        digests = {"git": sibling.blob_id} if sibling.blob_id else {}
-    return RemoteFile(
-        name=name,
-        url=f"{endpoint}/{repository}/resolve/{commit}/{name}",
-        size=size,
-        digests=digests,
-    )
-
-
-def _pinned(
-    known: PublishedFile,
-    siblings: Mapping[str, Any],
-    repository: str,
-    endpoint: str,
-    commit: str,
-    verify: bool,
-) -> RemoteFile:
-    """Return the file as the Hub and the catalogue describe it.
-
-    Raises DownloadError if they disagree.
-    """
-    if known.name not in siblings:
-        raise DownloadError(
-            f"{repository} has no {known.name}, but should have; is {shown(endpoint)} a Hub?",
-            url=shown(endpoint),
-        )
-    file = _remote(siblings[known.name], repository, endpoint, commit)
-    told = file.digests.get("sha256")
-    other_hash = verify and known.sha256 is not None and told is not None and told != known.sha256
-    if other_hash or (known.size is not None and known.size != file.size):
-        raise DownloadError(
-            f"{known.name} of {repository} is not the published file: found {file.size:,} bytes, "
-            f"sha256 {told or 'unknown'}; expected {known.size or file.size:,} bytes, "
-            f"sha256 {known.sha256}. To take it as it is now, add: --revision main",
-            url=file.url,
-        )
-    digests = {**file.digests, **({"sha256": known.sha256} if known.sha256 else {})}
-    return RemoteFile(name=file.name, url=file.url, size=file.size, digests=digests)
-
-
 def openai_plan(model: str, patience: Patience, progress: Progress) -> Plan:
     """Ask OpenAI's server for the size of each file of a model."""
     publication = catalogue.PUBLICATIONS[model]
-    base = _address(os.environ.get("GPT2KIT_OPENAI_URL") or OPENAI_URL, "GPT2KIT_OPENAI_URL")
+    base = base_address(os.environ.get("GPT2KIT_OPENAI_URL") or OPENAI_URL, "GPT2KIT_OPENAI_URL")
     address = f"{base}/{publication.openai_directory}"
     other = f"The Hub has the same weights: gpt2kit download {model}"
 
     def refusal(response: httpx2.Response) -> str:
+        """Say what a failed response means."""
         where = shown(str(response.url))
         return f"{where}: the server answered {response.status_code}. {other}"
 
     def transfer() -> Transfer:
+        """Return the connection that moves the files."""
         return Transfer(
             endpoint=base,
             headers={},
             refusal=refusal,
             patience=patience,
             progress=progress,
-            advice=functools.partial(_advice, base, "GPT2KIT_OPENAI_URL", other),
+            advice=functools.partial(advice_on_failure, base, "GPT2KIT_OPENAI_URL", other),
         )
 
     with transfer() as asking:
@@ -390,10 +90,41 @@ def _openai_file(known: PublishedFile, url: str, headers: httpx2.Headers) -> Rem
     return RemoteFile(name=known.name, url=url, size=size)
 
 
-def _address(value: str, variable: str) -> str:
+def base_address(value: str, variable: str) -> str:
     """Return a base address; the value of the variable is not shown, as it may hold a password."""
     with contextlib.suppress(httpx2.InvalidURL):
         url = httpx2.URL(value.strip())
         if url.scheme in ("http", "https") and url.host:
             return value.strip().rstrip("/")
     raise DownloadError(f"{variable} is not an address that begins with http:// or https://")
+
+
+def advice_on_failure(endpoint: str, variable: str, other: str, unreachable: bool) -> str:
+    """Say what the user can do after a server failed.
+
+    `other` says where else the weights are, if anywhere; `variable` is the environment variable
+    that may name another endpoint.
+    """
+    if not unreachable:
+        return other or "Try again later"
+    advice = [other] if other else []
+    url = httpx2.URL(endpoint)
+    proxies = {} if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies()
+    kind = next((kind for kind in (url.scheme, "all") if kind in proxies), None)
+    if kind is None:
+        advice.append(f"If a proxy is needed here, set {url.scheme.upper()}_PROXY")
+    else:
+        advice.append(_is_right(f"{kind.upper()}_PROXY", proxies[kind]))
+    if os.environ.get(variable):
+        advice.append(_is_right(variable, endpoint))
+    else:
+        advice.append(f"If you use a mirror, set {variable}")
+    return ". ".join(advice).replace("?.", "?")
+
+
+def _is_right(variable: str, address: str) -> str:
+    """Ask whether the address in a variable is right; a password in it is not shown."""
+    with contextlib.suppress(httpx2.InvalidURL):
+        address = address if "://" in address else f"http://{address}"
+        return f"{variable} is {shown(address).rstrip('/')}: is that right?"
+    return f"{variable} is not an address: is that right?"

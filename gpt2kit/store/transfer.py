@@ -208,6 +208,7 @@ class Transfer:
         )
 
     def _send(self, method: str, url: httpx2.URL, headers: Mapping[str, str]) -> httpx2.Response:
+        """Send one request; raise Interrupted if no response begins in time."""
         own = self._headers if _origin(url) == self._origin else {}
         # Otherwise the server may compress, and offsets and hashes would not be those of the file.
         request = self._client.build_request(
@@ -249,12 +250,14 @@ def _continues(response: httpx2.Response, part: Part, file: RemoteFile) -> bool:
 
 
 def _check_length(response: httpx2.Response, file: RemoteFile) -> None:
+    """Raise WrongContent if the server declares another size."""
     declared = response.headers.get("Content-Length")
     if declared is not None and declared != str(file.size):
         raise WrongContent(f"{file.name} has {declared} bytes on the server, expected {file.size}")
 
 
 def _refuse_page(response: httpx2.Response, url: str) -> None:
+    """Raise DownloadError for a web page in place of a file."""
     if response.headers.get("Content-Type", "").split(";")[0].strip().lower() in (
         "text/html",
         "application/xhtml+xml",
@@ -263,6 +266,7 @@ def _refuse_page(response: httpx2.Response, url: str) -> None:
 
 
 def _page_error(url: str) -> DownloadError:
+    """Return the error for a web page in place of a file."""
     return DownloadError(
         f"{shown(url)} answered with a web page: is there a proxy or login page in between?",
         url=shown(url),
@@ -270,6 +274,7 @@ def _page_error(url: str) -> DownloadError:
 
 
 def _redirected(url: httpx2.URL, response: httpx2.Response) -> httpx2.URL:
+    """Return where a redirect leads; never from https to http."""
     try:
         target = url.join(response.headers["Location"])
     except (httpx2.InvalidURL, ValueError) as error:
@@ -287,6 +292,7 @@ def _redirected(url: httpx2.URL, response: httpx2.Response) -> httpx2.URL:
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    """Return scheme, host and port: what tells servers apart."""
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 

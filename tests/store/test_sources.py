@@ -9,7 +9,7 @@ import pytest
 from servers import FakeHub, FakeOpenAI
 
 from gpt2kit.errors import DownloadError
-from gpt2kit.store import sources
+from gpt2kit.store import hub, sources
 from gpt2kit.store.download import download
 from gpt2kit.store.retries import Patience
 
@@ -25,7 +25,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(variable)
     monkeypatch.delenv("GPT2KIT_OPENAI_URL", raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-    monkeypatch.setattr(sources, "HUB_URL", NOWHERE)
+    monkeypatch.setattr(hub, "HUB_URL", NOWHERE)
     monkeypatch.setattr(sources, "OPENAI_URL", NOWHERE)
 
 
@@ -35,7 +35,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     servers = FakeHub(), FakeOpenAI()
     for server in servers:
         server.order("", "status", status=503, times=99)
-    monkeypatch.setattr(sources, "HUB_URL", servers[0].url)
+    monkeypatch.setattr(hub, "HUB_URL", servers[0].url)
     monkeypatch.setattr(sources, "OPENAI_URL", servers[1].url)
     yield
     for server in servers:
