@@ -284,4 +284,4 @@ class Embedding(nn.Embedding):
 
 def precise(logits: Tensor) -> Tensor:
     """Return logits in float32, or wider where they are: for what is drawn from them, ranked by them or summed over them."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

@@ -75,7 +75,8 @@ class Continuation:
                     return rows
                 newest = [row.history[-1:] for row in rows]
                 logits = self._decoder.read(newest, self._cache, most_likely=self._most_likely)
-            logits = logits[:, : self._n_vocab]
+            if self._padding:
+                logits = logits[:, : self._n_vocab]
             with self._decoder.quiet():
                 _take(rows, choose(rows, logits), logits)
         return rows
@@ -178,10 +179,7 @@ def _choose_along(checks: list[_Check]) -> None:
 
 def _take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
     """Add a token to each row, with its log-probability under logits (B, V) if that is asked for."""
-    if not any(row.request.logprobs for row in rows):
-        for row, token in zip(rows, tokens, strict=True):
-            row.take(token)
-        return
-    logprobs = log_probabilities(logits, tokens)
-    for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-        row.take(token, logprob if row.request.logprobs else None)
+    wanted = [row.request.logprobs for row in rows]
+    logprobs = log_probabilities(logits, tokens) if True in wanted else None
+    for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        row.take(token, logprobs[i] if logprobs and wanted[i] else None)

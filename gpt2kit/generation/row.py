@@ -101,7 +101,7 @@ class Row:
 def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     """Choose the next token of each row from its logits (B, V), as the row's request says."""
     sampling = rows[0].request.sampling
-    if any(row.request.sampling is not sampling for row in rows):
+    if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
         return [choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
     seen = seen_tokens([row.history for row in rows], logits, sampling)
     return sample(logits, sampling, [row.generator for row in rows], seen)
@@ -110,7 +110,7 @@ def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
 def distributions(rows: Sequence[Row], logits: Tensor) -> Tensor:
     """Return the probabilities with which `choose` takes each token: (B, V) -> (B, V)."""
     sampling = rows[0].request.sampling
-    if any(row.request.sampling is not sampling for row in rows):
+    if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
         return torch.cat([distributions([row], logits[i : i + 1]) for i, row in enumerate(rows)])
     seen = seen_tokens([row.history for row in rows], logits, sampling)
     return full_distribution(logits, sampling, seen)
