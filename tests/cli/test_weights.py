@@ -93,12 +93,12 @@ def test_rm_asks_first(installed: Path) -> None:
     assert not installed.exists()
 
 
-def test_rm_does_not_ask_when_told_so(installed: Path) -> None:
+def test_rm_does_not_ask_with_yes(installed: Path) -> None:
     assert run("rm", "novel", "--yes").exit_code == 0
     assert not installed.exists()
 
 
-def test_models_tells_what_interrupted_commands_left_and_rm_deletes_it() -> None:
+def test_models_reports_what_interrupted_commands_left_and_rm_deletes_it() -> None:
     # A kill while deleting left the weights under a hidden name, which no command mentioned.
     left = store.weights_dir() / ".novel.removed"
     left.mkdir()
@@ -159,7 +159,7 @@ def test_rm_asks_for_what_an_alias_means_and_never_takes_another_source(tiny_mod
         (["124M", "--source", "openai", "--revision", "main"], "no revisions"),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_any_request(
+def test_an_impossible_download_is_refused_before_it_starts(
     arguments: list[str], message: str
 ) -> None:
     assert message in failed(run("download", *arguments))
@@ -250,7 +250,7 @@ def test_convert_takes_every_format(tmp_path: Path, tiny_model: GPT2, kind: str)
     )
 
 
-def test_convert_changes_the_dtype_and_takes_a_vocabulary_when_told(
+def test_convert_changes_the_dtype_and_takes_a_vocabulary_on_request(
     model: Path, tmp_path: Path
 ) -> None:
     arguments = ["--to", str(tmp_path / "out"), "--dtype", "bfloat16", "--vocabulary", str(model)]
@@ -375,7 +375,7 @@ def test_inspect_as_json_is_a_line_for_each_tensor(model: Path, tiny_model: GPT2
     assert [row["name"] for row in rows[2:]] == list(tiny_model.config.shapes())
 
 
-def test_inspect_tells_what_was_passed_over() -> None:
+def test_inspect_names_the_tensors_that_are_not_part_of_the_model() -> None:
     assert (
         "not part of the model: beta1_power"
         in run("inspect", str(GOLDEN / "tf" / "micro-adam")).stdout

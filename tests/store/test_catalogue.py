@@ -89,7 +89,7 @@ def test_the_hashes_of_openais_small_files_are_those_of_their_known_contents(siz
         )
 
 
-def test_what_openai_did_not_publish_has_no_directory_there() -> None:
+def test_a_model_that_openai_did_not_publish_has_no_openai_directory() -> None:
     assert [
         size for size, publication in PUBLICATIONS.items() if publication.openai_directory is None
     ] == ["distilgpt2"]

@@ -44,7 +44,7 @@ def test_it_is_small() -> None:
     assert {tensor.dtype for tensor in open_checkpoint(DEMO).tensors.values()} == {torch.bfloat16}
 
 
-def test_it_writes_lines_in_the_first_command_that_anyone_types() -> None:
+def test_it_continues_the_first_line_of_the_comedy_in_lines() -> None:
     arguments = [
         "generate",
         "Nel mezzo del cammin di nostra vita",
@@ -63,7 +63,7 @@ def test_it_writes_lines_in_the_first_command_that_anyone_types() -> None:
     assert all(20 <= len(line) <= 60 for line in lines[1:-1] if line)
 
 
-def test_its_card_has_the_loss_that_it_has() -> None:
+def test_its_card_states_its_loss() -> None:
     corpus = (
         Path(os.environ.get("GPT2KIT_TEST_DATA", "/nowhere")) / "corpora" / "dante-commedia.txt"
     )

@@ -1,4 +1,4 @@
-"""Downloads from servers that misbehave: whole or not at all, never a mixture, never for ever.
+"""Downloads from servers that misbehave: complete or not at all, never mixed, never endless.
 
 The servers are on this machine and huggingface_hub is the real one. Every test asserts that its
 fault happened.
@@ -85,7 +85,7 @@ SMALL_CATALOGUE = {
 
 
 class Recorder(Silent):
-    """Keeps what a download tells."""
+    """Records what a download reports."""
 
     def __init__(self) -> None:
         self.starts: list[tuple[str, int, int]] = []
@@ -107,7 +107,7 @@ class Recorder(Silent):
 
 
 class Origin(SimpleNamespace):
-    """One of the two sources, as a test meets it."""
+    """One of the two sources, with a server of this test."""
 
     source: str
     server: Any  # FakeHub or FakeOpenAI
@@ -216,7 +216,7 @@ def _child(source: str, limit: int | None = None) -> subprocess.Popen[str]:
 
 
 def download_in_child(source: str, limit: int | None) -> None:
-    """What such a process does; the error, if one comes, is its only output."""
+    """Download in a process of its own, which prints nothing but an error."""
     import resource
 
     catalogue.PUBLICATIONS = SMALL_CATALOGUE
@@ -253,7 +253,7 @@ def _refused(*words: str) -> Iterator[None]:
         assert word in str(caught.value)
 
 
-# What goes well.
+# Downloads that succeed.
 
 
 def test_a_download_is_whole_and_only_what_is_needed_is_fetched(origin: Origin) -> None:
@@ -272,9 +272,7 @@ def test_a_download_is_whole_and_only_what_is_needed_is_fetched(origin: Origin) 
     assert manifest["revision"] == (COMMIT if origin.source == "hub" else None)
 
 
-def test_what_is_here_and_complete_needs_no_network(
-    origin: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_model_needs_no_network(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     origin.fetch()
     origin.server.log.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -294,14 +292,14 @@ def test_offline_says_so_without_a_request(origin: Origin, monkeypatch: pytest.M
     assert not store.weights_dir().exists()
 
 
-def test_no_connection_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_connection_is_reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for source in ("hub", "openai"):
         with _refused("no connection", "3 tries"):
             download("124M", source=source, patience=PATIENCE)
     assert not store.weights_dir().exists()
 
 
-def test_force_fetches_again_and_a_revision_that_is_here_does_not(hub: Origin) -> None:
+def test_force_fetches_again_and_an_installed_revision_does_not(hub: Origin) -> None:
     hub.fetch()
     hub.server.log.clear()
     hub.fetch(revision=COMMIT)
@@ -315,7 +313,7 @@ def test_force_fetches_again_and_a_revision_that_is_here_does_not(hub: Origin) -
     hub.assert_whole()
 
 
-def test_another_revision_takes_the_place_of_the_one_that_is_here(hub: Origin) -> None:
+def test_another_revision_replaces_the_installed_one(hub: Origin) -> None:
     hub.fetch()
     newer = HUB_FILES | {"model.safetensors": b"another model"}
     hub.server.add("openai-community/gpt2", newer, OTHER_COMMIT)
@@ -358,7 +356,7 @@ def test_any_gpt2_of_the_hub_is_fetched_with_its_shards_and_nothing_else(hub: Or
         hub.fetch(model="acme/onnx")
 
 
-# What is refused before a byte of a file.
+# Refused before the first byte of a file.
 
 
 @pytest.mark.parametrize(
@@ -373,7 +371,7 @@ def test_any_gpt2_of_the_hub_is_fetched_with_its_shards_and_nothing_else(hub: Or
         ("124M", {"source": "mars"}, ["hub or openai"]),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_any_request(
+def test_an_impossible_download_is_refused_before_any_request(
     hub: Origin, openai: Origin, model: str, how: dict[str, str], words: list[str]
 ) -> None:
     with _refused(*words):
@@ -401,7 +399,7 @@ def test_a_file_of_openai_with_another_size_is_refused(openai: Origin) -> None:
     assert not store.weights_dir().exists()
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_first_byte(
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
@@ -412,7 +410,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(
 
 
 @pytest.mark.parametrize("where", ["target", "folder", "inside a file"])
-def test_a_place_that_cannot_be_written_is_one_error_and_nothing_is_left(
+def test_a_folder_that_is_not_writable_is_one_error_and_nothing_is_left(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     if where == "target":
@@ -429,7 +427,7 @@ def test_a_place_that_cannot_be_written_is_one_error_and_nothing_is_left(
     assert sorted(path for path in tmp_path.rglob("*") if "hf" not in path.parts) == before
 
 
-def test_a_directory_that_is_no_download_is_never_replaced_unasked(origin: Origin) -> None:
+def test_a_directory_that_is_not_a_download_is_replaced_only_with_force(origin: Origin) -> None:
     origin.target.mkdir(parents=True)
     (origin.target / "thesis.txt").write_text("years of work")
     with _refused("not downloaded by gpt2kit", "--force"):
@@ -443,7 +441,7 @@ def test_a_directory_that_is_no_download_is_never_replaced_unasked(origin: Origi
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset"])
-def test_a_broken_connection_goes_on_where_it_was(origin: Origin, kind: str) -> None:
+def test_a_broken_connection_is_resumed(origin: Origin, kind: str) -> None:
     origin.server.order(origin.big, kind, after=200_000)
     origin.fetch()
     origin.assert_whole()
@@ -455,7 +453,7 @@ def test_a_broken_connection_goes_on_where_it_was(origin: Origin, kind: str) -> 
     assert second.status == 206
 
 
-def test_a_connection_that_always_breaks_is_given_up_and_what_came_is_kept(origin: Origin) -> None:
+def test_a_connection_that_always_breaks_is_an_error_and_its_bytes_are_kept(origin: Origin) -> None:
     origin.server.order(origin.big, "cut", after=50_000)
     origin.server.order(origin.big, "cut", times=99)
     with _refused("gave up after 4 tries"):
@@ -469,7 +467,7 @@ def test_a_connection_that_always_breaks_is_given_up_and_what_came_is_kept(origi
     assert origin.server.gets(origin.big)[-1].sent == 250_000
 
 
-def test_a_server_without_ranges_that_always_breaks_is_not_asked_for_ever(origin: Origin) -> None:
+def test_a_server_without_ranges_that_always_breaks_is_not_asked_endlessly(origin: Origin) -> None:
     for _ in range(20):
         origin.server.order(origin.big, "cut", after=100_000, headers={"ETag": 'W/"weak"'})
     with _refused("gave up"):
@@ -478,7 +476,7 @@ def test_a_server_without_ranges_that_always_breaks_is_not_asked_for_ever(origin
     assert not any("range" in request.headers for request in origin.server.log)
 
 
-def test_a_killed_download_goes_on_in_the_next_process(origin: Origin) -> None:
+def test_a_killed_download_continues_in_the_next_process(origin: Origin) -> None:
     origin.server.order(origin.big, "hold", after=200_000)
     child = _child(origin.source)
     try:
@@ -500,7 +498,7 @@ def test_a_killed_download_goes_on_in_the_next_process(origin: Origin) -> None:
     assert all(len(origin.server.gets(f"/{name}")) == 1 for name in small)
 
 
-def test_ctrl_c_leaves_a_part_to_go_on_with(origin: Origin) -> None:
+def test_ctrl_c_leaves_a_part_that_can_be_resumed(origin: Origin) -> None:
     class Stopping(Recorder):
         def advanced(self, n: int) -> None:
             super().advanced(n)
@@ -533,7 +531,7 @@ def test_a_server_that_never_answers_is_given_up(
     assert origin.server.fired("hang") == 2
 
 
-def test_a_drip_is_a_stall(origin: Origin) -> None:
+def test_a_very_slow_transfer_is_interrupted(origin: Origin) -> None:
     origin.server.order(origin.big, "drip", after=100_000)
     origin.server.order(origin.big, "drip", times=99)
     with _refused("only", "gave up"):
@@ -543,7 +541,7 @@ def test_a_drip_is_a_stall(origin: Origin) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_passing_failure_is_tried_again(origin: Origin, status: int) -> None:
+def test_a_temporary_failure_is_tried_again(origin: Origin, status: int) -> None:
     lookup, method = ("?blobs=true", "GET") if origin.source == "hub" else ("checkpoint", "HEAD")
     origin.server.order(lookup, "status", status=status, method=method)
     origin.server.order(origin.big, "status", status=status, times=2)
@@ -564,7 +562,7 @@ def test_a_server_that_asks_for_a_day_gets_the_longest_wait_we_allow(
     assert origin.server.fired("status") == 4
 
 
-# Bytes that are not the right ones.
+# Wrong bytes.
 
 
 @pytest.mark.parametrize("kind", ["flip", "length"])
@@ -579,7 +577,7 @@ def test_wrong_bytes_are_fetched_once_more_from_zero(origin: Origin, kind: str) 
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_bytes_wrong_twice_are_deleted_and_never_placed(origin: Origin, small: bool) -> None:
+def test_bytes_that_are_wrong_twice_are_deleted(origin: Origin, small: bool) -> None:
     name = (
         ("merges.txt" if origin.source == "hub" else "vocab.bpe") if small else origin.big
     )  # merges.txt has a git hash only
@@ -606,19 +604,21 @@ def test_a_kept_part_with_a_wrong_byte_is_noticed_at_the_end(origin: Origin) -> 
 
 
 @pytest.mark.parametrize("kind", ["whole", "misrange", "status"])
-def test_a_rest_that_is_not_the_rest_means_starting_at_zero(origin: Origin, kind: str) -> None:
+def test_a_response_that_does_not_continue_the_part_means_starting_at_zero(
+    origin: Origin, kind: str
+) -> None:
     origin.server.order(origin.big, "cut", after=200_000)
     origin.server.order(origin.big, kind, status=416 if kind == "status" else 0)
     progress = Recorder()
     origin.fetch(progress=progress)
-    assert progress.starts[-2:] == [(origin.big, 300_000, 0)] * 2  # it begins, and begins again
+    assert progress.starts[-2:] == [(origin.big, 300_000, 0)] * 2  # started, and started again
     origin.assert_whole()
     assert origin.server.fired(kind) == 1
     assert "range" in origin.server.gets(origin.big)[1].headers
     assert origin.server.gets(origin.big)[-1].sent == 300_000
 
 
-def test_a_file_that_changed_between_two_runs_is_no_mixture(openai: Origin) -> None:
+def test_a_file_that_changed_between_two_runs_is_not_mixed(openai: Origin) -> None:
     openai.server.order(OPENAI_DATA, "cut", after=200_000)
     openai.server.order(OPENAI_DATA, "cut", times=9)
     with _refused("gave up"):
@@ -633,7 +633,7 @@ def test_a_file_that_changed_between_two_runs_is_no_mixture(openai: Origin) -> N
     assert (last.headers["range"], last.status, last.sent) == ("bytes=200000-", 200, 300_000)
 
 
-def test_a_web_page_is_recognised(origin: Origin) -> None:
+def test_a_web_page_is_recognized(origin: Origin) -> None:
     lookup, method = ("?blobs=true", "GET") if origin.source == "hub" else ("checkpoint", "HEAD")
     for where, how in ((lookup, method), (origin.big, "GET")):
         origin.server.order(where, "page", method=how)
@@ -643,7 +643,7 @@ def test_a_web_page_is_recognised(origin: Origin) -> None:
     assert not origin.target.exists()
 
 
-def test_a_web_page_without_its_content_type_is_recognised(origin: Origin) -> None:
+def test_a_web_page_without_its_content_type_is_recognized(origin: Origin) -> None:
     path = next(path for path in origin.server.contents if path.endswith(origin.big))
     page = b"<?xml version='1.0'?><Error/>" + bytes(300_000 - 29)
     origin.server.contents[path] = page
@@ -662,7 +662,7 @@ def test_a_web_page_without_its_content_type_is_recognised(origin: Origin) -> No
         b'{"id": "x", "siblings": [{}]}',
     ],
 )
-def test_an_answer_that_describes_no_model_is_one_error(
+def test_a_response_that_does_not_describe_a_model_is_one_error(
     hub: Origin, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     monkeypatch.setattr(
@@ -782,7 +782,7 @@ def test_https_is_not_left_for_http() -> None:
 @pytest.mark.parametrize(
     "address", ["ftp://127.0.0.1", "no address", "http://", "https://user:secret@"]
 )
-def test_an_endpoint_that_is_no_address_is_refused_without_showing_it(
+def test_an_endpoint_that_is_not_an_address_is_refused_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
@@ -792,7 +792,7 @@ def test_an_endpoint_that_is_no_address_is_refused_without_showing_it(
             download("124M", source=source, patience=PATIENCE)
 
 
-# Several at once, and an older model in place.
+# Several processes, and an older model in place.
 
 
 def test_three_processes_fetch_the_model_once(hub: Origin) -> None:
@@ -800,7 +800,7 @@ def test_three_processes_fetch_the_model_once(hub: Origin) -> None:
     children = [_child("hub") for _ in range(3)]
     try:
         _until(lambda: sum("/api/models/" in request.path for request in hub.server.log) == 3)
-        hub.server.released.set()  # the first one may go on, as a broken connection does
+        hub.server.released.set()  # the first one continues, with a broken connection
         outputs = [child.communicate(timeout=30) for child in children]
     finally:
         for child in children:
@@ -815,7 +815,7 @@ def test_three_processes_fetch_the_model_once(hub: Origin) -> None:
     )
 
 
-def test_a_disk_that_fills_up_is_told_with_numbers_and_the_rest_is_fetched_later(
+def test_a_disk_that_fills_up_is_reported_with_numbers_and_the_rest_is_fetched_later(
     hub: Origin,
 ) -> None:
     child = _child("hub", limit=150_000)
@@ -856,7 +856,7 @@ def test_a_download_killed_between_the_renames_is_repaired_without_network(
     assert hub.server.log == []
 
 
-def test_waiting_for_another_process_is_told(hub: Origin) -> None:
+def test_waiting_for_another_process_is_reported(hub: Origin) -> None:
     class Releasing(Recorder):
         def note(self, text: str) -> None:
             super().note(text)

@@ -58,7 +58,7 @@ def test_an_existing_directory_wins_over_a_name(tmp_path: Path, weights: Path) -
     assert store.find(str(weights / "124M")) == weights / "124M"
     assert (
         store.find(tmp_path) == tmp_path
-    )  # a path is taken at its word, what is in it is for the reader to say
+    )  # whether a path holds a model is for the readers to say
 
 
 def test_a_folder_here_that_holds_no_model_does_not_hide_a_size(
@@ -102,7 +102,7 @@ def test_what_is_not_here_says_what_to_type_and_is_never_guessed(
     assert advice in str(caught.value)
 
 
-def test_a_run_of_adapters_says_how_it_becomes_amake_directory(
+def test_a_run_of_adapters_says_how_it_becomes_a_model(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in (weights / "named", tmp_path / "here"):
