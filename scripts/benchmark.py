@@ -427,11 +427,11 @@ def main() -> None:
         print(json.dumps(in_this_process(sys.argv[2], json.loads(sys.argv[3]))))
         return
     options = parser().parse_args()
-    from gpt2kit.checkpoints.load import pick_device
+    from gpt2kit.checkpoints.load import resolve_device
     from gpt2kit.errors import ConfigError
 
     try:
-        pick_device(options.device)
+        resolve_device(options.device)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
     options.work.mkdir(parents=True, exist_ok=True)

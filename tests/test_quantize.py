@@ -195,6 +195,23 @@ def test_the_option_and_what_the_statistics_say(
     assert "by torch" in errors
 
 
+def test_int8_weights_that_were_written_are_named_once_and_no_cache_writes_nothing(
+    with_vocabulary: Path,
+) -> None:
+    # The file appeared without a word.
+    before = sorted(with_vocabulary.iterdir())
+    out, errors, code = run(with_vocabulary, "--quantize", "int8", "--no_cache")
+    assert (code, sorted(with_vocabulary.iterdir())) == (0, before)
+    assert "written" not in errors
+    same, errors, _ = run(with_vocabulary, "--quantize", "int8")
+    assert same == out
+    file = store.int8_file(with_vocabulary)
+    assert f"int8 weights were written for later starts: {file} (" in errors
+    assert file.is_file()
+    _, errors, _ = run(with_vocabulary, "--quantize", "int8")
+    assert "written" not in errors
+
+
 def test_a_wrong_wish_is_one_line(folder: Path) -> None:
     out, errors, code = run(folder, "--quantize", "int7")
     assert (out, code) == ("", 1)

@@ -45,9 +45,6 @@ __all__ = [
     "write_model",
 ]
 
-# Until every caller has the new names:
-pick_numbers, pick_device, pick_dtype = resolve_device_and_dtype, resolve_device, resolve_dtype
-
 # Bytes of the buffer that a thread keeps for tensors to transpose or convert. Larger tensors, of
 # which there are one or two, get memory of their own.
 _BUFFER = 2**26

@@ -230,12 +230,12 @@ def _best_alpha(
     json: bool,
 ) -> float:
     """Measure several shares of the second model on a text, print the results, return the best."""
-    from gpt2kit.checkpoints.load import build_model, pick_numbers
+    from gpt2kit.checkpoints.load import build_model, resolve_device_and_dtype
     from gpt2kit.cli.progress import counting
     from gpt2kit.evaluation.compare import blend
     from gpt2kit.evaluation.perplexity import evaluate
 
-    device, dtype = pick_numbers(how.device, how.dtype, None)
+    device, dtype = resolve_device_and_dtype(how.device, how.dtype)
     losses: dict[float, float] = {}
     if not json:
         output.result(f"{'alpha':>5}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
@@ -271,16 +271,10 @@ def _print_alpha(alpha: float, found: Evaluation, *, json: bool) -> None:
 
 def _write(blended: Checkpoint, out: Path, tokenizer: Tokenizer | None, force: bool) -> None:
     """Write a checkpoint in the widest dtype of its tensors."""
-    import functools
-
-    import torch
 
     from gpt2kit.checkpoints.load import write_checkpoint
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
-    stored = functools.reduce(
-        torch.promote_types, (tensor.dtype for tensor in blended.tensors.values())
-    )
     with new_directory(out, replace=force, error=CheckpointError) as folder:
-        write_checkpoint(folder, blended, stored, tokenizer)
+        write_checkpoint(folder, blended, blended.dtype, tokenizer)

@@ -22,6 +22,7 @@ from gpt2kit.cli.options import (
     Encoding,
     Json,
     Model,
+    NoCache,
     Quantize,
     Special,
     Unknown,
@@ -62,6 +63,7 @@ def evaluate(
     corpus: Corpus = None,
     task: Task = None,
     quantize: Quantize = None,
+    no_cache: NoCache = False,
     json: Json = False,
     *,
     how: CorpusOptions,
@@ -81,7 +83,9 @@ def evaluate(
         options.locate(name)  # finds a mistyped name before the first model is measured
     found, vocabularies = [], set()
     for name in models:
-        model, tokenizer = options.load(name, how.device, how.dtype, quantize)
+        model, tokenizer = options.load(
+            name, how.device, how.dtype, quantize, write_cache=not no_cache
+        )
         options.set_unknown(tokenizer, how.unknown)
         figures = _measure(name, model, tokenizer, text, task, how)
         found.append({"model": name, **figures})
@@ -199,6 +203,7 @@ def score(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    no_cache: NoCache = False,
     special: Special = False,
     unknown: Unknown = "error",
     encoding: Encoding = "utf-8",
@@ -224,7 +229,7 @@ def score(
         raise CorpusError(
             f"{'standard input' if file == '-' else file}: no text, expected a sentence on each line"
         )
-    gpt2, tokenizer = options.load(model, device, dtype, quantize)
+    gpt2, tokenizer = options.load(model, device, dtype, quantize, write_cache=not no_cache)
     options.set_unknown(tokenizer, unknown)
     found: Iterable[Line] = score_lines(
         gpt2, tokenizer, lines, overflow=overflow, special=special, batch_size=batch_size

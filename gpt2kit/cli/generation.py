@@ -7,8 +7,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,17 @@ import typer
 
 from gpt2kit.cli import colour, options, process
 from gpt2kit.cli.colour import Colour
-from gpt2kit.cli.options import Device, Dtype, Json, Model, NoVerify, Quantize, Special, Unknown
+from gpt2kit.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    NoCache,
+    NoVerify,
+    Quantize,
+    Special,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from gpt2kit.generation.request import Request
@@ -164,6 +175,7 @@ def generate(
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     no_verify: NoVerify = False,
+    no_cache: NoCache = False,
     compile: Compile = False,
     json: Json = False,
     stats: ShowStats = False,
@@ -198,8 +210,16 @@ def generate(
     request.check_draft(draft)
     prompts = [] if loop else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
-    gpt2, tokenizer = options.load(model, device, dtype, quantize, verify=not no_verify)
-    loaded_draft = _load_draft(draft, device, dtype, quantize, model, tokenizer)
+    load = partial(
+        options.load,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        verify=not no_verify,
+        write_cache=not no_cache,
+    )
+    gpt2, tokenizer = load(model)
+    loaded_draft = _load_draft(draft, load, model, tokenizer)
     options.set_unknown(tokenizer, unknown)
     shown_stats = Stats(time.perf_counter() - started, compile) if stats else None
     writer = Writer(
@@ -249,9 +269,7 @@ def _batches(
 
 def _load_draft(
     draft: str | None,
-    device: str,
-    dtype: str,
-    quantize: str | None,
+    load: Callable[[str], tuple[GPT2, Tokenizer | None]],
     model: str,
     tokenizer: Tokenizer | None,
 ) -> Draft | None:
@@ -261,7 +279,7 @@ def _load_draft(
 
     if draft is None or draft == "lookup":
         return "lookup" if draft else None
-    loaded, theirs = options.load(draft, device, dtype, quantize)
+    loaded, theirs = load(draft)
     if tokenizer and theirs and identity(tokenizer) != identity(theirs):
         raise ConfigError(
             f"the draft model {draft} has another vocabulary than {model} ({theirs.n_vocab:,} and {tokenizer.n_vocab:,} tokens); "

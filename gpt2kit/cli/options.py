@@ -63,6 +63,14 @@ NoVerify = Annotated[
         rich_help_panel=MODEL_GROUP,
     ),
 ]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no_cache",
+        help="Write nothing for later starts: no int8 weights, no record of verified files.",
+        rich_help_panel=MODEL_GROUP,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object per line.", rich_help_panel=OUTPUT_GROUP),
@@ -166,17 +174,39 @@ def read_corpus(corpus: str, how: CorpusOptions) -> Text | Path:
 
 
 def load(
-    model: str, device: str, dtype: str, quantize: str | None = None, *, verify: bool = True
+    model: str,
+    device: str,
+    dtype: str,
+    quantize: str | None = None,
+    *,
+    verify: bool = True,
+    write_cache: bool = True,
 ) -> tuple[GPT2, Tokenizer | None]:
-    """Load a model, after downloading it if needed.
+    """Load a model, after downloading it if needed; int8 weights that were written are noted.
 
     A wrong device or dtype is refused before the download.
     """
     process.import_torch()
-    from gpt2kit.checkpoints.load import load, pick_numbers
+    from gpt2kit.checkpoints.load import load, resolve_device_and_dtype
 
-    pick_numbers(device, dtype, quantize)
-    return load(locate(model), device=device, dtype=dtype, quantize=quantize, verify=verify)
+    resolve_device_and_dtype(device, dtype, quantize)
+    return load(
+        locate(model),
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        verify=verify,
+        write_cache=write_cache,
+        on_write=_note_written,
+    )
+
+
+def _note_written(path: Path) -> None:
+    """Say which file was written for later starts."""
+    size = output.human_size(path.stat().st_size)
+    output.note(
+        f"int8 weights were written for later starts: {output.as_typed_here(path)} ({size})"
+    )
 
 
 def locate(model: str) -> Path:

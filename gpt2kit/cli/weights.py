@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -147,18 +146,14 @@ def convert(
     """
     import torch
 
-    from gpt2kit.checkpoints.load import load_vocabulary, pick_dtype, write_checkpoint
+    from gpt2kit.checkpoints.load import load_vocabulary, resolve_dtype, write_checkpoint
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
     checkpoint = options.open_model(path, verify=not no_verify)
     check_target(to, force, "--to")
-    if dtype == "auto":
-        stored = functools.reduce(
-            torch.promote_types, (tensor.dtype for tensor in checkpoint.tensors.values())
-        )
-    else:
-        stored = pick_dtype(dtype, torch.device("cpu"))
+    is_kept = dtype == "auto"
+    stored = checkpoint.dtype if is_kept else resolve_dtype(dtype, torch.device("cpu"))
     tokenizer = load_vocabulary(
         checkpoint if vocabulary is None else options.open_model(vocabulary)
     )
@@ -248,7 +243,7 @@ def _print_tensors(checkpoint: Checkpoint) -> None:
 def verify(model: ModelArgument, device: Device = "auto", json: Json = False) -> None:
     """Check that a model's files, tensors and arithmetic are right on this machine."""
     from gpt2kit import store
-    from gpt2kit.checkpoints.load import pick_device
+    from gpt2kit.checkpoints.load import resolve_device
     from gpt2kit.evaluation.verify import verify as checks
 
     words: dict[bool | None, output.Styled] = {
@@ -257,7 +252,7 @@ def verify(model: ModelArgument, device: Device = "auto", json: Json = False) ->
         None: output.style("skip", "yellow"),
     }
     failed = 0
-    for check in checks(store.find(model), device=pick_device(device)):
+    for check in checks(store.find(model), device=resolve_device(device)):
         failed += check.passed is False
         if json:
             output.print_json(asdict(check))

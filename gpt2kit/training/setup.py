@@ -16,7 +16,7 @@ import torch
 
 from gpt2kit import lora, store
 from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
-from gpt2kit.checkpoints.load import build_model, open_checkpoint, pick_device, write_model
+from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
 from gpt2kit.data.corpus import Corpus
 from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
 from gpt2kit.fields import build, check_names
@@ -169,7 +169,7 @@ def set_up(
     _check_effects(given, options)
     ranks = join(shard=run.shard)
     # A model that is going to be divided stays in memory: one device may not hold it.
-    device = torch.device("cpu") if ranks.sharded else pick_device(options.device)
+    device = torch.device("cpu") if ranks.sharded else resolve_device(options.device)
 
     begin = _begin(source, options, locate)
     if options.prompt is not None and not start.can_write(begin.tokenizer, options.prompt):

@@ -16,7 +16,13 @@ from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.data.texts import Text, read_texts
 from gpt2kit.errors import TokenizerError
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from gpt2kit.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    require_tokenizer,
+)
 from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
@@ -51,12 +57,7 @@ def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
     checkpoint = open_checkpoint(locate(options.model))
-    tokenizer = load_vocabulary(checkpoint)
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{options.model} has no vocabulary beside its weights; "
-            "put vocab.json and merges.txt there"
-        )
+    tokenizer = require_tokenizer(load_vocabulary(checkpoint), options.model)
     if text is not None and isinstance(tokenizer, ListedTokenizer):
         _check_known(options.model, tokenizer, text)
     config = checkpoint.config
@@ -143,12 +144,7 @@ def _new_tokenizer(text: Text | None, options: TrainOptions, locate: Locate) -> 
 
 
 def _vocabulary_of(model: str, locate: Locate) -> Tokenizer:
-    tokenizer = load_tokenizer(locate(model))
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{model} has no vocabulary; expected vocab.json and merges.txt in its folder"
-        )
-    return tokenizer
+    return require_tokenizer(load_tokenizer(locate(model)), model)
 
 
 def _check_known(model: str, tokenizer: ListedTokenizer, text: Text) -> None:
