@@ -20,7 +20,7 @@ from typing import Annotated
 import httpx2
 import typer
 
-from gpt2kit.data.texts import decode
+from gpt2kit.data.encodings import decode
 from gpt2kit.errors import CorpusError, DownloadError, Gpt2KitError
 from gpt2kit.files import write_whole
 from gpt2kit.store.parts import RemoteFile, drop_sidecars

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpt2kit.checkpoints.load import Checkpoint
-    from gpt2kit.data.corpus import Ids
+    from gpt2kit.data.ids import Ids
     from gpt2kit.evaluation.compare import PartDifference, TextDifference
     from gpt2kit.evaluation.perplexity import Evaluation
     from gpt2kit.tokenizers import Tokenizer

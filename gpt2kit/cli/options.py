@@ -253,7 +253,7 @@ def read_stdin(encoding: str | None = None) -> str:
     With an `encoding`, a byte that is not valid in it is a CorpusError, as in a file; without one
     it becomes U+FFFD, as on a terminal.
     """
-    from gpt2kit.data.texts import decode
+    from gpt2kit.data.encodings import decode
 
     data = sys.stdin.buffer.read()
     if encoding:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints.load import load_vocabulary, read_checked
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
-from gpt2kit.data.corpus import Ids
+from gpt2kit.data.ids import Ids
 from gpt2kit.errors import CheckpointError, ConfigError
 from gpt2kit.evaluation.surprisal import standard_error
 from gpt2kit.inspection import part_of

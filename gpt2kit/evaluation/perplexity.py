@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2kit.data.corpus import Ids, load_corpus
+from gpt2kit.data.corpus import load_corpus
+from gpt2kit.data.ids import Ids
 from gpt2kit.data.texts import Text
 from gpt2kit.data.window import Overflow, fit
 from gpt2kit.errors import CorpusError, TokenizerError

@@ -186,7 +186,7 @@ def test_a_mistyped_second_model_is_found_out_first(model: Path, book: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "empty; expected a text"), ("a", "1 token, expected two at least")],
+    [("", "empty, expected a text"), ("a", "1 token, expected at least two")],
 )
 def test_too_little_text_is_one_line_of_error(
     content: str, message: str, model: Path, tmp_path: Path

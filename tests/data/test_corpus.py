@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2kit.data import corpus as corpus_module
-from gpt2kit.data.corpus import Corpus, encode_documents, load_corpus, split_documents
+from gpt2kit.data import ids as ids_module
+from gpt2kit.data.corpus import Corpus, CorpusReport, load_corpus, split_documents
+from gpt2kit.data.ids import encode_documents
 from gpt2kit.data.texts import read_texts
 from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
@@ -137,7 +138,7 @@ def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path, fraction: fl
 def counting(n: int, n_val: int = 0) -> Corpus:
     """A corpus whose ids are their positions."""
     ids = np.arange(n + n_val, dtype=np.uint16)
-    report = corpus_module.CorpusReport([], 1, n, n_val, n, n_val, n, n_val, None)
+    report = CorpusReport([], 1, n, n_val, n, n_val, n, n_val, None)
     return Corpus(ids[:n], ids[n:], report, "")
 
 
@@ -298,9 +299,8 @@ def test_encoding_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         WordTokenizer.from_text(text),
         byte_tokenizer(),
     ]
+    monkeypatch.setattr(ids_module, "_CHUNK", 50)
     for tokenizer in tokenizers:
-        monkeypatch.setattr(corpus_module, "_CHUNK", 50)
-        assert len(list(corpus_module._chunks(text))) > 20
         assert encode_documents([text], tokenizer).tolist() == tokenizer.encode(text)
 
 
@@ -331,7 +331,7 @@ def test_sha256_changes_with_text_split_and_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_single_token_is_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"book\.txt: 1 token, expected two"):
+    with pytest.raises(CorpusError, match=r"book\.txt: 1 token, expected at least two"):
         load(tmp_path, "a")
 
 
@@ -409,16 +409,16 @@ def test_files_of_ids_are_mapped_and_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.bin", b"\0\0\0", "3 bytes, an odd number"),
+        ("a.bin", b"\0\0\0", "3 bytes, expected two for each id"),
         ("a.bin", b"", "empty"),
-        ("a.bin", b"\1\0\2\0\2\1\3\1", "id 258 at position 2, but the vocabulary has 258"),
+        ("a.bin", b"\1\0\2\0\2\1\3\1", "id 258 at offset 2, but the vocabulary has 258"),
         ("a.bin", b"\1\0", "1 token to train on"),
-        ("a.npy", b"\x93NUMPY", "not a whole .npy file"),
+        ("a.npy", b"\x93NUMPY", "not a complete .npy file"),
         ("a.npy", np.array([1, 2], np.int64), "int64 of shape \\[2\\], expected one row of uint16"),
         ("a.npy", np.array([[1, 2]], np.uint16), "uint16 of shape \\[1, 2\\], expected one row"),
         ("a.npy", np.array([1, 2], ">u2"), ">u2 of shape"),
-        ("a.npy", np.array([1, 70_000], np.uint32), "id 70,000 at position 1"),
-        ("a.npy", np.array([{}, {}], object), "not a whole .npy file"),
+        ("a.npy", np.array([1, 70_000], np.uint32), "id 70,000 at offset 1"),
+        ("a.npy", np.array([{}, {}], object), "not a complete .npy file"),
     ],
 )
 def test_a_wrong_file_of_ids_is_refused(
@@ -431,6 +431,55 @@ def test_a_wrong_file_of_ids_is_refused(
         np.save(path, content, allow_pickle=True)
     with pytest.raises(CorpusError, match=f"{name}: .*{reason}"):
         load_corpus(path, byte_tokenizer())
+
+
+def test_a_damaged_header_of_a_npy_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    # NumPy reads the header as Python, whose tokenizer has an error of its own: TokenError.
+    np.save(tmp_path / "a.npy", np.arange(100, dtype=np.uint16))
+    whole = (tmp_path / "a.npy").read_bytes()
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 3)):
+            damaged[generator.randrange(128)] = generator.choice(b"\0'\"()[]{},:\\\n #x9\xff")
+        (tmp_path / "a.npy").write_bytes(damaged)
+        try:
+            load_corpus(tmp_path / "a.npy", byte_tokenizer())
+        except CorpusError:
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200])
+def test_a_file_that_is_cut_off_while_it_is_used_is_an_error(tmp_path: Path, kept: int) -> None:
+    # Reading beyond the new end killed the process with signal 7, and what another program wrote
+    # into the file was trained on.
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\1\0" * 100_000)
+    corpus = load_corpus(path, byte_tokenizer())
+    corpus.batch("train", 0, block_size=10, batch_size=2, seed=0)
+    with path.open("r+b") as file:
+        file.truncate(kept)
+    with pytest.raises(CorpusError, match="another program has changed this file"):
+        corpus.batch("train", 1, block_size=10, batch_size=2, seed=0)
+    with pytest.raises(CorpusError, match="another program has changed this file"):
+        list(corpus.val_windows(10))
+
+
+def test_a_file_that_is_replaced_or_deleted_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\1\0" * 1000)
+    corpus = load_corpus(path, byte_tokenizer())
+    (tmp_path / "new").write_bytes(b"\2\0" * 10)
+    (tmp_path / "new").replace(path)
+    assert set(
+        corpus.batch("train", 0, block_size=10, batch_size=2, seed=0).flatten().tolist()
+    ) == {1}
+    path.unlink()
+    assert set(
+        corpus.batch("train", 1, block_size=10, batch_size=2, seed=0).flatten().tolist()
+    ) == {1}
 
 
 def test_a_file_of_ids_cannot_be_validated_with_a_text(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_progress_says_how_much_is_done_of_how_much(
     [
         ("", None, CorpusError, "the text is empty"),
         (" \n", None, CorpusError, "the text is empty"),
-        ("a", None, CorpusError, "1 token, expected two at least"),
+        ("a", None, CorpusError, "1 token, expected at least two"),
         (TEXT, 33, ConfigError, "stride is 33"),
     ],
 )
