@@ -59,6 +59,7 @@ OTHERS_OPTIONS = {
     "--rounds",
     "--batch_size",
     "--sizes",
+    "--without",
     "--engines",
     "--tokens",
 }
