@@ -1,9 +1,10 @@
-"""int8 weights, a quarter of float32's memory: how they are made, and a model that computes with them.
+"""int8 weights: how they are made, and a model that computes with them.
 
-Each row of a matrix is rounded to integers from -127 to 127, with one scale per row; biases, norms
-and positions stay float32. The input of a matrix is rounded too, with one scale for each block of 64
-numbers, so that the products within a block are integers and add up without error. This file
-defines the computation in torch; the native step does the same.
+They take a quarter of float32's memory. Each row of a matrix is rounded to integers from -127 to
+127, with one scale per row; biases, norms and positions stay float32. The input of a matrix is
+rounded too, with one scale for each block of 64 numbers, so that the products within a block are
+integers and add up without error. This file defines the computation in torch; the native step does
+the same.
 
     B any batch dimensions, K columns of a matrix
 """

@@ -1,4 +1,4 @@
-"""int8 weights: what they are, how near they stay, and the file that they are kept in."""
+"""int8 weights: how they are rounded, what that costs in quality, and the option."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY = GPT2Config(n_vocab=256, n_ctx=32, n_embd=80, n_head=4, n_layer=2)
 
 @pytest.fixture
 def folder() -> Path:
-    """A training run of ours with a tiny model, as transformers writes it."""
+    """The folder of a run with a tiny model, in the format of transformers."""
     path = store.weights_dir() / "tiny"
     path.mkdir()
     (path / "run.json").write_text("{}")
@@ -49,10 +49,10 @@ def int8_of(model: GPT2) -> Int8GPT2:
     return result.eval()
 
 
-# --- rounding --------------------------------------------------------------------------------------------------------
+# --- rounding ------------------------------------------------------------------------------------
 
 
-def test_weights_are_within_half_a_step_and_the_largest_of_a_row_is_127() -> None:
+def test_weights_are_within_half_a_step_and_the_largest_of_a_row_becomes_127() -> None:
     weight = torch.randn(2500, 70)
     weight[3] = 0
     whole, scales = quantized(weight)
@@ -63,7 +63,7 @@ def test_weights_are_within_half_a_step_and_the_largest_of_a_row_is_127() -> Non
 
 def test_inputs_are_rounded_in_blocks_of_64_with_a_scale_each() -> None:
     x = torch.randn(3, 150)
-    x[:, 64:128] *= 1000  # large numbers must not cost the others their precision
+    x[:, 64:128] *= 1000  # large numbers in one block do not cost the others precision
     x[1] = 0
     found = rounded(x)
     for block in (slice(0, 64), slice(64, 128), slice(128, 150)):
@@ -71,7 +71,7 @@ def test_inputs_are_rounded_in_blocks_of_64_with_a_scale_each() -> None:
         assert ((found[:, block] - x[:, block]).abs() <= step * 0.5001).all()
 
 
-def test_a_linear_layer_is_nearly_the_original() -> None:
+def test_a_linear_layer_is_close_to_the_original() -> None:
     original, layer = torch.nn.Linear(256, 100), Int8Linear(100, 256, bias=True)
     layer.weight.data, layer.scales.data = quantized(original.weight.detach())
     layer.bias.data = original.bias.detach()  # type: ignore[union-attr]
@@ -103,11 +103,11 @@ def test_matrices_take_a_quarter_of_the_memory() -> None:
     assert size < 0.35 * sum(parameter.nbytes for parameter in model.parameters())
 
 
-# --- quality, on trained weights ---------------------------------------------------------------------------------------
+# --- quality, on trained weights -----------------------------------------------------------------
 
 
 def perplexity(model: GPT2, ids: Tensor, *, by_native: bool) -> float:
-    """Of (N, T) ids; token by token through the native step if it is asked for."""
+    """Return the perplexity of (N, T) ids, read at once or token by token by the native step."""
     with torch.inference_mode():
         if by_native:
             cache, decoder = model.new_cache(len(ids), capacity=ids.shape[1]), Decoder(model)
@@ -155,7 +155,7 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
     assert [*golden["prompt"], *greedy][:24] == golden["greedy"][:24]
 
 
-# --- the command line ----------------------------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, str, int]:
@@ -184,7 +184,7 @@ def with_vocabulary(folder: Path) -> Path:
     return folder
 
 
-def test_the_option_and_what_the_statistics_say(
+def test_statistics_name_int8_and_the_engine(
     with_vocabulary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, errors, _ = run(with_vocabulary, "--quantize", "int8", "--stats")
@@ -212,7 +212,7 @@ def test_int8_weights_that_were_written_are_named_once_and_no_cache_writes_nothi
     assert "written" not in errors
 
 
-def test_a_wrong_wish_is_one_line(folder: Path) -> None:
+def test_an_unknown_quantization_is_one_line(folder: Path) -> None:
     out, errors, code = run(folder, "--quantize", "int7")
     assert (out, code) == ("", 1)
     assert "int7" in errors

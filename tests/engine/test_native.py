@@ -1,4 +1,4 @@
-"""The native step computes what the torch model defines, or leaves it to torch."""
+"""The native step: the same logits as torch, and torch wherever it cannot run."""
 
 from __future__ import annotations
 
@@ -33,16 +33,14 @@ from gpt2kit.quantize import Int8GPT2, quantized_state
 ROOT = Path(__file__).parents[2]
 SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
 
-# Of float32 logits, as a share of the largest: the same sums in another order.
+# Largest difference of float32 logits, relative to the largest logit: the sums have another order.
 TOLERANCE = 2e-5
 
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # these models are too small for more; the tests that are about threads say so
+    torch.set_num_threads(1)  # these models are too small for more threads
     with torch.inference_mode():
         yield
     torch.set_num_threads(threads)
@@ -53,7 +51,7 @@ def block_of(model: GPT2, layer: int) -> Any:
 
 
 def model_of(config: GPT2Config, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2:
-    """A model with weights that are large enough for every part to matter."""
+    """Return a model whose weights are large enough that every part changes the logits."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT2(config)
     for name, parameter in model.named_parameters():
@@ -94,7 +92,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def compare(model: GPT2, tolerance: float = TOLERANCE, batch: int = 2) -> None:
-    """Read three pieces both ways, and compare logits, keys and values."""
+    """Read three pieces of text with the native step and with torch, and compare the results."""
     assert_native(model)
     decoder, ours, theirs = (
         Decoder(model),
@@ -110,16 +108,16 @@ def compare(model: GPT2, tolerance: float = TOLERANCE, batch: int = 2) -> None:
         assert difference(ours.values[..., :8, :], theirs.values[..., :8, :]) < tolerance
 
 
-# --- the same numbers ------------------------------------------------------------------------------------------------
+# --- the same logits as torch --------------------------------------------------------------------
 
 
 @compiled
-def test_float32_logits_are_those_of_the_model(level: str) -> None:
+def test_float32_logits_are_those_of_torch(level: str) -> None:
     compare(model_of(SMALL))
 
 
 @compiled
-def test_bfloat16_logits_are_nearer_to_the_weights_than_those_of_torch(level: str) -> None:
+def test_bfloat16_logits_are_closer_to_float64_than_those_of_torch(level: str) -> None:
     model = model_of(SMALL, torch.bfloat16)
     assert_native(model)
     exact = model_of(SMALL, torch.bfloat16).double()
@@ -131,8 +129,8 @@ def test_bfloat16_logits_are_nearer_to_the_weights_than_those_of_torch(level: st
 
 
 @compiled
-def test_int8_logits_are_those_of_the_torch_path(level: str) -> None:
-    # A rounding of a key to bfloat16, or of an input to int8, may fall to the other side: one step of 1/127 or 1/256 somewhere.
+def test_int8_logits_are_those_of_torch(level: str) -> None:
+    # A key may round to the neighboring bfloat16, or an input to the neighboring int8.
     compare(int8_of(model_of(SMALL)), tolerance=0.01)
 
 
@@ -165,7 +163,7 @@ def test_every_variant_of_gpt2_has_the_same_logits(variant: str, level: str) -> 
     "variant",
     [{"norm": "rmsnorm"}, {"norm_first": False}, {"mlp": "swiglu"}, {"positions": "sinusoidal"}],
 )
-def test_other_shapes_are_left_to_torch(variant: dict[str, object]) -> None:
+def test_torch_runs_models_of_other_shapes(variant: dict[str, object]) -> None:
     model = model_of(replace(SMALL, **variant))  # type: ignore[arg-type]
     assert Decoder(model).name() == "torch"
     ids, cache = ids_of(1, 3), model.new_cache()
@@ -197,7 +195,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_with_any_number_of_threads(
 
 
 @compiled
-def test_rows_of_different_lengths_and_caches_that_were_cut_thinned_and_refilled(
+def test_rows_of_different_lengths_after_truncate_keep_and_fill(
     level: str,
 ) -> None:
     model = model_of(SMALL)
@@ -234,7 +232,7 @@ def test_a_long_prompt_of_an_int8_model_is_read_in_pieces() -> None:
     assert torch.equal(whole.keys[..., :150, :], single.keys[..., :150, :])
 
 
-ROWS = [[5, 6, 7, 8], [9], [], list(range(20))]  # more than are read at once
+ROWS = [[5, 6, 7, 8], [9], [], list(range(20))]  # more tokens than one step reads
 
 
 @compiled
@@ -266,7 +264,7 @@ def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(
         )
 
 
-@pytest.mark.parametrize("capacity", [48, 23])  # with room to fill the shorter rows up, and without
+@pytest.mark.parametrize("capacity", [48, 23])  # with and without room to pad the shorter rows
 def test_torch_reads_several_tokens_of_each_row_too(
     capacity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +282,7 @@ def test_torch_reads_several_tokens_of_each_row_too(
         assert difference(found[row], expected) < TOLERANCE if tokens else True
 
 
-def test_what_does_not_fit_into_a_row_is_refused_before_it_is_read() -> None:
+def test_tokens_that_do_not_fit_into_a_row_are_refused_before_any_is_read() -> None:
     model = model_of(SMALL)
     cache = model.new_cache(2, capacity=5)
     with pytest.raises(
@@ -304,7 +302,7 @@ def test_damaged_weights_give_no_finite_logits() -> None:
     assert not Decoder(model).read(ids_of(1, 1), model.new_cache()).isfinite().any()
 
 
-# --- generation ------------------------------------------------------------------------------------------------------
+# --- generation ----------------------------------------------------------------------------------
 
 
 @compiled
@@ -325,7 +323,6 @@ def test_generation_gives_the_same_tokens_with_and_without_it(
         monkeypatch.delenv(native.VARIABLE)
 
 
-@compiled
 @compiled
 def test_torch_keeps_to_one_thread_between_two_native_steps(
     monkeypatch: pytest.MonkeyPatch,
@@ -356,11 +353,11 @@ def test_tokens_that_do_not_fit_or_do_not_exist_are_refused() -> None:
     assert cache.lengths == [0]
 
 
-# --- when torch takes over ---------------------------------------------------------------------------------------------
+# --- when torch runs instead ---------------------------------------------------------------------
 
 
 @compiled
-def test_it_is_not_used_in_training_or_where_gradients_are_wanted() -> None:
+def test_torch_runs_models_in_training_and_forward_passes_with_gradients() -> None:
     model = model_of(SMALL)
     decoder = Decoder(model)
     model.train()
@@ -399,7 +396,7 @@ def test_weights_that_changed_or_moved_are_noticed() -> None:
 
 
 @compiled
-def test_adapters_and_hooks_are_left_to_torch() -> None:
+def test_torch_runs_models_with_adapters_or_hooks() -> None:
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -419,14 +416,14 @@ def test_adapters_and_hooks_are_left_to_torch() -> None:
 
 
 @compiled
-def test_many_tokens_at_once_are_left_to_torch() -> None:
+def test_torch_reads_many_tokens_at_once() -> None:
     decoder = Decoder(model_of(SMALL))
     assert decoder.name(MOST_TOKENS) != "torch"
     assert decoder.name(MOST_TOKENS + 1) == "torch"
     assert Decoder(int8_of(model_of(SMALL))).name(1000) != "torch"
 
 
-def test_without_the_library_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_does_everything_if_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "load", lambda: None)
     for model in (model_of(SMALL), int8_of(model_of(SMALL))):
         assert Decoder(model).name() == "torch"
@@ -443,7 +440,7 @@ def test_without_the_library_torch_does_everything(monkeypatch: pytest.MonkeyPat
         Decoder(model)
 
 
-def test_a_level_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.VARIABLE, "avx1024")
     with pytest.raises(ConfigError, match="avx1024"):
         native.level()
@@ -475,11 +472,11 @@ def test_an_older_library_is_refused() -> None:
         library.check(ctypes.CDLL(None), Path("_step.so"))
 
 
-# --- threads and processes -----------------------------------------------------------------------------------------------
+# --- threads and processes -----------------------------------------------------------------------
 
 
 @compiled
-def test_threads_that_decode_at_once_do_not_disturb_each_other() -> None:
+def test_several_threads_can_decode_at_once() -> None:
     torch.set_num_threads(3)
     model, ids = model_of(SMALL), ids_of(1, 4)
     expected = Decoder(model).read(ids, model.new_cache())
@@ -521,7 +518,7 @@ with torch.inference_mode():
     assert done.returncode == 0
 
 
-# --- compiling ---------------------------------------------------------------------------------------------------------
+# --- compiling -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

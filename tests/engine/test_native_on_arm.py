@@ -1,11 +1,13 @@
-"""The native step computes on ARM what it computes here: cross-compiled, and run by an emulator.
+"""The native step on ARM gives the results of this machine: cross-compiled, and run in an emulator.
 
-Needs a C compiler for ARM and qemu; on Debian the packages gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user.
+Needs a C compiler for ARM and qemu: on Debian the packages gcc-aarch64-linux-gnu,
+libc6-dev-arm64-cross and qemu-user.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import shutil
 import struct
@@ -20,6 +22,7 @@ import pytest
 import torch
 from conftest import compiled
 from test_native import SMALL, difference, ids_of, int8_of, model_of
+from test_not_finite import MAKE, PLACES, PROMPT, VALUES, damaged
 from torch import Tensor
 
 from gpt2kit.engine import native
@@ -27,15 +30,15 @@ from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.native import library
 from gpt2kit.model import GPT2
 
-ROUNDED = "gcc, every product rounded"  # as x86 does without its newer instructions: then every bit is the same
+ROUNDED = "gcc, every product rounded"  # as the plain level on x86 does: every bit is the same
 COMPILERS = {
     "gcc": ["aarch64-linux-gnu-gcc"],
     "clang": ["clang", "--target=aarch64-linux-gnu"],
     ROUNDED: ["aarch64-linux-gnu-gcc", "-ffp-contract=off"],
 }
 SOURCES = Path(native.__file__).parent
-BYTES = (4, 2, 1)  # of a number, by its kind
-# A processor without dot products, and one with everything.
+BYTES = (4, 2, 1)  # of a number, by its dtype in step.h
+# A processor without dot products, and one with all instructions
 PROCESSORS = {"plain": "cortex-a72", "dotprod": "max"}
 
 pytestmark = [
@@ -51,12 +54,12 @@ pytestmark = [
 @dataclass(frozen=True)
 class Program:
     path: Path
-    is_exact: bool  # whether it gives the very bits of this machine's plain level
+    is_exact: bool  # whether it gives the bits of this machine's plain level
 
 
 @pytest.fixture(scope="module", params=COMPILERS)
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """The step as a program for ARM, compiled as setup.py does it but for what the name says, every warning an error."""
+    """The step as a program for ARM, compiled as in setup.py, with warnings as errors."""
     compiler = COMPILERS[request.param]
     if not shutil.which(compiler[0]):
         pytest.skip(f"no {compiler[0]} here")
@@ -80,7 +83,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 class Emulated:
-    """Stands for the native library: every step runs in an emulator, on a copy of the memory that it uses."""
+    """Takes the place of the library: each step runs in an emulator, on a copy of its memory."""
 
     def __init__(self, program: Path, processor: str) -> None:
         self._command = ["qemu-aarch64", "-cpu", processor, str(program)]
@@ -94,39 +97,38 @@ class Emulated:
         return True
 
     def scratch_bytes(self, model: Any, step: Any) -> int:
-        return 0  # it takes its own
+        return 0  # the program allocates its own
 
     def decode_step(self, model: Any, step: Any, level: bytes) -> int:
-        """Send what the step reads, with distances for addresses, and take what it wrote."""
+        """Send the memory that the step reads, and copy back what it wrote."""
         model, step = model._obj, step._obj
-        places: dict[int, int] = {}  # where a piece of our memory lies in the copy
+        offsets: dict[int, int] = {}  # address of a piece of memory here: its offset in the copy
         memory = bytearray()
         for address, size in [*inputs(model, step), *outputs(model, step)]:
-            if (
-                address and address not in places
-            ):  # not NULL, and a head that is the embedding too once
-                places[address] = len(memory)
+            # Not NULL; and a head that is also the embedding is sent once.
+            if address and address not in offsets:
+                offsets[address] = len(memory)
                 memory += ctypes.string_at(address, size).ljust((size + 63) // 64 * 64 or 64, b"\0")
         words = np.frombuffer(memory, dtype=np.int64)
-        addresses = np.flatnonzero(np.isin(words, list(places)))
-        words[addresses] = [places[word] for word in words[addresses].tolist()]
+        addresses = np.flatnonzero(np.isin(words, list(offsets)))
+        words[addresses] = [offsets[word] for word in words[addresses].tolist()]
         numbers = (
             len(memory),
             len(addresses),
-            places[ctypes.addressof(model)],
-            places[ctypes.addressof(step)],
+            offsets[ctypes.addressof(model)],
+            offsets[ctypes.addressof(step)],
         )
         header = struct.pack("4q16s", *numbers, level)
         sent = header + (addresses * 8).astype(np.int64).tobytes() + memory
         done = subprocess.run(self._command, input=sent, capture_output=True, check=False)
         if done.returncode == 0:
             for address, size in outputs(model, step):
-                ctypes.memmove(address, done.stdout[places[address] :][:size], size)
+                ctypes.memmove(address, done.stdout[offsets[address] :][:size], size)
         return done.returncode
 
 
 def inputs(model: Any, step: Any) -> Iterator[tuple[int | None, int]]:
-    """Yield address and bytes of everything that a step reads and does not write."""
+    """Yield address and size of all memory that a step only reads."""
 
     def matrix(matrix: Any) -> Iterator[tuple[int | None, int]]:
         yield matrix.weight, matrix.rows * matrix.columns * BYTES[matrix.dtype]
@@ -158,7 +160,7 @@ def inputs(model: Any, step: Any) -> Iterator[tuple[int | None, int]]:
 
 
 def outputs(model: Any, step: Any) -> Iterator[tuple[int, int]]:
-    """Yield address and bytes of what a step writes."""
+    """Yield address and size of all memory that a step writes."""
     yield address_of(step, "computed"), 8
     yield (
         step.logits,
@@ -170,7 +172,7 @@ def outputs(model: Any, step: Any) -> Iterator[tuple[int, int]]:
 
 
 def address_of(whole: ctypes.Structure, name: str) -> int:
-    """The address in a field of any pointer's type."""
+    """Return the address in a pointer field of any type."""
     return ctypes.c_void_p.from_buffer(whole, getattr(type(whole), name).offset).value or 0
 
 
@@ -179,7 +181,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd widths": {"n_embd": 51, "n_head": 3, "n_inner": 37},
     "head of 128": {"n_embd": 256, "n_head": 2, "n_layer": 1},
 }
-# What a product that is not rounded may do: in the last two, a key, or an input, is now and then rounded to the other side.
+# Tolerances for compilers that fuse multiplications and additions. In the last two, a key or an input
+# may then round to the neighboring number.
 KINDS: dict[str, tuple[Callable[..., GPT2], float]] = {
     "float32": (model_of, 1e-5),
     "bfloat16": (lambda config: model_of(config, torch.bfloat16), 0.01),
@@ -210,13 +213,25 @@ def test_logits_and_cache_are_those_of_this_processor(
         monkeypatch.setattr(library, "load", lambda: Emulated(program.path, PROCESSORS[level]))
         assert Decoder(model).name() == f"native {level}"
         found = read()
-    if program.is_exact and (kind, level) != (
-        "int8",
-        "dotprod",
-    ):  # that takes its sums in another order
+    other_order = kind == "int8" and level == "dotprod"  # of its sums
+    if program.is_exact and not other_order:
         assert all(map(torch.equal, found, expected))
     else:
         assert all(difference(*pair) < tolerance for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("level", PROCESSORS)
+@pytest.mark.parametrize("kind", MAKE)
+def test_values_that_are_not_finite_reach_the_logits(
+    kind: str, level: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "load", lambda: Emulated(program.path, PROCESSORS[level]))
+    model = MAKE[kind]()
+    for (name, index), value in itertools.product(PLACES[-10::3], VALUES):
+        broken = damaged(model, name, index, value)
+        with torch.inference_mode():
+            logits = Decoder(broken).read([PROMPT], broken.new_cache())
+        assert not logits.max().isfinite(), (name, index, value)
 
 
 def test_a_processor_without_dot_products_is_not_asked_for_them(

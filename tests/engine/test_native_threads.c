@@ -2,8 +2,9 @@
  *
  *     native_threads SECONDS THREADS...    one caller for each number of threads
  *
- * Every caller does two kinds of runs in turns: short ones that only count who came to each meeting, and steps of a small model
- * whose logits must be those of the first step. The exit status is 0 if all was right, 1 if not. */
+ * Each caller alternates between two kinds of runs: short ones that count how many threads come to
+ * each meeting, and steps of a small model, whose logits must equal those of the first step. The exit
+ * status is 0 if everything was right, else 1. */
 
 #include <pthread.h>
 #include <stdio.h>
@@ -22,11 +23,15 @@ enum { V = 37, C = 32, LAYERS = 2, HEADS = 2, CONTEXT = 8, MEETINGS = 5 };
 static float weights[V * C + CONTEXT * C + 12 * C * C + 13 * C];
 static int failed;
 
+static void fail_unless(int holds) {
+    if (!holds) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+}
+
 /* --- runs that only meet ---------------------------------------------------------------------- */
 
 typedef struct {
-    int threads;           /* that take part; 0 until the run has begun */
-    int count[MEETINGS];   /* who came to each meeting */
+    int threads;         /* that take part */
+    int count[MEETINGS]; /* how many came to each meeting */
 } Meetings;
 
 static void meet(void *task, int thread, int threads) {
@@ -35,7 +40,7 @@ static void meet(void *task, int thread, int threads) {
     for (int i = 0; i < MEETINGS; i++) {
         __atomic_fetch_add(&run->count[i], 1, __ATOMIC_RELAXED);
         wait_for_all(threads);
-        if (__atomic_load_n(&run->count[i], __ATOMIC_RELAXED) != threads) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        fail_unless(__atomic_load_n(&run->count[i], __ATOMIC_RELAXED) == threads);
     }
 }
 
@@ -49,15 +54,25 @@ static Matrix matrix(const float **at, int64_t rows, int64_t columns) {
 
 static void step(const Model *model, int threads, float *logits) {
     float cache[2][LAYERS * HEADS * CONTEXT * C / HEADS];
-    int64_t tokens[2] = {3, 5}, rows[2] = {0, 0}, positions[2] = {0, 1}, computed = 0;
+    int64_t tokens[2] = {3, 5}, slots[2] = {0, 0}, positions[2] = {0, 1}, computed = 0;
     uint8_t wanted[2] = {1, 1};
     memset(cache, 0, sizeof cache);
     Step step = {
-        .count = 2, .tokens = tokens, .slots = rows, .positions = positions, .wanted = wanted, .logits = logits,
-        .keys = cache[0], .values = cache[1], .batch = 1, .capacity = CONTEXT, .threads = threads, .computed = &computed,
+        .count = 2,
+        .tokens = tokens,
+        .slots = slots,
+        .positions = positions,
+        .wanted = wanted,
+        .logits = logits,
+        .keys = cache[0],
+        .values = cache[1],
+        .batch = 1,
+        .capacity = CONTEXT,
+        .threads = threads,
+        .computed = &computed,
     };
     step.scratch = aligned_alloc(64, (scratch_bytes(model, &step) + 63) / 64 * 64);
-    if (decode_step(model, &step, NULL)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    fail_unless(decode_step(model, &step, NULL) == 0);
     free(step.scratch);
 }
 
@@ -81,9 +96,9 @@ static void *call(void *argument) {
     for (double end = now() + caller->seconds; now() < end; caller->runs++) {
         Meetings run = {0};
         run_together(caller->threads, meet, &run);
-        if (run.threads != caller->threads) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        fail_unless(run.threads == caller->threads);
         step(caller->model, caller->threads, logits);
-        if (memcmp(logits, caller->expected, sizeof logits)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        fail_unless(memcmp(logits, caller->expected, sizeof logits) == 0);
     }
     return NULL;
 }
@@ -97,15 +112,22 @@ int main(int count, char **arguments) {
         weights[i] = (int32_t)state * 1e-10f;
     }
     Model model = {
-        .n_layer = LAYERS, .n_head = HEADS, .n_embd = C, .n_inner = 4 * C, .epsilon = 1e-5f, .layers = layers,
-        .wte = {.weight = at, .rows = V, .columns = C}, .ln_f = {.weight = at},
+        .n_layer = LAYERS,
+        .n_head = HEADS,
+        .n_embd = C,
+        .n_inner = 4 * C,
+        .epsilon = 1e-5f,
+        .layers = layers,
+        .wte = {.weight = at, .rows = V, .columns = C},
+        .ln_f = {.weight = at},
     };
     model.head = model.wte;
     model.wpe = at += V * C;
     at += CONTEXT * C;
     for (int i = 0; i < LAYERS; i++) { /* both layers share their weights */
         const float *start = at;
-        layers[i] = (Layer){.ln_1 = {.weight = at}, .ln_2 = {.weight = at}, .attention_scale = 0.25f};
+        Norm norm = {.weight = at};
+        layers[i] = (Layer){.ln_1 = norm, .ln_2 = norm, .attention_scale = 0.25f};
         layers[i].c_attn = matrix(&start, 3 * C, C);
         layers[i].attn_proj = matrix(&start, C, C);
         layers[i].c_fc = matrix(&start, 4 * C, C);
@@ -120,6 +142,7 @@ int main(int count, char **arguments) {
         pthread_create(&threads[i], NULL, call, &callers[i]);
     }
     for (int i = 2; i < count; i++) pthread_join(threads[i], NULL);
-    for (int i = 2; i < count; i++) printf("%ld runs in %d threads\n", callers[i].runs, callers[i].threads);
+    for (int i = 2; i < count; i++)
+        printf("%ld runs in %d threads\n", callers[i].runs, callers[i].threads);
     return failed;
 }

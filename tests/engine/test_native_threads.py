@@ -1,4 +1,4 @@
-"""The native step's threads: runs of different thread counts, started by several callers, stay apart."""
+"""The native step's threads, when several callers use them with different thread counts."""
 
 from __future__ import annotations
 

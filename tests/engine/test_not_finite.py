@@ -1,4 +1,4 @@
-"""A NaN or an infinity anywhere in a model never becomes text: generation stops with GenerationError."""
+"""A NaN or an infinity anywhere in a model stops generation with GenerationError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest logits are found without computing the others, and are the very same."""
+"""The shortlist finds the largest logits without computing the others, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _every_head_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def peaked(config: GPT2Config, dtype: torch.dtype = torch.float32) -> GPT2:
-    """A model whose logits lie far apart, as those of trained ones do."""
+    """Return a model whose logits are far apart, as in trained models."""
     model = make_model(config, dtype=dtype)
     with torch.no_grad():
         model.get_parameter("ln_f.weight").mul_(5)
@@ -45,7 +45,7 @@ def peaked(config: GPT2Config, dtype: torch.dtype = torch.float32) -> GPT2:
 
 
 def both(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> tuple[Tensor, Tensor]:
-    """Return all logits, and those that a shortlist gives."""
+    """Return all logits, and the logits of a shortlist for the k largest."""
     with torch.inference_mode():
         return tuple(
             Decoder(model).read([ids], model.new_cache(), most_likely=n)[0] for n in (0, k)
@@ -53,7 +53,7 @@ def both(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> tuple[Tensor, Te
 
 
 def assert_same(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> int:
-    """Check that the k largest logits are there, bit for bit, and return how many were computed."""
+    """Check that the k largest logits are right, bit for bit; return how many were computed."""
     expected, found = both(model, k, ids)
     computed = found > -torch.inf
     assert torch.equal(found[computed], expected[computed])
@@ -63,9 +63,7 @@ def assert_same(model: GPT2, k: int, ids: tuple[int, ...] = (7, 5)) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n_embd", [80, 64, 36, 6])
-def test_the_largest_logits_are_those_of_the_whole_head(
-    n_embd: int, dtype: torch.dtype, level: str
-) -> None:
+def test_the_largest_logits_are_found(n_embd: int, dtype: torch.dtype, level: str) -> None:
     model = peaked(replace(CONFIG, n_embd=n_embd), dtype)
     for token in range(10):
         for k in (1, 40, 256):
@@ -81,14 +79,14 @@ def test_threads_share_the_work(threads: int) -> None:
 
 
 @pytest.mark.parametrize("size", [10.0, 1000.0, 1e5])
-def test_a_few_huge_numbers_in_the_vector_do_not_blur_it(size: float) -> None:
+def test_a_few_huge_numbers_in_the_input_do_not_loosen_the_bounds(size: float) -> None:
     model = peaked(CONFIG)
     with torch.no_grad():
         model.get_parameter("ln_f.bias")[3:5] = torch.tensor([size, -size])
     assert assert_same(model, 10) < 100
 
 
-def test_rows_that_differ_by_less_than_the_sketch_can_tell_are_all_computed() -> None:
+def test_rows_that_differ_by_less_than_the_error_bound_are_all_computed() -> None:
     model = peaked(CONFIG)
     with torch.no_grad():
         largest = int(both(model, 0)[0].argmax())
@@ -100,8 +98,8 @@ def test_rows_that_differ_by_less_than_the_sketch_can_tell_are_all_computed() ->
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
-    """The sketch says 11 for a product of 11.49, or 10 for 10.49 times as many, and more for a smaller one."""
+def test_no_row_is_lost_to_the_worst_rounding(large: bool, level: str) -> None:
+    """The largest logit is rounded down as far as possible, and a smaller one up."""
     model = peaked(replace(CONFIG, tie_word_embeddings=False))
     x, head = model.get_parameter("ln_f.bias"), model.get_parameter("lm_head.weight")
     with torch.no_grad():
@@ -119,7 +117,7 @@ def test_rounding_at_its_worst_hides_no_row(large: bool, level: str) -> None:
     assert assert_same(model, 1) == 2
 
 
-def test_of_a_trained_model_it_computes_little_more_than_what_is_asked_for(test_data: Path) -> None:
+def test_few_more_logits_are_computed_than_asked_for_in_a_trained_model(test_data: Path) -> None:
     model, tokenizer = load(test_data / "models" / "shakespeare")  # a vocabulary of 50,257
     assert tokenizer is not None
     decoder, cache, computed = Decoder(model), model.new_cache(), []
@@ -157,7 +155,7 @@ def test_a_text_gives_it_up_once_it_leaves_too_many_logits() -> None:
 
 
 def with_head(head: Tensor, x: Tensor) -> GPT2:
-    """A model whose logits are head x, whatever it reads."""
+    """Return a model whose logits are head @ x, whatever it reads."""
     config = replace(
         CONFIG, n_vocab=len(head), n_embd=len(x), n_head=1, n_layer=0, tie_word_embeddings=False
     )
@@ -169,8 +167,8 @@ def with_head(head: Tensor, x: Tensor) -> GPT2:
     return model
 
 
-def test_rounding_of_the_vector_is_measured_with_the_sketched_rows(level: str) -> None:
-    """The sketch of a row may be larger than the row, which counted for too little: the one positive logit was ruled out."""
+def test_the_error_bound_uses_the_norm_of_the_rounded_row(level: str) -> None:
+    """A rounded row can be larger than the row: the one positive logit was left out."""
     K, size = 12288, 18.5005
     finest = (2**31 - 1) // (128 * K)
     each = size * 0.5005
@@ -187,7 +185,7 @@ def test_rounding_of_the_vector_is_measured_with_the_sketched_rows(level: str) -
 @pytest.mark.parametrize(
     "sizes", [(1e-24, 1), (1, 1e-24), (1e-38, 1), (1e-20, 1e-20), (1e30, 1), (1, 1e37)], ids=str
 )
-def test_tiny_and_huge_numbers_are_not_ruled_out(sizes: tuple[float, float]) -> None:
+def test_no_logit_is_lost_among_tiny_and_huge_numbers(sizes: tuple[float, float]) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         x = torch.randn(64, generator=generator)
@@ -197,7 +195,7 @@ def test_tiny_and_huge_numbers_are_not_ruled_out(sizes: tuple[float, float]) -> 
         assert_same(with_head(head * sizes[0], x * sizes[1]), 1)
 
 
-def test_sums_near_the_largest_number_are_not_ruled_out() -> None:
+def test_no_logit_is_lost_near_the_largest_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         x = torch.rand(3, generator=generator) + 0.01
@@ -209,7 +207,7 @@ def test_sums_near_the_largest_number_are_not_ruled_out() -> None:
             assert_same(model, 1)
 
 
-def test_a_head_replaced_within_a_text_leaves_the_one_that_is_in_use() -> None:
+def test_a_head_replaced_within_a_text_is_still_valid_memory() -> None:
     model = peaked(CONFIG)
     decoder, expected = Decoder(model), both(model, 0, (1,))[0]
     with torch.inference_mode():
@@ -220,14 +218,14 @@ def test_a_head_replaced_within_a_text_leaves_the_one_that_is_in_use() -> None:
     assert torch.equal(found.topk(3).values, expected.topk(3).values)
 
 
-def test_weights_that_do_not_tell_of_changes_have_no_sketch() -> None:
+def test_inference_tensors_have_no_sketch() -> None:
     with torch.inference_mode():
         model = peaked(CONFIG)
         assert Decoder(model).read([[1]], model.new_cache(), most_likely=3).isfinite().all()
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
-def test_a_damaged_row_is_never_ruled_out(damage: float) -> None:
+def test_a_row_that_is_not_finite_is_computed(damage: float) -> None:
     model = peaked(replace(CONFIG, tie_word_embeddings=False))
     with torch.no_grad():
         model.lm_head.weight[2000, 11] = damage
@@ -238,7 +236,7 @@ def test_a_damaged_row_is_never_ruled_out(damage: float) -> None:
 
 @pytest.fixture
 def sketches(monkeypatch: pytest.MonkeyPatch) -> list[sketch.Sketch]:
-    """The sketches that were made."""
+    """Record the sketches that are made."""
     made: list[sketch.Sketch] = []
 
     class Counted(sketch.Sketch):
@@ -251,7 +249,7 @@ def sketches(monkeypatch: pytest.MonkeyPatch) -> list[sketch.Sketch]:
 
 
 def test_texts_of_one_model_share_a_sketch(sketches: list[sketch.Sketch]) -> None:
-    """Every text made its own."""
+    """Every text made a sketch of its own."""
     model, other = peaked(CONFIG), peaked(CONFIG)
     for each in (model, model, other, model, other):
         assert_same(each, 5)
@@ -322,22 +320,20 @@ def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     [Sampling(temperature=0), Sampling(top_k=5), Sampling(top_k=40, top_p=0.9, min_p=0.01)],
     ids=str,
 )
-def test_texts_are_the_same_with_and_without_it(
-    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_the_same_without_it(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     model = peaked(CONFIG)
 
     def text() -> list[list[int]]:
         return list(
             generate_tokens(model, [[3, 4]], max_tokens=50, sampling=sampling, seed=5)
-        )  # past the window, too
+        )  # also past n_ctx
 
     with_it = text()
     monkeypatch.setattr(native, "MOST_LIKELY", 0)
     assert text() == with_it
 
 
-def test_a_padded_vocabulary_has_room_for_its_padding_among_the_largest() -> None:
+def test_padding_of_the_vocabulary_does_not_displace_tokens() -> None:
     model = peaked(CONFIG)
     with torch.no_grad():
         model.wte.weight[2960:] *= 3  # padding that would win
@@ -355,7 +351,7 @@ def test_a_padded_vocabulary_has_room_for_its_padding_among_the_largest() -> Non
     assert max(text(logprobs=False)) < 2960
 
 
-def test_log_probabilities_count_all_tokens(small_bpe: BPETokenizer) -> None:
+def test_log_probabilities_are_those_of_all_tokens(small_bpe: BPETokenizer) -> None:
     model = peaked(replace(CONFIG, n_vocab=small_bpe.n_vocab))
     (found,) = complete(
         model, small_bpe, "a", max_tokens=4, top_k=1, logprobs=True, ignore_eos=True

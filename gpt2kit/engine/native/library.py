@@ -141,7 +141,7 @@ def load() -> Any:
 
 
 def check(library: Any, path: Path) -> None:
-    """Raise ConfigError unless the library's structs and activation functions are those of Python."""
+    """Raise ConfigError unless the library has the structs and activation functions of Python."""
     try:
         library.struct_sizes.restype = POINTER(c_int64)
         library.activation_name.restype = c_char_p

@@ -1,7 +1,7 @@
-"""Sketches of heads: what the shortlist bounds all logits with, kept as long as the head's weights.
+"""Sketches of heads, from which the shortlist takes its bounds of all logits.
 
-A sketch is made by the first text that needs it, which takes about as long as reading thirty tokens,
-and found again by the next one.
+A sketch is made for the first text that needs it, and kept for the next ones until the head's
+weights change or leave memory.
 """
 
 from __future__ import annotations
