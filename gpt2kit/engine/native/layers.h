@@ -142,8 +142,7 @@ INLINE void FN(attention_of)(
 }
 
 /* Attention of one token in one head: out = softmax(q @ keys.T * scale) @ values. q and out are
- * (D,) float32, keys and values (S, D) of the cache's dtype; `scores` is scratch for S + 16 floats.
- */
+ * (D,) float32, keys and values (S, D) of the cache's dtype; `scores` has room for S + 16. */
 TARGET static void FN(attention)(
     int dtype, const float *q, const void *keys, const void *values, int64_t S, int64_t D,
     float scale, float *scores, float *out

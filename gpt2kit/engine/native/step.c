@@ -148,8 +148,8 @@ static int64_t prepare_inputs(Worker *worker, const Matrix *matrix, Source sourc
     return count;
 }
 
-/* out = source @ weight.T + bias, or out += that. A job is some rows of the matrix, for all inputs.
- */
+/* out = source @ weight.T + bias, or out += that. A job is some rows of the matrix, for all
+ * inputs. */
 static void matmul(
     Worker *worker, const Matrix *matrix, Source source, Outputs out, Epilogue epilogue,
     int64_t layer
@@ -297,8 +297,8 @@ static Worker make_worker(const Run *run, int thread, int threads) {
     };
 }
 
-/* The whole model. Every thread runs this; each call that takes the worker does a share of a phase.
- */
+/* The whole model. Every thread runs this: each call with `worker` does this thread's share of a
+ * phase. */
 static void forward(void *task, int thread, int threads) {
     const Run *run = task;
     const Model *model = run->model;
@@ -320,8 +320,7 @@ static void forward(void *task, int thread, int threads) {
         matmul(&worker, &layer->c_attn, normalized, qkv, append_to_cache, l);
         end_phase(&worker);
 
-        /* attention: the only phase in which tokens see each other, through the cache; y is (N, C)
-         */
+        /* attention, the only phase in which tokens see each other, through the cache: y, (N, C) */
         attention(&worker, l);
         end_phase(&worker);
 
@@ -439,8 +438,8 @@ typedef struct {
     uint64_t sum;
 } ChecksumTask;
 
-/* Add up this thread's share of 32-bit words, each times an odd number that depends on its index.
- */
+/* Add up this thread's share of the 32-bit words, each times an odd number that depends on its
+ * index. */
 static void add_words(void *argument, int thread, int threads) {
     ChecksumTask *task = argument;
     int64_t words = task->matrix->rows * row_bytes(task->matrix) / 4;
