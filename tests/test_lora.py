@@ -113,7 +113,7 @@ def test_adapters_of_another_shape_or_none_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, None), (17, None), (2, 0.0), (2, float("inf"))])
-def test_a_rank_or_alpha_that_cannot_be_is_refused(rank: int, alpha: float | None) -> None:
+def test_an_invalid_rank_or_alpha_is_refused(rank: int, alpha: float | None) -> None:
     with pytest.raises(ConfigError, match="lora_"):
         adapted(rank, alpha)
 

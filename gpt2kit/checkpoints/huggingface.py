@@ -94,6 +94,7 @@ def _pickled_tensors(path: Path) -> dict[str, StoredTensor]:
     content = file.content
     if isinstance(content.get("state_dict"), dict):  # as PyTorch Lightning and others wrap it
         content = content["state_dict"]
+    # Names should be texts; a number is shown as one in the list of unexpected tensors.
     named = {str(name): value for name, value in content.items()}
     return {
         name: file.tensor(name, value)

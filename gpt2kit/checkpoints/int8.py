@@ -10,7 +10,6 @@ for a model. `store.int8_file` says where it is. Its metadata has two fields:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -58,13 +57,8 @@ def build_int8_model(
         warnings.warn(message, Gpt2KitWarning, stacklevel=3)
     if state is None:
         state = _quantize(checkpoint, model, read)
-        if write:
-            with contextlib.suppress(
-                OSError
-            ):  # a folder that cannot be written: made anew each time
-                _write(path, state, source)
-                if on_write is not None:
-                    on_write(path)
+        if write and _write(path, state, source) and on_write is not None:
+            on_write(path)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -161,12 +155,16 @@ def _read(path: Path, model: Int8GPT2, source: str) -> dict[str, Tensor] | None:
     return state
 
 
-def _write(path: Path, state: dict[str, Tensor], source: str) -> None:
-    """Write the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, state: dict[str, Tensor], source: str) -> bool:
+    """Write the file, whole or not at all; return whether its folder allowed that."""
     # float32 comes before int8, so that every tensor is aligned.
     ordered = sorted(state.items(), key=lambda item: item[1].dtype == torch.int8)
     tensors = {name: StoredTensor.of(tensor) for name, tensor in ordered}
     metadata = {"source": source, "crc32c": _checksum(state)}
-    with new_file(path) as file:
-        write_safetensors(file, tensors, metadata=metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as file:
+            write_safetensors(file, tensors, metadata=metadata)
+    except OSError:
+        return False
+    return True

@@ -93,14 +93,15 @@ def is_table(data: bytes) -> bool:
 
 def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a table, the keys in strictly increasing order."""
-    footer = Cursor(data[-_FOOTER:-8])
+    footer = Cursor(data[-_FOOTER:-8])  # without the magic number
     metaindex = footer.varint(), footer.varint()
     index = footer.varint(), footer.varint()
     _read_block(data, *metaindex)  # empty in TensorFlow's files; read for its checksum
     previous, end, spent = None, 0, 0
     for _, value in _block_items(_read_block(data, *index)):
-        handle = Cursor(value)
+        handle = Cursor(value)  # the keys of the index block only help to search
         offset, size = handle.varint(), handle.varint()
+        # Blocks that share bytes would let a small file hold any number of entries.
         if offset < end:
             raise Damaged(f"the block at byte {offset:,} overlaps another one")
         end = offset + size + _TRAILER
@@ -126,6 +127,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
             f"the block at byte {offset:,} would end at {end:,}, past the end of the file"
         )
     compression, expected = data[end], int.from_bytes(data[end + 1 : end + _TRAILER], "little")
+    # The checksum covers the block and the byte that tells its compression.
     found = mask(google_crc32c.value(data[offset : end + 1]))
     if found != expected:
         raise Damaged(
@@ -137,6 +139,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
         raise Unsupported(
             f"the block at byte {offset:,} is compressed in an unknown way ({compression})"
         )
+    # The declared size is checked before anything is decompressed.
     stream = Cursor(data[offset:end])
     expanded = stream.varint(32)
     if expanded > min(LARGEST_TABLE, _LARGEST_EXPANSION * size):
@@ -151,8 +154,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
 
 def _block_items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a block."""
-    # Restarts are where a binary search may begin. Reading from the front needs to know only where
-    # they begin themselves.
+    # Restart offsets are for a binary search. Reading from the front needs only their number.
     restarts = int.from_bytes(block[-4:], "little")
     entries_end = len(block) - 4 * (1 + restarts)
     if entries_end < 0:
@@ -165,5 +167,5 @@ def _block_items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise Damaged(f"a key shares {shared:,} bytes with {shown(key)}, which has fewer")
         if shared + unshared > _LONGEST_KEY:
             raise Damaged(f"a key has {shared + unshared:,} bytes, more than {_LONGEST_KEY:,}")
-        key = key[:shared] + cursor.take(unshared)
+        key = key[:shared] + cursor.take(unshared)  # keys are compressed against the previous one
         yield key, cursor.take(length)

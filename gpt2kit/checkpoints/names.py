@@ -36,8 +36,7 @@ OPENAI = {
     "model/ln_f/b": "ln_f.bias",
 }
 
-# Prefixes that wrappers add: transformers' model with a head, DistributedDataParallel,
-# torch.compile.
+# Prefixes that transformers' model with a head, DistributedDataParallel and torch.compile add.
 PREFIXES = ("transformer.", "module.", "_orig_mod.")
 
 # The causal mask and its value, which older programs saved with the weights. Only these exact

@@ -61,6 +61,7 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
 def read_hparams(path: Path) -> GPT2Config:
     """Read OpenAI's hparams.json; raises ConfigError for a missing, unknown or invalid field."""
     raw = read_json(path, error=CheckpointError)
+    # Another field would be of another architecture: OpenAI's code has only these.
     if raw.keys() != set(_HPARAMS):
         wrong = ", ".join(sorted(raw.keys() ^ set(_HPARAMS)))
         expected = f"expected exactly {', '.join(_HPARAMS)}"
@@ -97,6 +98,7 @@ def find_prefix(path: Path) -> Path:
 
 def _named_in(path: Path) -> str:
     """Return the name of the checkpoint that the file `checkpoint` gives, without folders."""
+    # A protobuf message in text form; only this line of it matters.
     text = read_text(path, largest=_LARGEST_TEXT, error=CheckpointError)
     named = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
     if named is None:
@@ -124,7 +126,7 @@ def _stored(bundle: TensorBundle, variable: str, name: str) -> StoredTensor:
         if len(shape) != 3 or shape[0] != 1:
             detail = f"{variable} has shape {list(shape)}, expected [1, in, out]"
             raise CheckpointFormatError(path, detail)
-        shape = shape[1:]
+        shape = shape[1:]  # (in, out)
 
     def read(buffer: Tensor | None) -> Tensor:
         tensor = view_into(shape, dtype, buffer)

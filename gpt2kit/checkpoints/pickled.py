@@ -12,8 +12,8 @@ Before that it is a series of pickles, then the storages; there are no checksums
     for each key: number of elements (int64), then their bytes
 
 Only descriptions are read when a file is opened, by an interpreter that cannot run code
-(`gpt2kit.checkpoints.unpickle`). Each tensor is read when it is needed, straight from its place in
-the file, and the archive's checksum is verified then, which torch itself does not do.
+(`gpt2kit.checkpoints.unpickle`). Each tensor is read when it is needed, straight from the
+file, and the archive's checksum is verified then, which torch itself does not do.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class TorchFile:
             raise CheckpointFormatError(self.path, f"{detail}; the file is damaged: get it again")
         # A view with stride 0 shows the same number many times: such a tensor is larger than its
         # storage.
+        # `last` is the index in the storage of the last number that the view reaches.
         last = value.offset + sum(
             (size - 1) * step for size, step in zip(value.shape, value.stride, strict=True)
         )
@@ -101,12 +102,14 @@ class TorchFile:
     ) -> Tensor:
         """Read a whole storage, check its checksum, and return the tensor's view of it."""
         storage = tensor.storage
+        # The usual tensor is all of its storage, and can be read straight into the buffer.
         is_all = tensor.offset == 0 and math.prod(tensor.shape) == storage.numel
         is_all = is_all and tensor.stride == _row_major(tensor.shape)
         flat = view_into((storage.numel,), storage.dtype, buffer if is_all else None)
         found = read_range(
             self.path, name, record.offset, as_bytes(flat).numpy(), extend=_extend_crc32
         )
+        # The checksum is that of the whole storage: also for a view of a part, all of it was read.
         if record.crc32 not in (None, found):
             detail = f"{name} does not match its checksum; the file is damaged: get it again"
             raise CheckpointFormatError(self.path, detail)
@@ -154,12 +157,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _open_zip(path: Path) -> tuple[Any, dict[str, Record]]:
     """Return the content of an archive, and its storages by key."""
     records = _archive_records(path)
-    [*pickles] = [name for name in records if name.endswith("/data.pkl")]
+    pickles = [name for name in records if name.endswith("/data.pkl")]
     if any("/code/" in name or name.endswith("constants.pkl") for name in records):
         raise CheckpointFormatError(path, "this is a TorchScript program, expected weights")
     if len(pickles) != 1:
         raise CheckpointFormatError(path, "the archive has no data.pkl; torch.save did not make it")
-    root = pickles[0].removesuffix("data.pkl")
+    root = pickles[0].removesuffix("data.pkl")  # the name under which the file was saved
     order = records.get(f"{root}byteorder")
     if order is not None and _read_record(path, "byteorder", order) != b"little":
         detail = "its numbers are big-endian; save it again on a little-endian machine"
@@ -174,7 +177,7 @@ def _archive_records(path: Path) -> dict[str, Record]:
     """Return the records of an archive by name, each uncompressed and inside the file."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            entries = archive.infolist()
+            entries = archive.infolist()  # the central directory, at the end of the file
             records = {entry.filename: _record(entry, file) for entry in entries}
     except CheckpointFormatError:
         raise
@@ -182,6 +185,7 @@ def _archive_records(path: Path) -> dict[str, Record]:
         detail = "the archive is damaged or cut short; get it again"
         raise CheckpointFormatError(path, detail) from error
     size = check_regular(path, error=CheckpointError)
+    # Of two records with one name, programs differ in which one they read.
     if len(records) != len(entries):
         raise CheckpointFormatError(path, "two records of the archive have the same name")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -198,7 +202,7 @@ def _archive_records(path: Path) -> dict[str, Record]:
 def _record(entry: zipfile.ZipInfo, file: io.BufferedReader) -> Record:
     """Return where an entry's bytes are: after its local header, which gives its own length."""
     file.seek(entry.header_offset)
-    header = file.read(30)
+    header = file.read(30)  # its fixed part; the name and an extra field follow
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = entry.header_offset + len(header) + name_length + extra_length
     return Record(start, entry.file_size, entry.CRC)
@@ -222,6 +226,7 @@ def _read_record(path: Path, name: str, record: Record) -> bytes:
 def _open_older(path: Path) -> tuple[Any, dict[str, Record]]:
     """Return the content of a series of pickles, and its storages by key."""
     with open_regular(path, error=CheckpointError) as file:
+        # All five pickles must be in the first megabytes, so that a hostile length costs no memory.
         start = io.BytesIO(file.read(_LARGEST_PICKLE))
         if unpickle(start)[0] != _MAGIC or unpickle(start)[0] != _PROTOCOL:
             raise Unreadable("it is a pickle that torch.save did not write")
@@ -243,7 +248,7 @@ def _older_records(
     records = {}
     for storage in storages:
         file.seek(offset)
-        numel = int.from_bytes(file.read(8), "little")
+        numel = int.from_bytes(file.read(8), "little")  # should be storage.numel; `tensor` checks
         nbytes = numel * storage.dtype.itemsize
         if offset + 8 + nbytes > size:
             raise CheckpointFormatError(path, "the file ends too early; get it again")

@@ -48,6 +48,7 @@ def read_safetensors(
         if entry["dtype"] not in dtypes and not name.endswith(BUFFERS):
             detail = f"{name} has dtype {entry['dtype']}, expected one of {', '.join(dtypes)}"
             raise CheckpointFormatError(path, detail)
+        # Masks of any dtype are listed, because callers name what they skip, but never read.
         shape, dtype = tuple(entry["shape"]), dtypes.get(entry["dtype"], torch.uint8)
         offset = 8 + length + entry["data_offsets"][0]
         tensors[name] = StoredTensor(shape, dtype, partial(_read, path, name, offset, shape, dtype))
@@ -80,7 +81,7 @@ def write_safetensors(
     larger than half of the memory can be converted.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    end = 0
+    end = 0  # of the tensors so far, counted from the end of the header
     for name, stored in tensors.items():
         written = dtype or stored.dtype
         start, end = end, end + torch.Size(stored.shape).numel() * written.itemsize
@@ -94,5 +95,6 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # aligns the tensors
     file.write(struct.pack("<Q", len(text)) + text)
     for stored in tensors.values():
+        # In C order: a transposed matrix is copied here.
         tensor = stored.read().to(dtype or stored.dtype).contiguous()
         file.write(as_bytes(tensor).numpy().data)

@@ -30,13 +30,13 @@ def decompress(elements: bytes, size: int) -> bytes:
         if at + extra > len(elements):
             raise ValueError("compressed data ends inside an element")
         at += extra
-        if kind == 0:
+        if kind == 0:  # a literal
             length = 1 + (number if extra else high)
             if length > len(elements) - at:
                 raise ValueError("compressed data ends inside a literal")
             piece = elements[at : at + length]
             at += length
-        else:
+        else:  # a copy; the short kind has 3 bits of length and 11 of offset
             length = 4 + (high & 7) if kind == 1 else 1 + high
             offset = (high >> 3) << 8 | number if kind == 1 else number
             if not 1 <= offset <= len(out):
@@ -45,6 +45,7 @@ def decompress(elements: bytes, size: int) -> bytes:
             piece = bytes(out[start : start + length])
             # A copy that overlaps its own result repeats the last `offset` bytes.
             piece = (piece * (-(-length // offset)))[:length]
+        # Checked before the bytes are appended, so that memory stays bounded.
         if len(out) + length > size:
             raise ValueError("compressed data is longer than it says")
         out += piece

@@ -61,7 +61,7 @@ class TensorBundle:
         """
         entry = self.entries[name]
         self._require_numbers(name)
-        out = np.empty(entry.nbytes, np.uint8)
+        out = np.empty(entry.nbytes, np.uint8)  # the elements' bytes, in C order
         self.read_into(name, out)
         dtype = np.dtype("uint16" if entry.dtype == "bfloat16" else entry.dtype)
         return out.view(dtype.newbyteorder("<")).reshape(entry.shape)
@@ -82,17 +82,20 @@ class TensorBundle:
         if len(entry.parts) == 1:
             self._read_part(name, entry.parts[0], out)
             return
+        # A last axis for the bytes of an element, so that a slice is a box of bytes.
         whole = out.reshape(*entry.shape, entry.itemsize)
         for part in entry.parts:
             piece = np.empty(part.nbytes, np.uint8)
             self._read_part(name, part, piece)
             box = tuple(slice(*extent) for extent in part.box)
+            # (*part.shape, itemsize) into its box of (*entry.shape, itemsize)
             whole[box] = piece.reshape(*part.shape, entry.itemsize)
 
     def _read_part(self, name: str, part: BundlePart, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` from the file and check its checksum."""
         path = self._data_file(part.shard)
         crc = read_range(path, repr(name), part.offset, out, extend=google_crc32c.extend)
+        # Only now is `out` known to be right: it was filled while the checksum was computed.
         if mask(crc) != part.checksum:
             found = f"has checksum {mask(crc):#010x}, not {part.checksum:#010x}"
             detail = f"{name!r} {found}; the file is damaged: download or copy it again"
@@ -120,6 +123,7 @@ class TensorBundle:
         )
         end = (0, 0)  # data file, and where its last part so far ends
         for shard, offset, nbytes, name in parts:
+            # Empty tensors may be anywhere.
             if nbytes and (shard, offset) < end:
                 detail = f"{name!r} overlaps the bytes of another tensor; the file is damaged"
                 raise CheckpointFormatError(self._index, detail)
@@ -132,7 +136,7 @@ class TensorBundle:
             for part in entry.parts:
                 ends[part.shard] = max(ends.get(part.shard, 0), part.offset + part.nbytes)
         sizes: dict[int, int] = {}
-        missing = []
+        missing = []  # all of them are listed in one error
         for shard in sorted(ends):
             try:
                 sizes[shard] = check_regular(self._data_file(shard), error=CheckpointError)
@@ -158,6 +162,7 @@ def _read_index(prefix: Path, index: Path) -> bytes:
     try:
         size = check_regular(index, error=CheckpointError)
     except CheckpointNotFoundError as error:
+        # In the first format the prefix itself is a file, and ends as a table does.
         if prefix.is_file() and is_table(_last_bytes(prefix)):
             raise CheckpointFormatError(prefix, V1) from error
         what = "a TensorFlow checkpoint is an .index file and its .data files"

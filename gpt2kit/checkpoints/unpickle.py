@@ -63,6 +63,8 @@ def unpickle(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
     """
     machine = _Machine()
     try:
+        # genops only splits the bytes into opcodes and their arguments; it builds no object of
+        # them.
         for opcode, argument, _ in pickletools.genops(file):
             machine.step(opcode.name, argument)
         return machine.stack.pop(), machine.storages
@@ -89,6 +91,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Pick
 def _tensor_v3(*arguments: Any) -> PickledTensor:
     """Stand for torch._utils._rebuild_tensor_v3: a view of raw bytes with a dtype of its own."""
     tensor, dtype = _tensor(*arguments), _require(arguments[6], torch.dtype)
+    # torch gives the size of such a storage in bytes, but the offset in elements.
     storage = Storage(tensor.storage.key, dtype, tensor.storage.numel // dtype.itemsize)
     return PickledTensor(storage, tensor.offset, tensor.shape, tensor.stride)
 
@@ -100,7 +103,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     """Stand for collections.OrderedDict; Python 2 pickled the pairs as arguments."""
-    result: dict[Any, Any] = {}
+    result: dict[Any, Any] = {}  # dictionaries keep their order anyway
     for key, value in pairs:
         _set(result, key, value)
     return result
@@ -158,8 +161,8 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self._marks: list[int] = []  # heights of the stack
+        self._memo: dict[int, Any] = {}  # a dictionary: numbers in the pickle may be huge
         self.storages: dict[str, Storage] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
@@ -198,10 +201,11 @@ class _Machine:
                 raise Unreadable("two storages in it have the same key")
             stack.append(storage)
         elif opcode == "REDUCE":
+            # Only functions of this module are ever on the stack: see _NAMES.
             arguments = _require(stack.pop(), tuple)
             stack.append(_require(stack.pop(), FunctionType)(*arguments))
         elif opcode == "BUILD":
-            stack.pop()
+            stack.pop()  # for example the _metadata of a state_dict
         elif opcode not in ("PROTO", "STOP"):
             raise Unreadable(f"the pickle in it uses {opcode}, which torch.save does not")
 
@@ -243,6 +247,7 @@ def _named(name: str) -> Any:
 
 def _storage(identity: Any) -> Storage:
     """Return the storage of a persistent id: 5 parts in the zip format, 6 in the older one."""
+    # The fourth part is the device that the tensor was on: here everything is read to the CPU.
     parts = _require(identity, tuple)
     if len(parts) not in (5, 6) or parts[0] != "storage" or (len(parts) == 6 and parts[5]):
         raise Unreadable("it refers to something that is no plain storage")

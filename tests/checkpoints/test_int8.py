@@ -1,4 +1,4 @@
-"""The file of int8 weights: made once, made anew for other weights or after damage, and never another model."""
+"""The file of int8 weights: made once, made anew after changes or damage, never another model."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_changed_weights_are_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other tensors", "another checksum"])
-def test_a_damaged_file_is_made_anew_and_that_is_said(damage: str, folder: Path) -> None:
+def test_a_damaged_file_is_made_anew_with_a_warning(damage: str, folder: Path) -> None:
     first, _ = gpt2kit.load(folder, quantize="int8")
     file = int8_file(folder)
     whole = file.read_bytes()
@@ -136,7 +136,7 @@ def test_the_directory_stays_loadable_by_transformers_and_by_us(folder: Path) ->
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-5)
 
 
-def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
+def test_weights_with_nan_are_refused(folder: Path) -> None:
     model = GPT2(TINY)
     with torch.no_grad():
         model.wte.weight[1, 2] = float("nan")
@@ -149,7 +149,9 @@ def test_weights_that_are_no_numbers_are_refused_here_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"quantize": "int3"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"device": "mps"}]
 )
-def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], folder: Path) -> None:
+def test_an_impossible_combination_is_refused_by_name(
+    options: dict[str, Any], folder: Path
+) -> None:
     with pytest.raises(ConfigError, match="int"):
         gpt2kit.load(folder, **{"quantize": "int8", **options})
 
@@ -198,7 +200,7 @@ def test_no_flipped_bit_gives_another_model(folder: Path) -> None:
         assert all(torch.equal(found[name], expected[name]) for name in expected), (offset, bit)
 
 
-def test_a_flipped_bit_is_said_and_the_file_mended(folder: Path) -> None:
+def test_a_flipped_bit_is_a_warning_and_the_file_is_rewritten(folder: Path) -> None:
     gpt2kit.load(folder, quantize="int8")
     path = int8_file(folder)
     whole = path.read_bytes()
@@ -210,7 +212,7 @@ def test_a_flipped_bit_is_said_and_the_file_mended(folder: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_file_with_a_scale_that_is_no_number_is_not_believed(folder: Path) -> None:
+def test_a_nan_scale_is_damage_even_if_the_checksum_is_right(folder: Path) -> None:
     expected, _ = gpt2kit.load(folder, quantize="int8")
     path = int8_file(folder)
     state = load_file(path)
@@ -239,7 +241,7 @@ def test_numbers_beyond_float32_cannot_become_int8(folder: Path) -> None:
         gpt2kit.load(folder, quantize="int8")
 
 
-def test_whether_the_file_is_good_can_be_asked(folder: Path) -> None:
+def test_the_file_can_be_checked_without_loading_the_model(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert check_int8_file(checkpoint) is None
     gpt2kit.load(folder, quantize="int8")

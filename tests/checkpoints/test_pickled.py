@@ -1,4 +1,4 @@
-"""Files of torch.save: read as torch reads them, and hostile ones refused in little time and memory."""
+"""Files of torch.save: read as torch reads them; hostile ones are refused in bounded time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_plain_values_beside_the_tensors_are_read(tmp_path: Path, zipped: bool) 
     assert found == {**content, "size": (2, 3), "device": None}
 
 
-def test_a_module_is_saved_with_attributes_that_are_passed_over(tmp_path: Path) -> None:
+def test_attributes_of_a_state_dict_are_ignored(tmp_path: Path) -> None:
     # The state_dict of a module carries its _metadata as an attribute of the OrderedDict.
     linear = nn.Linear(3, 2)
     file = pickled.open_file(save(tmp_path / "file.pt", linear.state_dict(), True))

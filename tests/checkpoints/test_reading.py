@@ -1,4 +1,4 @@
-"""Reading every format: the fixtures bit for bit and with their logits, and each kind of damage under its own name."""
+"""Reading every format: fixtures bit for bit and with their logits; every damage is named."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_tensor_is_the_files_bit_for_bit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [*TF, *HF], ids=name_of)
-def test_logits_are_the_original_programs(folder: Path) -> None:
+def test_logits_equal_those_of_the_original_program(folder: Path) -> None:
     answers = np.load(folder / "reference.npz")
     model = build_model(open_checkpoint(folder))
     for length in ("1", "7", "ctx"):
@@ -82,7 +82,7 @@ def test_logits_are_the_original_programs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", HF, ids=name_of)
-def test_float64_logits_are_transformers_to_nine_digits(folder: Path) -> None:
+def test_float64_logits_equal_those_of_transformers_to_nine_digits(folder: Path) -> None:
     answers = np.load(folder / "reference.npz")
     model = build_model(open_checkpoint(folder), dtype=torch.float64)
     for length in ("1", "7", "ctx"):
@@ -91,7 +91,7 @@ def test_float64_logits_are_transformers_to_nine_digits(folder: Path) -> None:
         np.testing.assert_allclose(logits, answers[f"logits_{length}"], rtol=0, atol=1e-9)
 
 
-def test_the_cache_holds_what_tensorflows_holds() -> None:
+def test_the_cache_equals_that_of_tensorflow() -> None:
     folder = GOLDEN / "tf" / "micro-a"
     answers = np.load(folder / "reference.npz")
     model = build_model(open_checkpoint(folder))
@@ -171,7 +171,7 @@ def test_a_file_is_read_by_what_is_in_it_and_not_by_its_name(
     assert_same_model(build_model(checkpoint), tiny_model)
 
 
-def test_a_lightning_wrapper_around_the_tensors_is_looked_into(
+def test_the_tensors_inside_a_lightning_checkpoint_are_found(
     tmp_path: Path, tiny_model: GPT2
 ) -> None:
     wrapped: Any = {"state_dict": hub_state(tiny_model), "epoch": 3}
@@ -308,7 +308,9 @@ def assert_same_model(found: GPT2, expected: GPT2) -> None:
 # --- config.json ----------------------------------------------------------------------------------
 
 
-def test_fields_of_other_purposes_are_passed_over(tmp_path: Path, tiny_model: GPT2) -> None:
+def test_fields_that_do_not_change_the_function_are_ignored(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
     others: dict[str, Any] = {
         "summary_type": "cls_index",
         "task_specific_params": {},
@@ -545,7 +547,7 @@ def test_a_flipped_bit_in_a_tensorflow_checkpoint_is_found(tmp_path: Path) -> No
         (b"\x00" * 4096, "whole safetensors"),
     ],
 )
-def test_what_was_saved_in_place_of_weights_is_recognised(
+def test_what_was_saved_instead_of_weights_is_recognized(
     tmp_path: Path, tiny_model: GPT2, weights: str, content: bytes, message: str
 ) -> None:
     write_hub(tmp_path, tiny_model, weights=weights)
@@ -556,7 +558,7 @@ def test_what_was_saved_in_place_of_weights_is_recognised(
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
-def test_what_is_no_file_never_blocks(
+def test_a_folder_pipe_or_broken_link_never_blocks(
     tmp_path: Path, tiny_model: GPT2, weights: str, kind: str
 ) -> None:
     write_hub(tmp_path, tiny_model, weights=weights)
@@ -619,7 +621,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path, tiny_model: GPT2) -> No
 
 
 def test_a_storage_shorter_than_declared_is_refused(tmp_path: Path, tiny_model: GPT2) -> None:
-    # Mapped, it would quietly be filled up with its neighbour's bytes.
+    # torch maps it, and silently fills it up with the bytes of its neighbor.
     path = write_hub(tmp_path, tiny_model, weights="pytorch_model.bin") / "pytorch_model.bin"
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -646,7 +648,9 @@ def test_a_storage_shorter_than_declared_is_refused(tmp_path: Path, tiny_model: 
     ],
     ids=["list", "plain numbers", "sparse", "expanded", "without data"],
 )
-def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, tiny_model: GPT2, value: Any) -> None:
+def test_anything_but_a_plain_tensor_is_refused(
+    tmp_path: Path, tiny_model: GPT2, value: Any
+) -> None:
     write_hub(tmp_path, tiny_model, weights="pytorch_model.bin")
     torch.save(value, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError):
@@ -771,7 +775,7 @@ def test_another_torch_file_is_not_taken_for_nanogpts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "legacy"])
-def test_no_damage_escapes_as_anything_but_our_own_errors(
+def test_random_damage_raises_only_our_own_errors(
     tmp_path: Path, tiny_config: GPT2Config, weights: str
 ) -> None:
     model = make_model(replace(tiny_config, n_layer=1, n_vocab=20))
@@ -785,8 +789,8 @@ def test_no_damage_escapes_as_anything_but_our_own_errors(
     for _ in range(150):
         damaged = bytearray(whole)
         for _ in range(random.integers(1, 4)):
-            place = int(random.integers(0, min(len(whole), 3000)))
-            damaged[place] = int(random.integers(0, 256))
+            offset = int(random.integers(0, min(len(whole), 3000)))
+            damaged[offset] = int(random.integers(0, 256))
         path.write_bytes(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -797,9 +801,10 @@ def test_no_damage_escapes_as_anything_but_our_own_errors(
     assert refused > 30
 
 
-def test_a_refused_tensor_leaves_torch_its_threads(tmp_path: Path, tiny_model: GPT2) -> None:
-    # They were set to one for the reading, and stayed so for every thread begun later where it
-    # failed.
+def test_a_refused_tensor_leaves_the_number_of_threads_unchanged(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    # It is set to one while tensors are read, and was not set back after an error.
     state = hub_state(tiny_model)
     state["transformer.ln_f.bias"][0] = float("nan")
     checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model, state=state))

@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints are read exactly or refused: files by TensorFlow itself, files by our own writer, and damaged ones."""
+"""TensorFlow checkpoints, TensorFlow's own and our writer's, are read exactly or refused."""
 
 from __future__ import annotations
 
@@ -497,7 +497,7 @@ def one_block(content: bytes, compression: int = 0) -> bytes:
 
 
 def spelled_out(unshared: int, entries: int) -> bytes:
-    """A block whose keys repeat all of the one before and add a byte: short to write, long to hold."""
+    """Return a block whose keys repeat the previous one and add a byte: small, but expanding."""
     value = E(1, (0,))
     first = (
         writer.varint(0)
@@ -605,9 +605,7 @@ def test_huge_declared_sizes_allocate_nothing(tmp_path: Path) -> None:
         (bytes(1000), "not a TensorFlow index"),
     ],
 )
-def test_a_failed_download_is_recognised_for_what_it_is(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_a_failed_download_is_recognized(tmp_path: Path, content: bytes, message: str) -> None:
     prefix = small_bundle(tmp_path)
     Path(f"{prefix}.index").write_bytes(content)
     with pytest.raises(CheckpointFormatError, match=message):
@@ -739,7 +737,7 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_random_damage_behind_good_checksums_raises_nothing_but_our_errors(
+def test_random_damage_behind_right_checksums_raises_only_our_errors(
     tmp_path: Path, compress: bool
 ) -> None:
     prefix = small_bundle(tmp_path)

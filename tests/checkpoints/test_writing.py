@@ -104,7 +104,7 @@ def test_what_is_written_is_read_back(
     assert torch.equal(again(ids), model(ids))
 
 
-def test_models_that_transformers_has_no_word_for_say_so(
+def test_models_that_transformers_does_not_have_get_our_model_type(
     tmp_path: Path, tiny_config: GPT2Config
 ) -> None:
     write_model(tmp_path, make_model(replace(tiny_config, norm="rmsnorm")))

@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer: the same ids as OpenAI's encoder, and a clear word for every damaged vocabulary."""
+"""GPT-2's tokenizer: OpenAI's ids, and a clear message for every damaged vocabulary."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path) is None
 
 
-def test_two_folders_have_two_vocabularies(
+def test_a_folder_is_read_anew_after_it_changed(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     # tiktoken's own reader caches by path and would hand out what stood there before.

@@ -1,4 +1,4 @@
-"""Character vocabularies: exact both ways, saved and found again, and clear about what they do not know."""
+"""Character vocabularies: exact both ways, saved and read again; unknown characters are named."""
 
 from __future__ import annotations
 

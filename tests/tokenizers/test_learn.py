@@ -11,8 +11,8 @@ from gpt2kit.tokenizers import load_tokenizer
 from gpt2kit.tokenizers.learn import learn_bpe
 
 TEXT = (
-    "la gloria di colui che tutto move per l'universo penetra, e risplende\n  in una parte più e meno altrove.\n"
-    * 3
+    "la gloria di colui che tutto move per l'universo penetra, e risplende\n"
+    "  in una parte più e meno altrove.\n" * 3
 )
 
 

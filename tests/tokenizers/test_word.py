@@ -1,4 +1,4 @@
-"""Word vocabularies: exact both ways, and clear about what they do not know."""
+"""Word vocabularies: exact both ways; unknown words are named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_any_text_comes_back_to_the_character() -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_word_known_in_another_place_of_the_line_is_used_there_too() -> None:
+def test_a_word_known_elsewhere_in_a_line_is_used_at_any_position() -> None:
     tokenizer = WordTokenizer.from_text("tre donne\ntre rose")
     assert tokenizer.decode(tokenizer.encode("donne tre")) == " donnetre"
     assert tokenizer.decode(tokenizer.encode("donne rose")) == " donne rose"
