@@ -1,7 +1,7 @@
 """GPT-2: its weights from wherever they are, proven right, and everything one does with them.
 
     model, tokenizer = gpt2kit.load("124M")
-    print(gpt2kit.generate(model, tokenizer, "Every effort moves you", max_tokens=30, top_k=3, seed=1))
+    print(gpt2kit.generate(model, tokenizer, "Every effort moves you", top_k=3, seed=1))
 
 Names are imported when they are first used, so that `import gpt2kit` costs nothing.
 """

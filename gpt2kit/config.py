@@ -1,7 +1,7 @@
 """The shape of a GPT-2: its fields and their rules, and the published sizes.
 
-Field names are those of OpenAI's `hparams.json` (`n_vocab n_ctx n_embd n_head n_layer`) and of Hugging
-Face's GPT-2 configurations. `gpt2kit.checkpoints` reads those files.
+Field names are those of OpenAI's `hparams.json` (`n_vocab n_ctx n_embd n_head n_layer`) and of
+Hugging Face's GPT-2 configurations. `gpt2kit.checkpoints` reads those files.
 """
 
 from __future__ import annotations

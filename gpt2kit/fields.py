@@ -7,7 +7,8 @@
         def __post_init__(self) -> None:
             check(self)
 
-The library checks the values; the command line makes its options, help and defaults from the same fields.
+The library checks the values; the command line makes its options, help and defaults from the same
+fields.
 """
 
 from __future__ import annotations

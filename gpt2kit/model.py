@@ -1,8 +1,8 @@
 """GPT-2 as a torch module: token ids in, logits out.
 
-Read it from the top: `GPT2` is the whole model, `Block` one layer of it, `Attention` and `MLP` the two
-halves of a layer. The modules carry the names of the published checkpoints. Nothing here reads files,
-knows a tokenizer or draws samples.
+Read it from the top: `GPT2` is the whole model, `Block` one layer of it, `Attention` and `MLP` the
+two halves of a layer. The modules carry the names of the published checkpoints. Nothing here reads
+files, knows a tokenizer or draws samples.
 
     B batch, T new tokens, S cached + new tokens, C width, H heads, D head size, V vocabulary
 """
@@ -142,7 +142,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: each token gathers information from itself and the tokens before it."""
+    """Causal self-attention: each token gathers from itself and the tokens before it."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class MLP(nn.Module):
         return dropout(self.c_proj(x), self.config.resid_pdrop, self.training)  # (B, T, C)
 
 
-# --- the parts that a configuration chooses ---------------------------------------------------------
+# --- the parts that a configuration chooses -------------------------------------------------------
 
 
 def gelu_new(x: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def position_embedding(config: GPT2Config) -> nn.Module:
 
 
 class Sinusoids(nn.Module):
-    """Fixed positions: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017, 3.5)."""
+    """Fixed positions: sines in even columns, cosines in odd ones (Vaswani et al. 2017, 3.5)."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

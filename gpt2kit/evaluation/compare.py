@@ -47,7 +47,7 @@ def check_alike(a: Checkpoint, b: Checkpoint) -> Tokenizer | None:
     return tokenizers[0] if tokenizers else None
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PartDifference:
 
 
 def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
-    """Return the distances of all parts, in forward order, then of the whole; reads two tensors at once."""
+    """Return the distance of each part, in forward order, then of all; reads tensor by tensor."""
     squares: dict[tuple[str, int | None], list[float]] = {}
     for name in a.config.shapes():
         ours, theirs = read_checked(a, name).double(), read_checked(b, name).double()
@@ -90,9 +90,9 @@ def weight_differences(a: Checkpoint, b: Checkpoint) -> list[PartDifference]:
 def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
     """Return the model whose weights are (1 - alpha) · a + alpha · b, to be read tensor by tensor.
 
-    Sums are computed in float32 or wider, and stored in the wider of both dtypes. Alpha 0 and 1 give
-    a and b exactly. Raises ConfigError for an alpha outside of 0 to 1 and what `check_alike` raises;
-    reading a tensor raises CheckpointFormatError if a or b is damaged.
+    Sums are computed in float32 or wider, and stored in the wider of both dtypes. Alpha 0 and 1
+    give a and b exactly. Raises ConfigError for an alpha outside of 0 to 1 and what `check_alike`
+    raises; reading a tensor raises CheckpointFormatError if a or b is damaged.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(
@@ -118,7 +118,7 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
     )
 
 
-# --- a text ----------------------------------------------------------------------------------------------------------
+# --- a text ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def text_difference(
 ) -> TextDifference:
     """Compare two models' `token_surprisals`, (n - 1,) each, of the same (n,) ids.
 
-    Lists the `top` tokens that the second model predicts better, and as many that it predicts worse.
+    Lists the `top` tokens that the second model predicts better, and as many that it predicts
+    worse.
     """
     change = b - a
 

@@ -1,8 +1,8 @@
 """How much of a text is copied from a corpus: the passages that are in both, word for word.
 
 A model trained long enough on one book knows it by heart. But every author repeats phrases, so
-compare the figure with that of a similar text that is not in the corpus: measure the validation text
-against the training text.
+compare the figure with that of a similar text that is not in the corpus: measure the validation
+text against the training text.
 
     index = Index(corpus.train_ids)  # takes seconds for a megabyte; reuse it for many texts
     measure(sample_ids, index).copied, measure(corpus.val_ids, index).copied
@@ -26,8 +26,8 @@ from gpt2kit.errors import ConfigError
 
 Ints = NDArray[np.int64]
 
-# Of the last tenths of the Comedy and of tiny Shakespeare, 0.1 to 0.7% is in shared runs of at least
-# this length, with the rest as the corpus.
+# Of the last tenths of the Comedy and of tiny Shakespeare, 0.1 to 0.7% is in runs of at least this
+# length that the rest has, too.
 MIN_TOKENS = 12  # of GPT-2's vocabulary; characters need many more
 MIN_WORDS = 5
 
@@ -82,8 +82,8 @@ class Index:
     """The suffix array of a corpus, with tables to look up many texts; about 100 bytes a token.
 
     Built by prefix doubling (Manber and Myers, 1993): level k numbers each run of 2^k tokens by its
-    rank among all such runs, from 1; 0 stands for a run behind the end. A run of 2^(k+1) tokens is a
-    pair of ranks. Once all ranks differ, they are the ranks of the suffixes.
+    rank among all such runs, from 1; 0 stands for a run behind the end. A run of 2^(k+1) tokens is
+    a pair of ranks. Once all ranks differ, they are the ranks of the suffixes.
     """
 
     def __init__(self, ids: ArrayLike) -> None:
@@ -105,7 +105,7 @@ class Index:
         self._suffixes = np.argsort(names)  # positions, sorted by the text from there on
 
     def _pairs(self, names: NDArray[np.int32], level: int) -> Ints:
-        """Return one number for the pair of ranks of each run of 2^(level+1), in the pairs' order."""
+        """Return a number for each run of 2^(level+1): its pair of ranks, in the same order."""
         second = np.zeros(len(names), np.int64)
         second[: -(2**level)] = names[2**level :]
         return (names.astype(np.int64) * (self.n_tokens + 1) + second)[:-1]
@@ -121,7 +121,7 @@ class Index:
             np.full(n, self.n_tokens, np.int64),
         )
         for level in reversed(range(len(names))):
-            # Suffixes low to high begin with the match so far, so they are sorted by the run after it.
+            # Suffixes low to high begin with the match so far: they are sorted by what follows.
             corpus_names = self._levels[min(level, len(self._levels) - 1)]
             wanted = names[level][np.arange(n) + lengths]
             rows = np.flatnonzero(wanted)
@@ -139,7 +139,7 @@ class Index:
         return self._suffixes[low:high]
 
     def _names_of(self, text: NDArray[Any]) -> list[Ints]:
-        """Return for each level the ranks of a text's runs, 0 for a run that is not in the corpus."""
+        """Return for each level the ranks of a text's runs, 0 for those not in the corpus."""
         n = len(text)
         levels = [np.append(_find(self._keys[0], text), 0)]
         while levels[-1].any():
@@ -161,7 +161,8 @@ class Index:
     ) -> Ints:
         """Return for each row the first suffix from low to high with a rank of `wanted` or more.
 
-        The rank is that of the run `offset` tokens after the suffix begins; `high` if there is none.
+        The rank is that of the run `offset` tokens after the suffix begins; `high` if there is
+        none.
         """
         low, high = low.copy(), high.copy()
         while (open_ := low < high).any():
@@ -204,7 +205,7 @@ def measure(
     return Originality(n, min_run, copied / max(1, n), int(lengths.max(initial=0)), passages)
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 

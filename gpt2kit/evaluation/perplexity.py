@@ -76,8 +76,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on a text: a string, the Path of what `load_corpus` reads, a Text, or ids.
 
-    `surprisal.windows` says which tokens each window reads and scores; the default stride is half of
-    n_ctx. `batch_size` windows are read at once. Raises CorpusError for fewer than two tokens,
+    `surprisal.windows` says which tokens each window reads and scores; the default stride is half
+    of n_ctx. `batch_size` windows are read at once. Raises CorpusError for fewer than two tokens,
     TokenizerError for text that the vocabulary cannot represent.
     """
     tokenizer = require_tokenizer(tokenizer, "the model")
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def text_ids(text: str | Path | Text, tokenizer: Tokenizer) -> Ids:
-    """Return a text's ids, documents separated by stop_id; raises CorpusError for fewer than two."""
+    """Return a text's ids, with stop_id between documents; raises CorpusError below two ids."""
     if isinstance(text, str):
         documents = tuple(document for document in text.split(END_OF_TEXT) if document.strip())
         if not documents:
@@ -129,7 +129,7 @@ def token_surprisals(
 
 
 def default_stride(n_ctx: int) -> int:
-    """Return half of n_ctx: every token has at least half a window of context, and is read twice."""
+    """Return half of n_ctx: every token is read twice, with half a window of context or more."""
     return max(1, n_ctx // 2)
 
 
@@ -152,7 +152,7 @@ def _sizes(ids: Ids, tokenizer: Tokenizer) -> tuple[int, int, int]:
     )
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

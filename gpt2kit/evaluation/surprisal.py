@@ -1,8 +1,10 @@
 """The surprisal of each token of a text: minus the log probability that the model gave to it.
 
-Perplexity, tasks, the ranking of sentences and the comparison of two models are all computed from it.
+Perplexity, tasks, the ranking of sentences and the comparison of two models are all computed from
+it.
 
-    B windows of a batch, T tokens that a window reads, N tokens that are scored, C width, V vocabulary
+    B windows of a batch, T tokens that a window reads, N tokens that are scored,
+    C width, V vocabulary
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ def windows(ids: Sequence[int] | Any, *, n_ctx: int, stride: int) -> Iterator[Wi
 
     Each window reads n_ctx tokens and begins `stride` tokens after the previous one. It scores the
     tokens that no window before it has scored: from the second window on its last `stride` tokens,
-    each of which is predicted from at least n_ctx - stride + 1 tokens. A stride of n_ctx reads every
-    token once and is fastest; a smaller one gives every token more context.
+    each of which is predicted from at least n_ctx - stride + 1 tokens. A stride of n_ctx reads
+    every token once and is fastest; a smaller one gives every token more context.
     """
     if not 1 <= stride <= n_ctx:
         raise ConfigError(
@@ -134,7 +136,10 @@ def _check(window: Window, n_ctx: int) -> None:
             f"a window of {n} tokens scores {window.scored}; expected from 1 to {n - 1}"
         )
     if n > n_ctx + 1:
-        message = f"a window has {n:,} tokens; the model reads {n_ctx:,}, so expected at most {n_ctx + 1:,}"
+        most = n_ctx + 1
+        message = (
+            f"a window has {n:,} tokens; the model reads {n_ctx:,}, so expected at most {most:,}"
+        )
         raise ContextLengthError(message, requested=n - 1, limit=n_ctx)
 
 

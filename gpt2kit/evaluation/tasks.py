@@ -1,8 +1,8 @@
-"""LAMBADA and HellaSwag: questions with known answers, scored as in the programs whose figures are published.
+"""LAMBADA and HellaSwag: questions with known answers, scored as in published results.
 
-LAMBADA asks for the last word of a passage, as lm-evaluation-harness's lambada_openai does; HellaSwag
-for the most likely of several endings, as llm.c's script does. The passages are read from .jsonl
-files; gpt2kit brings none.
+LAMBADA asks for the last word of a passage, as lm-evaluation-harness's lambada_openai does;
+HellaSwag for the most likely of several endings, as llm.c's script does. The passages are read from
+.jsonl files; gpt2kit brings none.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _most_likely(answers: Sequence[torch.Tensor], measure: Callable[[torch.Tenso
     return min(range(len(answers)), key=lambda index: measure(answers[index]))
 
 
-# --- lines of a file -------------------------------------------------------------------------------------------------
+# --- lines of a file ------------------------------------------------------------------------------
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -188,7 +188,7 @@ def _bad(path: Path, number: int, expected: str, value: dict[str, Any]) -> Corpu
 def _window(
     path: Path, number: int, model: GPT2, tokenizer: Tokenizer | None, context: str, answer: str
 ) -> Window:
-    """Return the window that scores an answer after its context, or after the end of it that fits."""
+    """Return the window that scores an answer after its context, cut at its beginning to fit."""
     tokenizer = require_tokenizer(tokenizer, "the model")
     try:
         before, ids = tokenizer.encode(context), tokenizer.encode(answer)

@@ -33,7 +33,7 @@ TOLERANCE = 2e-5
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check, with its figure or reason; `passed` is None if it does not apply."""
+    """The outcome of one check, with figure or reason; `passed` is None if it does not apply."""
 
     name: str
     passed: bool | None
@@ -94,7 +94,7 @@ KNOWN: dict[str, KnownModel] = {
 
 
 def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]:
-    """Check a model's files, tensors and arithmetic; after a failure, the other checks still run."""
+    """Check a model's files, tensors and arithmetic; a failure does not stop the other checks."""
     path = Path(os.path.abspath(path))
     yield from _guarded("files", lambda: check_files(path))
     try:
@@ -135,7 +135,7 @@ def _guarded_one(name: str, check: Callable[[], Check]) -> Check:
     return next(_guarded(name, lambda: iter([check()])))
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def check_files(path: Path) -> Iterator[Check]:
@@ -182,7 +182,7 @@ def _pin(manifest: store.Manifest, name: str) -> str | None:
     return None
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
 def check_reference(model: GPT2, ids: Tensor) -> Check:
@@ -222,11 +222,11 @@ def _compare(name: str, found: Tensor, expected: Tensor, what: str) -> Check:
     )
 
 
-# --- known answers ---------------------------------------------------------------------------------------------------
+# --- known answers --------------------------------------------------------------------------------
 
 
 def check_known_answers(path: Path, model: GPT2, tokenizer: Tokenizer | None) -> Iterator[Check]:
-    """Generate greedily what other programs generated, and measure a published loss, where the weights are the real ones."""
+    """Compare greedy texts and a loss of the real weights with those that others published."""
     size = _published_size(path, model)
     if size is None or tokenizer is None:
         yield Check(

@@ -51,8 +51,8 @@ class Attribution:
 def check_sum(model: GPT2) -> None:
     """Raise ConfigError for a model whose residual stream is not the sum of its parts' outputs.
 
-    That is a model that normalizes after adding, or whose numbers are too coarse for the sum to hold
-    (half precision, int8).
+    That is a model that normalizes after adding, or whose numbers are too coarse for the sum to
+    hold (half precision, int8).
     """
     if not model.config.norm_first:
         raise ConfigError(
@@ -121,7 +121,8 @@ def _parts(seen: Trace, position: int) -> Iterator[tuple[str, int | None, int | 
         attention = seen.model.get_submodule(f"h.{number}.attn")
         assert isinstance(attention, Attention)
         # Row h is the output of head h alone, the other heads being 0.
-        alone = torch.block_diag(*layer.head_outputs[0, :, position])  # type: ignore[no-untyped-call]  # (H, C)
+        outputs = layer.head_outputs[0, :, position]  # (H, D)
+        alone = torch.block_diag(*outputs)  # type: ignore[no-untyped-call]  # (H, C)
         bias = attention.c_proj(torch.zeros_like(alone[0]))  # (C,)
         for head, update in enumerate(attention.c_proj(alone) - bias):
             yield "head", number, head, update

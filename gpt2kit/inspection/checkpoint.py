@@ -56,7 +56,7 @@ def part_of(name: str) -> str:
 
 
 def count_parameters(config: GPT2Config) -> dict[str, int]:
-    """Return the number of parameters of each part of the model; a tied head has none of its own."""
+    """Return the number of parameters of each part of the model; a tied head has none."""
     counts: dict[str, int] = {}
     for name, shape in config.shapes().items():
         part = part_of(name)

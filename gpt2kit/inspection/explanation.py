@@ -1,8 +1,8 @@
 """How a model reads a text: surprisal and alternatives, logit lens, attention, attribution.
 
-Everything is computed from traces. A text longer than the model's window is read in several windows,
-each beginning half a window after the previous one: every token is explained once, with at least half
-a window of context.
+Everything is computed from traces. A text longer than the model's window is read in several
+windows, each beginning half a window after the previous one: every token is explained once, with at
+least half a window of context.
 
     T tokens, V vocabulary, L layers, H heads, N entries kept of a row of attention
 """
@@ -94,7 +94,7 @@ def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list
     return found
 
 
-# --- logit lens ------------------------------------------------------------------------------------------------------
+# --- logit lens -----------------------------------------------------------------------------------
 
 
 def lens_logits(seen: Trace, layer: int, skip: int = 0) -> Tensor:
@@ -118,9 +118,10 @@ class Lens:
 
 
 def lens(seen: Trace, skip: int = 0, n_vocab: int | None = None) -> Lens:
-    """Return the most likely next token after 0, 1, … L layers, at all but the first `skip` positions.
+    """Return the most likely next token after 0, 1, … L layers.
 
-    Ids from `n_vocab` on are padding of the head, not tokens.
+    The first `skip` positions are left out. Ids from `n_vocab` on are padding of the head, not
+    tokens.
     """
     tokens, probabilities = [], []
     for layer in range(len(seen.layers) + 1):
@@ -131,7 +132,7 @@ def lens(seen: Trace, skip: int = 0, n_vocab: int | None = None) -> Lens:
     return Lens(torch.stack(tokens).cpu(), torch.stack(probabilities).cpu())
 
 
-# --- all of it for one text ------------------------------------------------------------------------------------------
+# --- all of it for one text -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,9 @@ def explain(
 ) -> Explanation:
     """Read a text and compute its surprisal and what the options ask for.
 
-    Ids from `n_vocab` on are padding of the head, not tokens. `progress` is called after each window
-    with the tokens done and the total. For `overflow` see `data.window.fit`. Raises ConfigError for a head that
-    does not exist and for an attribution that the model does not allow.
+    Ids from `n_vocab` on are padding of the head, not tokens. `progress` is called after each
+    window with the tokens done and the total. For `overflow` see `data.window.fit`. Raises
+    ConfigError for a head that does not exist and for an attribution that the model does not allow.
     """
     options = options or ExplainOptions()
     check_ids(ids, model.config.n_vocab)

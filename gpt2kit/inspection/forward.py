@@ -1,10 +1,11 @@
 """One forward pass, observed: the input and output of every part of the model.
 
-`trace` puts hooks on the model's own modules, runs the model, and removes them: it repeats none of the
-model's arithmetic and costs nothing when unused. Attention scores are the exception, since the fused
-attention does not return them: they are computed on access from the queries and keys.
+`trace` puts hooks on the model's own modules, runs the model, and removes them: it repeats none of
+the model's arithmetic and costs nothing when unused. Attention scores are the exception, since the
+fused attention does not return them: they are computed on access from the queries and keys.
 
-    B batch, T tokens, C width, H heads, D head size, I width of the MLP's hidden layer, V vocabulary
+    B batch, T tokens, C width, H heads, D head size, I width of the MLP's hidden layer,
+    V vocabulary
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gpt2kit.model import GPT2, Attention
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """One block: the residual stream before, between and after attention and MLP, and their insides.
+    """One block: attention, MLP, and the residual stream before, between and after them.
 
     With the norm first, as in GPT-2, middle = before + attention_update and
     after = middle + mlp_update; otherwise each sum is then normalized.
@@ -46,7 +47,7 @@ class LayerTrace:
 
     @property
     def scores(self) -> Tensor:
-        """Scaled products of queries (rows) and keys (columns), unmasked: (B, H, T, T) float32 or wider."""
+        """Scaled products of queries (rows) and keys (columns), not masked: (B, H, T, T)."""
         precise = torch.promote_types(self.queries.dtype, torch.float32)
         return self.queries.to(precise) @ self.keys.to(precise).mT * self.scale
 
@@ -83,8 +84,8 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
     """Read (B, T) ids and return all activations, without gradients and dropout.
 
     Each layer takes B * T * (8 C + 2 I) numbers of memory: for 1,024 tokens 0.6 GB with 124M
-    parameters, 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0), and
-    takes half of that. Raises ConfigError for ids of another shape, ContextLengthError for more
+    parameters, 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0),
+    and takes half of that. Raises ConfigError for ids of another shape, ContextLengthError for more
     tokens than the model has positions.
     """
     if ids.dim() != 2:
@@ -161,7 +162,7 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
 def _hooks(
     model: nn.Module, watched: Iterable[tuple[str, dict[str, Tensor]]], read: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Meanwhile store the input or output of each watched module: `(name, read)`, `(name, made)`."""
+    """Meanwhile store each watched module's input (`name, read`) or output (`name, made`)."""
     with contextlib.ExitStack() as stack:
         for name, store in watched:
 

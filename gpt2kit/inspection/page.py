@@ -1,8 +1,9 @@
 """An explanation as one web page that needs no network and no other file.
 
-The page is `page.html` with one JSON object in it, which the page's script draws. Attention as a whole
-would be too large (150 million numbers for 12 layers of 12 heads on 1,024 tokens), so only the largest
-entries of each row are kept: two bytes for the distance, one for the square root of the weight.
+The page is `page.html` with one JSON object in it, which the page's script draws. Attention as a
+whole would be too large (150 million numbers for 12 layers of 12 heads on 1,024 tokens), so only
+the largest entries of each row are kept: two bytes for the distance, one for the square root of the
+weight.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _data(
     model: str,
     head: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Return the data of the page's script; it refers to tokens by their ids, and names each once."""
+    """Return the data of the page's script, which names each token once, by its id."""
     decoder = StreamDecoder(token_bytes)
     pieces = [decoder.feed(token) for token in found.ids]
     pieces[-1] += decoder.finish()

@@ -4,9 +4,9 @@
     tokens = [tokenizer.token_bytes(token) for token in ids[0].tolist()]
     gpt2kit.plots.attention(trace, tokens, layer=0, head=3)
 
-Every function returns a matplotlib Figure, which a notebook shows and `save` writes; none uses pyplot
-or needs a screen. Of a trace of several rows, the first is drawn. Layers, heads and positions count
-from 0.
+Every function returns a matplotlib Figure, which a notebook shows and `save` writes; none uses
+pyplot or needs a screen. Of a trace of several rows, the first is drawn. Layers, heads and
+positions count from 0.
 """
 
 from gpt2kit.plots.canvas import check_picture, readable, save

@@ -110,7 +110,7 @@ def check_tokens(tokens: Sequence[Token], T: int) -> None:
         )
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def readable(token: Token, longest: int = _LONGEST) -> str:
@@ -194,7 +194,7 @@ def thinned(n: int, room: float, each: float = _LABEL) -> int:
     return int(next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= needed))
 
 
-# --- heat maps -------------------------------------------------------------------------------------------------------
+# --- heat maps ------------------------------------------------------------------------------------
 
 
 def paint(
@@ -280,7 +280,7 @@ def logarithmic(values: Array) -> Normalize:
 
 
 def spread(values: Array) -> tuple[Array, Array, Array]:
-    """Return the lower quartile, the median and the upper quartile of each row: (N, T) -> (N,) each."""
+    """Return lower quartile, median and upper quartile of each row: (N, T) -> (N,) each."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
     return low, middle, high
 

@@ -81,7 +81,7 @@ def temperature(
 
 
 def distribution(logits: Tensor, temperature: float) -> Array:
-    """Return all probabilities at a temperature, descending, at 0 of the best token: (V,) -> (V,)."""
+    """Return the probabilities at a temperature, in descending order: (V,) -> (V,)."""
     logits = logits.sort(descending=True, stable=True).values
     return numbers(((logits - logits[0]) / max(temperature, 1e-30)).softmax(dim=-1))
 

@@ -50,7 +50,8 @@ def attention(
 ) -> Figure:
     """Draw one head from scores to output, or the weights of a layer's or the model's heads.
 
-    Raises ConfigError for a layer or head that the model does not have, and for a head without its layer.
+    Raises ConfigError for a layer or head that the model does not have, and for a head without its
+    layer.
     """
     check_tokens(tokens, trace.ids.shape[1])
     if layer is None:

@@ -124,7 +124,7 @@ def norms(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def embeddings(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the embeddings of tokens, positions and their sum in their plane of largest variance (PCA)."""
+    """Draw the embeddings of tokens, positions and their sums in a plane (PCA)."""
     parts = _parts(trace)
     check_tokens(tokens, len(parts["position"]))
     labels = [readable(token) for token in tokens]

@@ -54,7 +54,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # how bright red, green and blue are to the 
 _DOTS = 4000  # neurons in the picture of the activation
 
 
-# --- the residual stream ---------------------------------------------------------------------------------------------
+# --- the residual stream --------------------------------------------------------------------------
 
 
 def updates(trace: Trace, tokens: Sequence[Token]) -> Figure:
@@ -96,7 +96,7 @@ def _band(tokens: Sequence[Token]) -> str:
 
 
 def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the norm of the residual stream after each layer: along the layers, and for each position."""
+    """Draw the norm of the residual stream after each layer, on average and by position."""
     norms = np.stack(
         [np.linalg.norm(numbers(stream), axis=-1) for _, stream in streams(trace)]
     )  # (L + 1, T)
@@ -130,7 +130,7 @@ def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def streams(trace: Trace) -> list[tuple[str, Tensor]]:
-    """Return name and residual stream, (T, C), of the first row at the start and after each layer."""
+    """Return a name and the residual stream, (T, C), at the start and after each layer."""
     return [
         ("start", trace.embeddings[0]),
         *((str(number), layer.after[0]) for number, layer in enumerate(trace.layers)),
@@ -146,7 +146,7 @@ def _name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], ro
     axis.set_label_text("after layer")
 
 
-# --- the MLP ---------------------------------------------------------------------------------------------------------
+# --- the MLP --------------------------------------------------------------------------------------
 
 
 def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figure:
@@ -236,7 +236,7 @@ def _draw_active(axes: Axes, layers: Sequence[LayerTrace], tokens: Sequence[Toke
     name_numbers(axes, "x", len(layers), WIDTH / 2.6, "layer")
 
 
-# --- the logit lens --------------------------------------------------------------------------------------------------
+# --- the logit lens -------------------------------------------------------------------------------
 
 
 def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int = 0) -> Figure:
