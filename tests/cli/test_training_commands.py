@@ -140,6 +140,62 @@ def test_a_run_is_resumed_with_its_own_options(book: Path, tmp_path: Path) -> No
     assert "has ended already" in run("train", book, "--out", cut, "--resume").stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "command"), [("train", "train"), ("recipe", "train"), ("adapters", "finetune")]
+)
+def test_a_run_of_an_earlier_version_is_resumed_bit_for_bit(
+    book: Path, tmp_path: Path, name: str, command: Command
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = json.loads((GOLDEN / "runs" / f"{name}.json").read_text())
+    if command == "train":  # first weights are drawn, and not the same on every processor
+        settings["start"] = set_up(command, str(book), settings["options"]).settings.start
+    for folder in (whole, cut):
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps(settings))
+        run(command, book, "--resume", "--keep_states", "--out", folder)
+    states = sorted(path.name for path in (cut / "states").iterdir())
+    for state in states[len(states) // 2 :]:
+        shutil.rmtree(cut / "states" / state)
+    run(command, book, "--resume", "--out", cut)
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        ends = [folder / "states" / states[-1] / file for folder in (whole, cut)]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert json.loads((cut / "run.json").read_text()) == settings
+
+
+def test_a_run_json_of_other_fields_is_refused_in_one_line(book: Path, tmp_path: Path) -> None:
+    # It was a traceback.
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    for section, name, value in (
+        ("training", "weigit_decay", 0.1),
+        ("options", "n_layers", 3),
+        ("options", "max_steps", "many"),
+    ):
+        changed = {**settings, section: {**settings[section], name: value}}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
+        said = run("train", book, "--resume", "--out", tmp_path / "run", code=1).stderr
+        assert name in said
+        assert said.count("\n") == 1
+
+
+def test_a_finished_run_keeps_one_state_or_all_if_asked_and_can_go_on(
+    book: Path, tmp_path: Path
+) -> None:
+    # Two whole states were kept: with the best weights seven times the model.
+    def states(name: str) -> list[str]:
+        return sorted(path.name for path in (tmp_path / name / "states").iterdir())
+
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "one")
+    assert states("one") == ["step-00000006"]
+    run("train", book, *SMALL_OPTIONS, "--keep_states", "--out", tmp_path / "all")
+    assert states("all") == ["step-00000000", "step-00000003", "step-00000006"]
+    run("train", book, "--resume", "--max_steps", 9, "--out", tmp_path / "one")
+    assert states("one") == ["step-00000009"]
+    assert [line["step"] for line in read_metrics(tmp_path / "one")] == list(range(10))
+
+
 def test_resuming_with_another_option_or_text_is_refused_with_the_difference(
     book: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +218,30 @@ def test_the_default_folder_is_named_after_corpus_and_model(
     run("train", book, *SMALL_OPTIONS, "--sample_every", 0)
     assert (tmp_path / "w" / "book-gpt" / "model.safetensors").exists()
     assert not (tmp_path / "w" / "book-gpt" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("books/*.txt", "books"),
+        ("books/**/*.txt", "books"),
+        ("books/first/c?nto.txt", "first"),
+        ("books", "books"),
+        ("books/first/canto.txt", "canto"),
+        ("*/first/canto.txt", "here"),
+        (".", "here"),
+    ],
+)
+def test_a_run_is_named_after_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str
+) -> None:
+    # A glob named it "*-gpt", and the folder of now "-gpt".
+    folder = tmp_path / "here" / "books" / "first"
+    folder.mkdir(parents=True)
+    for path in (folder / "canto.txt", folder.parent / "all.txt"):
+        path.write_text(VERSES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    assert set_up("train", source, {"n_layer": 0}).folder.name == f"{name}-gpt"
 
 
 @pytest.mark.parametrize("wrong", ["--lr 0", "--lr nan", "--max_steps 0", "--n_head 3", "--freeze all", "--val_fraction 1", "--dropout 1", "--max_steps 3 --epochs 1", "--device tpu", "--recipe nothing", "--epochs 0"])  # fmt: skip
@@ -298,6 +378,28 @@ def test_samples_go_on_from_the_prompt_with_so_many_tokens_so_often(
     )
 
 
+def test_the_sample_of_the_step_at_which_one_stopped_is_in_the_record(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It was left out there, and a resumed run does not come back to that step.
+    def stop_at(step: int) -> None:
+        steps = iter(range(1, step + 1))
+        monkeypatch.setattr(
+            "gpt2kit.cli.training._Stop.__call__", lambda _: next(steps, step) == step
+        )
+
+    small = [*SMALL_OPTIONS, "--sample_every=2"]
+    run("train", book, *small, "--out", tmp_path / "whole")
+    with monkeypatch.context():
+        stop_at(4)
+        run("train", book, *small, "--out", tmp_path / "cut", code=128)
+    monkeypatch.undo()
+    run("train", book, "--resume", "--out", tmp_path / "cut")
+    records = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert records[0] == records[1]
+    assert records[0].count(b"\n") == 3
+
+
 def test_training_stops_when_too_much_is_copied(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +478,79 @@ def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path
         assert process.returncode == 128 + number, said
         assert "with --resume continues after step" in said
         assert (out / "states" / f"step-{read_metrics(out)[-1]['step']:08d}").is_dir()
+
+
+# --- what reaches the terminal ---------------------------------------------------------------------------------------
+
+
+def test_no_control_character_of_a_text_reaches_the_terminal(book: Path, tmp_path: Path) -> None:
+    # Samples, the summary and the command to type next had them raw.
+    escape = "\x1b]0;owned\x07"
+    book.write_text(f"{escape} selva {escape} oscura\n" * 60, encoding="utf-8")
+    said = run("train", book, *SMALL_OPTIONS, "--prompt", escape, "--out", tmp_path / f"r{escape}")
+    assert "\x1b" not in said.stderr
+    assert "\x07" not in said.stderr
+    assert r"\x1b]0;owned\x07" in said.stderr
+    sample = json.loads((tmp_path / f"r{escape}" / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["text"].startswith(escape)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_trained_in(book: Path, tmp_path: Path) -> None:
+    # The picture's title was an error, after everything was saved: a traceback and no summary.
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/r\xff")
+    said = run("train", book, *SMALL_OPTIONS, "--out", out).stderr
+    assert "validation loss" in said
+    assert "now try" in said
+    assert (Path(out) / "report.json").exists()
+    assert (Path(out) / "loss.png").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr("gpt2kit.cli.training_summary.save", broken)
+    said = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run").stderr
+    assert "warning: the picture of the losses could not be drawn: no fonts" in said
+    assert "now try" in said
+
+
+def test_without_matplotlib_what_to_install_is_said_once(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # loss.png was missing without a word.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    said = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run").stderr
+    assert said.count("pip install 'gpt2kit[plots]'") == 1
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_training_says_its_device_and_one_step_is_one_step(book: Path, tmp_path: Path) -> None:
+    options = [word for word in SMALL_OPTIONS if "steps" not in word and "warmup" not in word]
+    said = run("train", book, *options, "--max_steps", 1, "--out", tmp_path / "run").stderr
+    assert "float32, on cpu" in said
+    assert "1 step of 4 windows" in said
+    assert "1 step in " in said
+    assert "1 steps" not in said
+
+
+def test_running_out_of_memory_says_how_much_is_needed_and_what_needs_less(
+    book: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The message named options of `generate`, and no figures.
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gpt2kit.training.trainer.Trainer.losses", exhausted)
+    said = run(
+        "finetune", book, "--model", base, *FINE, "--out", tmp_path / "run", code=1
+    ).stderr.splitlines()[-1]
+    assert said.startswith("error: not enough memory; this training needs about 0.0 GB on cpu")
+    for option in ("--lora_rank 8", "--checkpointing", "--accumulate", "--block_size"):
+        assert option in said
 
 
 # --- finetune, plan, merge -------------------------------------------------------------------------------------------
