@@ -97,7 +97,7 @@ def _with_options(
     replaced: Collection[str],
     options: Sequence[inspect.Parameter],
 ) -> Callable[..., None]:
-    """Give `run` the name, docstring and parameters of a function, with options for some of them."""
+    """Give `run` a function's name, docstring and parameters, with options for some of them."""
     # Annotations are strings in modules that postpone them; Typer wants the types.
     signature = inspect.signature(function, eval_str=True)
     own = [each for name, each in signature.parameters.items() if name not in replaced]

@@ -1,4 +1,4 @@
-"""What a training shows when it has ended: the model's figures before and after, and what to do next."""
+"""What a training shows at its end: the figures before and after, and what to do next."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _last_sample(setup: Setup, model: GPT2, ending: Ending) -> dict[str, Any]:
 def loss_figures(
     loss: float, tokens: int, n_bytes: int, characters: int | None
 ) -> dict[str, float]:
-    """Return a loss in nats per token and what it means: perplexity, bits per byte and character."""
+    """Return a loss in nats per token, perplexity, bits per byte and bits per character."""
     bits = loss / math.log(2) * tokens
     figures = {
         "val_loss": loss,
@@ -142,9 +142,8 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
-        lines.append(
-            f"copied in runs of 5 words or more: {summary['copied']:.0%} of what it writes{beside}"
-        )
+        copied = f"{summary['copied']:.0%} of what it writes{beside}"
+        lines.append(f"copied in runs of 5 words or more: {copied}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The training configuration: what was given, and for the rest what suits text, model and machine."""
+"""The training configuration: as given, and otherwise as suits text, model and machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training in several processes: which share of a batch each computes, and how they agree.
 
 Started by `torchrun`, every process computes the gradients of its share of a batch's windows, and
-the gradients are averaged. Each process has the whole model (DDP), or with `sharded` a part of every
-tensor (FSDP2; see `gpt2kit.training.sharding`).
+the gradients are averaged. Each process has the whole model (DDP), or with `sharded` a part of
+every tensor (FSDP2; see `gpt2kit.training.sharding`).
 """
 
 from __future__ import annotations

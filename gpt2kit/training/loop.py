@@ -41,7 +41,7 @@ def train(
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport]:
-    """Train the model's trainable parameters, yielding a report before the first step and after each.
+    """Train a model's trainable parameters; yield a report before the first step and after each.
 
     With a `run`, training continues from its newest saved state, bit for bit as if there had been
     no interruption, and saves states, the best weights and the reports there. `stop` is asked after
@@ -67,7 +67,8 @@ def _steps(
 ) -> Iterator[StepReport]:
     """Do the steps that are left: the loop itself."""
     model, corpus, config, ranks = trainer.model, trainer.corpus, trainer.config, trainer.ranks
-    while not is_finished(state, config):
+    stopped = False
+    while not (stopped or is_finished(state, config)):
         started = time.perf_counter()
 
         # Forward and backward, a part of the batch at a time: the gradients add up
@@ -93,16 +94,13 @@ def _steps(
         seconds = time.perf_counter() - started
 
         # Validate
-        stopped = ranks.any(stop())
-        val_loss, is_best = None, False
-        if state.step == config.max_steps or state.step % config.eval_every == 0:
-            val_loss = evaluate_loss(trainer.module, corpus, config, ranks)
-            is_best = state.note(val_loss)
+        is_due = state.step == config.max_steps or state.step % config.eval_every == 0
+        val_loss = evaluate_loss(trainer.module, corpus, config, ranks) if is_due else None
+        is_best = is_due and state.note(val_loss)
 
         # Save and report
-        tokens = config.batch_size * config.block_size
-        epoch = state.step * tokens / len(corpus.train_ids)
-        reason = _finish_reason(state, config, stopped)
+        stopped = ranks.any(stop())
+        tokens = config.batch_size * config.block_size  # in a step
         report = StepReport(
             step=state.step,
             train_loss=train_loss,
@@ -110,21 +108,18 @@ def _steps(
             lr=lr,
             gradient_norm=norm,
             tokens=state.step * tokens,
-            epoch=epoch,
+            epoch=state.step * tokens / len(corpus.train_ids),
             tokens_per_second=tokens / seconds,
             is_best=is_best,
-            finish_reason=reason,
+            finish_reason=_finish_reason(state, config, stopped),
         )
         _save(run, trainer, state, report)
         try:
             yield report
-        except GeneratorExit:  # the reader closed the stream; the state is whole between two steps
-            # Saving a divided model takes all processes, and the others may not be here.
-            if run is not None and not ranks.sharded:
+        except GeneratorExit:  # the reader closed the stream
+            if run is not None and not ranks.sharded:  # the other processes may not be here
                 run.save(model, trainer.optimizers, state)
             raise
-        if reason is not None:
-            return
 
 
 def is_finished(state: LoopState, config: TrainConfig) -> bool:
@@ -169,8 +164,8 @@ def evaluate_loss(
 ) -> float | None:
     """Return the mean loss of the validation text, in nats per token, or None if there is no text.
 
-    The text is cut into adjacent windows. If it is longer than eval_tokens, evenly spaced batches of
-    them are used, the same ones every time. Draws no random numbers. With several processes all
+    The text is cut into adjacent windows. If it is longer than eval_tokens, evenly spaced batches
+    of them are used, the same ones every time. Draws no random numbers. With several processes all
     must call this, and all get the same number.
     """
     ranks = ranks or Ranks()

@@ -1,7 +1,7 @@
 """The loss of next-token prediction: cross entropy, computed in pieces if there are many logits.
 
-With a vocabulary of 50,257 the logits are by far the largest tensor of a training step: 8 windows of
-256 tokens have 412 MB of them in float32, and plain cross entropy holds three such tensors.
+With a vocabulary of 50,257 the logits are by far the largest tensor of a training step: 8 windows
+of 256 tokens have 412 MB of them in float32, and plain cross entropy holds three such tensors.
 
     B windows in a batch, T tokens that a window predicts, N = B * T, C width, V vocabulary
 """
@@ -32,7 +32,7 @@ _NARROW = 128  # models below this width are not faster in bfloat16
 
 
 class NextTokenLoss(nn.Module):
-    """The mean loss of a model in nats per token: each token but the first, predicted from those before."""
+    """A model's mean loss, in nats per token, in predicting each token from those before it."""
 
     def __init__(self, model: GPT2, dtype: Dtype = "float32", checkpointing: bool = False) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _PiecewiseLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of hidden states and weight, (N, C) and (V, C), times the loss's own."""
+        """Return the gradients of hidden states and weight: () -> (N, C), (V, C)."""
         hidden_grad, weight_grad = ctx.grads
         del ctx.grads  # scaled in place, so only once: memory use is at its peak here
         scale = output_grads[0]
@@ -150,7 +150,7 @@ def autocast(device: torch.device, dtype: Dtype) -> torch.autocast | nullcontext
 
 
 def best_dtype(device: torch.device, n_embd: int) -> Dtype:
-    """Return bfloat16 if the device multiplies it faster than float32, and matrices of this width show it."""
+    """Return bfloat16 if matrices of this width are multiplied faster in it, else float32."""
     if n_embd < _NARROW:
         return "float32"
     if device.type == "cuda":

@@ -32,7 +32,8 @@ def build_optimizers(
     """Return the optimizers of a model's trainable parameters.
 
     `set_learning_rate` sets their learning rate before each step: one for all, since Muon's updates
-    are scaled to the size of AdamW's ("match_rms_adamw"). Raises ConfigError if nothing is trainable.
+    are scaled to the size of AdamW's ("match_rms_adamw"). Raises ConfigError if no parameter is
+    trainable.
     """
     trainable = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     if not trainable:

@@ -33,7 +33,10 @@ PARTS = "embeddings, norms, attention, mlp, head, blocks:0-5"  # that can be fro
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options that `train` and `finetune` share. Raises ConfigError for a value that breaks its rule."""
+    """The options that `train` and `finetune` share.
+
+    Raises ConfigError for a value that breaks its rule.
+    """
 
     BLOCK_SIZE: ClassVar[int] = 256
     MOST_WARMUP: ClassVar[int] = 100
@@ -245,7 +248,7 @@ class RunOptions:
 
 
 class FinetuneKeywords(TypedDict, total=False):
-    """The options of `gpt2kit.finetune` in Python: those of `FinetuneOptions` but for the samples."""
+    """The options of `gpt2kit.finetune` in Python: `FinetuneOptions` but for the samples."""
 
     max_steps: int | None
     epochs: float | None

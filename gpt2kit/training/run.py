@@ -134,7 +134,7 @@ class Run:
         if self._ranks.is_main:
             self._lock.release()
 
-    # --- states and best weights -------------------------------------------------------------------
+    # --- states and best weights ----------------------------------------------------------------
 
     @property
     def last_step(self) -> int | None:
@@ -170,7 +170,7 @@ class Run:
             finished.rmdir()
             fsync_directory(self.folder)
 
-    # --- records -----------------------------------------------------------------------------------
+    # --- records --------------------------------------------------------------------------------
 
     def record(self, report: StepReport) -> None:
         """Add a report to metrics.jsonl."""

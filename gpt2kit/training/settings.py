@@ -1,4 +1,4 @@
-"""run.json: everything that decides how a run goes, and the rule that it stays the same on resume."""
+"""run.json: everything that decides how a run goes, which must not change when it is resumed."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Settings:
     def read(cls, folder: Path) -> Settings:
         """Return the settings that a run was started with.
 
-        A field that an older version did not write has its default. Raises TrainingError if there is
-        no run, or naming the first field that is missing, unknown, or has a value it cannot have.
+        A field that an older version did not write has its default. Raises TrainingError if there
+        is no run, and for a field that is missing, unknown, or has a wrong value, by its name.
         """
         path = folder / SETTINGS
         if not path.exists():
@@ -86,8 +86,10 @@ def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of run.json that are objects themselves, as far as they are there."""
     kinds: dict[str, type] = {"options": dict, "model": GPT2Config, "training": TrainConfig}
     parts: dict[str, Any] = {}
-    for name in kinds.keys() & values.keys():
-        value, kind = values[name], kinds[name]
+    for name, kind in kinds.items():
+        if name not in values:
+            continue
+        value = values[name]
         if not isinstance(value, dict):
             raise ConfigError(f"{name} of {SETTINGS} is {shortened(value)}, expected an object")
         parts[name] = value if kind is dict else build(kind, value, what=f"{name} of {SETTINGS}")

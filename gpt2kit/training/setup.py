@@ -123,8 +123,8 @@ def finetune(
     What is not given is chosen as `gpt2kit finetune` chooses it, to suit the text, the model and
     the machine; `options` are that command's, under the same names: `model="355M", lora_rank=8`.
     The best weights end up in the folder `out`, a model for `gpt2kit.load`; by default its name is
-    made of text and model. If a run is there already, it is continued (`resume`), replaced (`force`),
-    or refused. Raises a Gpt2KitError for anything wrong at once, before the first report.
+    made of text and model. If a run is there already, it is continued (`resume`), replaced
+    (`force`), or refused. Raises a Gpt2KitError for anything wrong, before the first report.
     """
     check_names(options, FinetuneKeywords.__annotations__, what="finetune")
     given = {name: value for name, value in options.items() if value is not None}
@@ -249,7 +249,7 @@ def _begin(source: str, options: Options, locate: Locate) -> Start:
 def _prepare(
     model: GPT2, options: Options, sha256: str, tokenizer: Tokenizer, ranks: Ranks
 ) -> ModelFiles:
-    """Add adapters, freeze and divide a model as the options say; return how to save its weights."""
+    """Add adapters, freeze and divide a model, as the options say; return how to save it."""
     files = ModelFiles(partial(write_model, tokenizer=tokenizer), _read_weights)
     if isinstance(options, FinetuneOptions) and options.lora_rank:
         lora.add_adapters(model, options.lora_rank, alpha=options.lora_alpha, seed=options.seed)

@@ -95,7 +95,7 @@ class Trainer:
 
 
 def _compiled(module: nn.Module, ids: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the compiled module, or with a warning the module itself if torch cannot compile here."""
+    """Return the compiled module, or with a warning the module itself if torch cannot compile."""
     compiled: Callable[[Tensor], Tensor] = torch.compile(module)
     try:
         module.train()

@@ -1,6 +1,7 @@
-"""Several processes train as one, each with a whole model or all with one in shards: the same losses and weights at the same batch.
+"""Several processes train as one: the same losses and weights with the same batch.
 
-Two processes over gloo go through all of the scenarios below, one after the other; the tests then look at what they have left.
+Two processes over gloo do all of the scenarios below, one after the other, with a whole model each
+(DDP) or a model divided between them (FSDP2). The tests then look at the files that they left.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ from gpt2kit.training.trainer import Trainer
 ROOT = Path(__file__).parents[2]
 FEW_STEPS = {"max_steps": 6, "eval_every": 3, "save_every": 2}
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-SMALL = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --max_steps=4 --warmup=1 --eval_every=2 --sample_tokens=5"
+SMALL = (
+    "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "
+    "--max_steps=4 --warmup=1 --eval_every=2 --sample_tokens=5"
+)
 
-# Rounding is all that may differ: sums come in another order, and Muon rounds to bfloat16 on its way.
+# Only rounding may differ: sums have another order, and Muon computes in bfloat16.
 LOSSES: dict[str, Any] = {"abs": 1e-4}
 WEIGHTS: dict[str, Any] = {"atol": 2e-3, "rtol": 1e-2}
 
@@ -59,7 +63,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# --- what every process does -----------------------------------------------------------------------------------------
+# --- what every process does -------------------------------------------------------------------
 
 
 def go(
@@ -80,7 +84,7 @@ def go(
     write: Callable[[Path, GPT2], None] = write_model
     if adapters:
         add_adapters(model, 2)
-        write = lambda place, model: save_adapters(place, model, base="base", base_sha256="")  # noqa: E731
+        write = lambda folder, model: save_adapters(folder, model, base="base", base_sha256="")  # noqa: E731
     freeze(model, frozen)
     vars(sys.modules["gpt2kit.training.loss"]).update(
         FEW_LOGITS=200 if in_pieces else 2**22, LOGITS_AT_ONCE=200 if in_pieces else 2**26
@@ -97,7 +101,7 @@ def go(
     return model
 
 
-# Whole runs: by one process, by two with a whole model each ("ddp"), and by two with a model in shards ("fsdp").
+# Whole runs: by one process, by two with DDP, and by two with FSDP2.
 KINDS: dict[str, dict[str, Any]] = {
     "muon": {},
     "adamw": {"optimizer": "adamw", "tied": False, "checkpointing": True, "accumulate": 2},
@@ -168,7 +172,7 @@ def whole_models_alone(rank: int, port: int, root: Path) -> None:
 
 
 def shard_facts(ranks: Ranks) -> dict[str, Any]:
-    """Return what this process holds of a model in shards, and what it is refused."""
+    """Return what this process holds of a divided model, and what is refused."""
     config = small_config(optimizer="adamw")
     model = small_model(n_embd=32)
     trainer = Trainer(model, small_corpus(), config, ranks)
@@ -210,7 +214,7 @@ def _numbers_here(tensors: list[Any]) -> int:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes have gone through all scenarios, and one through what is to be compared with them."""
+    """The folder with the scenarios of two processes, and those of one to compare them with."""
     root = tmp_path_factory.mktemp("distributed")
     (root / "book.txt").write_text(VERSES * 3, encoding="utf-8")
     for name, kind in KINDS.items():
@@ -232,15 +236,15 @@ def losses(folder: Path) -> list[float]:
 
 
 def assert_alike(folder: Path, other: Path) -> None:
-    """Two runs have the same losses and end with the same weights, roundings aside."""
+    """Assert that two runs have the same losses and last weights, up to rounding."""
     assert [line["step"] for line in read_metrics(folder)] == list(range(7))
     assert losses(folder) == pytest.approx(losses(other), **LOSSES)
-    (first, _), (second, _) = (load(place, device="cpu") for place in (folder, other))
+    (first, _), (second, _) = (load(path, device="cpu") for path in (folder, other))
     for name, parameter in weights(second).items():
         torch.testing.assert_close(weights(first)[name], parameter, **WEIGHTS)
 
 
-# --- the tests -------------------------------------------------------------------------------------------------------
+# --- the tests ---------------------------------------------------------------------------------
 
 
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +258,7 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gathered(model.wte.weight) is model.wte.weight
 
 
-def test_shards_for_one_process_are_refused_with_what_to_type(
+def test_shard_is_refused_for_one_process_with_what_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -271,11 +275,11 @@ def test_two_processes_train_as_one(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "pieces"])
-def test_two_processes_with_a_model_in_shards_train_as_one(root: Path, name: str) -> None:
+def test_two_processes_with_a_divided_model_train_as_one(root: Path, name: str) -> None:
     assert_alike(root / f"fsdp-{name}", root / f"one-{name}")
 
 
-def test_adapters_are_trained_beside_weights_in_shards(root: Path) -> None:
+def test_adapters_are_trained_beside_divided_weights(root: Path) -> None:
     assert losses(root / "fsdp-adapters") == pytest.approx(losses(root / "one-adapters"), **LOSSES)
     found = []
     for kind in ("one", "fsdp"):
@@ -289,11 +293,11 @@ def test_adapters_are_trained_beside_weights_in_shards(root: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["ddp-then-one", "fsdp-then-one", "fsdp-then-ddp", "one-then-fsdp"]
 )
-def test_a_run_is_gone_on_with_by_another_number_of_processes(root: Path, name: str) -> None:
+def test_a_run_is_resumed_by_another_number_of_processes(root: Path, name: str) -> None:
     assert_alike(root / name, root / "one-muon")
 
 
-def test_a_run_in_shards_is_gone_on_with_bit_for_bit_by_as_many_processes(root: Path) -> None:
+def test_a_divided_run_is_resumed_bit_for_bit_by_as_many_processes(root: Path) -> None:
     last = "states/step-00000006"
     for file in (
         f"{last}/weights.safetensors",
@@ -324,7 +328,7 @@ def test_only_the_main_process_gets_the_model_whole(root: Path) -> None:
     assert other is None
 
 
-def test_what_shards_cannot_do_is_refused_in_one_line(root: Path) -> None:
+def test_what_a_divided_model_cannot_do_is_refused_in_one_line(root: Path) -> None:
     compiled, uneven, head = json.loads((root / "facts-1.json").read_text())["refused"]
     assert "leave out --compile or --shard" in compiled
     assert "batch_size is 3, expected a multiple of the 2 processes" in uneven
@@ -334,7 +338,7 @@ def test_what_shards_cannot_do_is_refused_in_one_line(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
-    # They lived on after `leave`, to the end of the interpreter: defaults of torch's own functions held the group.
+    # They lived until the interpreter ended: defaults of torch's own functions held the group.
     spawn(whole_models_alone, args=(free_port(), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in (0, 1):
         threads = json.loads((tmp_path / f"threads-{rank}.json").read_text())

@@ -50,8 +50,9 @@ def test_the_same_settings_give_the_same_weights() -> None:
 
 
 DIFFERENT: list[dict[str, Any]] = [
-    {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
-    {"clip": 0.01}, {"batch_size": 8}, {"block_size": 6}, {"seed": 1}, {"dtype": "bfloat16"}, {"max_steps": 11},
+    {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"},
+    {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5}, {"clip": 0.01}, {"batch_size": 8},
+    {"block_size": 6}, {"seed": 1}, {"dtype": "bfloat16"}, {"max_steps": 11},
 ]  # fmt: skip
 
 
@@ -91,13 +92,13 @@ def test_a_batch_in_parts_gives_the_same_steps() -> None:
         torch.testing.assert_close(weights(parts)[name], parameter, atol=2e-3, rtol=1e-2)
 
 
-def test_computing_blocks_twice_changes_nothing() -> None:
+def test_recomputing_blocks_changes_nothing() -> None:
     model, _ = trained(checkpointing=True)
     assert same(weights(model), weights(trained()[0]))
     assert "forward" not in vars(model.h[0])
 
 
-def test_what_is_frozen_stays_and_the_rest_moves() -> None:
+def test_frozen_parameters_stay_and_the_others_change() -> None:
     model = small_model()
     freeze(model, "embeddings,blocks:0")
     before = weights(model)
@@ -156,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights() -> None
     )
 
 
-def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(
+def test_if_torch_cannot_compile_training_continues_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -182,13 +183,14 @@ def test_a_compiled_model_learns_the_same() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_steps": 0}, {"max_steps": True}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": -1.0}, {"warmup": 12},
-        {"schedule": "square"}, {"optimizer": "sgd"}, {"dtype": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf},
-        {"seed": -1}, {"compile": 1}, {"batch_size": 0}, {"block_size": 2.5}, {"patience": -1},
+        {"max_steps": 0}, {"max_steps": True}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf},
+        {"lr": -1.0}, {"warmup": 12}, {"schedule": "square"}, {"optimizer": "sgd"},
+        {"dtype": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf}, {"seed": -1},
+        {"compile": 1}, {"batch_size": 0}, {"block_size": 2.5}, {"patience": -1},
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_a_setting_that_breaks_its_rule_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
         small_config(**wrong)
 

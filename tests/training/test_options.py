@@ -46,8 +46,9 @@ def test_every_option_has_a_help_text_and_every_choice_a_default_in_words(kind: 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_steps": 0}, {"epochs": 0}, {"lr": 0.0}, {"val_fraction": 1.0}, {"dropout": 1.0}, {"patience": -1}, {"schedule": "square"},
-        {"stop_when_copied": 2.0}, {"sample_tokens": -1}, {"seed": 2**63}, {"batch_size": 1.5}, {"encoding": None}, {"freeze": 3},
+        {"max_steps": 0}, {"epochs": 0}, {"lr": 0.0}, {"val_fraction": 1.0}, {"dropout": 1.0},
+        {"patience": -1}, {"schedule": "square"}, {"stop_when_copied": 2.0}, {"sample_tokens": -1},
+        {"seed": 2**63}, {"batch_size": 1.5}, {"encoding": None}, {"freeze": 3},
     ],
     ids=str,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one training, resumed bit for bit, and never mixed with another."""
+"""The folder of a run: claimed by one training, resumed bit for bit, never mixed with another."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".b")]
 
 
-# --- killed while the folder is claimed ---------------------------------------------------------------------------
+# --- killed while the folder is claimed -------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -200,7 +200,7 @@ class Killed(BaseException):
 
 
 def claimed_until(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch, **how: Any) -> bool:
-    """Claim a folder, killed before the n-th change to the file system; return whether that came."""
+    """Claim a folder, killed before the n-th change of the file system; return whether it came."""
     changes = itertools.count(1)
 
     def counted(change: Any) -> Any:
@@ -226,7 +226,7 @@ def claimed_until(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch, **how: 
 def test_a_folder_whose_claim_was_killed_is_accepted_as_the_message_says(
     tmp_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # After a kill before run.json was written, neither plain nor --resume nor --force accepted the folder.
+    # After a kill before run.json was written, nothing accepted the folder.
     if force:
         go(tmp_path / "run", steps=6)
     for n in itertools.count(1):
@@ -257,7 +257,7 @@ def test_what_a_kill_before_run_json_leaves_is_free_to_use(tmp_path: Path) -> No
     assert states(tmp_path) == ["step-00000012"]
 
 
-# --- killed at any instant -------------------------------------------------------------------------------------------
+# --- killed at any instant --------------------------------------------------------------------
 
 _PROCESSES = multiprocessing.get_context(
     "forkserver"

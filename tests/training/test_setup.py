@@ -69,7 +69,7 @@ def test_it_chooses_what_the_command_chooses() -> None:
     assert (made.optimizer, made.lr, made.patience) == ("adamw", 1e-4, 5)
 
 
-def test_a_run_is_gone_on_with_replaced_or_refused() -> None:
+def test_a_run_is_continued_replaced_or_refused() -> None:
     stream = finetune("divina.txt", out="run", max_steps=6)
     assert [next(stream).step, next(stream).step] == [0, 1]
     stream.close()  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def test_it_stops_when_told() -> None:
     assert [report.finish_reason for report in reports] == [None, "stopped"]
 
 
-def test_what_cannot_be_is_refused_before_the_first_report() -> None:
+def test_what_is_wrong_is_refused_before_the_first_report() -> None:
     with pytest.raises(ConfigError, match=r"no option 'max_step'; did you mean max_steps\?"):
         finetune("divina.txt", max_step=3)  # type: ignore[call-arg]
     with pytest.raises(CheckpointNotFoundError, match="gpt2kit download 355M"):
@@ -117,7 +117,7 @@ def test_an_option_without_effect_is_refused(
         set_up(kind, "divina.txt", options)
 
 
-def test_what_a_recipe_has_may_be_without_effect() -> None:
+def test_an_option_of_a_recipe_may_have_no_effect() -> None:
     assert (
         set_up(
             "train", "divina.txt", {"recipe": "dante-bpe", "tokenizer": "char", "block_size": 8}

@@ -1,4 +1,4 @@
-"""TensorBoard: its own reader finds the figures of a run's record, each step once, and the training does not notice."""
+"""TensorBoard: its own reader finds the figures of a run's record, each step once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def train(folder: Path, *arguments: str) -> str:
     return result.output if result.exit_code else ""
 
 
-def test_a_run_gone_on_with_has_every_figure_of_every_step_once(tmp_path: Path) -> None:
+def test_a_resumed_run_has_every_figure_of_every_step_once(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     plain, run = tmp_path / "plain", tmp_path / "run"
     train(plain, *OPTIONS)
@@ -58,8 +58,8 @@ def test_without_tensorboard_the_extra_is_named_before_anything_is_done(
     with pytest.raises(MissingDependencyError, match=r"gpt2kit\[tensorboard\]"):
         EventWriter(tmp_path)
     said = train(tmp_path / "run", *OPTIONS, "--tensorboard")
-    assert (
-        said
-        == "error: this needs tensorboard, which is not installed; run: pip install 'gpt2kit[tensorboard]'\n"
+    assert said.startswith(
+        "error: this needs tensorboard, which is not installed; run: pip install "
     )
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Recipe:
-    """Return a recipe by its name. Raises ConfigError if there is none, or for an unknown option."""
+    """Return a recipe by its name; raises ConfigError for an unknown or a wrong one."""
     if name not in names():
         raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(names())}")
     return parse(name, (_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
