@@ -30,10 +30,10 @@ from gpt2kit.training.setup import set_up
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-SMALL_OPTIONS = (
-    "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "
-    "--max_steps=6 --warmup=1 --eval_every=3 --sample_tokens=5"
-).split()
+SMALL_OPTIONS = [
+    *("--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"),
+    *("--max_steps=6", "--warmup=1", "--eval_every=3", "--sample_tokens=5"),
+]
 
 
 @pytest.fixture
