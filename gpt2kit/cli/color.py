@@ -71,7 +71,7 @@ def visible(piece: bytes) -> str:
     text = piece.decode("utf-8", errors="backslashreplace")
     return "".join(
         _VISIBLE.get(character)
-        or (character if character.isprintable() else output.one_line(character))
+        or (character if character.isprintable() else ascii(character)[1:-1])
         for character in text
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -22,27 +22,20 @@ def takes(
         def generate(prompt: Prompt, *, sampling: Sampling, json: Json = False) -> None: ...
 
     The function gets each dataclass whole, made from what the user typed; what the dataclass raises
-    for a wrong value reaches the user. Fields named in `without` keep their defaults.
+    for a wrong value reaches the user. A field that is a dataclass itself becomes its own fields.
+    Fields named in `without` keep their defaults and are no options.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        names = {
-            argument: [each.name for each in fields(kind) if each.name not in without]
-            for argument, kind in dataclasses.items()
-        }
-
         def run(**typed: Any) -> None:
-            made = {}
-            for argument, kind in dataclasses.items():
-                values = {name: typed.pop(name) for name in names[argument]}
-                made[argument] = kind(**{name: _as_field(value) for name, value in values.items()})
+            made = {name: _made(kind, typed, without) for name, kind in dataclasses.items()}
             function(**typed, **made)
 
         options = [
             each
-            for argument, kind in dataclasses.items()
+            for kind in dataclasses.values()
             for each in parameters(kind)
-            if each.name in names[argument]
+            if each.name not in without
         ]
         return _with_options(run, function, dataclasses, options)
 
@@ -109,13 +102,16 @@ def _with_options(
 
 
 def parameters(kind: type, *, two_ways: bool = False) -> list[inspect.Parameter]:
-    """Return the fields of a dataclass as parameters that Typer understands.
+    """Return the fields of a dataclass as parameters that Typer understands, nested ones too.
 
     With `two_ways` each option that is true or false can be turned on and off: --x and --no_x.
     """
-    made = []
+    made: list[inspect.Parameter] = []
     declared = declared_types(kind)
     for each in fields(kind):
+        if is_dataclass(declared[each.name]):
+            made += parameters(declared[each.name], two_ways=two_ways)
+            continue
         default = each.default if each.default is not MISSING else None
         rule = rules(kind)[each.name]
         annotation = _annotation(each.name, declared[each.name], default, rule, two_ways)
@@ -125,6 +121,17 @@ def parameters(kind: type, *, two_ways: bool = False) -> list[inspect.Parameter]
             )
         )
     return made
+
+
+def _made(kind: type, typed: dict[str, Any], without: tuple[str, ...]) -> Any:
+    """Take the values of a dataclass's fields from what was typed, and return the dataclass."""
+    values = {}
+    for name, declared in declared_types(kind).items():
+        if isinstance(declared, type) and is_dataclass(declared):
+            values[name] = _made(declared, typed, without)
+        elif name not in without:
+            values[name] = _as_field(typed.pop(name))
+    return kind(**values)
 
 
 def _annotation(name: str, declared: Any, default: Any, rule: Rule, two_ways: bool) -> Any:
@@ -138,7 +145,7 @@ def _annotation(name: str, declared: Any, default: Any, rule: Rule, two_ways: bo
             help=rule.help,
             metavar=rule.metavar,
             rich_help_panel=rule.group or None,
-            show_default=rule.default or default not in (None, False, "", ()),
+            show_default=rule.default or (default is not False and default not in (None, "", ())),
         ),
     ]
 

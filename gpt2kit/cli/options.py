@@ -32,6 +32,9 @@ MODEL_GROUP, TEXT_GROUP, SPEED_GROUP, OUTPUT_GROUP = "Model", "Text", "Speed", "
 MODEL_HELP = "A size (124M, 355M, 774M, 1558M, distilgpt2), a folder, a checkpoint, or a Hub id."
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps, …"
 _DTYPE_HELP = "float32, bfloat16, float16, float64, or auto: bfloat16 on CUDA, else float32."
+_QUANTIZE_HELP = "Hold matrices in eight bits: smaller, and faster on a CPU."
+_NO_VERIFY_HELP = "Do not compare downloaded files with their recorded hashes."
+_NO_CACHE_HELP = "Write nothing for later starts: no int8 weights, no record of verified files."
 _UNKNOWN_HELP = "What to do with a character or word that the model's vocabulary does not have."
 _ENCODING_HELP = "The encoding of the text, such as utf-8, cp1252 or utf-16."
 
@@ -50,7 +53,7 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="int8",
-        help="Hold matrices in eight bits: smaller, and faster on a CPU.",
+        help=_QUANTIZE_HELP,
         show_default=False,
         rich_help_panel=MODEL_GROUP,
     ),
@@ -59,7 +62,7 @@ NoVerify = Annotated[
     bool,
     typer.Option(
         "--no_verify",
-        help="Do not compare downloaded files with their recorded hashes.",
+        help=_NO_VERIFY_HELP,
         rich_help_panel=MODEL_GROUP,
     ),
 ]
@@ -67,7 +70,7 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no_cache",
-        help="Write nothing for later starts: no int8 weights, no record of verified files.",
+        help=_NO_CACHE_HELP,
         rich_help_panel=MODEL_GROUP,
     ),
 ]
@@ -150,13 +153,44 @@ class CorpusOptions:
         check(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model to load, and how."""
+
+    model: str = option("124M", MODEL_HELP, group=MODEL_GROUP, metavar="MODEL")
+    device: str = option("auto", _DEVICE_HELP, group=MODEL_GROUP, metavar="DEVICE")
+    dtype: str = option("auto", _DTYPE_HELP, group=MODEL_GROUP, metavar="DTYPE")
+    quantize: str | None = option(None, _QUANTIZE_HELP, group=MODEL_GROUP, metavar="int8")
+    unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
+    no_verify: bool = option(False, _NO_VERIFY_HELP, group=MODEL_GROUP)
+    no_cache: bool = option(False, _NO_CACHE_HELP, group=MODEL_GROUP)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def load(self) -> tuple[GPT2, Tokenizer | None]:
+        """Load the model, after downloading it if needed, and its tokenizer."""
+        model, tokenizer = load(
+            self.model,
+            self.device,
+            self.dtype,
+            self.quantize,
+            verify=not self.no_verify,
+            write_cache=not self.no_cache,
+        )
+        set_unknown(tokenizer, self.unknown)
+        return model, tokenizer
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed, be it with its default value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
     """Raise a usage error if one of these options was typed, because it would have no effect."""
-    typed = [
-        f"--{name}"
-        for name in names
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
+    typed = [f"--{name}" for name in names if is_typed(context, name)]
     if typed:
         raise typer.BadParameter(
             f"{', '.join(typed)} {'has' if len(typed) == 1 else 'have'} no effect here: {because}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pytest
@@ -62,3 +62,25 @@ def test_the_help_shows_the_text_and_the_default_of_a_field(app: typer.Typer) ->
 def test_a_value_out_of_its_range_is_refused_by_the_dataclass(app: typer.Typer) -> None:
     with pytest.raises(ConfigError, match="width is 0"):
         CliRunner().invoke(app, ["x", "--width", "0"], catch_exceptions=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    title: str = option("", "What is above it.")
+    scale: float = option(0.0, "How large.")
+    shape: Shape = field(default_factory=Shape)
+
+
+def test_a_dataclass_within_a_dataclass_becomes_options_of_its_own() -> None:
+    made = typer.Typer()
+
+    @made.command()
+    @takes(without=("hidden",), picture=Picture)
+    def draw(*, picture: Picture) -> None:
+        typer.echo(picture)
+
+    done = CliRunner().invoke(made, ["--width", "5", "--title", "x"])
+    assert done.output == f"{Picture(title='x', shape=Shape(width=5))}\n"
+    shown = CliRunner().invoke(made, ["--help"]).output
+    assert "How wide." in shown
+    assert "[default: 0.0]" in shown  # a default of 0 was not shown, for 0 == False

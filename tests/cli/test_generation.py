@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import gpt2kit
 from gpt2kit.cli import app
+from gpt2kit.cli.output import harmless
 from gpt2kit.engine import native
 from gpt2kit.model import GPT2
 
@@ -314,6 +315,8 @@ def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["a", "--max_tokens", "-1"], "max_tokens is -1, expected a whole number"),
+        (["a", "--batch_size", "0"], "batch_size is 0, expected a whole number, 1 or more"),
         (["a", "--temperature", "-1"], "temperature is -1.0, expected a number, 0 or more"),
         (["a", "--temperature", "nan"], "temperature is nan"),
         (["a", "--top_p", "0"], "top_p is 0.0"),
@@ -359,7 +362,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--max_tokens", "-1"],
         ["--top_k", "x"],
         ["--nonsense"],
         ["a", "b"],
@@ -643,16 +645,16 @@ def test_the_version_is_told() -> None:
     assert run("--version").stdout == f"gpt2kit {gpt2kit.__version__}\n"
 
 
-def test_colours_are_for_terminals_and_change_nothing_else(model: str) -> None:
+def test_colors_are_for_terminals_and_change_nothing_else(model: str) -> None:
     plain = text(model, "the end", "--max_tokens", "20")
-    assert (
-        text(model, "the end", "--max_tokens", "20", "--colour", "auto") == plain
-    )  # not a terminal
-    always = text(model, "the end", "--max_tokens", "20", "--colour", "always")
+    assert text(model, "the end", "--max_tokens", "20", "--color", "auto") == plain  # no terminal
+    shown_plain = harmless(plain)  # among colors, control characters are always written out
+    always = text(model, "the end", "--max_tokens", "20", "--color", "always")
     assert "\x1b[48;5;" in always
-    assert re.sub(r"\x1b\[[0-9;]*m", "", always) == plain
-    terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--colour", "auto")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", always) == shown_plain
+    assert text(model, "the end", "--max_tokens", "20", "--colour", "always") == always
+    terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--color", "auto")
     shown = terminal.read_until("12 and more").replace("\r\n", "\n")
     assert terminal.leave() == 0
     assert "\x1b[48;5;" in shown
-    assert re.sub(r"\x1b\[[0-9;]*m", "", shown).startswith(plain)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown).startswith(shown_plain)
