@@ -53,8 +53,13 @@ def test_a_value_that_breaks_its_rule_is_refused_by_name(
 
 
 def test_values_within_the_rules_are_taken() -> None:
-    Example(count=100, share=1, rate=0, dropout=0.99, kind="b", limit=None)
-    Example(limit=0, loud=True)
+    given: list[dict[str, Any]] = [
+        {"count": 100, "share": 1, "rate": 0, "dropout": 0.99, "kind": "b", "limit": None},
+        {"count": 1, "limit": 0, "loud": True},
+    ]
+    for values in given:
+        example = Example(**values)
+        assert {name: getattr(example, name) for name in values} == values
 
 
 def test_a_long_value_is_shortened_in_the_message() -> None:

@@ -19,7 +19,7 @@ from gpt2kit.tokenizers import Tokenizer
 
 Ids = NDArray[Any]  # (n,) uint16, or uint32 for more than 65,536 ids
 
-_CHUNK = 2**20  # characters to encode at once, ids to check at once
+CHUNK = 2**20  # characters to encode at once, ids to check at once
 
 
 # --- texts ---------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Ids:
 def _chunks(document: str) -> Iterator[str]:
     """Split a long text before newlines between words, where a new token starts in any tokenizer."""
     start = 0
-    while len(document) - start > 2 * _CHUNK:
-        found = re.compile(r"(?<=\S)(?=\n\S)").search(document, start + _CHUNK)
+    while len(document) - start > 2 * CHUNK:
+        found = re.compile(r"(?<=\S)(?=\n\S)").search(document, start + CHUNK)
         if found is None:
             break
         yield document[start : found.start()]
@@ -82,8 +82,8 @@ def _write_ids(path: Path, ids: Ids) -> None:
 def text_bytes(ids: Ids, tokenizer: Tokenizer) -> int:
     """Return how many bytes of text some ids stand for, without separators."""
     counts = np.zeros(tokenizer.n_vocab, np.int64)
-    for start in range(0, len(ids), _CHUNK):
-        counts += np.bincount(ids[start : start + _CHUNK], minlength=tokenizer.n_vocab)
+    for start in range(0, len(ids), CHUNK):
+        counts += np.bincount(ids[start : start + CHUNK], minlength=tokenizer.n_vocab)
     return sum(
         int(counts[token]) * len(tokenizer.token_bytes(token))
         for token in np.flatnonzero(counts).tolist()
@@ -120,8 +120,8 @@ def read_ids(path: Path, n_vocab: int) -> Ids:
         is_array = isinstance(ids, np.ndarray)
         found = f"{ids.dtype} of shape {list(ids.shape)}" if is_array else "an archive of arrays"
         raise CorpusError(f"{path}: {found}, expected one row of uint16 or uint32 ids", path=path)
-    for start in range(0, len(ids), _CHUNK):
-        wrong = ids[start : start + _CHUNK] >= n_vocab
+    for start in range(0, len(ids), CHUNK):
+        wrong = ids[start : start + CHUNK] >= n_vocab
         if wrong.any():
             offset = start + int(wrong.argmax())
             raise CorpusError(

@@ -26,7 +26,7 @@ PIECEWISE_VARIABLE = "GPT2KIT_PIECEWISE_LOSS"  # 0 turns the piecewise loss off
 
 FEW_LOGITS = 2**22  # above this many logits, use the piecewise loss
 LOGITS_AT_ONCE = 2**25  # logits in a piece
-_LOGITS_IN_CACHE = 2**19  # logits whose softmax a processor's cache holds
+LOGITS_IN_CACHE = 2**19  # logits whose softmax a processor's cache holds
 _TOKENS_AT_ONCE = 2**13  # rows of the head's gradient that are computed at once, in bfloat16
 _NARROW = 128  # models below this width are not faster in bfloat16
 
@@ -127,7 +127,7 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, n: int, *, with_gradient: b
     """
     total = torch.zeros((), dtype=_precise_dtype(logits), device=logits.device)
     on_cpu = logits.device.type == "cpu"
-    rows = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if on_cpu else len(logits)  # r
+    rows = max(1, LOGITS_IN_CACHE // logits.shape[1]) if on_cpu else len(logits)  # r
     for piece, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):  # type: ignore[no-untyped-call]
         logprobs = torch.log_softmax(piece, dim=-1, dtype=_precise_dtype(piece))  # (r, V)
         total -= logprobs.gather(1, target).sum()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from test_model import VARIANTS
 from trace_builders import IDS, Seen, look, panels
 
@@ -132,7 +133,7 @@ def test_the_lens_shows_the_likeliest_word_and_its_probability(seen: Seen) -> No
     )
 
 
-def test_the_lens_is_bold_where_the_text_goes_on_so(small_bpe: BPETokenizer) -> None:
+def test_the_lens_is_bold_where_its_word_is_the_next_of_the_text(small_bpe: BPETokenizer) -> None:
     first = look(small_bpe, IDS)
     said = int(first.trace.logits[0, 0].argmax())
     seen = look(small_bpe, [IDS[0], said, IDS[1]])
@@ -143,7 +144,7 @@ def test_the_lens_is_bold_where_the_text_goes_on_so(small_bpe: BPETokenizer) -> 
         if text.get_fontweight() == "bold"
     }
     assert (3, 0) in bold
-    assert all(place < 2 for _, place in bold)  # what follows the last token is not known
+    assert all(position < 2 for _, position in bold)  # what follows the last token is not known
 
 
 def test_the_lens_can_show_the_end_alone(seen: Seen) -> None:
@@ -155,7 +156,7 @@ def test_the_lens_can_show_the_end_alone(seen: Seen) -> None:
 
 
 def test_the_lens_of_a_long_text_has_colors_and_no_words(small_bpe: BPETokenizer) -> None:
-    seen = look(small_bpe, [place % 500 for place in range(300)])
+    seen = look(small_bpe, [position % 500 for position in range(300)])
     axes = panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0]
     assert axes.images[0].get_array().shape == (4, 300)
     assert not axes.texts
@@ -177,6 +178,23 @@ DRAWINGS: dict[str, Any] = {
 }
 
 
+def assert_drawn(figure: Figure) -> None:
+    """Lay out a figure, and check that each of its panels shows numbers, all of them finite."""
+    figure.draw_without_rendering()
+    shown = [axes for axes in panels(figure) if axes.axison]
+    assert shown
+    for axes in shown:
+        values = [
+            *(line.get_ydata() for line in axes.lines),
+            *(image.get_array() for image in axes.images),
+            *(patch.get_path().vertices for patch in axes.patches),
+            *(collection.get_offsets() for collection in axes.collections),
+            *(path.vertices for each in axes.collections for path in each.get_paths()),
+        ]
+        assert values, axes.get_title()
+        assert all(np.isfinite(np.ma.compressed(np.ma.asarray(v))).all() for v in values)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("variant", ["post-norm", "swiglu", "sinusoidal", "one head"])
 def test_every_picture_can_be_drawn_of_every_kind_of_model(
@@ -184,23 +202,22 @@ def test_every_picture_can_be_drawn_of_every_kind_of_model(
 ) -> None:
     seen = look(small_bpe, IDS[:5], **{"n_layer": 2, **VARIANTS[variant]})
     for draw in DRAWINGS.values():
-        assert panels(draw(seen.trace, seen.tokens))
-    assert panels(plots.lens(seen.trace, seen.tokens, small_bpe))
+        assert_drawn(draw(seen.trace, seen.tokens))
+    assert_drawn(plots.lens(seen.trace, seen.tokens, small_bpe))
 
 
 @pytest.mark.filterwarnings("error")
 def test_every_picture_can_be_drawn_of_one_token(small_bpe: BPETokenizer) -> None:
     seen = look(small_bpe, IDS[:1], n_layer=1)
     for draw in DRAWINGS.values():
-        draw(seen.trace, seen.tokens).draw_without_rendering()
-    plots.lens(seen.trace, seen.tokens, small_bpe).draw_without_rendering()
+        assert_drawn(draw(seen.trace, seen.tokens))
+    assert_drawn(plots.lens(seen.trace, seen.tokens, small_bpe))
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_model_without_layers_has_inputs_a_stream_and_a_lens(small_bpe: BPETokenizer) -> None:
     seen = look(small_bpe, IDS, n_layer=0)
     for draw in (plots.tokens, plots.positions, plots.norms, plots.embeddings, plots.residual):
-        draw(seen.trace, seen.tokens).draw_without_rendering()
-    assert panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0].images[
-        0
-    ].get_array().shape == (1, T)
+        assert_drawn(draw(seen.trace, seen.tokens))
+    lens = panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0]
+    assert lens.images[0].get_array().shape == (1, T)

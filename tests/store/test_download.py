@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 from servers import COMMIT, FakeHub, FakeOpenAI, FakeServer, in_an_hour, silent_listener
 
@@ -29,6 +30,7 @@ from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import Publication, PublishedFile
 from gpt2kit.store.download import Patience, Silent, download
 from gpt2kit.store.integrity import CHECKED
+from gpt2kit.store.transfer import Transfer
 
 TOKEN = "hf_ThisIsASecretOfTheTests"
 OTHER_COMMIT = "beef" + "0" * 36
@@ -767,16 +769,32 @@ def test_redirects_end_and_never_leave_https(origin: Origin) -> None:
         origin.fetch()
 
 
-def test_https_is_not_left_for_http() -> None:
-    import httpx2
+@pytest.mark.parametrize("start", ["http", "https"])
+@pytest.mark.parametrize("end", ["http", "https"])
+def test_https_is_not_left_for_http(monkeypatch: pytest.MonkeyPatch, start: str, end: str) -> None:
+    def answer(_: httpx2.Client, request: httpx2.Request, **__: object) -> httpx2.Response:
+        asked.append(request.url.scheme)
+        headers = {"Location": f"{end}://example.org/y"} if request.url.path == "/x" else {}
+        return httpx2.Response(302 if headers else 200, headers=headers, request=request)
 
-    from gpt2kit.store.transfer import _redirected
-
-    response = httpx2.Response(302, headers={"Location": "http://example.org/x"})
-    with _refused("from https to http"):
-        _redirected(httpx2.URL("https://user:secret@example.org/x?signature=secret"), response)
-    response = httpx2.Response(302, headers={"Location": "https://example.org/x"})
-    assert _redirected(httpx2.URL("http://example.org/"), response).scheme == "https"
+    asked: list[str] = []
+    monkeypatch.setattr(httpx2.Client, "send", answer)
+    transfer = Transfer(
+        endpoint="https://example.org",
+        headers={},
+        refusal=str,
+        patience=PATIENCE,
+        progress=Silent(),
+    )
+    address = f"{start}://user:secret@example.org/x?signature=secret"
+    with transfer:
+        if (start, end) == ("https", "http"):
+            with _refused("from https to http"):
+                transfer.head(address)
+            assert asked == ["https"]
+        else:
+            transfer.head(address)
+            assert asked == [start, end]
 
 
 @pytest.mark.parametrize(

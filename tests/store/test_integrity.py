@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from gpt2kit import store
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning
+from gpt2kit.store.integrity import CHECKED
 from gpt2kit.store.manifest import Manifest
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40}
@@ -104,16 +106,23 @@ def test_nothing_is_written_into_a_folder_of_others_and_it_is_still_hashed_once(
     store.check_files(folder)
 
 
-@pytest.mark.parametrize("kind", ["no record", "own file", "missing file"])
-def test_what_was_not_downloaded_is_not_checked(download: Path, kind: str) -> None:
-    if kind == "no record":
-        (download / store.MANIFEST).unlink()
-        flip(download / "config.json")
-    elif kind == "own file":
-        (download / "notes.txt").write_text("mine")
-    else:
-        (download / "config.json").unlink()  # the readers say so
+def test_files_that_were_not_downloaded_are_not_checked(download: Path) -> None:
+    (download / "notes.txt").write_text("mine")
     store.check_files(download)
+    assert json.loads((download / CHECKED).read_text()).keys() == FILES.keys()
+
+
+def test_a_missing_file_is_left_to_the_readers(download: Path) -> None:
+    (download / "config.json").unlink()
+    store.check_files(download)
+    assert json.loads((download / CHECKED).read_text()).keys() == {"model.safetensors"}
+
+
+def test_a_folder_without_a_record_of_its_download_is_not_checked(download: Path) -> None:
+    (download / store.MANIFEST).unlink()
+    flip(download / "config.json")
+    store.check_files(download)
+    assert not (download / CHECKED).exists()
 
 
 def test_a_damaged_manifest_is_a_warning(download: Path) -> None:

@@ -76,7 +76,7 @@ def test_many_logits_are_gone_through_in_pieces_with_the_same_loss_and_gradients
     for few, at_once in ((2**22, 2**26), (1, 100)):
         monkeypatch.setattr(loss_module, "FEW_LOGITS", few)
         monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", at_once)
-        monkeypatch.setattr(loss_module, "_LOGITS_IN_CACHE", at_once // 2)
+        monkeypatch.setattr(loss_module, "LOGITS_IN_CACHE", at_once // 2)
         model = small_model().eval()
         loss = NextTokenLoss(model)(ids)
         loss.backward()
