@@ -107,7 +107,8 @@ def _is_known(module: nn.Module, dtype: torch.dtype) -> bool:
         parameter.dtype == (int8_dtypes.get(name, dtype) if is_int8 else dtype)
         and parameter.device.type == "cpu"
         and parameter.is_contiguous()
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
     )
 
 

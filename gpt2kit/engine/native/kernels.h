@@ -53,6 +53,7 @@ static const Kernels FN(kernels) = {
     .sketch_rows = FN(sketch_rows),
     .round_input = FN(round_input),
     .upper_bounds = FN(upper_bounds),
+    .sum_words = FN(sum_words),
 };
 
 #undef INLINE

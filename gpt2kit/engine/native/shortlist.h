@@ -46,6 +46,14 @@ TARGET static void FN(sketch_rows)(
     }
 }
 
+/* Add up words `from` to `to`, each times an odd number that depends on its index: a checksum of
+ * the head, which tells whether a sketch is still right. */
+TARGET static uint64_t FN(sum_words)(const uint32_t *words, int64_t from, int64_t to) {
+    uint64_t sum = 0;
+    for (int64_t i = from; i < to; i++) sum += (uint64_t)words[i] * (uint32_t)(2 * i + 1);
+    return sum;
+}
+
 /* --- the input -------------------------------------------------------------------------------- */
 
 #if BF16

@@ -435,25 +435,22 @@ int make_sketch(const Matrix *head, const Sketch *sketch, int threads, const cha
 
 typedef struct {
     const Matrix *matrix;
+    const Kernels *kernels;
     uint64_t sum;
 } ChecksumTask;
 
-/* Add up this thread's share of the 32-bit words, each times an odd number that depends on its
- * index. */
-static void add_words(void *argument, int thread, int threads) {
+static void sum_words(void *argument, int thread, int threads) {
     ChecksumTask *task = argument;
     int64_t words = task->matrix->rows * row_bytes(task->matrix) / 4;
-    const uint32_t *word = task->matrix->weight;
-    uint64_t sum = 0;
-    for (int64_t i = words * thread / threads; i < words * (thread + 1) / threads; i++)
-        sum += (uint64_t)word[i] * (uint32_t)(2 * i + 1);
+    int64_t from = words * thread / threads, to = words * (thread + 1) / threads;
+    uint64_t sum = task->kernels->sum_words(task->matrix->weight, from, to);
     __atomic_fetch_add(&task->sum, sum, __ATOMIC_RELAXED);
 }
 
 /* Return a checksum of a matrix's weights. A change of one word, or a swap of two, changes it. */
 uint64_t checksum(const Matrix *matrix, int threads) {
-    ChecksumTask task = {matrix, 0};
-    run_together(threads, add_words, &task);
+    ChecksumTask task = {matrix, find_kernels(NULL), 0};
+    run_together(threads, sum_words, &task);
     int64_t bytes = matrix->rows * row_bytes(matrix), words = bytes / 4;
     uint32_t rest = 0;
     memcpy(&rest, (const uint32_t *)matrix->weight + words, bytes % 4);

@@ -2,7 +2,7 @@
  *
  *     N tokens to read, C width, H heads, D head size, V vocabulary, K columns of a matrix
  *
- * library.py repeats the structs that Python fills in, and checks their sizes with struct_sizes(). */
+ * library.py repeats the structs that Python fills in; struct_sizes() lets it check them. */
 
 #ifndef GPT2KIT_STEP_H
 #define GPT2KIT_STEP_H
@@ -124,6 +124,7 @@ typedef struct {
         const Sketch *sketch, int64_t from, int64_t to, int64_t K, const RoundedInput *x,
         float *bounds
     );
+    uint64_t (*sum_words)(const uint32_t *words, int64_t from, int64_t to);
 } Kernels;
 
 /* How far the product of a sketched row with a rounded input may be from the exact product. */
