@@ -283,5 +283,5 @@ class Embedding(nn.Embedding):
 
 
 def precise(logits: Tensor) -> Tensor:
-    """Return logits in float32, or wider where they are: for what is drawn from them, ranked by them or summed over them."""
+    """Return logits in the precision to sample from and score with: float32, or their float64."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

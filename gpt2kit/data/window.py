@@ -53,7 +53,7 @@ def check_length(n: int, limit: int, what: str = "the text") -> None:
 
 
 def check_ids(ids: Sequence[int], n_vocab: int, what: str = "the text") -> None:
-    """Raise ConfigError for a text without tokens, TokenizerError for an id that the model lacks."""
+    """Raise ConfigError for a text without tokens, TokenizerError for an id the model lacks."""
     if not ids:
         raise ConfigError(f"{what} has no tokens, expected at least one")
     for token in ids:

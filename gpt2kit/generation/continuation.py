@@ -30,8 +30,8 @@ class Continuation:
     the step that finished it, or after its caller set its `finish_reason`, and from then on costs
     nothing. Only ids below `n_vocab` are chosen: larger ones are padding of the embedding.
 
-    Learned positions cannot be shifted inside a cache. So a row that outgrows the n_ctx positions
-    of the model, and is to `slide`, is read again from position 0, with the last half of its window.
+    Learned positions cannot be shifted inside a cache. So if a row that may `slide` outgrows the
+    n_ctx positions of the model, the last half of its window is read again, from position 0.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ def _choose_along(checks: list[_Check]) -> None:
 
 
 def _take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
-    """Add a token to each row, with its log-probability under logits (B, V) if that is asked for."""
+    """Add a token to each row, with its log-probability under logits (B, V) if asked for."""
     wanted = [row.request.logprobs for row in rows]
     logprobs = log_probabilities(logits, tokens) if True in wanted else None
     for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):

@@ -32,7 +32,7 @@ from gpt2kit.generation.speculate import Draft, drafter_for
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def generate_tokens(
@@ -116,7 +116,7 @@ def _begin(
     return Continuation(model, rows, n_vocab=n_vocab, drafter=drafter, compile=request.compile)
 
 
-# --- text ------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

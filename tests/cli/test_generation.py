@@ -49,7 +49,7 @@ def text(model: str, *arguments: str, stdin: str | bytes | None = None) -> str:
     return result.stdout
 
 
-# --- stdout ----------------------------------------------------------------------------------------------------------
+# --- stdout ---------------------------------------------------------------------------------------
 
 
 def test_stdout_is_the_prompt_and_its_continuation_and_nothing_else(model: str) -> None:
@@ -173,12 +173,12 @@ def test_every_line_of_a_file_is_continued_as_it_would_be_alone(
     assert [row["prompt"] for row in rows] == prompts
 
 
-def test_json_without_the_prompt_is_json(model: str) -> None:
+def test_no_prompt_changes_nothing_for_json(model: str) -> None:
     # The prompt has a field of its own, so nothing is to be done; it was a usage error.
     assert text(model, "a", "--json", "--no_prompt") == text(model, "a", "--json")
 
 
-def test_json_has_everything_that_programs_want(model: str) -> None:
+def test_json_has_the_text_tokens_logprobs_and_how_to_repeat_them(model: str) -> None:
     found = json.loads(text(model, "Perché", "--json", "--max_tokens", "6"))
     assert found.keys() == {
         "prompt",
@@ -207,7 +207,7 @@ def test_every_dtype_writes_text(model: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("draft", ["lookup", "MODEL"])
-def test_a_draft_changes_no_text_that_is_not_drawn(model: str, tmp_path: Path, draft: str) -> None:
+def test_a_draft_changes_no_greedy_text(model: str, tmp_path: Path, draft: str) -> None:
     (tmp_path / "prompts").write_text("the end of the end of\na\nPerché no?\n")
     options = [
         "--prompts_file",
@@ -251,10 +251,10 @@ def test_stats_say_how_many_proposals_were_accepted(model: str) -> None:
     assert "draft" not in generate(model, *arguments).stderr
 
 
-# --- stderr ----------------------------------------------------------------------------------------------------------
+# --- stderr ---------------------------------------------------------------------------------------
 
 
-def test_a_drawn_seed_is_told_and_repeats_the_text(model: str) -> None:
+def test_a_drawn_seed_is_shown_and_repeats_the_text(model: str) -> None:
     first = generate(model, "a", seed=None)
     seed = re.fullmatch(r"seed (\d+)\n", first.stderr)
     assert seed is not None
@@ -262,7 +262,7 @@ def test_a_drawn_seed_is_told_and_repeats_the_text(model: str) -> None:
     assert generate(model, "a", "--temperature", "0", seed=None).stderr == ""
 
 
-def test_compile_lets_torch_compile_what_it_reads_and_stats_say_so(
+def test_compile_compiles_the_step_and_stats_say_so(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[object] = []
@@ -300,16 +300,17 @@ def test_stats_go_to_stderr(model: str) -> None:
 
 
 @pytest.mark.filterwarnings("default::gpt2kit.errors.Gpt2KitWarning")
-def test_a_prompt_that_is_too_long_is_told_with_its_numbers(model: str) -> None:
+def test_a_prompt_that_is_too_long_is_a_warning_with_both_lengths(model: str) -> None:
     result = generate(model, "x y " * 40, "--max_tokens", "2")
     assert result.exit_code == 0
     assert re.search(
-        r"warning: the prompt has \d+ tokens, but the model reads at most 32: the first \d+ are left out",
+        r"warning: the prompt has \d+ tokens, but the model reads at most 32: "
+        r"the first \d+ are left out",
         result.stderr,
     )
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
     assert run("generate", *arguments, "--model", model).exit_code == 2
 
 
-def test_a_model_that_is_nowhere_says_what_to_type() -> None:
+def test_an_unknown_model_says_what_to_type() -> None:
     result = run("generate", "a", "--model", "my-novel")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no model is called my-novel" in result.stderr
@@ -387,7 +388,7 @@ def test_an_empty_prompts_file_is_an_error(model: str, tmp_path: Path) -> None:
     assert "no prompts; expected one on each line" in result.stderr
 
 
-def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(
+def test_a_model_that_is_not_here_is_downloaded_first_unless_offline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -397,7 +398,7 @@ def test_a_model_that_is_not_here_is_asked_for_first_and_offline_says_so(
     assert "HF_HUB_OFFLINE forbids" in result.stderr
 
 
-# --- as a process ----------------------------------------------------------------------------------------------------
+# --- as a process ---------------------------------------------------------------------------------
 
 
 def command(model: str, *arguments: str) -> list[str]:
@@ -416,7 +417,7 @@ def command(model: str, *arguments: str) -> list[str]:
     ]
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(model: str) -> None:
+def test_a_closed_pipe_is_no_error(model: str) -> None:
     process = subprocess.Popen(
         command(model, "a", "--max_tokens", "3000", "--ignore_eos"),
         stdout=subprocess.PIPE,
@@ -516,7 +517,7 @@ class Terminal:
         return code
 
 
-def test_without_a_prompt_a_terminal_gets_a_loop(model: str) -> None:
+def test_without_a_prompt_a_terminal_is_asked_for_prompts(model: str) -> None:
     terminal = Terminal(model, "--max_tokens", "4", "--temperature", "0")
     terminal.read_until("Ctrl-D leaves")
     terminal.read_until("> ")
@@ -530,7 +531,7 @@ def test_without_a_prompt_a_terminal_gets_a_loop(model: str) -> None:
     assert terminal.leave() == 0
 
 
-def test_an_error_in_the_loop_is_told_and_the_loop_goes_on(model: str) -> None:
+def test_an_error_in_the_prompt_loop_does_not_end_it(model: str) -> None:
     terminal = Terminal(model, "--max_tokens", "30", "--overflow", "error", "--seed", "1")
     terminal.read_until("> ")
     terminal.type("this prompt and thirty tokens are too much\n")
@@ -541,7 +542,7 @@ def test_an_error_in_the_loop_is_told_and_the_loop_goes_on(model: str) -> None:
     assert terminal.leave() == 0
 
 
-def test_ctrl_c_in_the_loop_stops_the_text_and_not_the_loop(model: str) -> None:
+def test_ctrl_c_stops_the_text_and_not_the_prompt_loop(model: str) -> None:
     terminal = Terminal(model, "--max_tokens", "1000000", "--ignore_eos", "--stats", "--seed", "1")
     terminal.read_until("> ")
     terminal.type("the end\n")
@@ -555,7 +556,7 @@ def test_ctrl_c_in_the_loop_stops_the_text_and_not_the_loop(model: str) -> None:
     assert terminal.leave() == 0
 
 
-def test_the_prompt_of_the_loop_does_not_reach_a_file(model: str, tmp_path: Path) -> None:
+def test_the_sign_that_asks_for_a_prompt_does_not_reach_a_file(model: str, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         terminal = Terminal(model, "--max_tokens", "2", "--seed", "1", stdout=out.fileno())
         terminal.read_until("> ")
@@ -584,7 +585,7 @@ def test_a_closed_stream_is_no_traceback(model: str) -> None:
         assert process.returncode == 0, process.args
 
 
-def test_a_pipe_can_hold_the_prompts(model: str) -> None:
+def test_prompts_can_come_from_a_pipe(model: str) -> None:
     arguments = " ".join(command(model, "--max_tokens", "2", "--json"))
     done = subprocess.run(
         ["bash", "-c", f"{arguments} --prompts_file <(printf 'a\nb\n')"],
@@ -641,7 +642,7 @@ def test_a_byte_order_mark_on_standard_input_is_not_part_of_the_prompt(model: st
     assert text(model, "-", stdin=b"\xef\xbb\xbfa\n") == text(model, "a")
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_shown() -> None:
     assert run("--version").stdout == f"gpt2kit {gpt2kit.__version__}\n"
 
 

@@ -1,4 +1,4 @@
-"""Rows in a batch: each is what it would be alone, whoever is beside it, and leaves when it ends."""
+"""Rows of a batch: each gets the tokens it would get alone, and leaves when it ends."""
 
 from __future__ import annotations
 

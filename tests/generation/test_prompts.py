@@ -65,7 +65,7 @@ def alone(model: GPT2, prompt: list[int]) -> tuple[Tensor, KVCache]:
 
 
 @pytest.mark.parametrize("native", ["0", "1"])
-def test_every_row_is_what_it_is_alone(
+def test_a_prompt_read_beside_others_has_the_logits_and_cache_it_has_alone(
     model: GPT2, native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if native == "0":
@@ -86,13 +86,14 @@ def test_a_long_beginning_that_several_share_is_read_once(
 ) -> None:
     read_prompts(Decoder(model), PROMPTS, model.new_cache(len(PROMPTS)), range(len(PROMPTS)))
     n = len(LONG)
-    # LONG is itself a prompt, so a token of it is left to be read after what is shared; [*LONG, 3] is there twice.
+    # LONG is itself a prompt, so its last token is read after what is shared, not with it.
+    # [*LONG, 3] is there twice, and read once.
     assert sorted(shapes) == sorted(
         [(1, n - 1), (2, 3), (1, 2), (1, 1), (1, WORTH_SHARING), (1, 1), (1, 3), (2, 2)]
     )
 
 
-def test_the_texts_are_those_of_one_by_one(model: GPT2) -> None:
+def test_prompts_together_get_the_texts_that_they_get_one_by_one(model: GPT2) -> None:
     options: Any = {"max_tokens": 20, "sampling": Sampling(temperature=0)}
     together = list(zip(*generate_tokens(model, PROMPTS, **options), strict=True))
     assert together == [
@@ -101,7 +102,7 @@ def test_the_texts_are_those_of_one_by_one(model: GPT2) -> None:
 
 
 @pytest.mark.parametrize("shared", [0, 1, WORTH_SHARING - 1])
-def test_a_short_beginning_is_not_worth_a_reading_of_its_own(
+def test_a_short_shared_beginning_is_read_with_each_prompt(
     model: GPT2, shapes: list[tuple[int, ...]], shared: int
 ) -> None:
     prompts = [[*LONG[:shared], row, *OTHER] for row in range(3)]
@@ -125,7 +126,7 @@ def test_some_rows_of_a_cache_are_refilled_and_the_others_stay(model: GPT2) -> N
     ("some", "others", "n"),
     [([], [1], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 5, 3], [1, 2, 3], 1)],
 )
-def test_sequences_begin_alike_up_to_the_first_difference(
+def test_the_common_length_ends_at_the_first_difference(
     some: list[int], others: list[int], n: int
 ) -> None:
     assert common_length(some, others) == n

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
+import gpt2kit
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import rules
 from gpt2kit.generation.request import Options, Request, Sampling, TokenOptions, as_request
@@ -132,3 +135,15 @@ def test_requests_need_neither_torch_nor_numpy() -> None:
     code = "import sys, gpt2kit.generation.request; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_documented_trip_of_top_k_has_at_most_six_stations_that_exist() -> None:
+    root = Path(gpt2kit.__file__).parent
+    text = (root.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    section = text.split("## The trip of top_k")[1].split("##")[0]
+    stations = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| `([\w/.]+)`", section, re.MULTILINE)
+    assert 0 < len(stations) <= 6
+    for owner, name, file in stations:
+        code = (root / file).read_text(encoding="utf-8")
+        assert re.search(rf"^class {owner}\b" if owner else rf"^def {name}\b", code, re.MULTILINE)
+        assert re.search(rf"\b{name}\b", code)

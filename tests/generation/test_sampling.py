@@ -87,7 +87,8 @@ def test_min_p_drops_what_is_unlikely_beside_the_most_likely() -> None:
 
 
 def test_filters_act_in_their_documented_order() -> None:
-    # top-k first: of the two left, 0.5 is 2/3 and reaches top_p 0.6 alone. The other order would keep both.
+    # top-k first: of the two left, 0.5 is 2/3 and reaches top_p 0.6 alone. In the other order both
+    # would stay.
     assert shares(LOGITS, Sampling(top_k=2, top_p=0.6)) == [1, 0, 0, 0]
     # temperature first: flattened to nearly equal shares, 0.6 needs three of the four.
     assert (
@@ -113,7 +114,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     assert set(draw(probabilities, generators(2000))) == {1, 3}
 
 
-def test_a_row_draws_from_its_own_stream_whoever_is_beside_it() -> None:
+def test_a_row_draws_from_its_own_stream_alone_or_beside_others() -> None:
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
     together = sample(logits, Sampling(), generators(8, seed=5))
     alone = [
@@ -152,7 +153,8 @@ COMBINATIONS = [
 def test_broken_logits_are_an_error_with_every_combination_of_options(
     logits: list[float], broken_row: int
 ) -> None:
-    # A comparison with NaN is false, so top-p and min-p turned every probability of the row into 0, and a token was drawn anyway.
+    # A comparison with NaN is false, so top-p and min-p turned every probability of the row into 0,
+    # and a token was drawn anyway.
     rows = [[1.0, 2.0, 3.0] for _ in range(3)]
     rows[broken_row] = logits
     seen = torch.tensor([[True, False, True]]).expand(3, -1)
@@ -163,13 +165,14 @@ def test_broken_logits_are_an_error_with_every_combination_of_options(
 
 
 @pytest.mark.parametrize("total", [0.0, math.nan, math.inf])
-def test_nothing_is_drawn_where_there_is_no_total_to_draw_from(total: float) -> None:
+def test_a_row_whose_sum_is_zero_or_not_finite_is_an_error(total: float) -> None:
     with pytest.raises(GenerationError, match="not finite"):
         draw(torch.tensor([[0.5, 0.5], [0.0, total]]), generators(2))
 
 
 def test_float64_logits_are_not_narrowed() -> None:
-    # They became float32, in which these two are equal and the first one won, and the third is infinite.
+    # They became float32, in which the first two are equal, so the first won, and the third is
+    # infinite.
     logits = torch.tensor([[1.0, 1.0 + 1e-12, -1e300]], dtype=torch.float64)
     assert sample(logits, Sampling(temperature=0), generators(1)) == [1]
     assert penalized(logits, Sampling(repetition_penalty=1.5), logits < 0).dtype == torch.float64
@@ -178,7 +181,7 @@ def test_float64_logits_are_not_narrowed() -> None:
     assert probabilities[0, 1] / probabilities[0, 0] == pytest.approx(math.e, rel=1e-3)
 
 
-def test_of_equals_the_first_stay_and_come_first_whatever_the_other_logits_are() -> None:
+def test_top_k_keeps_the_first_of_equal_logits_whatever_the_others_are() -> None:
     logits = torch.randint(
         0, 60, (3, 5000), generator=torch.Generator().manual_seed(0)
     ).float()  # each value about 80 times

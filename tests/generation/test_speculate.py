@@ -1,4 +1,4 @@
-"""Proposals make a text faster and never another one, or only as another seed would."""
+"""Drafts make texts faster; a text stays the same, or is as likely as with another seed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def drafts(small: GPT2, own: GPT2) -> list[Draft]:
     return ["lookup", small, own]
 
 
-# --- the same tokens -------------------------------------------------------------------------------------------------
+# --- the same tokens ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_decoder")
@@ -141,7 +141,7 @@ def test_long_greedy_texts_of_a_trained_model_are_the_same(test_data: Path) -> N
 
 @pytest.mark.parametrize("overflow", ["stop", "error", "slide"])
 @pytest.mark.parametrize("n_ctx", [1, 2, 3, 32])
-def test_every_window_and_what_happens_past_it_is_the_same(
+def test_tokens_past_the_window_are_the_same_with_a_draft(
     tiny_config: GPT2Config, overflow: str, n_ctx: int
 ) -> None:
     model = make_model(replace(tiny_config, n_ctx=n_ctx))
@@ -154,14 +154,14 @@ def test_every_window_and_what_happens_past_it_is_the_same(
             )
 
 
-def test_rows_stop_where_they_would_without(tiny_model: GPT2, small_model: GPT2) -> None:
+def test_rows_stop_at_the_same_token_with_a_draft(tiny_model: GPT2, small_model: GPT2) -> None:
     stop_id = rows(tiny_model, PROMPTS, 12)[0][4]
     expected = rows(tiny_model, PROMPTS, 12, stop_id=stop_id)
     for draft in drafts(small_model, tiny_model):
         assert rows(tiny_model, PROMPTS, 12, stop_id=stop_id, draft=draft) == expected
 
 
-def test_what_is_read_among_several_has_the_logits_it_has_alone(tiny_model: GPT2) -> None:
+def test_tokens_read_at_once_have_the_logits_they_have_one_by_one(tiny_model: GPT2) -> None:
     # The ground of all this: see test_native for the native step, which keeps every bit.
     logits = tiny_model(torch.tensor([PROMPTS[3]]))[0]
     with torch.inference_mode():
@@ -170,10 +170,10 @@ def test_what_is_read_among_several_has_the_logits_it_has_alone(tiny_model: GPT2
     assert (found - logits).abs().max() < 1e-5
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
-def test_texts_with_stops_ends_and_logprobs_are_the_same(
+def test_texts_with_stop_texts_and_log_probabilities_are_the_same(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
     plain = complete(tiny_model, small_bpe, TEXTS, max_tokens=60, temperature=0, ignore_eos=True)
@@ -220,7 +220,7 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one(
         )
 
 
-def test_a_stream_tells_what_became_of_the_proposals(
+def test_pieces_tell_how_many_proposals_were_accepted(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
     for draft in drafts(small_model, tiny_model):
@@ -245,11 +245,11 @@ def test_a_stream_tells_what_became_of_the_proposals(
     )
 
 
-# --- faster ----------------------------------------------------------------------------------------------------------
+# --- faster ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_model_that_is_its_own_draft_is_always_right(
+def test_all_proposals_of_a_model_to_itself_are_accepted(
     tiny_config: GPT2Config, small_bpe: BPETokenizer, temperature: float
 ) -> None:
     model = make_model(replace(tiny_config, n_ctx=128))
@@ -326,7 +326,7 @@ def test_lookup_proposes_what_followed_the_same_tokens(
     assert look_up(history, 3) == expected
 
 
-# --- the same distribution -------------------------------------------------------------------------------------------
+# --- the same distribution ------------------------------------------------------------------------
 
 V = 4
 ROWS = 2000
@@ -344,7 +344,7 @@ def tiny_pair() -> tuple[GPT2, GPT2]:
 
 
 def next_token(logits: Any, sampling: Sampling, history: Sequence[int]) -> Any:
-    """Return the distribution of the next token: penalty, temperature, top-k, top-p, min-p, in plain NumPy."""
+    """Return the distribution of the next token (V,), in plain NumPy."""
     logits = logits.astype(np.float64)
     for token in set(history):
         logits[token] *= (
@@ -378,7 +378,10 @@ def exact(
 
 
 def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
-    """Return how many standard deviations Pearson's chi-square of the counts is above what chance gives (Wilson and Hilferty 1931)."""
+    """Return how far Pearson's chi-square of the counts is above its mean, in standard deviations.
+
+    By the approximation of Wilson and Hilferty (1931).
+    """
     n = counts.total()
     assert all(expected[cell] > 0 for cell in counts)
     common = [cell for cell, p in expected.items() if n * p >= 5]
@@ -407,7 +410,7 @@ def draft_surprise(sampling: Sampling, with_model: bool) -> float:
 
 
 def marginal(joint: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
-    """Return the distribution of all tokens but the first, which is chosen before there is a proposal."""
+    """Return the distribution of all tokens but the first, which is chosen without a proposal."""
     found: dict[tuple[int, ...], float] = {}
     for tokens, p in joint.items():
         found[tokens[1:]] = found.get(tokens[1:], 0) + p
@@ -428,7 +431,7 @@ def test_a_wrong_rule_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("p", [[0.5, 0.5, 0, 0], [0.1, 0.2, 0.3, 0.4], [0, 0, 0, 1.0]], ids=str)
-def test_what_is_kept_or_replaced_has_the_wanted_distribution(p: list[float]) -> None:
+def test_kept_and_replaced_tokens_together_have_the_distribution_p(p: list[float]) -> None:
     q = torch.tensor([0.25, 0.05, 0.3, 0.4], dtype=torch.float64)
     n = 20000
     generators = [sample_generator(0, row) for row in range(n)]
@@ -445,7 +448,7 @@ def test_what_is_kept_or_replaced_has_the_wanted_distribution(p: list[float]) ->
     )
 
 
-# --- what cannot be --------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 
 def padded(model: GPT2, n_vocab: int) -> GPT2:
@@ -461,7 +464,7 @@ def padded(model: GPT2, n_vocab: int) -> GPT2:
 
 @pytest.mark.usefixtures("_decoder")
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_padding_of_a_vocabulary_is_no_obstacle(
+def test_models_with_padded_embeddings_can_draft_for_each_other(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer, temperature: int
 ) -> None:
     # 50,304 rows for 50,257 tokens were another vocabulary.
@@ -500,7 +503,7 @@ def test_a_draft_of_another_vocabulary_is_refused(
     ("name", "value"),
     [("draft", "lokup"), ("draft_tokens", 0), ("draft_tokens", 1000), ("draft_tokens", 2.0)],
 )
-def test_an_option_that_cannot_be_is_refused(tiny_model: GPT2, name: str, value: Any) -> None:
+def test_an_invalid_draft_is_refused_by_name(tiny_model: GPT2, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         rows(tiny_model, [[1]], 1, **{name: value})
 
@@ -520,9 +523,7 @@ def test_broken_logits_of_the_model_or_of_its_draft_are_an_error(
                 rows(tiny_model, [[1, 2], [3]], 6, sampling=sampling, draft=draft)
 
 
-def test_where_rounding_leaves_nothing_to_replace_a_token_by_the_replacement_is_one_that_can_be() -> (
-    None
-):
+def test_a_replacement_is_possible_even_if_rounding_leaves_nothing_of_p_above_q() -> None:
     p = torch.tensor([[0.5, 0.0, 0.0]])  # nowhere more than q
     q = torch.tensor([[0.5, 0.5, 0.0]])
     assert keep_or_replace(p, q, [1], [sample_generator(0, 0)]) == [

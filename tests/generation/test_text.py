@@ -1,4 +1,4 @@
-"""Generation: what is alone, in a batch, streamed, cut and slid over is the same text."""
+"""A text is the same alone, in a batch, streamed, and past the model's window."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tokens(model: GPT2, prompt: Sequence[int], n: int, **options: Any) -> list[i
 
 
 def fresh_greedy(model: GPT2, ids: list[int], n: int) -> list[int]:
-    """Return the greedy continuation computed with no cache and no code of generate.py."""
+    """Return the greedy continuation, computed without a cache and without the code under test."""
     ids = list(ids)
     for _ in range(n):
         with torch.no_grad():
@@ -59,7 +59,7 @@ def fresh_greedy(model: GPT2, ids: list[int], n: int) -> list[int]:
     return ids[-n:]
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", FIXTURES, ids=lambda path: path.name)
@@ -74,7 +74,7 @@ def test_greedy_tokens_are_those_of_the_original_programs(folder: Path) -> None:
     assert np.array_equal(np.array(found).T, expected[:, prompt.shape[1] :])
 
 
-def test_a_trained_model_says_what_transformers_says(test_data: Path) -> None:
+def test_a_trained_model_writes_what_transformers_writes(test_data: Path) -> None:
     folder = test_data / "models" / "shakespeare"
     answer = json.loads((folder / "expected.json").read_text())
     model, tokenizer = gpt2kit.load(folder, device="cpu")
@@ -120,14 +120,16 @@ def test_generation_ends_when_every_row_has_stopped(tiny_model: GPT2) -> None:
             strict=True,
         )
     )
-    for row, (whole, place) in enumerate(zip(free, first, strict=True)):
-        assert stopped[row][: place + 1] == whole[: place + 1]
-        assert set(stopped[row][place + 1 :]) <= {stop_id}
+    for row, (whole, end) in enumerate(zip(free, first, strict=True)):
+        assert stopped[row][: end + 1] == whole[: end + 1]
+        assert set(stopped[row][end + 1 :]) <= {stop_id}
     assert len(stopped[0]) == min(12, max(first) + 1)
 
 
 @pytest.mark.parametrize("length", [31, 32, 33, 50])
-def test_sliding_goes_on_as_a_fresh_run_from_the_kept_tail(tiny_model: GPT2, length: int) -> None:
+def test_sliding_continues_like_a_new_run_from_the_last_half_of_the_window(
+    tiny_model: GPT2, length: int
+) -> None:
     prompt = torch.randint(
         0, 512, (length,), generator=torch.Generator().manual_seed(length)
     ).tolist()
@@ -160,7 +162,7 @@ def test_the_smallest_windows_slide_too(tiny_config: GPT2Config, n_ctx: int) -> 
     assert len(tokens(model, [5], 9)) == 9
 
 
-def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(tiny_model: GPT2) -> None:
+def test_a_prompt_that_is_too_long_keeps_its_end_with_a_warning(tiny_model: GPT2) -> None:
     with pytest.warns(
         Gpt2KitWarning,
         match="has 50 tokens, but the model reads at most 32: the first 18 are left out",
@@ -175,7 +177,7 @@ def test_stop_ends_at_the_last_position(tiny_model: GPT2) -> None:
 
 
 @pytest.mark.parametrize(("overflow", "length"), [("stop", 33), ("error", 33), ("error", 23)])
-def test_what_cannot_fit_is_refused_before_anything_is_computed(
+def test_a_text_that_does_not_fit_is_refused_before_anything_is_computed(
     tiny_model: GPT2, overflow: str, length: int
 ) -> None:
     with pytest.raises(ContextLengthError, match=r"reads at most 32.*--overflow slide") as caught:
@@ -183,7 +185,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_computed(
     assert caught.value.limit == 32
 
 
-def test_error_lets_pass_what_fits_exactly(tiny_model: GPT2) -> None:
+def test_overflow_error_accepts_a_text_that_fits_exactly(tiny_model: GPT2) -> None:
     assert len(tokens(tiny_model, list(range(22)), 10, overflow="error")) == 10
 
 
@@ -201,7 +203,7 @@ def test_damaged_weights_are_an_error_and_not_a_text(tiny_model: GPT2) -> None:
         tokens(tiny_model, [1], 1)
 
 
-# --- text ------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_sample_three_alone_is_sample_three_of_eight(
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("seed", range(5))
-def test_the_pieces_of_a_stream_are_the_decoded_whole(
+def test_the_pieces_of_a_stream_joined_are_all_tokens_decoded(
     tiny_model: GPT2, small_bpe: BPETokenizer, prompt: str, seed: int
 ) -> None:
     # Random tokens of this vocabulary are mostly halves of characters, the hardest case there is.
@@ -261,7 +263,7 @@ def test_the_pieces_of_a_stream_are_the_decoded_whole(
 
 
 class Parrot:
-    """A model that says what it is told, one token after the other, and then nothing more that matters."""
+    """A model whose most likely tokens are given ones, in their order; the last one repeats."""
 
     def __init__(self, ids: list[int], config: GPT2Config) -> None:
         self._model = make_model(config)
@@ -327,7 +329,7 @@ def test_a_stop_text_that_begins_with_itself_is_found(
     assert say("xaaabx", tiny_config, small_bpe, stop="aab").text == "xa"
 
 
-def test_nothing_of_a_stop_text_is_shown_before_it_is_certain() -> None:
+def test_what_may_begin_a_stop_text_is_held_back() -> None:
     stops = StopTexts(["END"])
     shown = [stops.feed(piece) for piece in ("a E", "N", "x E", "ND b")]
     assert shown == ["a ", "", "ENx ", ""]
@@ -350,7 +352,9 @@ def test_the_end_marker_ends_a_text_unless_it_is_ignored(
         assert (found.text, found.finish_reason) == (text, reason)
 
 
-def test_a_full_window_is_a_reason_to_stop(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+def test_a_text_that_fills_the_window_ends_with_the_reason_context(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
     found = complete(
         tiny_model, small_bpe, "abc", max_tokens=100, overflow="stop", seed=0, ignore_eos=True
     )[0]
@@ -409,7 +413,7 @@ def test_the_repetition_penalty_reaches_the_text(tiny_model: GPT2, small_bpe: BP
     assert 64 not in varied  # the prompt counts as seen
 
 
-def test_the_same_seed_gives_the_same_text_and_a_drawn_one_is_told(
+def test_the_same_seed_gives_the_same_text_and_a_drawn_seed_is_reported(
     tiny_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
     drawn = complete(tiny_model, small_bpe, "a", max_tokens=20)[0]
@@ -417,7 +421,7 @@ def test_the_same_seed_gives_the_same_text_and_a_drawn_one_is_told(
     assert generate(tiny_model, small_bpe, "a", max_tokens=20, seed=drawn.seed) == drawn.text
 
 
-def test_generate_has_one_text_to_return(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+def test_generate_refuses_several_samples(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     with pytest.raises(ConfigError, match="use complete"):
         generate(tiny_model, small_bpe, "a", num_samples=2)
 
@@ -449,7 +453,7 @@ def test_generate_has_one_text_to_return(tiny_model: GPT2, small_bpe: BPETokeniz
     ids=str,
 )
 def test_ids_that_are_no_prompts_are_refused(tiny_model: GPT2, ids: Any) -> None:
-    # NumPy arrays, floats, strings and nested lists ended in ValueErrors and TypeErrors from within.
+    # NumPy arrays, floats, strings and nested lists ended in ValueErrors and TypeErrors.
     with pytest.raises(ConfigError, match=r"^expected \(B, T\) ids or a list of prompts"):
         list(generate_tokens(tiny_model, ids, max_tokens=1))
 
@@ -494,9 +498,7 @@ def test_a_request_and_its_options_by_keyword_are_the_same(
         stream(tiny_model, small_bpe, "a", request, top_k=3)
 
 
-def test_samples_can_be_asked_for_from_any_number_on(
-    tiny_model: GPT2, small_bpe: BPETokenizer
-) -> None:
+def test_samples_can_begin_at_any_number(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     eight = complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=8, seed=11)
     assert (
         complete(tiny_model, small_bpe, "a", max_tokens=9, num_samples=2, first_sample=3, seed=11)
@@ -504,7 +506,7 @@ def test_samples_can_be_asked_for_from_any_number_on(
     )
 
 
-def test_no_new_tokens_are_no_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
+def test_zero_new_tokens_give_an_empty_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     found = complete(tiny_model, small_bpe, ["a", "b"], max_tokens=0)
     assert [(completion.text, completion.finish_reason) for completion in found] == [
         ("", "max_tokens")
