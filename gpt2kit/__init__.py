@@ -8,9 +8,7 @@ Names are imported when they are first used, so that `import gpt2kit` costs noth
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in typing, whose import would cost more than all of this module
 if TYPE_CHECKING:
     from gpt2kit.cache import KVCache as KVCache
     from gpt2kit.checkpoints.load import load as load
@@ -97,6 +95,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 

@@ -98,7 +98,8 @@ def _compare_texts(text: str, corpus: Sequence[str], min_run: int, json: bool) -
     for passage in found.passages[:_SHOWN]:
         _print_passage(passage, len(corpus))
     if len(found.passages) > _SHOWN:
-        output.note(f"\n{len(found.passages) - _SHOWN:,} more; --json lists them all")
+        output.note()
+        output.note(f"{len(found.passages) - _SHOWN:,} more; --json lists them all")
 
 
 def _print_passage(passage: TextPassage, n_documents: int) -> None:

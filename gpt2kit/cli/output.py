@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
@@ -38,7 +38,8 @@ class Styled(NamedTuple):
     sgr: str
 
 
-Part = str | Path | Styled
+Part = str | Path | Styled  # a path is always shown on one line
+Cleaning = Callable[[str], str]
 
 
 def style(text: str, color: Color | None = None, *, dim: bool = False) -> Styled:
@@ -55,8 +56,8 @@ def result(*parts: Part, end: str = "\n", color: bool | None = None) -> None:
     `color` says whether `Styled` parts are colored; by default they are on a terminal that shows colors.
     """
     color = shows_colors(sys.stdout) if color is None else color
-    clean = color or sys.stdout.isatty()
-    sys.stdout.write("".join(_rendered(part, color=color, clean=clean) for part in parts) + end)
+    clean = harmless if color or sys.stdout.isatty() else None
+    sys.stdout.write("".join(_rendered(part, clean, color=color) for part in parts) + end)
     sys.stdout.flush()
 
 
@@ -67,18 +68,24 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def note(*parts: Part, end: str = "\n", color: Color | None = None, dim: bool = False) -> None:
-    """Write a text to stderr, in a color or dim if it is a terminal.
+    """Write a line to stderr, in a color or dim if it is a terminal; without parts an empty one.
 
-    A stderr that cannot be written to, such as a log on a full disk, does not stop the work.
+    A newline in it is written out: it can only come from a name. A stderr that cannot be written
+    to, such as a log on a full disk, does not stop the work.
     """
-    colored = shows_colors(sys.stderr)
-    plain = [
-        part if isinstance(part, Styled) else style(str(part), color, dim=dim) for part in parts
-    ]
+    _write_note(parts, end, style("", color, dim=dim).sgr, one_line)
+
+
+def note_text(text: str, *, dim: bool = False) -> None:
+    """Write a text of several lines to stderr."""
+    _write_note([text], "\n", style("", dim=dim).sgr, harmless)
+
+
+def _write_note(parts: Sequence[Part], end: str, sgr: str, clean: Cleaning) -> None:
+    color = shows_colors(sys.stderr)
+    styled = [part if isinstance(part, Styled) else Styled(str(part), sgr) for part in parts]
     with contextlib.suppress(OSError):
-        sys.stderr.write(
-            "".join(_rendered(part, color=colored, clean=True) for part in plain) + end
-        )
+        sys.stderr.write("".join(_rendered(part, clean, color=color) for part in styled) + end)
         sys.stderr.flush()
 
 
@@ -163,13 +170,14 @@ def _replacement(failure: UnicodeError) -> tuple[bytes | str, int]:
     return bytes([code - 0xDC00]) if is_byte else "?", failure.start + 1
 
 
-def _rendered(part: Part, *, color: bool, clean: bool) -> str:
-    """Return a part with its control characters written out if `clean`, and its colors if `color`.
+def _rendered(part: Part, clean: Cleaning | None, *, color: bool) -> str:
+    """Return a part as it is written: clean, and in its colors if `color`.
 
-    Line ends are not colored, so that no background runs to the edge of the terminal.
+    Newlines are not colored, so that no background runs to the edge of the terminal.
     """
     text, sgr = part if isinstance(part, Styled) else (str(part), "")
-    text = harmless(text) if clean else text
+    if clean:
+        text = one_line(text) if isinstance(part, Path) else clean(text)
     if not (color and sgr):
         return text
     return "\n".join(f"\x1b[{sgr}m{line}\x1b[0m" if line else "" for line in text.split("\n"))

@@ -181,7 +181,7 @@ def _kind(
                     output.one_line(options.as_typed(given["title"]) or ""), parse_math=False
                 )
             save(figure, out, dpi=given["dpi"])
-            output.note(f"wrote {output.one_line(str(out))}")
+            output.note(f"wrote {out}")
 
         parameters = [
             each.replace(kind=inspect.Parameter.KEYWORD_ONLY)

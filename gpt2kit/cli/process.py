@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 
 def import_torch() -> None:
@@ -18,10 +21,29 @@ def import_torch() -> None:
     if "torch" in sys.modules:
         return
     gc.disable()
-    import torch  # noqa: F401
+    with _leaving_at_interrupt():
+        import torch  # noqa: F401
 
     gc.freeze()
     gc.enable()
+
+
+@contextlib.contextmanager
+def _leaving_at_interrupt() -> Iterator[None]:
+    """End the process at once at Ctrl-C, instead of by KeyboardInterrupt.
+
+    Some modules swallow every exception that comes up while they import another one, as torch does
+    for NumPy.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_at_once(code: object) -> None:

@@ -53,7 +53,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=output.console(), transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(output.one_line(what), total=None)
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 

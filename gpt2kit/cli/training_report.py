@@ -114,7 +114,7 @@ class Reporter:
         if self._bar:
             output.console().print(text, style="dim" if dim else None, soft_wrap=True)
         else:
-            output.note(text, dim=dim)
+            output.note_text(text, dim=dim)
 
     def end(self) -> None:
         """Show what became of the model."""

@@ -59,12 +59,15 @@ def show_summary(
     if json:
         output.print_json(summary)
         return
+    output.note()
     for line in _summary_lines(summary):
         output.note(line)
     if ending.first_sample is not None and "sample" in summary:
-        output.note(f"\n--- before\n{ending.first_sample.rstrip()}", dim=True)
-        output.note(f"\n--- after\n{summary['sample'].rstrip()}", dim=True)
-    output.note(f"\n{_what_next(setup, folder, ending, model)}")
+        output.note_text(f"\n--- before\n{ending.first_sample.rstrip()}", dim=True)
+        output.note_text(f"\n--- after\n{summary['sample'].rstrip()}", dim=True)
+    for line in _what_next(setup, folder, ending, model):
+        output.note()
+        output.note(line)
 
 
 def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _draw_losses(folder: Path, metrics: Sequence[dict[str, Any]]) -> None:
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
     took = human_time(summary["seconds"])
-    lines = [f"\n{output.count(summary['steps'], 'step')} in {took} ({summary['finish_reason']})"]
+    lines = [f"{output.count(summary['steps'], 'step')} in {took} ({summary['finish_reason']})"]
     if "before" in summary:
         lines.append(f"{'':<22}{'before':>10}{'best':>10}   at step {summary['best_step']:,}")
         for name in summary["before"]:
@@ -147,17 +150,17 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -> str:
-    """Return what the user can type next."""
+def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -> list[str]:
+    """Return lines on what the user can type next."""
     shown = output.as_typed_here(folder)
     if model is None:
-        return (
+        return [
             f"stopped and saved in {shown}; the same command with --resume continues after step "
             f"{ending.last.step:,}"
-        )
+        ]
+    lines = []
     made = shlex.quote(str(shown))
-    merge = ""
     if getattr(setup.options, "lora_rank", 0):
-        merge = f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged\n\n"
+        lines.append(f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged")
         made += "-merged"
-    return f"{merge}now try: gpt2kit generate {shlex.quote(ending.prompt)} --model {made}"
+    return [*lines, f"now try: gpt2kit generate {shlex.quote(ending.prompt)} --model {made}"]

@@ -191,7 +191,7 @@ def inspect(model: ModelArgument, json: Json = False, no_verify: NoVerify = Fals
     if json:
         _inspect_as_json(checkpoint, counts, memory)
         return
-    output.result(f"{checkpoint.path} ({checkpoint.format})\n")
+    output.result(checkpoint.path, f" ({checkpoint.format})\n")
     for name, value in asdict(checkpoint.config).items():
         output.result(f"  {name:<32}{value}")
     _print_tensors(checkpoint)
@@ -257,7 +257,8 @@ def verify(model: ModelArgument, device: Device = "auto", json: Json = False) ->
         if json:
             output.print_json(asdict(check))
         else:
-            output.result(words[check.passed], f"  {check.name:<24}  {check.detail}")
+            detail = output.one_line(check.detail)
+            output.result(words[check.passed], f"  {check.name:<24}  {detail}")
     if failed:
         output.note(f"{failed} {'check' if failed == 1 else 'checks'} failed", color="red")
         raise typer.Exit(1)

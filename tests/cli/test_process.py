@@ -95,3 +95,61 @@ print(gc.get_freeze_count())
 
 def test_torch_is_imported_once_and_its_objects_are_not_searched_for_garbage() -> None:
     assert python(IMPORT).stdout == "True True True\n0\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["generate", "--help"],
+        ["models"],
+        ["tokenize", "Nel", "--model", "dante"],
+    ],
+)
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    # What typer prints by itself, such as the help and the version, was a traceback.
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpt2kit", *arguments],
+            env=os.environ | ONE_THREAD,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == "error: No space left on device\n"
+    assert done.returncode == 1
+
+
+# Sends Ctrl-C to itself when a module is imported for the first time.
+INTERRUPT = """
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+hook = Hook()
+sys.meta_path.insert(0, hook)
+from gpt2kit.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+@pytest.mark.parametrize("module", ["typer", "gpt2kit.cli.generation", "torch", "numpy"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(module: str) -> None:
+    # Until the commands ran, Ctrl-C was Python's own traceback.
+    program = INTERRUPT.format(module=module)
+    done = python(program, "generate", "Nel", "--model", "dante", "--max_tokens", "3")
+    assert done.stderr == ""
+    assert done.returncode == 130
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+def test_an_interrupt_that_the_caller_ignores_stays_ignored() -> None:
+    # A shell that starts a command in the background ignores Ctrl-C for it.
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    assert python(ignore + INTERRUPT.format(module="typer"), "--version").returncode == 0
