@@ -121,45 +121,47 @@ def _begin(
 
 @dataclass(frozen=True)
 class Piece:
-    """What one more token adds to one row's text.
+    """What one more token adds to one row's text; the pieces of a row, joined, are its whole text.
 
-    The pieces of a row, joined, are its whole continuation.
+    text           whole characters; "" while a character or a stop text may be incomplete
+    token          the token's id
+    row            the row, from 0: index of the prompt * num_samples + index of the sample
+    logprob        natural logarithm of the probability that the model itself gave the token,
+                   before penalties, temperature and filters; None unless `logprobs` was asked for
+    finish_reason  in a row's last piece, why it ended: "end_of_text", the model chose its end
+                   marker; "stop_text", a stop text was found; "max_tokens", it has that many new
+                   tokens; "context", the window is full and `overflow` is not "slide"
+    checked        in the first piece of a step with a draft: how many tokens were proposed, and
+                   how many of them accepted
     """
 
-    # Whole characters; "" while a character or a stop text may be incomplete.
     text: str
-    # The token's id.
     token: int
-    # The row it belongs to: prompt index * num_samples + sample index, from 0.
     row: int
-    # Natural logarithm of the probability that the model itself gave the token, before penalties,
-    # temperature and filters; None unless `logprobs` was asked for.
     logprob: float | None = None
-    # In a row's last piece: why it ended. "end_of_text": the model chose its end marker;
-    # "stop_text": a stop text was found; "max_tokens": the row has as many new tokens as it may;
-    # "context": the model's window is full, and `overflow` is "stop" or "error".
     finish_reason: FinishReason | None = None
-    # In the first piece of a step with a draft: tokens proposed, and how many of them were taken.
     checked: Checked | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished continuation of a prompt."""
+    """One finished continuation of a prompt.
 
-    # The prompt, as it was given.
+    prompt         the prompt, as it was given
+    text           the continuation, without the prompt and without the stop text that ended it
+    tokens         the ids of all new tokens, those of an end marker or a stop text included
+    finish_reason  why it ended: see Piece
+    seed           the seed that gives this text again, together with `sample`
+    sample         the sample's number among those of its prompt, from `first_sample` on
+    logprobs       natural logarithm of each token's probability: see Piece; None unless asked for
+    """
+
     prompt: str
-    # The continuation, without the prompt and without the stop text that ended it.
     text: str
-    # The ids of all new tokens, with those of an end marker or a stop text.
     tokens: list[int]
-    # Why it ended: see Piece.
     finish_reason: FinishReason
-    # The seed that gives this text again, together with `sample`.
     seed: int
-    # The sample's number among those of its prompt, from `first_sample` on.
     sample: int
-    # Natural logarithm of each token's probability (see Piece); None unless asked for.
     logprobs: list[float] | None = None
 
 
