@@ -1,35 +1,49 @@
 #!/usr/bin/env python3
-"""Speed of gpt2kit beside transformers, CTranslate2 and llama.cpp, in one run.
+"""Measure the speed of gpt2kit beside transformers, CTranslate2 and llama.cpp, in one run.
 
-    python scripts/benchmark.py decode   [--against hf,ct2,llama]  tokens/s of one text, after a prompt of 16 tokens
-    python scripts/benchmark.py batch    [--against hf,ct2]        the same for several texts at once
-    python scripts/benchmark.py context  [--against hf]            the same after 16 tokens and after 1,000: `cost` is how many times as
-                                                                   long a token takes then
-    python scripts/benchmark.py scale    [--against hf]            the same for models of several sizes, with random weights that are made
-                                                                   once: `ratio` is bytes of weights per second, to the first size's
-    python scripts/benchmark.py prefill  [--against hf,ct2,llama]  tokens/s at which a prompt of 1,000 tokens is read
-    python scripts/benchmark.py prefix                             seconds to read one such prompt, and how many times as long several
-                                                                   take that are equal, differ in their last 16 tokens, or from the first
-    python scripts/benchmark.py draft    [--draft lookup|MODEL]    tokens/s of writing with a draft and without, for a list, code and
-                                                                   prose; `cost_of_8` is how many times as long as one token reading
-                                                                   eight takes. It wants a trained model: --model dante
-    python scripts/benchmark.py load     [--against hf]            seconds to load a model, and the memory that took
-    python scripts/benchmark.py cold     [--against hf]            seconds of a whole process that writes 20 tokens
-    python scripts/benchmark.py evaluate [--against hf]            tokens/s of a text that are scored, in batches of 4 windows that overlap
-                                                                   by half; the peer is the loop of transformers' documentation
-    python scripts/benchmark.py train    [--against hf]            tokens/s and memory of training on batches of 4 x 256, in
-                                                                   bfloat16; the peer is the plain loop that everyone writes
+    python scripts/benchmark.py decode   [--against hf,ct2,llama]
+        tokens/s of generating one text, after a prompt of 16 tokens
+    python scripts/benchmark.py batch    [--against hf,ct2]
+        the same for several texts at once
+    python scripts/benchmark.py context  [--against hf]
+        the same after 16 tokens and after 1,000; `cost` is the time per token after 1,000 divided
+        by the time per token after 16
+    python scripts/benchmark.py scale    [--against hf]
+        the same for models of several sizes, with random weights that are made once; `ratio`
+        compares bytes of weights per second with those of the first size
+    python scripts/benchmark.py prefill  [--against hf,ct2,llama]
+        tokens/s of reading a prompt of 1,000 tokens
+    python scripts/benchmark.py prefix
+        seconds to read one such prompt, and the time for several, relative to one, if they are
+        equal, if they differ in their last 16 tokens, and if they differ from the first token on
+    python scripts/benchmark.py draft    [--draft lookup|MODEL]
+        tokens/s of generating with a draft and without, for a list, code and prose; `cost_of_8` is
+        the time to read eight tokens at once divided by the time to read one. It needs a trained
+        model: --model dante
+    python scripts/benchmark.py load     [--against hf]
+        seconds to load a model, and the memory used
+    python scripts/benchmark.py cold     [--against hf]
+        seconds of a whole process that generates 20 tokens
+    python scripts/benchmark.py evaluate [--against hf]
+        tokens/s of scoring a text, in batches of 4 windows that overlap by half; transformers runs
+        the loop of its own documentation
+    python scripts/benchmark.py train    [--against hf]
+        tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
+        plain training loop
 
-Every engine runs in a process of its own, and the engines take turns: a machine with other work slows all of them down alike.
-The medians of the rounds are printed, with their ratios to the first engine, and what they are of the limit: for writing, the
-bandwidth of memory, measured in every round, over the bytes of weights that one token reads. The last line is JSON.
+Every engine runs in a process of its own, and the engines take turns, so that other work on the
+machine slows all of them down alike. The output has the medians of the rounds, their ratios to the
+first engine and, for generating, the share of the memory bandwidth: the bytes of weights that are
+read per second divided by the bandwidth, which is measured in every round. The last line is JSON.
 
-With `--without shortlist`, each gpt2kit engine also runs without the shortlist, in the same rounds: the environment variable
-GPT2KIT_SHORTLIST is 0 in its process. The same works for every device that has such a variable; `--help` lists them.
+With `--without shortlist`, each engine of gpt2kit also runs without the shortlist, in the same
+rounds: GPT2KIT_SHORTLIST=0 is in the environment of its process. `--help` lists the other names.
 
-With `--device cuda`, decode, batch, scale and prefill run on a GPU, and the bandwidth is that of its own memory.
+With `--device cuda`, decode, batch, scale and prefill run on a GPU; the bandwidth is that of its
+memory.
 
-The model is any that gpt2kit finds, with its vocabulary. For the peers it is converted once, into the folder --work.
+The model is any that gpt2kit finds, with its vocabulary. For CTranslate2 and llama.cpp it is
+converted once, into the folder --work.
 """
 
 from __future__ import annotations
@@ -55,7 +69,7 @@ KINDS = {
     "ct2": ("float32", "int8_float32"),
     "llama": ("f32", "bf16", "q8_0"),
 }
-BYTES = {
+BYTES = {  # per weight
     "float32": 4.0,
     "bfloat16": 2.0,
     "int8": 1.0,
@@ -63,18 +77,18 @@ BYTES = {
     "f32": 4.0,
     "bf16": 2.0,
     "q8_0": 34 / 32,
-}  # of a weight
+}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of work: who else can do it, and what it is by default."""
+    """One kind of work: which other engines can do it, and its default sizes."""
 
     peers: str = ""
-    tokens: int = 128  # new ones; to score; or steps of training
+    tokens: int = 128  # to generate or to score; for train, the number of steps
     batch: int = 1  # texts at once
     long_prompt: bool = False
-    at_the_limit: bool = False  # whether reading the weights is what takes the time
+    at_the_limit: bool = False  # whether memory bandwidth limits the speed
 
 
 WORKS = {
@@ -91,40 +105,37 @@ WORKS = {
     "train": Work("hf", tokens=6),
 }
 ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32", "bfloat16")}
-MODULES = {
-    "batch": "decode",
-    "scale": "decode",
-    "prefill": "decode",
-}  # of measures, where the name is not the work's own
+# The module in measures, if it is not named after the work.
+MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}
 
 SWITCHES = ("native", "shortlist", "own_dropout", "piecewise_loss")  # GPT2KIT_… variables
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """An engine such as kit-int8, and what it is to do."""
+    """An engine such as kit-int8, and its task."""
 
     engine: str
     task: Task
-    about: str = ""  # what is special about its task
+    about: str = ""  # how its task differs from the others
 
     @property
     def name(self) -> str:
         return f"{self.engine} {self.about}".strip()
 
 
-# --- one engine ------------------------------------------------------------------------------------------------------
+# --- one engine -----------------------------------------------------------------------------------
 
 
 def in_this_process(engine: str, task: Task) -> Figures:
-    """Return the engine's figures, and the most memory that the process has had."""
+    """Return the engine's figures and the peak memory of this process."""
     family, kind = engine.split("-", 1)
     measure = importlib.import_module(f"measures.{MODULES.get(task['what'], task['what'])}")
     return {**getattr(measure, family)(kind, task), "peak_GB": peak_memory() / 1e9}
 
 
 def in_its_own_process(engine: str, task: Task) -> Figures:
-    """Return the engine's figures; none where it fails, saying so."""
+    """Return the engine's figures; if it fails, print why and return none."""
     command = [sys.executable, __file__, "engine", engine, json.dumps(task)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(task), check=False
@@ -137,13 +148,16 @@ def in_its_own_process(engine: str, task: Task) -> Figures:
 
 
 def environment(task: Task) -> dict[str, str]:
-    """Return the environment of an engine's process, with what the task does without turned off."""
+    """Return the environment of an engine's process: what `without` names is turned off."""
     off = {f"GPT2KIT_{task['without'].upper()}": "0"} if "without" in task else {}
     return os.environ | off
 
 
 def cold(engine: str, task: Task) -> Figures:
-    """Return the seconds of a whole process that loads the model and writes 20 greedy tokens; `kit-help` only prints the help."""
+    """Return the seconds of a whole process that loads the model and generates 20 greedy tokens.
+
+    `kit-help` only prints the help.
+    """
     family, kind = engine.split("-", 1)
     kit = [sys.executable, "-m", "gpt2kit"]
     generate = [
@@ -158,9 +172,11 @@ def cold(engine: str, task: Task) -> Figures:
         "0",
     ]
     program = (
-        "import torch; from transformers import GPT2LMHeadModel; ids = torch.tensor([[6109, 3626, 6100, 345]]); "
+        "import torch; from transformers import GPT2LMHeadModel; "
+        "ids = torch.tensor([[6109, 3626, 6100, 345]]); "
         f"model = GPT2LMHeadModel.from_pretrained({task['model']!r}, dtype=torch.{kind}).eval(); "
-        "print(model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False, pad_token_id=0))"
+        "print(model.generate(ids, max_new_tokens=20, min_new_tokens=20, "
+        "do_sample=False, pad_token_id=0))"
     )
     command = {
         "kit": [*kit, "--help"]
@@ -175,11 +191,11 @@ def cold(engine: str, task: Task) -> Figures:
     return {"seconds": seconds(go)}
 
 
-# --- the comparison --------------------------------------------------------------------------------------------------
+# --- the comparison -------------------------------------------------------------------------------
 
 
 def matrix_weights(model: str) -> int:
-    """Return how many weights one token reads."""
+    """Return the number of weights in the matrices that are read for one token."""
     from gpt2kit.checkpoints.load import open_checkpoint
 
     config = open_checkpoint(Path(model)).config
@@ -194,7 +210,7 @@ def matrix_weights(model: str) -> int:
 
 
 def engines_of(what: str, against: str, device: str = "cpu") -> list[str]:
-    """Return the engines for a kind of work: of the peers, those that can do it."""
+    """Return the engines for a kind of work; families that cannot do it are left out."""
     families = [family for family in against.split(",") if family]
     if unknown := set(families) - KINDS.keys():
         raise SystemExit(f"--against knows hf, ct2 and llama, not {', '.join(sorted(unknown))}")
@@ -209,7 +225,7 @@ def engines_of(what: str, against: str, device: str = "cpu") -> list[str]:
 
 
 def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
-    """Let every contestant work in every round and return the medians."""
+    """Measure every contestant in every round and return the medians."""
     task = contestants[0].task
     measure = cold if task["what"] == "cold" else in_its_own_process
     found: list[list[Figures]] = [[] for _ in contestants]
@@ -242,7 +258,7 @@ def compare(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
 
 
 def medians(figures: list[Figures]) -> Figures:
-    """Return the median of each figure over the rounds, without those in which the engine failed."""
+    """Return the median of each figure over the rounds in which the engine did not fail."""
     names = dict.fromkeys(name for some in figures for name in some)
     return {
         name: statistics.median(some[name] for some in figures if name in some) for name in names
@@ -250,7 +266,10 @@ def medians(figures: list[Figures]) -> Figures:
 
 
 def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figures]:
-    """Put beside each row's first figure what it is of the first row's; in `scale` of weights per second, of the engine's own first."""
+    """Add to each row the ratio of its first figure to that of the first row.
+
+    In `scale` it is the ratio of weights per second to the first row of the same engine.
+    """
     scale = contestants[0].task["what"] == "scale"
     found = []
     for contestant, row in zip(contestants, rows, strict=True):
@@ -271,8 +290,11 @@ def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figu
 
 def show(result: dict[str, Any]) -> None:
     task = result["task"]
-    place = f"{task['threads']} threads" if task["device"] == "cpu" else task["device"]
-    about = f"{task['what']}: batch {task['batch']}, prompt {task['prompt_tokens']}, {task['tokens']} tokens, {place}"
+    device = f"{task['threads']} threads" if task["device"] == "cpu" else task["device"]
+    about = (
+        f"{task['what']}: batch {task['batch']}, prompt {task['prompt_tokens']}, "
+        f"{task['tokens']} tokens, {device}"
+    )
     speed = (
         "" if "bandwidth_GBps" not in result else f", memory reads {result['bandwidth_GBps']} GB/s"
     )
@@ -285,7 +307,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def contestants_of(options: argparse.Namespace) -> list[Contestant]:
-    """Return who takes part, each engine of gpt2kit also without what --without names."""
+    """Return the contestants, each engine of gpt2kit also without what --without names."""
     switches = [name for name in options.without.split(",") if name]
     if unknown := set(switches) - set(SWITCHES):
         raise SystemExit(f"--without knows {', '.join(SWITCHES)}, not {', '.join(sorted(unknown))}")
@@ -301,15 +323,14 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
 
 
 def with_everything(options: argparse.Namespace) -> list[Contestant]:
-    """Return who takes part, and with what task: in `scale` for each size, in `draft` for each text."""
+    """Return a contestant for each engine; in `scale` for each size, in `draft` for each text."""
     from gpt2kit import store
     from gpt2kit.checkpoints.load import open_checkpoint
 
     work: Work = WORKS[options.what]
     if options.batch_size and work.batch == 1:
-        raise SystemExit(
-            f"--batch_size is for {', '.join(what for what in WORKS if WORKS[what].batch > 1)}, not for {options.what}"
-        )
+        batched = ", ".join(what for what in WORKS if WORKS[what].batch > 1)
+        raise SystemExit(f"--batch_size is for {batched}, not for {options.what}")
     if options.device != "cpu" and MODULES.get(options.what, options.what) != "decode":
         raise SystemExit(
             f"--device is for decode, batch, scale and prefill, not for {options.what}"
@@ -367,23 +388,23 @@ def parser() -> argparse.ArgumentParser:
         "--against",
         default="",
         metavar="hf,ct2,llama",
-        help="peers that are installed; none by default",
+        help="other engines to compare with, which must be installed; none by default",
     )
     parser.add_argument(
         "--engines",
-        help="exactly these, such as hf-float32,kit-int8; the first is what the ratios are to",
+        help="exactly these engines, such as hf-float32,kit-int8; ratios are to the first",
     )
-    parser.add_argument("--model", default="124M", help="a size, a folder, or a Hub id")
+    parser.add_argument("--model", default="124M", help="a size, a folder or a Hub id")
     parser.add_argument(
         "--sizes",
         default="124M,355M,774M",
-        help="for scale; 1558M too, which takes 6 GB on disk and in memory",
+        help="for scale; 1558M needs 6 GB on disk and in memory",
     )
     parser.add_argument(
         "--without",
         default="",
         metavar="NAME,…",
-        help=f"run gpt2kit also without these: {', '.join(SWITCHES)}",
+        help=f"also run gpt2kit without these: {', '.join(SWITCHES)}",
     )
     parser.add_argument("--draft", default="lookup", metavar="lookup|MODEL", help="for draft")
     parser.add_argument(
@@ -396,19 +417,19 @@ def parser() -> argparse.ArgumentParser:
         "--work",
         type=Path,
         default=Path("weights/benchmark"),
-        help="where models are kept that are made for this",
+        help="the folder of converted and random models",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--tokens",
         type=int,
-        help="new ones, 128 by default; for evaluate, to score, 2560; for train, steps, 6",
+        help="to generate (128 by default); for evaluate, to score (2560); for train, steps (6)",
     )
     parser.add_argument(
         "--prompt_tokens",
         type=int,
         default=1000,
-        help="of the long prompt in prefill, context and prefix",
+        help="length of the long prompt in prefill, context and prefix",
     )
     parser.add_argument(
         "--batch_size", type=int, help="for batch and prefix, 8 by default; for evaluate, 4"

@@ -1,10 +1,11 @@
-"""Run the tests with the oldest versions of all dependencies that pyproject.toml allows, or with the newest.
+"""Run the tests with the oldest versions of all dependencies that are allowed, or with the newest.
 
     python scripts/check_versions.py lowest
     python scripts/check_versions.py newest
 
-Makes a virtual environment in a temporary folder, installs gpt2kit there, runs the default tests, and prints one line with
-the versions that were tested. Needs the package registry, several gigabytes and about fifteen minutes; not part of CI.
+The bounds are those of pyproject.toml. The script makes a virtual environment in a temporary
+folder, installs gpt2kit there, runs the default tests, and prints one line with the versions that
+were tested. It needs the package registry, several gigabytes and about fifteen minutes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Make the demo model that comes with gpt2kit: train it on the Comedy, write it in bfloat16 with a card.
+"""Make the demo model that comes with gpt2kit: train it on the Comedy, and write it with a card.
 
     python scripts/make_demo.py corpora/dante-commedia.txt
 
-Takes about an hour on two cores. After an interruption, the same command continues where it stopped.
+The weights are written in bfloat16. Takes about an hour on two cores. After an interruption, the
+same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ SAMPLES, SAMPLE_TOKENS = 8, 1500  # whose originality is measured
 CARD = """\
 # dante
 
-A GPT of {params:,} parameters that has read Dante's Comedy letter by letter and nothing else. It comes with gpt2kit:
+A GPT of {params:,} parameters that was trained on Dante's Comedy alone, letter by letter. It comes
+with gpt2kit:
 
     gpt2kit generate "{prompt}" --model dante
 
-Made with the recipe `demo`, as `python scripts/make_demo.py` does it: {steps:,} steps of {batch} windows of {block} characters,
-on the first 90%
-of the text. The text's sha256:
+`python scripts/make_demo.py` made it with the recipe `demo`: {steps:,} steps of {batch} windows of
+{block} characters, on the first 90% of the text. The sha256 of the text:
 
     {sha256}
 
@@ -53,8 +54,9 @@ of the text. The text's sha256:
 | bits per character | {bits:.3f} |
 | perplexity | {perplexity:.3f} |
 
-Of {n_samples} samples of {sample_tokens:,} characters each, {copied:.1%} of the words are in runs of 5 or more that are in the
-training text; of Dante's own last tenth, {usual:.1%} do. The longest such run has {longest} words.
+In {n_samples} samples of {sample_tokens:,} characters each, {copied:.1%} of the words are in runs
+of 5 or more words that are in the training text; in the last 10% of the poem, {usual:.1%} are. The
+longest such run has {longest} words.
 
 A sample (seed 1, temperature 0.8):
 
@@ -65,7 +67,7 @@ The text is in the public domain; the weights are under the project's licence.
 
 
 def main() -> None:
-    """Train unless that is done, then write the model."""
+    """Train, unless the run is finished, then write the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("corpus", type=Path, help="the Comedy, as a .txt in UTF-8")
     parser.add_argument(
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--max_steps",
         type=int,
-        help="steps, in place of the recipe's: a few show that all of this works",
+        help="steps instead of the recipe's; a few are enough to test this script",
     )
     arguments = parser.parse_args()
     if arguments.max_steps is not None and arguments.out == BUNDLED / "dante":
@@ -106,12 +108,12 @@ def main() -> None:
 
 
 def write(source: Path, run: Path, out: Path, sha256: str) -> None:
-    """Write the best weights of a run in bfloat16, measured as they are written."""
+    """Write the best weights of a run in bfloat16; the figures of the card are measured on them."""
     checkpoint = open_checkpoint(run)
     tokenizer = load_vocabulary(checkpoint)
     assert tokenizer is not None
     model = build_model(checkpoint, dtype=torch.bfloat16)
-    # The card's figures: bfloat16 weights, computed in float32
+    # The figures of the card are computed in float32 with the weights rounded to bfloat16.
     rounded = build_model(checkpoint, dtype=torch.bfloat16).float()
     corpus = load_corpus(source, tokenizer)
     card = describe(rounded, tokenizer, corpus, Settings.read(run).training, source, sha256)

@@ -2,9 +2,9 @@
 
     python scripts/make_images.py
 
-They show the demo model and two small trainings, on a text that the demo model writes. If chromium is
-installed, it takes the page's picture. The same versions of torch and matplotlib give the same
-pictures.
+They show the demo model and two small trainings, on a text that the demo model generates. If
+chromium is installed, it takes the picture of the page. The same versions of torch and matplotlib
+give the same pictures.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from gpt2kit.tokenizers import CharTokenizer, Tokenizer
 
 PROMPT = "Nel mezzo del cammin di nostra vita"
 WIDTH = 900  # pixels
-COLORS = 256  # of a picture's palette: a third of the size
-TEXT_TOKENS = 8000  # of the text that the runs learn
+COLORS = 256  # in the palette of a picture, which makes its file a third of the size
+TEXT_TOKENS = 8000  # in the text that the runs are trained on
 STEPS = 300
 PRESSES = 13  # of the arrow key, to select the token that the page's picture shows
 
@@ -84,7 +84,7 @@ def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
 
 
 def train_two(model: GPT2, tokenizer: Tokenizer) -> dict[str, Sequence[dict[str, Any]]]:
-    """Let the model write a text, train two small models on it, and return their reports.
+    """Generate a text with the model, train two small models on it, and return their reports.
 
     One is trained with dropout, one without.
     """
@@ -139,7 +139,10 @@ def photograph(chromium: str, page: Path, path: Path) -> None:
     """Write a picture of a web page after the arrow key was pressed a few times."""
     with tempfile.TemporaryDirectory() as folder:
         copy, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
-        press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+        press = (
+            "document.body.dispatchEvent("
+            "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+        )
         script = f"<script>{PRESSES * press}</script></body>"
         copy.write_text(
             page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8"

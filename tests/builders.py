@@ -17,7 +17,7 @@ from gpt2kit.model import GPT2
 
 
 def hub_state(model: GPT2, prefix: str = "transformer.") -> dict[str, Tensor]:
-    """Return a model's tensors as Hugging Face has them: behind a prefix, the Conv1D matrices as (in, out)."""
+    """Return a model's tensors as in Hugging Face's files: with a prefix, Conv1D as (in, out)."""
     state = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.t() if is_transposed(name) else tensor

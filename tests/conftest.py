@@ -102,7 +102,7 @@ def test_data() -> Path:
     return Path(folder)
 
 
-# --- the native step ---------------------------------------------------------------------------------------------------
+# --- the native step ------------------------------------------------------------------------------
 
 compiled = pytest.mark.skipif(
     native.level() is None,

@@ -46,7 +46,7 @@ class Request:
 
 
 class FakeServer:
-    """Serves `contents` (path -> bytes) with ranges and ETags; subclasses add what is special to them."""
+    """Serves `contents` (path -> bytes) with ranges and ETags; subclasses imitate certain sites."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
@@ -58,7 +58,8 @@ class FakeServer:
             ("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self})
         )
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections are the point
+        # Broken connections are part of the tests, and print nothing.
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True

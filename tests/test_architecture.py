@@ -1,4 +1,4 @@
-"""The shape of the package: which way imports point, what start-up costs, and that the documented tree is the real one."""
+"""The shape of the package: direction of imports, sizes, tests, start-up, documented tree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "gpt2kit"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "gpt2kit"
 ARCHITECTURE = PACKAGE.parent / "docs/architecture.md"
 
 # From the top down; a part imports from the layers below its own, and from itself.
@@ -42,7 +43,7 @@ def part_of(path: Path) -> str:
 
 
 def imported_parts(path: Path) -> set[str]:
-    """Return the parts of gpt2kit that a file imports anywhere, the public door and type hints of its own aside."""
+    """Return the parts of gpt2kit that a file imports, at any level."""
     parts = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "gpt2kit":
@@ -110,6 +111,55 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
     }
     assert "gpt2kit" in imported
     assert not imported & {"torch", "numpy", "tiktoken", "safetensors", "huggingface_hub", "httpx2"}
+
+
+# The files that test modules without a file of tests of their own. Each of these modules is a part
+# of a larger whole, and is tested as a part of it.
+TESTED_BY = {
+    "checkpoints/test_reading.py": """
+        checkpoints/config_json checkpoints/device checkpoints/huggingface checkpoints/load
+        checkpoints/nanogpt checkpoints/openai checkpoints/safetensors_files
+    """,  # the formats, each through `load`
+    "checkpoints/test_tf_bundle.py": "checkpoints/leveldb checkpoints/snappy checkpoints/tf_index",
+    "cli/test_explain_command.py": "cli/explain_report",
+    "cli/test_generation.py": "cli/generation_report",
+    "cli/test_help.py": "cli/color cli/options",
+    "cli/test_output.py": "cli/progress",
+    "cli/test_training_commands.py": "cli/plan cli/training_report cli/training_summary",
+    "engine/test_native.py": "cache engine/decoder engine/native/library engine/snapshot",
+    "engine/test_not_finite.py": "engine/static_cache",
+    "engine/test_shortlist.py": "engine/native/sketch",
+    "generation/test_continuation.py": "generation/row",
+    "inspection/test_explanation.py": "inspection/attribution",
+    "store/test_download.py": "store/hub store/parts store/retries store/transfer",
+    "test_lora.py": "checkpoints/adapters",
+    "tokenizers/test_bpe.py": "tokenizers/bpe_files",
+    "tokenizers/test_char.py": "tokenizers/listed",  # and test_word.py
+    "tokenizers/test_tokenizers.py": "tokenizers/protocol",
+    "training/test_distributed.py": "training/sharding",  # needs several processes
+    "training/test_loop.py": "training/trainer",
+    "training/test_options.py": "training/config",
+    "training/test_setup.py": "training/start",
+}
+
+
+def test_every_module_has_a_file_of_tests_in_the_same_folder_or_is_listed_with_one() -> None:
+    listed = {module for names in TESTED_BY.values() for module in names.split()}
+    for home in TESTED_BY:
+        assert (TESTS / home).exists(), f"TESTED_BY names tests/{home}, which is not there"
+    without = {
+        module.removesuffix(".py")
+        for module in (str(path.relative_to(PACKAGE)) for path in modules())
+        if "__" not in module and not own_tests(Path(module))
+    }
+    missing = sorted(without - listed)
+    assert not missing, f"write a file of tests for {missing}, or list them in TESTED_BY"
+
+
+def own_tests(module: Path) -> list[Path]:
+    """Return the files of tests with the name of a module: test_name.py and test_name_*.py."""
+    folder = TESTS / module.parent
+    return [*folder.glob(f"test_{module.stem}.py"), *folder.glob(f"test_{module.stem}_*.py")]
 
 
 def test_the_tree_in_the_documentation_lists_every_module_with_its_own_first_line() -> None:

@@ -1,8 +1,9 @@
-"""README.md and docs/: every command in them runs, prints what they show, and every link leads somewhere.
+"""README.md and docs/: every command runs and prints what is shown, and every link has a target.
 
-In a console block a line that begins with "$ " is a command, and the lines below it are what it prints; "…" stands for what is left
-out. Below a command that needs GPT-2 or a large text there is nothing in its block: here such things are small stand-ins, laid out
-by `desk`. Trainings are made short by SHORTER. What runs outside of `gpt2kit` is listed in ELSEWHERE.
+In a console block a line that begins with "$ " is a command, and the lines below it are its output;
+"…" stands for omitted output. No output is shown for a command that needs GPT-2 or a large text:
+here the fixture `desk` provides small files in their place. SHORTER makes trainings short. Commands
+of other programs are listed in ELSEWHERE.
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ from gpt2kit.store.catalogue import Publication, PublishedFile
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-THEIRS = GOLDEN / "tf" / "micro-deep"  # in the place of OpenAI's 124M
+THEIRS = GOLDEN / "tf" / "micro-deep"  # instead of OpenAI's 124M
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-# Appended to these commands, where the last word counts: a training of three steps of a model of one layer.
-_TINY = "--max_steps 3 --block_size 8 --batch_size 2 --warmup 1 --eval_every 3 --sample_tokens 4 --dtype float32"
+# Appended to these commands, where they override the page's options: three steps of a tiny model.
+_TINY = (
+    "--max_steps 3 --block_size 8 --batch_size 2 --warmup 1 --eval_every 3 --sample_tokens 4 "
+    "--dtype float32"
+)
 SHORTER = {"finetune": _TINY, "train": f"{_TINY} --n_layer 1 --n_head 2 --n_embd 16 --n_inner 32"}
-# The page's own options are tested by these, where a command is not run.
+# These test the options on the pages, since their commands are not run here.
 ELSEWHERE = {
-    "torchrun": "tests/test_distributed.py",
+    "torchrun": "tests/training/test_distributed.py",
     "python": "the script is there; tests/scripts",
     "pip": ".ci/run",
     "lm_eval": "another project's program",
@@ -65,7 +69,7 @@ OTHERS_OPTIONS = {
 }
 
 
-# --- reading the pages -----------------------------------------------------------------------------------------------
+# --- reading the pages ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,11 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
-# --- a desk with what the pages talk about ---------------------------------------------------------------------------
+# --- a desk with what the pages talk about --------------------------------------------------------
 
 
 def stand_in(folder: Path, seed: int) -> Path:
-    """Write a GPT-2 with GPT-2's files: the golden TensorFlow checkpoint's weights, other ones for other seeds, and 512 tokens."""
+    """Write a folder with GPT-2's files, a vocabulary of 512 tokens, and weights for the seed."""
     model, _ = load(THEIRS, device="cpu", dtype="float32")
     with torch.no_grad():
         model.wte.weight.mul_(1 + seed / 10)
@@ -141,7 +145,7 @@ def stand_in(folder: Path, seed: int) -> Path:
 def publish(
     weights: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub, bucket: FakeOpenAI
 ) -> None:
-    """Let the stand-in for 124M be what the Hub has, and the TensorFlow checkpoint that it is made of what OpenAI has."""
+    """Serve the stand-in for 124M as the Hub, and the TensorFlow checkpoint behind it as OpenAI."""
     files = {path.name: path.read_bytes() for path in (weights / "124M").iterdir()}
     small = GOLDEN / "bpe" / "small"
     theirs = {
@@ -221,7 +225,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     bucket.close()
 
 
-# --- running what they say -------------------------------------------------------------------------------------------
+# --- running what they say ------------------------------------------------------------------------
 
 
 def run(example: Example) -> tuple[int, str]:
@@ -260,7 +264,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def same_number(shown: str, found: str) -> bool:
-    """Whether two numbers agree but for one unit in the last place, or a hundredth: machines round differently."""
+    """Whether two numbers agree within 1%, or one unit of the last digit: machines differ."""
     unit = 10.0 ** -len(shown.partition(".")[2].partition("e")[0])
     first, second = (float(text.replace(",", "")) for text in (shown, found))
     return "e-" in shown or math.isclose(first, second, rel_tol=0.01, abs_tol=1.01 * unit)
@@ -276,7 +280,7 @@ def same_line(shown: str, found: str) -> bool:
 
 
 def missing_line(shown: tuple[str, ...], found: list[str]) -> str | None:
-    """Return the first line that the page shows and the command did not print there; None where there is none."""
+    """Return the first line that the page shows and the command did not print, if any."""
     place, gap = 0, False
     for line in shown:
         if line == "…":
@@ -318,7 +322,7 @@ def test_every_python_example_runs(
         )
 
 
-# --- what they name is there -----------------------------------------------------------------------------------------
+# --- what they name is there ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -1,4 +1,4 @@
-"""GPT-2 at its published sizes, with random weights: conversions bit for bit, and the memory that loading takes.
+"""GPT-2 at its published sizes with random weights: exact conversions, and the memory to load them.
 
 pytest -m slow tests/test_full_size.py
 """
@@ -78,7 +78,8 @@ checkpoint = open_checkpoint(Path(sys.argv[1]))
 before = memory("VmRSS")
 model = build_model(checkpoint, dtype=getattr(torch, sys.argv[2]))
 largest = max(stored.nbytes for stored in checkpoint.tensors.values())
-print(json.dumps({"used": memory("VmHWM") - before, "model": sum(p.nbytes for p in model.parameters()), "largest": largest}))
+size = sum(p.nbytes for p in model.parameters())
+print(json.dumps({"used": memory("VmHWM") - before, "model": size, "largest": largest}))
 """
 
 

@@ -1,4 +1,4 @@
-"""The model: equal to other programs' answers, to the NumPy reference, and to itself with a cache."""
+"""The model: equal to other programs, to the NumPy reference, and to itself with a cache."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_variant_equals_the_numpy_reference(
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("gpt2", "upcast")])
 def test_every_field_changes_the_function(tiny_config: GPT2Config, name: str) -> None:
-    # A field that were ignored would leave the logits as they are. (Upcasting shows in half precision only; see below.)
+    # If a field were ignored, the logits would not change. Upcasting changes only half precision.
     ids = torch.arange(32)[None]
     plain, other = make_model(tiny_config), GPT2(replace(tiny_config, **VARIANTS[name])).eval()
     own = other.state_dict()
@@ -107,7 +107,7 @@ def test_gradients_equal_tensorflows() -> None:
         assert error < 1e-5, f"{ours}: {error}"
 
 
-# --- cache -----------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_cache_cannot_be_truncated_to_more_than_it_holds(tiny_model: GPT2) -> 
         tiny_model.new_cache(2).truncate([0, 1])
 
 
-# --- initialisation and dropout --------------------------------------------------------------------------------------
+# --- initialisation and dropout -------------------------------------------------------------------
 
 
 def test_weights_start_as_openai_started_them() -> None:

@@ -39,7 +39,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_no_exported_name_is_also_a_module_beside_the_door() -> None:
-    # Importing a module gpt2kit.generate would put it in the place of the function gpt2kit.generate.
+    # Importing a module gpt2kit.generate would replace the function gpt2kit.generate.
     beside = {path.stem for path in Path(gpt2kit.__file__ or "").parent.iterdir()}
     assert not beside & set(gpt2kit.__all__)
 

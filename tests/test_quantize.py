@@ -49,7 +49,7 @@ def int8_of(model: GPT2) -> Int8GPT2:
     return result.eval()
 
 
-# --- rounding ------------------------------------------------------------------------------------
+# --- rounding -------------------------------------------------------------------------------------
 
 
 def test_weights_are_within_half_a_step_and_the_largest_of_a_row_becomes_127() -> None:
@@ -103,7 +103,7 @@ def test_matrices_take_a_quarter_of_the_memory() -> None:
     assert size < 0.35 * sum(parameter.nbytes for parameter in model.parameters())
 
 
-# --- quality, on trained weights -----------------------------------------------------------------
+# --- quality, on trained weights ------------------------------------------------------------------
 
 
 def perplexity(model: GPT2, ids: Tensor, *, by_native: bool) -> float:
@@ -155,7 +155,7 @@ def test_perplexity_on_trained_weights_is_within_half_a_percent_of_float32(tmp_p
     assert [*golden["prompt"], *greedy][:24] == golden["greedy"][:24]
 
 
-# --- the command line ----------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, str, int]:

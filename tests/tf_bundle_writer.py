@@ -1,7 +1,8 @@
-"""Write TensorFlow checkpoints for tests: good ones, and bad ones with a field at a time made wrong.
+"""Write TensorFlow checkpoints for tests: valid ones, and ones in which a single field is wrong.
 
-`write_bundle` makes a whole checkpoint of arrays. The pieces below it (`table`, `header`, `entry`, `slice_key`, `message`) take whatever
-they are given, sense or nonsense. Nothing here uses the reader's code.
+`write_bundle` makes a whole checkpoint of arrays. The functions that it is made of (`table`,
+`header`, `entry`, `slice_key`, `message`) accept any values, valid or not. Nothing here uses the
+code of the reader.
 """
 
 from __future__ import annotations
@@ -221,7 +222,10 @@ def repair(index: bytes, positions: Sequence[tuple[int, int]]) -> bytes:
 
 
 def block_positions(index: bytes) -> list[tuple[int, int]]:
-    """Find offset and size of all blocks of a good table without compression: data blocks, metaindex block, index block."""
+    """Find offset and size of all blocks of a valid table without compression.
+
+    The order is data blocks, metaindex block, index block.
+    """
 
     def numbers(data: bytes, count: int) -> list[int]:
         found = []
@@ -273,10 +277,11 @@ def write_bundle(
     compress: bool = False,
     padding: int = 0,
 ) -> Path:
-    """Write a good checkpoint of these arrays and return its prefix.
+    """Write a valid checkpoint of these arrays and return its prefix.
 
-    The arrays go round the data files in turn, `padding` zeros after each; those named in `slices` are cut up; `dtypes` gives the
-    TensorFlow dtype of those whose NumPy dtype it is not (bfloat16 as uint16).
+    The data files take turns to get an array, with `padding` zeros after each. Arrays named in
+    `slices` are stored in slices. `dtypes` has the TensorFlow dtypes that differ from NumPy's
+    (bfloat16 is stored as uint16).
     """
     shards = [bytearray() for _ in range(num_shards)]
     items = {b"": header(num_shards)}

@@ -1,4 +1,7 @@
-"""context: tokens per second of writing after a short prompt and after a long one, in turns in one process."""
+"""context: tokens per second of generating after a short prompt and after a long one.
+
+Both are measured in one process, in turns.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ TURNS = 3
 
 
 def compare(task: Task, times: Callable[[list[int]], Iterator[float]]) -> Figures:
-    """Return the rates of a function that continues a prompt and gives the moment of each new token."""
+    """Return the rates of a function that continues a prompt and yields the time of each token."""
     taken: dict[int, list[float]] = {SHORT: [], task["prompt_tokens"]: []}
     for _ in range(TURNS):
         for length, found in taken.items():
@@ -45,7 +48,7 @@ def hf(kind: str, task: Task) -> Figures:
     model = load_hf(kind, task["model"], task["threads"])
 
     class Clock:
-        """What transformers hands the prompt to, and then every token as it comes."""
+        """A streamer of transformers, which gets the prompt and then every new token."""
 
         def __init__(self) -> None:
             self.times: list[float] = []
@@ -66,6 +69,6 @@ def hf(kind: str, task: Task) -> Figures:
                 pad_token_id=0,
                 streamer=clock,
             )
-        return iter(clock.times[1:])  # the first is the prompt's
+        return iter(clock.times[1:])  # the first is that of the prompt
 
     return compare(task, times)

@@ -1,4 +1,4 @@
-"""decode, batch, prefill and scale: tokens per second of writing, or of reading a prompt."""
+"""decode, batch, prefill and scale: tokens per second of generating, or of reading a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from measures.timing import Figures, Task, load_hf, load_kit, prompt, seconds
 
 
 def rate(task: Task, go: Callable[[int], None]) -> Figures:
-    """Return tokens per second of a function that continues the prompt by n tokens: of reading it, or of writing without that."""
+    """Return the tokens per second of a function that continues the prompt by n tokens.
+
+    For prefill, of reading the prompt; otherwise of generating, without the time to read it.
+    """
     if task["what"] == "prefill":
         go(1)
         return {
@@ -35,9 +38,8 @@ def kit(kind: str, task: Task) -> Figures:
     )
     prompts = [prompt(task)] * task["batch"]
     if task["what"] == "batch":
-        prompts = [
-            [row, *tokens] for row, tokens in enumerate(prompts)
-        ]  # different ones, or they would be read once
+        # Equal prompts would be read only once.
+        prompts = [[row, *tokens] for row, tokens in enumerate(prompts)]
 
     def go(n: int) -> None:
         greedy = gpt2kit.Sampling(temperature=0)
@@ -47,7 +49,7 @@ def kit(kind: str, task: Task) -> Figures:
             pass
 
     if compiled or task["device"] != "cpu":
-        go(task["tokens"])  # what is compiled or captured is made for texts of this length
+        go(task["tokens"])  # compiles, or captures graphs, for texts of this length
     return rate(task, go)
 
 

@@ -1,4 +1,4 @@
-"""draft: tokens per second of writing with a draft, beside the same without."""
+"""draft: tokens per second of generating with a draft and without."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from measures.timing import Figures, Task, load_kit, prompt, seconds
 
-# What the model goes on from: a text that repeats itself, code, and prose that does not repeat.
+# The prompts: a text that repeats itself, code, and prose that does not repeat.
 TEXTS = {
-    "list": "Anna: present, then absent\nBruno: present, then absent\nCarla: present, then absent\nDora: present, then",
+    "list": """\
+Anna: present, then absent
+Bruno: present, then absent
+Carla: present, then absent
+Dora: present, then""",
     "code": """\
 def area(width, height):
     return width * height
@@ -21,7 +25,10 @@ def volume(width, height, depth):
 
 
 """,
-    "prose": "The road went down to the river, and there the old man stopped and looked back at the house where he was born. ",
+    "prose": (
+        "The road went down to the river, and there the old man stopped and looked back "
+        "at the house where he was born. "
+    ),
 }
 TURNS = 3
 AT_ONCE = 8  # tokens read in one step with the usual number of proposals
@@ -59,11 +66,11 @@ def kit(kind: str, task: Task) -> Figures:
 
 
 class Written(NamedTuple):
-    """How one text was written."""
+    """Figures of one generated text."""
 
-    rate: float  # tokens per second, without the reading of the prompt
-    accepted: float  # the share of what was proposed
-    per_step: float  # tokens, the model's own one among them
+    rate: float  # tokens per second, without the time to read the prompt
+    accepted: float  # share of the proposed tokens
+    per_step: float  # tokens, including the model's own
 
 
 def write(model: Any, tokenizer: Any, task: Task, draft: Any, tokens: int | None = None) -> Written:
@@ -97,7 +104,7 @@ def write(model: Any, tokenizer: Any, task: Task, draft: Any, tokens: int | None
 
 
 def cost_of_several(model: Any, task: Task) -> float:
-    """Return how many times as long as reading one token it takes to read several at once."""
+    """Return the time to read several tokens at once divided by the time to read one."""
     import torch
 
     from gpt2kit.engine.decoder import Decoder

@@ -1,4 +1,4 @@
-"""evaluate: tokens per second of a text that are scored, in batches of windows that overlap by half."""
+"""evaluate: tokens per second of scoring a text, in batches of windows that overlap by half."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def text_of(task: Task) -> tuple[list[int], int]:
     config = open_checkpoint(Path(task["model"])).config
     stride = config.n_ctx // 2
     n = config.n_ctx + stride * max(1, task["tokens"] // stride - 2) + 1
-    return [(SEED_TOKEN + 7 * place) % config.n_vocab for place in range(n)], stride
+    return [(SEED_TOKEN + 7 * position) % config.n_vocab for position in range(n)], stride
 
 
 def kit(kind: str, task: Task) -> Figures:
-    """`gpt2kit.evaluate` without the cutting of the text into tokens."""
+    """`gpt2kit.evaluate` without the time to encode the text."""
     import numpy as np
 
     from gpt2kit.evaluation.perplexity import token_surprisals

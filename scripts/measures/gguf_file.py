@@ -1,4 +1,4 @@
-"""A model as llama.cpp reads it."""
+"""Write a model in the format of llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_gguf(model: Path, out: Path, kind: str) -> None:
-    """Write a model as llama.cpp reads it."""
+    """Write a model as a GGUF file, with its vocabulary."""
     import gguf
     import torch
 

@@ -1,4 +1,4 @@
-"""load: seconds to load a model and read every one of its weights once, the imports not counted."""
+"""load: seconds to load a model and read each of its weights once, without the imports."""
 
 from __future__ import annotations
 

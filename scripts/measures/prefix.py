@@ -1,10 +1,13 @@
-"""prefix: seconds until prompts have been read that are equal, share all but their ends, or share nothing; one alone beside them."""
+"""prefix: the time to read several prompts, relative to one.
+
+The prompts are equal, share all but their ends, or share nothing.
+"""
 
 from __future__ import annotations
 
 from measures.timing import Figures, Task, load_kit, prompt, seconds
 
-OWN = 16  # tokens at the end of each prompt that are its own, where the rest is shared
+OWN = 16  # tokens at the end of each prompt that differ, if the rest is shared
 
 
 def kit(kind: str, task: Task) -> Figures:

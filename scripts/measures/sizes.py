@@ -1,4 +1,4 @@
-"""GPT-2 at its published sizes with random weights, for what depends on the size alone."""
+"""Models of GPT-2's published sizes with random weights, for measures that depend on size alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def make(size: str, work: Path) -> Path:
-    """Return a folder with a model of that size, made with gpt2kit's own writer if it is not there yet."""
+    """Return the folder of a model of this size; write it if it does not exist."""
     folder = work / f"random-{size}"
     if not folder.exists():
         import torch

@@ -1,4 +1,4 @@
-"""The clock, what a task is, and a model of gpt2kit for one."""
+"""Time, memory and bandwidth, the type of a task, and models to measure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
-Task = dict[str, Any]  # what to measure, as JSON carries it to the engine's process
+Task = dict[str, Any]  # what to measure, passed to the engine's process as JSON
 Figures = dict[str, float]
 
-SEED_TOKEN = 1000  # prompts are this id and those after it
-SHORT = 16  # tokens of a prompt, where the work is not to read a long one
+SEED_TOKEN = 1000  # prompts are this id and the ids after it
+SHORT = 16  # tokens of a prompt, unless the work is to read a long one
 
 
 def seconds(function: Callable[..., object], *arguments: object) -> float:
-    """Return how long a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
 
 
 def bandwidth(threads: int) -> float:
-    """Return the bytes per second that this machine reads from memory, the best of five sums over 512 MiB."""
+    """Return the bytes per second read from memory: the best of five sums over 512 MiB."""
     import torch
 
     torch.set_num_threads(threads)
@@ -36,22 +36,25 @@ def bandwidth(threads: int) -> float:
 
 
 def gpu_bandwidth(device: str) -> float:
-    """Return the bytes per second that a GPU reads from its memory, the best of five times twenty sums over 512 MiB."""
+    """Return the bytes per second that a GPU reads from its memory.
+
+    It is the best of five times twenty sums over 512 MiB.
+    """
     import torch
 
     block = torch.ones(128 * 1024 * 1024, device=device)
 
     def read() -> None:
         sums = [block.sum() for _ in range(20)]
-        sums[-1].item()  # waits
+        sums[-1].item()  # waits for the GPU
 
     return max(20 * block.nbytes / seconds(read) for _ in range(5))
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory that this process has had."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would begin with what the process had that started this one
+    if status.exists():  # getrusage also counts the parent before the exec
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     import resource
 
@@ -63,7 +66,7 @@ def peak_memory() -> int:
 def load_kit(
     kind: str, model: str, threads: int, device: str = "cpu"
 ) -> tuple[GPT2, Tokenizer | None]:
-    """Load a model with gpt2kit in float32, bfloat16 or int8, for so many threads."""
+    """Load a model with gpt2kit in float32, bfloat16 or int8, and set the number of threads."""
     import torch
 
     import gpt2kit
@@ -74,7 +77,7 @@ def load_kit(
 
 
 def load_hf(kind: str, model: str, threads: int, device: str = "cpu") -> Any:
-    """Load a model with transformers, for so many threads."""
+    """Load a model with transformers, and set the number of threads."""
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -84,7 +87,8 @@ def load_hf(kind: str, model: str, threads: int, device: str = "cpu") -> Any:
 
 
 def prompt(task: Task, length: int | None = None) -> list[int]:
-    """Return ids of the length that the task asks for, in the model's vocabulary."""
+    """Return a prompt of the length of the task, in the model's vocabulary."""
     return [
-        (SEED_TOKEN + place) % task["n_vocab"] for place in range(length or task["prompt_tokens"])
+        (SEED_TOKEN + position) % task["n_vocab"]
+        for position in range(length or task["prompt_tokens"])
     ]

@@ -11,7 +11,10 @@ BATCH, BLOCK = 4, 256
 
 
 def hf(kind: str, task: Task) -> Figures:
-    """The plain loop: autocast, all logits in float32, clipping, fused AdamW; transformers' GPT-2 is the model."""
+    """A plain loop around transformers' GPT-2.
+
+    It has autocast, all logits in float32, clipped gradients and fused AdamW.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -37,7 +40,7 @@ def hf(kind: str, task: Task) -> Figures:
 
 
 def kit(kind: str, task: Task) -> Figures:
-    """`gpt2kit.train` as `gpt2kit finetune` calls it, without a run to save."""
+    """`gpt2kit.train` as `gpt2kit finetune` calls it, without saving a run."""
     import numpy as np
 
     import gpt2kit

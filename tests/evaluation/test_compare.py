@@ -102,7 +102,8 @@ def test_models_of_other_shapes_are_refused(
 ) -> None:
     shape = {"n_vocab": 512, "n_ctx": 32, "n_embd": 16, "n_head": 2, "n_layer": 2, **fields}
     with pytest.raises(CheckpointError, match=f"have different shapes: {message}"):
-        check_alike(a, checkpoint(tmp_path / "other", 2, GPT2Config(**shape)))  # type: ignore[arg-type]
+        other = GPT2Config(**shape)  # type: ignore[arg-type]
+        check_alike(a, checkpoint(tmp_path / "other", 2, other))
 
 
 def test_models_of_another_function_are_refused(a: Checkpoint, tmp_path: Path) -> None:

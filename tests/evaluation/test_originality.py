@@ -1,4 +1,4 @@
-"""Copied passages: the same as by comparing everything with everything, places and shares right, texts and lists."""
+"""Copied passages and their shares, the same as by comparing everything with everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from gpt2kit.evaluation.originality import (
     measure_text,
 )
 
-POEM = "Nel mezzo del cammin di nostra vita\nmi ritrovai per una selva oscura,\nché la diritta via era smarrita.\n"
+POEM = """\
+Nel mezzo del cammin di nostra vita
+mi ritrovai per una selva oscura,
+ché la diritta via era smarrita.
+"""
 
 
 def longest_matches(text: list[int], corpus: list[int]) -> list[int]:
@@ -44,7 +48,7 @@ def occurrences(run: list[int], corpus: list[int]) -> list[int]:
 
 
 def random_pairs(n: int) -> list[tuple[list[int], list[int]]]:
-    """Texts and corpora over few tokens, so that they share much; some texts have a piece of the corpus in them."""
+    """Make texts and corpora of few different tokens; some texts have a piece of the corpus."""
     generator = random.Random(0)
     pairs = []
     for _ in range(n):

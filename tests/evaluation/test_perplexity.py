@@ -1,4 +1,4 @@
-"""evaluate and score: against transformers' own loss, against counting by hand, and what cannot be measured."""
+"""evaluate and score: equal to the loss of transformers and to counting by hand; refused texts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 
 TEXT = (
-    "Nel mezzo del cammin di nostra vita\nmi ritrovai per una selva oscura,\nché la diritta via era smarrita.\n"
-    * 3
+    "Nel mezzo del cammin di nostra vita\n"
+    "mi ritrovai per una selva oscura,\n"
+    "ché la diritta via era smarrita.\n" * 3
 )
 
 
 def transformers_loss(folder: Path, ids: list[int], stride: int) -> float:
-    """Return transformers' own loss, by the loop of its documentation on perplexity, each token but the first scored once."""
+    """Return the loss of transformers, by the loop of its documentation on perplexity.
+
+    Each token but the first is scored once.
+    """
     transformers = pytest.importorskip("transformers")
     model: Any = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
     model.eval()
@@ -109,7 +113,7 @@ def test_the_standard_error_is_that_of_the_mean(tiny_model: GPT2, small_bpe: BPE
 
 
 def test_characters_are_a_fair_measure_of_models_that_know_nothing() -> None:
-    # Whatever the vocabulary, a model that holds all of it equally likely needs log2(n_vocab) bits for a token.
+    # A model to which all tokens are equally likely needs log2(n_vocab) bits per token.
     for tokenizer in (
         CharTokenizer.from_text(TEXT),
         BPETokenizer.from_folder(GOLDEN / "bpe/small"),
@@ -220,7 +224,7 @@ def test_a_model_without_a_vocabulary_is_refused(tiny_model: GPT2) -> None:
         evaluate(tiny_model, None, TEXT)
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 def by_hand(model: GPT2, tokenizer: Tokenizer, text: str) -> tuple[float, int]:

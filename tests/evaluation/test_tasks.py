@@ -1,4 +1,4 @@
-"""LAMBADA and HellaSwag: small made-up files, against transformers asked about one text after the other."""
+"""LAMBADA and HellaSwag on small made-up files, compared with transformers text by text."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def peer() -> Any:
 
 
 def plain_nats(peer: Any, context: list[int], answer: list[int]) -> tuple[list[float], bool]:
-    """Return the surprisals of an answer's tokens, and whether greedy decoding writes it, one token after the other."""
+    """Return the surprisals of an answer's tokens, and whether greedy decoding generates it."""
     nats, greedy = [], True
     for place, token in enumerate(answer):
         ids = (context + answer)[: len(context) + place][-24:]

@@ -1,4 +1,4 @@
-"""What is read off a trace: surprisal, ranks, lens, attention and attribution, against arithmetic done another way."""
+"""Figures of a trace: surprisal, ranks, lens, attention, attribution, computed in another way."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_explained_is_refused(tiny_model: GPT2, tiny_config: GPT2
         explain(make_model(replace(tiny_config, n_layer=0)), [1], ExplainOptions(head=(0, 0)))
 
 
-# --- logit lens ------------------------------------------------------------------------------------------------------
+# --- logit lens -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "untied", "rmsnorm", "post-norm", "no blocks"])
@@ -155,7 +155,7 @@ def test_the_lens_at_a_layer_is_a_model_that_ends_there(tiny_model: GPT2) -> Non
     torch.testing.assert_close(lens_logits(seen, 1), shorter(torch.tensor([TEXT[:20]])).detach())
 
 
-# --- attribution -----------------------------------------------------------------------------------------------------
+# --- attribution ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "post-norm"])

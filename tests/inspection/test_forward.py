@@ -1,4 +1,4 @@
-"""The observed forward pass: equal to the NumPy reference in every part, and gone without a trace."""
+"""The observed forward pass: equal to the NumPy reference in every part; no hooks remain."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_long_texts_keep_fewer_entries(size: str, n: int, most: int) -> None:
         assert entries_to_keep(GPT2(SIZES[size]), n) == most
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 def drawn(page: str, folder: Path, script: str) -> str:
@@ -181,7 +181,10 @@ def test_pointing_at_a_token_shows_what_was_expected_and_what_it_looks_at(
     model = make_model(GPT2Config(n_vocab=512, n_ctx=128, n_embd=16, n_head=2, n_layer=2))
     page = make_page(model, small_bpe, NASTY, lens=True)
     data = data_of(page)
-    point = "const on = new PointerEvent('pointerover', {bubbles: true}); document.querySelector('[data-place=\"3\"]').dispatchEvent(on);"
+    point = (
+        "const on = new PointerEvent('pointerover', {bubbles: true}); "
+        "document.querySelector('[data-place=\"3\"]').dispatchEvent(on);"
+    )
     before = Parts(
         drawn(page, tmp_path, "document.title = document.getElementById('text').innerText")
     )
@@ -199,9 +202,13 @@ def test_pointing_at_a_token_shows_what_was_expected_and_what_it_looks_at(
     assert after.count("--seen") > 1
     other = (
         point
-        + "layer.value = 1; layer.onchange(); document.title = document.getElementById('about').innerText"
+        + "layer.value = 1; layer.onchange(); "
+        + "document.title = document.getElementById('about').innerText"
     )
     assert "Looks at, in head 1.0" in Parts(drawn(page, tmp_path, other)).text["title"]
-    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+    press = (
+        "document.body.dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+    )
     pressed = 3 * press + "document.title = document.querySelector('.chosen').dataset.place"
     assert Parts(drawn(page, tmp_path, pressed)).text["title"] == "2"

@@ -26,7 +26,7 @@ TINY = GPT2Config(n_vocab=300, n_ctx=96, n_embd=32, n_head=2, n_layer=2)
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let engines run in this process, on a machine of known bandwidth, where decoding takes a hundredth of a second a token."""
+    """Run engines in this process, with a known bandwidth and 0.01 s per decoded token."""
 
     def seconds(go: Callable[[int], None], tokens: int) -> float:
         go(tokens)
