@@ -272,10 +272,10 @@ class FinetuneKeywords(TypedDict, total=False):
     save_every: int | None
     patience: int
     val_fraction: float
-    val: str | None
+    val: str | Path | None
     encoding: str
     text_field: str
-    model: str
+    model: str | Path
     lora_rank: int
     lora_alpha: float | None
     optimizer: OptimizerName

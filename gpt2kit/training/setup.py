@@ -127,7 +127,11 @@ def finetune(
     (`force`), or refused. Raises a Gpt2KitError for anything wrong, before the first report.
     """
     check_names(options, FinetuneKeywords.__annotations__, what="finetune")
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }
     run_options = RunOptions(
         out=None if out is None else Path(out),
         resume=resume,

@@ -85,6 +85,16 @@ def test_a_run_is_continued_replaced_or_refused() -> None:
     assert len(list(finetune("divina.txt", out="run", max_steps=2, force=True))) == 3
 
 
+def test_the_model_and_the_texts_may_be_paths() -> None:
+    reports = list(
+        finetune(
+            Path("divina.txt"), model=Path("weights/124M"), val=Path("divina.txt"), max_steps=1
+        )
+    )
+    assert reports[-1].val_loss is not None
+    assert Settings.read(Path("weights/divina-124M")).options["val"] == "divina.txt"
+
+
 def test_it_stops_when_told() -> None:
     reports = list(finetune("divina.txt", max_steps=6, stop=lambda: True))
     assert [report.finish_reason for report in reports] == [None, "stopped"]
