@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.fields import check, option, rules
+from gpt2kit.fields import build, check, option, rules, same_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +70,35 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
 
 def test_the_help_of_a_field_is_kept_with_it() -> None:
     assert rules(Example)["count"].help == "How many."
+
+
+def test_a_field_can_have_the_rule_of_another_dataclasss_field() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Other:
+        count: int = same_option(Example, "count")
+        share: float | None = same_option(Example, "share", None, default="half", group="x")
+
+        def __post_init__(self) -> None:
+            check(self)
+
+    assert (Other().count, Other().share) == (1, None)
+    assert rules(Other)["share"].help == "Which part."
+    assert rules(Other)["share"].default == "half"
+    with pytest.raises(ConfigError, match="count is 0, expected a whole number, from 1 to 100"):
+        Other(count=0)
+    with pytest.raises(ConfigError, match="share is 2, expected a number, above 0, at most 1"):
+        Other(share=2)
+
+
+def test_a_dataclass_is_built_from_values_by_name() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Required:
+        size: int = option(help="How large.", at_least=1)
+
+    assert build(Example, {"count": 3}, what="it") == Example(count=3)
+    with pytest.raises(ConfigError, match=r"^it has no option 'cuont'; did you mean count\?$"):
+        build(Example, {"cuont": 3}, what="it")
+    with pytest.raises(ConfigError, match=r"^it has no option 'zzz'; there are count, "):
+        build(Example, {"zzz": 3}, what="it")
+    with pytest.raises(ConfigError, match="^it has no 'size', which is required$"):
+        build(Required, {}, what="it")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from gpt2kit.cli.fields import takes
+from gpt2kit.cli.fields import takes, takes_given
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option
 
@@ -84,3 +84,38 @@ def test_a_dataclass_within_a_dataclass_becomes_options_of_its_own() -> None:
     shown = CliRunner().invoke(made, ["--help"]).output
     assert "How wide." in shown
     assert "[default: 0.0]" in shown  # a default of 0 was not shown, for 0 == False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Color:
+    hue: int = option(0, "Which color.")
+    width: int = option(9, "Of the line.")
+    depth: int | None = option(None, "How deep.", default="as the width")
+
+
+@pytest.fixture
+def painter() -> typer.Typer:
+    made = typer.Typer()
+
+    @made.command()
+    @takes_given(given=(Shape, Color))
+    def paint(*, given: dict[str, Any], loud: bool = False) -> None:
+        """Paint a shape."""
+        typer.echo(f"{loud} {given}")
+
+    return made
+
+
+def test_only_what_was_typed_is_given_also_if_it_is_the_default(painter: typer.Typer) -> None:
+    assert CliRunner().invoke(painter, []).output == "False {}\n"
+    typed = ["--width", "3", "--hue", "2", "--no_filled", "--loud", "--stop", "a"]
+    expected = {"width": 3, "stop": ("a",), "filled": False, "hue": 2}
+    assert CliRunner().invoke(painter, typed).output == f"True {expected}\n"
+
+
+def test_a_field_of_several_dataclasses_is_one_option(painter: typer.Typer) -> None:
+    shown = CliRunner().invoke(painter, ["--help"]).output
+    assert shown.count("--width") == 1
+    assert "How wide." in shown
+    assert "Of the line." not in shown
+    assert "(as the" in shown  # the default in words
