@@ -141,7 +141,8 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{label:<22}{before:>10.3f}{after:>10.3f}")
     if summary["train_loss"] is not None:
         loss = f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}"
-        lines.append(f"{loss}   mean of the last {_RECENT} steps")
+        recent = output.count(min(_RECENT, summary["steps"]), "step")
+        lines.append(f"{loss}   mean of the last {recent}")
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"

@@ -547,6 +547,7 @@ def test_a_training_says_its_device_and_one_step_is_one_step(book: Path, tmp_pat
     assert "float32, on cpu" in said
     assert "1 step of 4 windows" in said
     assert "1 step in " in said
+    assert "mean of the last 1 step\n" in said  # it said 100, however few there were
     assert "1 steps" not in said
 
 
