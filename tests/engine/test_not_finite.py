@@ -119,7 +119,7 @@ def test_generation_stops(
     monkeypatch.setenv(native.VARIABLE, engine)
     monkeypatch.setattr(native, "LARGE_HEAD", 0)
     model, survived = MAKE[kind](), []
-    for name, index in PLACES:
+    for name, index in PLACES[::7]:  # that each of them reaches the logits is tested above
         broken = damaged(model, name, index, value)
         for setting, sampling in SAMPLINGS.items():
             try:
