@@ -1,4 +1,4 @@
-"""explain, as a user types it: tables that line up, colours where they are wanted, and each option's effect."""
+"""explain on the command line: aligned tables, colors on request, and the effect of each option."""
 
 from __future__ import annotations
 

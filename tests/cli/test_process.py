@@ -1,4 +1,4 @@
-"""How a process starts and ends: torch is imported once, and nothing is lost at the end."""
+"""Start and end of a process: torch is imported once, and no output is lost at the end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def test_the_exit_code_stays(arguments: list[str], code: int) -> None:
 
 
 def test_a_thread_that_has_work_to_do_may_finish() -> None:
-    working = "import threading, time; threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
+    working = (
+        "import threading, time; "
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
+    )
     done = python(RUN.format(more=working), "--version")
     assert "thread\n" in done.stdout
     assert done.stdout.endswith("taken apart\n")
