@@ -199,5 +199,5 @@ def test_columns_line_up_whatever_is_in_them() -> None:
     ("seconds", "shown"),
     [(45.2, "45 s"), (89, "89 s"), (720, "12 min"), (12_000, "3 h 20 min")],
 )
-def test_a_duration_is_written_as_people_say_it(seconds: float, shown: str) -> None:
+def test_a_duration_has_the_units_that_people_use(seconds: float, shown: str) -> None:
     assert output.human_time(seconds) == shown

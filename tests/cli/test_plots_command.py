@@ -207,7 +207,7 @@ def test_title_and_format_are_as_asked(model: str, calls: list[tuple[Any, ...]])
         ),
     ],
 )
-def test_what_cannot_be_is_one_line_before_work_starts(
+def test_an_invalid_option_is_one_line_before_work_starts(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: Any, **__: Any) -> None:
@@ -220,7 +220,7 @@ def test_what_cannot_be_is_one_line_before_work_starts(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_layer_that_is_not_there_and_an_empty_text_are_refused(model: str) -> None:
+def test_a_missing_layer_and_an_empty_text_are_refused(model: str) -> None:
     result = run("mlp", "--model", model, "--prompt", TEXT, "--layer", 2)
     assert (result.exit_code, result.stderr) == (1, "error: layer is 2, expected 0 to 1\n")
     result = run("lens", "--model", model, "--prompt", "")

@@ -33,7 +33,7 @@ main()
 """
 
 
-def test_all_is_written_and_atexit_runs_but_the_interpreter_is_not_taken_apart() -> None:
+def test_output_is_flushed_and_atexit_handlers_run_but_nothing_is_torn_down() -> None:
     done = python(RUN.format(more=""), "--version")
     assert done.stdout.startswith("gpt2kit ")
     assert done.stdout.endswith("atexit\n")
@@ -67,7 +67,7 @@ def test_a_profiler_reports() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
-def test_a_full_disk_at_the_end_is_not_taken_for_success() -> None:
+def test_a_full_disk_at_exit_is_a_failure() -> None:
     program = RUN.format(
         more="sys.stdout = open('/dev/full', 'w'); print('a line that waits to be written')"
     )

@@ -77,7 +77,7 @@ def test_every_tokenizer_has_the_same_text_held_out(tmp_path: Path) -> None:
         (["abc"], 0.0, (["abc"], [])),
     ],
 )
-def test_the_cut_is_at_a_good_place(
+def test_the_cut_is_after_a_document_a_line_or_a_word(
     documents: list[str], fraction: float, expected: tuple[list[str], list[str]]
 ) -> None:
     assert split_documents(documents, fraction) == expected
@@ -116,7 +116,7 @@ def test_a_text_too_short_to_hold_anything_out_is_trained_on_whole(tmp_path: Pat
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
-def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path, fraction: float) -> None:
+def test_an_invalid_validation_fraction_is_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(ConfigError, match="val_fraction"):
         load(tmp_path, val_fraction=fraction)
 
