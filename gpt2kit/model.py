@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2kit.cache import KVCache
+from gpt2kit.cache import Cache, KVCache
 from gpt2kit.config import GPT2Config
 from gpt2kit.dropout import dropout, scaled_dot_product_attention
 from gpt2kit.errors import ContextLengthError
@@ -44,11 +44,11 @@ class GPT2(nn.Module):
         if self.device.type != "meta":
             self.init_weights()
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the logits of the token after each of the given ones: (B, T) -> (B, T, V)."""
         return self.head(self.hidden(ids, cache))
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Return what the head reads, the normalized residual stream: (B, T) -> (B, T, C).
 
         Raises ContextLengthError for more tokens than the model has positions or the cache has
@@ -131,7 +131,7 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """Return the residual stream after this layer: (B, T, C) -> (B, T, C)."""
         if self.norm_first:  # as in GPT-2: normalize what is read, leave the stream alone
             x = x + self.attn(self.ln_1(x), mask, cache)
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """Return the update of the residual stream: (B, T, C) -> (B, T, C).
 
         `mask` is True where a query may look at a key, (T, S) or (B, 1, T, S); None is plain
@@ -280,8 +280,3 @@ class Embedding(nn.Embedding):
     """An embedding without torch's own initialization: `GPT2.init_weights` does it."""
 
     def reset_parameters(self) -> None: ...
-
-
-def precise(logits: Tensor) -> Tensor:
-    """Return logits in the precision to sample from and score with: float32, or their float64."""
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

@@ -1,4 +1,9 @@
-"""CUDA graphs on a processor: what is captured is a list of operations and addresses, and replaying it runs them there again."""
+"""A stand-in for CUDA graphs on a CPU, for tests of what is captured and when it is replayed.
+
+A capture records operations and the addresses they use; a replay runs them on these addresses
+again. This shows that a graph reads and writes where it should. It does not show that CUDA would
+capture these operations.
+"""
 
 from __future__ import annotations
 
@@ -18,53 +23,53 @@ StorageWeakRef: Any = reductions.StorageWeakRef  # torch has no types for it
 
 
 class Address:
-    """Where a tensor from outside of a graph lies, without keeping it there."""
+    """Where a tensor that was made outside of a graph lies, without keeping its memory."""
 
     def __init__(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        self._place, self._bytes, self.owner = (
-            storage.data_ptr(),
-            storage.nbytes(),
-            StorageWeakRef(storage),
-        )
+        self.owner = StorageWeakRef(storage)
+        self._start, self._bytes = storage.data_ptr(), storage.nbytes()
         self._view = tensor.storage_offset(), tensor.size(), tensor.stride()
         self._dtype = tensor.dtype
 
     def tensor(self) -> Tensor:
-        memory = torch.frombuffer(
-            (ctypes.c_char * self._bytes).from_address(self._place), dtype=torch.uint8
-        )
+        """Return a tensor over whatever lies there now."""
+        array = (ctypes.c_char * self._bytes).from_address(self._start)
+        memory = torch.frombuffer(array, dtype=torch.uint8)
         return torch.empty(0, dtype=self._dtype).set_(memory.untyped_storage(), *self._view)
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs operations, and remembers each with its arguments: tensors made here as they are, others by their addresses."""
+    """Runs operations and remembers each: tensors made here as they are, others as addresses."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self.outside: list[Address] = []
-        self._inside: set[int] = set()  # storages made here
+        self._inside: set[int] = set()  # memory that was allocated here
         self._kept: list[Tensor] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        mutates = func._schema.is_mutable
+        if mutates:
             self._remember(args[0])
         recorded = tree_map_only(Tensor, self._address, (args, kwargs))
         result = func(*args, **kwargs)
         aliases = any(one.alias_info is not None for one in func._schema.returns)
         if not aliases:
             tree_map_only(Tensor, self._made, result)
-        self.operations.append(
-            (func, *recorded, None if aliases and func._schema.is_mutable else result)
-        )
-        if (
-            aliases and not func._schema.is_mutable and not self._is_inside(result)
-        ):  # a view of something outside: found again by its address
-            self.operations.pop()
+        # A view of a tensor from outside has an address of its own: it is not computed again.
+        if not aliases or mutates or self._is_inside(result):
+            self.operations.append((func, *recorded, None if aliases and mutates else result))
         return result
+
+    def undo(self) -> None:
+        """Put back what was written to: a capture computes nothing."""
+        for tensor, before in reversed(self._before.values()):
+            tensor.copy_(before)
+        self._before.clear()
 
     def _is_inside(self, tensor: Any) -> bool:
         return isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata in self._inside
@@ -83,29 +88,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._is_inside(tensor):
             self._before.setdefault(id(tensor), (tensor, tensor.clone()))
 
-    def undo(self) -> None:
-        """Capturing computes nothing: put back what was written to."""
-        for tensor, before in reversed(self._before.values()):
-            tensor.copy_(before)
-        self._before.clear()
-
 
 class FakeGraph:
-    """A CUDA graph; `log` has a line for everything that was done with any."""
+    """A CUDA graph. `log` has a line for each capture and each replay of any graph."""
 
     log: list[str]
-    fails = False
+    fails = False  # whether captures fail
 
     def __init__(self) -> None:
         self.recorder = Recorder()
-        self._replays = 0
+        self._replayed = False
 
     def replay(self) -> None:
-        if not self._replays:
-            assert not any(address.owner.expired() for address in self.recorder.outside), (
-                "the graph reads memory that is free"
-            )
-        self._replays += 1
+        if not self._replayed:  # later the cache may be another one, at the same addresses
+            freed = [address for address in self.recorder.outside if address.owner.expired()]
+            assert not freed, "the graph reads memory that was freed after the capture"
+        self._replayed = True
         self.log.append("replay")
         for func, args, kwargs, result in self.recorder.operations:
             args, kwargs = tree_map_only(Address, Address.tensor, (args, kwargs))
@@ -119,18 +117,15 @@ class FakeGraph:
 
 
 class FakeStream:
-    def __init__(self, device: object = None) -> None: ...
+    """A stream, of which there is only one here."""
 
-    def wait_stream(self, other: FakeStream) -> None:
-        FakeGraph.log.append("wait")
+    def __init__(self, device: object) -> None: ...
+
+    def wait_stream(self, other: FakeStream) -> None: ...
 
 
 @contextlib.contextmanager
-def capture(
-    graph: FakeGraph, *, pool: object, stream: FakeStream, capture_error_mode: str
-) -> Iterator[None]:
-    assert pool == "the pool"
-    assert capture_error_mode == "thread_local"
+def capture(graph: FakeGraph, *, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
     FakeGraph.log.append("capture")
     if FakeGraph.fails:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
@@ -139,23 +134,16 @@ def capture(
     graph.recorder.undo()
 
 
-@contextlib.contextmanager
-def on_stream(stream: FakeStream) -> Iterator[None]:
-    FakeGraph.log.append("stream")
-    yield
-
-
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
-    """Put these in the place of torch's, and return the class of graphs, with its log."""
+    """Replace torch's graphs by these, and return the class of graphs, with its log."""
     FakeGraph.log, FakeGraph.fails = [], False
     fakes: dict[str, Callable[..., Any]] = {
         "CUDAGraph": FakeGraph,
         "graph": capture,
-        "stream": on_stream,
+        "stream": contextlib.nullcontext,
         "Stream": FakeStream,
         "current_stream": FakeStream,
-        "graph_pool_handle": lambda: "the pool",
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)

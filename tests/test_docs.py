@@ -308,9 +308,7 @@ def test_every_command_runs_and_prints_what_the_page_shows(page: Path, desk: Pat
             assert wrong is None, f"$ {example.command}\nnot printed: {wrong}\n--- printed\n{said}"
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_python_example_runs(
     page: Path, desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,12 +17,15 @@ from gpt2kit.cli.options import (
     BatchSize,
     Corpus,
     CorpusOptions,
+    Device,
+    Dtype,
     Encoding,
     Json,
-    ModelOptions,
+    Model,
     NoCache,
     Quantize,
     Special,
+    Unknown,
 )
 
 if TYPE_CHECKING:
@@ -194,17 +197,20 @@ Overflow = Annotated[
 ]
 
 
-@takes(chosen=ModelOptions)
 def score(
     file: File,
+    model: Model = "124M",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    no_cache: NoCache = False,
     special: Special = False,
+    unknown: Unknown = "error",
     encoding: Encoding = "utf-8",
     overflow: Overflow = "slide",
     batch_size: BatchSize = 8,
     sort: Sort = None,
     json: Json = False,
-    *,
-    chosen: ModelOptions,
 ) -> None:
     """Show how likely each line of a text is: its log-probability in nats, in total and per token.
 
@@ -220,11 +226,13 @@ def score(
     text = options.read_stdin(encoding) if file == "-" else read_file(Path(file), encoding=encoding)
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     if not any(map(str.strip, lines)):
-        what = "standard input" if file == "-" else file
-        raise CorpusError(f"{what}: no text, expected a sentence on each line")
-    model, tokenizer = chosen.load()
+        raise CorpusError(
+            f"{'standard input' if file == '-' else file}: no text, expected a sentence on each line"
+        )
+    gpt2, tokenizer = options.load(model, device, dtype, quantize, write_cache=not no_cache)
+    options.set_unknown(tokenizer, unknown)
     found: Iterable[Line] = score_lines(
-        model, tokenizer, lines, overflow=overflow, special=special, batch_size=batch_size
+        gpt2, tokenizer, lines, overflow=overflow, special=special, batch_size=batch_size
     )
     if sort is not None:
         found = sorted(found, key=_by_total if sort == "total" else _by_mean)

@@ -169,7 +169,7 @@ class Stats:
         from gpt2kit.engine.decoder import Decoder
 
         decoder = Decoder(model, compile=self.compile)
-        engine = decoder.name(1, ahead=True) if self.draft_steps else decoder.name(self.rows)
+        engine = decoder.name(2 if self.draft_steps else 1)
         dtype = "int8" if model.is_quantized else str(model.dtype).removeprefix("torch.")
         weights = output.human_size(sum(parameter.nbytes for parameter in model.parameters()))
         prompt_rate = self.prompt_tokens / max(self.prompt_seconds, 1e-9)

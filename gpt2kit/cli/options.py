@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gpt2kit.cli import output, process
+
+# Until every file of this folder takes these from `output`:
+from gpt2kit.cli.output import as_typed_here as as_typed_here
+from gpt2kit.cli.output import human_size as human_size
+from gpt2kit.cli.output import print_json as print_json
 from gpt2kit.fields import check, option
 
 if TYPE_CHECKING:
@@ -132,9 +137,9 @@ class CorpusOptions:
     unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
     stride: int | None = option(
         None,
-        "The text is read in windows of n_ctx tokens that start this many tokens apart; each "
-        "scores the tokens that no earlier one has scored. Default: half of n_ctx. n_ctx itself is "
-        "faster and gives a higher perplexity.",
+        "The text is read in windows of n_ctx tokens that start this many tokens apart; each scores "
+        "the tokens that no earlier one has scored. Default: half of n_ctx. n_ctx itself is faster "
+        "and gives a higher perplexity.",
         group=TEXT_GROUP,
         at_least=1,
     )
@@ -178,7 +183,7 @@ class ModelOptions:
 
 
 def is_typed(context: typer.Context, name: str) -> bool:
-    """Whether an option was typed, even with its default value."""
+    """Whether an option was typed, be it with its default value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -239,7 +244,7 @@ def _note_written(path: Path) -> None:
 
 
 def locate(model: str) -> Path:
-    """Return the path of a model; a published one is downloaded first if needed, with a note."""
+    """Return the path of a model; one that is not on this machine is downloaded first, with a note."""
     from gpt2kit import store
     from gpt2kit.errors import CheckpointNotFoundError
     from gpt2kit.store.catalogue import canonical_size

@@ -1,15 +1,14 @@
 """Everything that the command line shows: the one module that writes to a terminal.
 
-    result      what the user asked for, on stdout: exactly these characters in a pipe or file
+    result      what the user asked for, on stdout: exactly those characters in a pipe or file
     print_json  the same as one JSON object per line
-    note        progress, timings and advice: a line on stderr
-    warn, error a line on stderr that starts with "warning: " or "error: "
+    note        progress, timings, advice, on stderr
+    warn, error one line on stderr that begins with "warning: " or "error: "
 
-Texts, file names and tensor names come from anywhere, and a terminal obeys the control characters
-in them: they can change its title, its colors, even its keyboard. So everything on stderr, and on
-stdout if that is a terminal, is written with its control characters made visible (`\\x1b`); only
-newlines and tabs of a text stay. Colors are given beside the text, with `Styled`, never as escape
-sequences inside it.
+Texts, file names and tensor names come from anywhere, and a terminal obeys the control characters in them: it can be made to
+change its title, its colors, even its keyboard. So everything on stderr, and on stdout if that is a terminal, is shown with
+control characters written out (`\\x1b`); only newlines and tabs stay. Colors are asked for beside the text, with `Styled`,
+never as escape sequences in it.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _SGR = {"red": "31", "green": "32", "yellow": "33"}
 
 
 class Styled(NamedTuple):
-    """A text and its look: parameters of the terminal's command "select graphic rendition"."""
+    """A piece of text and how it looks: parameters of the terminal's "select graphic rendition" command, such as "1;31"."""
 
     text: str
-    sgr: str  # such as "1;31" for bold and red
+    sgr: str
 
 
 Part = str | Path | Styled  # a path is always shown on one line
@@ -48,13 +47,13 @@ def style(text: str, color: Color | None = None, *, dim: bool = False) -> Styled
     return Styled(text, ";".join(["2"] * dim + ([_SGR[color]] if color else [])))
 
 
-# --- writing -------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def result(*parts: Part, end: str = "\n", color: bool | None = None) -> None:
-    """Write a result to stdout: the exact text in a pipe or file, harmless text on a terminal.
+    """Write a part of the command's result to stdout: the exact text in a pipe or file, harmless text on a terminal.
 
-    `color` says whether `Styled` parts are colored, by default on a terminal that shows colors.
+    `color` says whether `Styled` parts are colored; by default they are on a terminal that shows colors.
     """
     color = shows_colors(sys.stdout) if color is None else color
     clean = harmless if color or sys.stdout.isatty() else None
@@ -63,7 +62,7 @@ def result(*parts: Part, end: str = "\n", color: bool | None = None) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Write an object as one line of JSON to stdout, with control characters as \\u escapes."""
+    """Write an object as one line of JSON to stdout; control characters are written as \\u escapes, which mean the same."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False).translate(_IN_JSON) + "\n")
     sys.stdout.flush()
 
@@ -101,7 +100,7 @@ def error(message: object) -> None:
 
 
 def status(text: str = "") -> None:
-    """Replace the last line of the terminal by a text; do nothing if stderr is no terminal."""
+    """Show a text on the last line of the terminal in place of the one before it; nothing if stderr is no terminal."""
     if sys.stderr.isatty():
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{one_line(text)}\x1b[K")
@@ -109,18 +108,15 @@ def status(text: str = "") -> None:
 
 
 def ask(prompt: str) -> str:
-    """Return a line that the user types; raise EOFError at the end of the input.
-
-    The prompt never goes into a file or pipe.
-    """
+    """Return a line that the user types; the prompt never goes into a file or pipe. Raises EOFError at the end of input."""
     if sys.stdout.isatty():
-        return input(one_line(prompt))  # known to readline, so that it edits behind the prompt
+        return input(one_line(prompt))  # readline must know the prompt, to edit behind it
     note(prompt, end="")
     return input()
 
 
 def confirm(question: str) -> bool:
-    """Ask a question on stderr; any answer but y or yes means no."""
+    """Ask a question that is answered with y or n, on stderr; anything but y means no."""
     note(f"{one_line(question)} [y/N]: ", end="")
     try:
         return input().strip().lower() in ("y", "yes")
@@ -131,7 +127,7 @@ def confirm(question: str) -> bool:
 
 @functools.cache
 def console() -> Console:
-    """Return rich's console on stderr, for progress bars; all that they show is made harmless."""
+    """Return rich's console on stderr, for progress bars: whatever they show is made harmless too."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -151,10 +147,10 @@ def shows_colors(stream: TextIO) -> bool:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr take any text, and replace streams that our caller has closed.
+    """Let stdout and stderr write any text, and a stream that was closed by our caller swallow it.
 
-    A character that a stream's encoding lacks becomes a question mark. A byte of a file's name that
-    is not UTF-8, which Python holds as a lone surrogate, becomes that byte again.
+    A character that a stream's encoding does not have becomes a question mark. A byte of a file's name that is not UTF-8, which
+    Python holds as a lone surrogate, becomes that byte again.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -166,7 +162,7 @@ def prepare_streams() -> None:
 
 
 def _replacement(failure: UnicodeError) -> tuple[bytes | str, int]:
-    """Return what replaces the first character that cannot be encoded, and where to continue."""
+    """Return what stands for the first character that cannot be encoded, and where to go on."""
     if not isinstance(failure, UnicodeEncodeError):
         raise failure
     code = ord(failure.object[failure.start])
@@ -187,13 +183,13 @@ def _rendered(part: Part, clean: Cleaning | None, *, color: bool) -> str:
     return "\n".join(f"\x1b[{sgr}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
-# --- harmless text -------------------------------------------------------------------------------
+# --- harmless text ---------------------------------------------------------------------------------------------------
 
 _JOINERS = "\u200c\u200d"  # invisible, but Persian, Indic scripts and emoji are written with them
 
 
 class _Escapes(dict[int, str]):
-    """A table for `str.translate` of characters that a terminal may obey, filled when needed."""
+    """A table for `str.translate` that is filled as characters are met: those that a terminal may obey are written out."""
 
     def __init__(self, kept: str, *, json: bool = False) -> None:
         super().__init__()
@@ -211,7 +207,7 @@ class _Escapes(dict[int, str]):
 
 
 def _is_space(character: str) -> bool:
-    """Whether a character is one of Unicode's spaces, all but one of which are not printable."""
+    """Whether a character is one of Unicode's spaces, such as the no-break space, which Python calls not printable."""
     return unicodedata.category(character) == "Zs"
 
 
@@ -221,19 +217,16 @@ _IN_JSON = _Escapes("\n" + _JOINERS, json=True)
 
 
 def harmless(text: str) -> str:
-    """Return a text with its control characters visible, except for newlines and tabs.
-
-    Those that change the direction of writing count among them.
-    """
+    """Return a text whose control characters, newlines and tabs aside, are written out, those that change its direction too."""
     return text if text.isprintable() else text.translate(_IN_TEXT)
 
 
 def one_line(text: str) -> str:
-    """Return a name, a path or a message with all its control characters visible."""
+    """Return a text with all its control characters written out: a name, a path or a message."""
     return text if text.isprintable() else text.translate(_IN_LINE)
 
 
-# --- figures and tables --------------------------------------------------------------------------
+# --- figures and tables ----------------------------------------------------------------------------------------------
 
 
 def count(n: int, noun: str) -> str:
@@ -266,10 +259,7 @@ def as_typed_here(path: Path) -> Path:
 def table(
     rows: Iterable[Sequence[object]], *, right: Sequence[int] = (), gap: int = 2
 ) -> list[str]:
-    """Return rows of cells as lines, in columns of equal width.
-
-    The columns with the numbers in `right` are flush right.
-    """
+    """Return rows of cells as lines with columns of equal width; those in `right`, by number, are set flush right."""
     from rich.cells import cell_len
 
     cells = [[one_line(str(cell)) for cell in row] for row in rows]

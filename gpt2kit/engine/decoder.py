@@ -1,192 +1,163 @@
-"""How generation reads tokens: the torch model, the native step where that can run it, or a CUDA graph.
+"""Who reads which tokens: the native step, a CUDA graph, or torch.
 
-The model's definition is model.py; a decoder only chooses who computes it, and no result depends on the choice beyond rounding.
+The model's definition is model.py. A decoder only chooses who computes it, and no result depends
+on the choice beyond rounding.
 
-    B batch, T new tokens, V vocabulary
+    B rows, T new tokens, V vocabulary
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.engine import native
-from gpt2kit.engine.static_step import next_logits, rounded, steps_of
+from gpt2kit.engine.graph_engine import graph_engine
+from gpt2kit.engine.native_engine import NativeEngine
+from gpt2kit.engine.protocol import Engine, NewTokens, counts
+from gpt2kit.engine.torch_engine import TorchEngine
 from gpt2kit.errors import ConfigError
-from gpt2kit.model import GPT2, precise
+from gpt2kit.model import GPT2
 
-# Tokens that are read at once: up to so many, the native step reads the weights once for all; beyond, torch's matrix products win.
+# The most tokens of a row that the native step reads at once; torch reads more of them faster.
 MOST_TOKENS = 16
-# int8 weights are always native work, a piece of the prompt at a time.
-PIECE = 64
-# Whether the model is still the one that the native step was told of takes a while to look up, and seldom changes within a text.
-READS_BETWEEN_LOOKS = 8
+# On a CPU, longer rows are read in pieces that end at multiples of this position: then a piece has
+# the same bits, whoever reads it and whatever is read with it. More pieces would cost more time.
+PIECE = 256
+# Capacities are multiples of this, so that every slot's keys are aligned alike in memory.
+ALIGNMENT = 16
 
 
 class Decoder:
     """Reads tokens into a cache and gives the logits of the next ones.
 
-    A model that changes meanwhile, its modules, hooks or where its weights lie, is seen to have changed a few tokens later; weights
-    that change without torch's knowledge (`.data`, NumPy), by the next decoder.
-    With `compile`, torch compiles what reads one new token of every row; ConfigError where the native step does that.
+    On a CPU whose native step can run the model, what a row gives does not depend, bit for bit, on
+    the rows that are read with it. A model that changes (its modules, its hooks, where its weights
+    lie) is read as it is then from the next token on.
+
+    With `compile`, torch compiles what reads one new token of every row; raises ConfigError if the
+    native step does that.
     """
 
     def __init__(self, model: GPT2, *, compile: bool = False) -> None:
         self.model = model
-        self._level = native.level()
-        self._description: native.Description | None = None
-        self._read_natively = False
-        self._reads = 0
-        if compile and self._native(1):
+        level = native.level()
+        self._native = None if level is None else NativeEngine(model, level)
+        if compile and self._native and self._native.can_read():
             raise ConfigError(
-                f"--compile is for torch, but here the native step reads the tokens; leave it out, or set {native.VARIABLE}=0, or use a GPU"
+                "--compile is for torch, but here the native step reads the tokens; "
+                f"leave it out, or set {native.VARIABLE}=0, or use a GPU"
             )
-        self._static = (
-            steps_of(model, compiled=compile) if compile or model.device.type == "cuda" else None
-        )
+        on_cuda = model.device.type == "cuda"
+        self._graph = graph_engine(model, compiled=compile) if compile or on_cuda else None
+        self._torch = TorchEngine(model)
+        self._read_natively = False  # whether the native step read last
 
-    def name(self, tokens: int = 1, *, ahead: bool = False) -> str:
-        """Say who reads so many tokens at once, or with `ahead` by `read_each`: "torch", "native" and the instructions that it uses, …"""
-        if self._native(tokens):
-            return f"native {self._level}"
-        return "torch" if self._static is None or ahead else self._static.name
+    def _engine_for(
+        self, row: NewTokens, *, native: NativeEngine | None, one_for_each: bool
+    ) -> Engine:
+        """Say who reads the new tokens of a row, given the native step if it can run this model.
+
+        Each rule looks only at the row itself, or at what no row can change: so company changes
+        no bits. (On a GPU it may: `one_for_each` asks whether every slot has one new token.)
+        """
+        # Weights in int8 are the native step's, for they are slow in torch.
+        if native and self.model.is_quantized:
+            return native
+        # So are a few tokens, and one is few: the native step fetches the weights once for all.
+        if native and len(row.tokens) <= MOST_TOKENS:
+            return native
+        # So are the tokens of a draft: they must get the bits that they get one at a time.
+        if native and row.wanted == len(row.tokens):
+            return native
+        # On a GPU, or compiled, one new token for every slot is read in a single call.
+        if self._graph and one_for_each:
+            return self._graph
+        # All other tokens, such as long prompts, are torch's.
+        return self._torch
+
+    def name(self, tokens: int = 1) -> str:
+        """Name who reads this many new tokens of each row at once: "torch", "native avx2" ..."""
+        native = self._native if self._native and self._native.can_read() else None
+        row = NewTokens(0, [0] * tokens)
+        return self._engine_for(row, native=native, one_for_each=tokens == 1).name
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache with room for so many tokens or, where steps are made for certain sizes, a few more."""
-        return self.model.new_cache(
-            batch_size, capacity=rounded(capacity) if self._static else capacity
-        )
+        """Return an empty cache with room for `capacity` tokens in each slot, or some more."""
+        capacity = -(-capacity // ALIGNMENT) * ALIGNMENT  # rounded up
+        if self._graph:
+            capacity = self._graph.capacity(capacity)
+        return self.model.new_cache(batch_size, capacity=capacity)
 
     def read(
-        self, ids: Tensor | Sequence[Sequence[int]], cache: KVCache, *, most_likely: int = 0
+        self,
+        rows: Tensor | Sequence[Sequence[int]],
+        cache: KVCache,
+        *,
+        slots: Sequence[int] | None = None,
+        wanted: int = 1,
+        most_likely: int = 0,
     ) -> Tensor:
-        """Read (B, T) ids, or B lists of T, after what the cache holds, and return the logits after the last of each row.
+        """Read new tokens into slots of a cache; return the logits after each row's last, (B, V).
 
-        They are (B, V), in float32 or more; where only the `most_likely` largest of a row are asked for, the others may be minus
-        infinity. Raises ContextLengthError where the ids do not fit.
+        `rows` are (B, T) ids, or B lists of them, of any lengths; row b is read into slots[b], or
+        into slot b. With wanted=0 no logits are computed: (0, V). Logits are in float32 or wider.
+        If only the `most_likely` largest of a row matter, the others may be minus infinity.
+
+        Raises ContextLengthError if the tokens do not fit, IndexError for an unknown id.
         """
-        rows = ids.tolist() if isinstance(ids, Tensor) else ids
-        B, T = len(rows), len(rows[0])
-        description = self._native(B * T, cache)
-        self._read_natively = description is not None
-        if description is None:
-            if T == 1 and self._static and self._static.takes(self.model, cache):
-                self._reads += 1
-                return self._static.read(
-                    self.model,
-                    self._checked(rows),
-                    cache,
-                    look=self._reads % READS_BETWEEN_LOOKS == 1,
-                )
-            return next_logits(self.model, self._tensor(ids), cache)
-        cache.check_room(T)
-        self._checked(rows)
-        n = max(1, PIECE // B)
-        pieces = [
-            [(row, j) for row in range(B) for j in range(start, min(T, start + n))]
-            for start in range(0, T, n)
-        ]
-        logits = [
-            self._read_piece(
-                description, rows, piece, cache, [j == T - 1 for _, j in piece], most_likely
-            )
-            for piece in pieces
-        ][-1]
-        cache.advance(T)
-        return logits
+        lists = rows.tolist() if isinstance(rows, Tensor) else rows
+        slots = range(len(lists)) if slots is None else slots
+        new = [NewTokens(slot, row, wanted) for slot, row in zip(slots, lists, strict=True)]
+        return self._read(new, cache, most_likely)
 
-    def read_each(self, rows: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
-        """Read some ids of each row, of one row more than of another or none, and return the logits after each: (T, V) for a row.
+    def read_each(
+        self,
+        rows: Sequence[Sequence[int]],
+        cache: KVCache,
+        *,
+        slots: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Read new tokens, and return the logits after each of them: (T, V) for a row.
 
-        The native step gives the same numbers, bit for bit, as if the tokens were read one at a time. Raises ContextLengthError
-        where they do not fit.
+        A row may have no tokens. The native step gives the same numbers, bit for bit, as if the
+        tokens were read one at a time. Raises the errors of `read`.
         """
-        counts = [len(row) for row in rows]
-        cache.check_room(counts)
-        description = self._native(1, cache)
-        self._read_natively = description is not None
-        if description is None:
-            return self._read_padded(rows, cache)
-        self._checked(rows)
-        places = [(row, j) for row, count in enumerate(counts) for j in range(count)]
-        n = PIECE if self.model.is_quantized else MOST_TOKENS
-        pieces = [places[start : start + n] for start in range(0, len(places), n)]
-        found = [
-            self._read_piece(description, rows, piece, cache, [True] * len(piece))
-            for piece in pieces
-        ]
-        cache.advance(counts)
-        return list(torch.split(found[0] if len(found) == 1 else torch.cat(found), counts))
+        slots = range(len(rows)) if slots is None else slots
+        lengths = [len(row) for row in rows]
+        new = [NewTokens(*row) for row in zip(slots, rows, lengths, strict=True)]
+        return list(torch.split(self._read(new, cache), lengths))
 
-    def reads_rows(self) -> bool:
-        """Whether whole rows are better read by `read_rows` than by the torch model: int8 weights, as they are when it generates."""
-        return self.model.is_quantized and self._native(1) is not None
+    def scores_natively(self) -> bool:
+        """Whether `score` can be used: with int8 weights, which then give what they generate with."""
+        return self.model.is_quantized and self._native is not None and self._native.can_read()
 
-    def read_rows(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:
-        """Read rows from their beginnings, and yield the logits after the last `wanted` tokens of each, row after row, (some, V) float32.
+    def score(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:
+        """Read rows from their beginnings; yield the logits after the last wanted[b] of row b.
 
-        Only where `reads_rows`. Rows may be of any lengths up to n_ctx; the logits of one piece are in memory at a time.
+        They come in order, as (N, V) float32: those of one piece are in memory at a time. Only if
+        `scores_natively`; rows may be up to n_ctx long.
         """
-        cache = self.model.new_cache(len(rows), capacity=max(map(len, rows)))
-        description = self._native(1, cache)
-        if description is None:
-            raise ValueError("the native step cannot read this model; see reads_rows")
-        self._checked(rows)
-        places = [(row, j) for row, tokens in enumerate(rows) for j in range(len(tokens))]
-        for piece in (places[start : start + PIECE] for start in range(0, len(places), PIECE)):
-            logits = self._read_piece(
-                description,
-                rows,
-                piece,
-                cache,
-                [j >= len(rows[row]) - wanted[row] for row, j in piece],
-            )
+        cache = self.new_cache(len(rows), max(map(len, rows)))
+        if self._native is None or not self._native.can_read(cache):
+            raise RuntimeError("the native step cannot read this model; see scores_natively")
+        new = [NewTokens(*row) for row in zip(range(len(rows)), rows, wanted, strict=True)]
+        self._check(new, cache)
+        for logits in self._native.read_in_pieces(new, cache):
             if len(logits):
                 yield logits
 
-    def _read_padded(self, rows: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
-        """Let torch read rows of different lengths: all at once, the shorter ones filled up, or one by one where that has no room."""
-        counts, T = [len(row) for row in rows], max(map(len, rows))
-        ends = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
-        if max(cache.lengths) + T <= cache.capacity:
-            ids = torch.tensor(
-                [[*row, *[0] * (T - len(row))] for row in rows], device=self.model.device
-            )  # (B, T)
-            logits = self.model(ids, cache)  # (B, T, V)
-            cache.truncate(ends)
-            return [precise(logits[row, :count]) for row, count in enumerate(counts)]
-        found = []
-        for row, tokens in enumerate(rows):
-            own = self.model.new_cache(1, capacity=ends[row])
-            own.fill([0], cache, row)
-            found.append(
-                precise(
-                    self.model(
-                        torch.tensor([tokens], device=self.model.device, dtype=torch.long), own
-                    )[0]
-                )
-            )
-            cache.fill([row], own, 0)
-        return found
-
-    def _tensor(self, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
-        return ids if isinstance(ids, Tensor) else torch.tensor(ids, device=self.model.device)
-
-    def _checked(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        if not all(0 <= token < self.model.config.n_vocab for row in rows for token in row):
-            raise IndexError(f"an id is outside of the vocabulary of {self.model.config.n_vocab:,}")
-        return rows
-
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Keep torch to one thread meanwhile, if the native step read last and will again.
+        """Keep torch to one thread meanwhile, if the native step read last and will read next.
 
-        Whatever torch does with several threads, be it over in microseconds, leaves them looking for more work for milliseconds, on
-        the very cores that the next step needs.
+        After anything that torch does with several threads, even in microseconds, they look for
+        more work for milliseconds, on the very cores that the next native step needs.
         """
         threads = torch.get_num_threads()
         if self._read_natively:
@@ -196,43 +167,50 @@ class Decoder:
         finally:
             torch.set_num_threads(threads)
 
-    def _read_piece(
-        self,
-        description: native.Description,
-        rows: Sequence[Sequence[int]],
-        places: Sequence[tuple[int, int]],  # (row, number of the token in it)
-        cache: KVCache,
-        wanted: Sequence[bool],
-        most_likely: int = 0,
-    ) -> Tensor:
-        """Read some of the tokens, and return the logits after those that are wanted."""
-        return description.step(
-            tokens=[rows[row][j] for row, j in places],
-            slots=[row for row, _ in places],
-            positions=[cache.lengths[row] + j for row, j in places],
-            wanted=wanted,
-            cache=cache,
-            level=str(self._level),
-            most_likely=most_likely,
-        )
+    def _read(self, new: Sequence[NewTokens], cache: KVCache, most_likely: int = 0) -> Tensor:
+        """Read rows of any lengths, and return the logits after the wanted tokens of each."""
+        self._check(new, cache)
+        new = [row for row in new if row.tokens]
+        if not new:
+            return torch.empty((0, self.model.config.n_vocab), device=self.model.device)
+        native = self._native if self._native and self._native.can_read(cache) else None
+        one_for_each = self._graph is not None and self._graph.can_read(new, cache)
+        self._read_natively = native is not None
+        readers: dict[Engine, list[int]] = {}  # the rows whose last pieces an engine reads at once
+        last = list(new)
+        for b, row in enumerate(new):
+            *before, last[b] = self._pieces(row, cache)
+            for piece in before:
+                engine = self._engine_for(piece, native=native, one_for_each=False)
+                engine.read([piece], cache)
+            engine = self._engine_for(last[b], native=native, one_for_each=one_for_each)
+            readers.setdefault(engine, []).append(b)
+        if len(readers) == 1:
+            return engine.read(last, cache, most_likely=most_likely)
+        found: dict[int, Tensor] = {}
+        for engine, indices in readers.items():
+            logits = engine.read([last[b] for b in indices], cache, most_likely=most_likely)
+            wanted = [last[b].wanted for b in indices]
+            found |= zip(indices, torch.split(logits, wanted), strict=True)
+        return torch.cat([found[b] for b in range(len(new))])
 
-    def _native(self, tokens: int, cache: KVCache | None = None) -> native.Description | None:
-        """Return what the native step needs to read so many tokens into a cache, or None where torch should."""
-        if (
-            self._level is None
-            or self.model.training
-            or (tokens > MOST_TOKENS and not self.model.is_quantized)
-        ):
-            return None
-        if cache is not None and (
-            torch.is_grad_enabled()
-            or cache.keys.dtype not in native.CACHE_DTYPES
-            or cache.keys.device.type != "cpu"
-        ):
-            return None
-        if (cache is None or self._reads % READS_BETWEEN_LOOKS == 0) and not (
-            self._description and self._description.is_current()
-        ):
-            self._description = native.describe(self.model)
-        self._reads += cache is not None
-        return self._description
+    def _pieces(self, row: NewTokens, cache: KVCache) -> list[NewTokens]:
+        """Cut a long row at multiples of PIECE; logits are wanted after the last piece only."""
+        slot, tokens, wanted = row
+        n = len(tokens)
+        if n <= MOST_TOKENS or wanted > 1 or self.model.device.type != "cpu":
+            return [row]
+        start = cache.lengths[slot]
+        cuts = [0, *range(PIECE - start % PIECE, n, PIECE), n]
+        pieces = [NewTokens(slot, tokens[i:j], 0) for i, j in pairwise(cuts)]
+        return [*pieces[:-1], pieces[-1]._replace(wanted=wanted)]
+
+    def _check(self, new: Sequence[NewTokens], cache: KVCache) -> None:
+        """Refuse what no engine could read: engines trust the ids and the room."""
+        n_vocab = self.model.config.n_vocab
+        for _, tokens, wanted in new:
+            if any(not 0 <= token < n_vocab for token in tokens):
+                raise IndexError(f"an id is outside of the vocabulary of {n_vocab:,}")
+            if len(tokens) < wanted:
+                raise ValueError("a row has fewer new tokens than logits are wanted for")
+        cache.check_room(counts(new, cache))

@@ -1,40 +1,46 @@
-"""What a model consists of at one time: its modules, its weights and where they lie, and that nothing listens in.
+"""Notice that a model was changed, so that addresses of its weights are not used any longer.
 
-Whoever keeps addresses of weights, the native step and CUDA graphs, asks it whether they still hold.
+The native step and CUDA graphs keep such addresses. They ask before every token, so the answer has
+to cost microseconds: the comparisons run in C, over lists made once.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from operator import is_
+
+from torch import Tensor, nn
 
 
 class Snapshot:
-    """A model's modules, weights and hooks, without the model itself. The weights stay in memory, should the model get others."""
+    """A model's modules, weights and hooks at one time.
+
+    It keeps the weights' memory, so that no other tensor can come to lie at their addresses, but
+    not the model itself.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._storages = [parameter.untyped_storage() for parameter in model.parameters()]
-        self._hooks = [
-            hooks
-            for module in model.modules()
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        modules = list(model.modules())
+        children = [
+            (m._modules, name, child) for m in modules for name, child in m._modules.items()
         ]
-        self._modules = [
-            (module._modules, name, child)
-            for module in model.modules()
-            for name, child in module._modules.items()
-        ]
-        self._parameters = [
-            (module._parameters, name, parameter, parameter.data_ptr())
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        ]
+        weights = [(m._parameters, name, w) for m in modules for name, w in m._parameters.items()]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._child_owners = [owner for owner, _, _ in children]
+        self._child_names = [name for _, name, _ in children]
+        self._children = [child for _, _, child in children]
+        self._weight_owners = [owner for owner, _, _ in weights]
+        self._weight_names = [name for _, name, _ in weights]
+        self._weights = [weight for _, _, weight in weights]  # None for a bias that is left out
+        self._tensors = [weight for weight in self._weights if weight is not None]
+        self._addresses = [*map(Tensor.data_ptr, self._tensors)]
+        self._memory = [*map(Tensor.untyped_storage, self._tensors)]
 
     def is_current(self) -> bool:
-        """Whether these are still the model's modules and weights, lie where they did, and have no hooks."""
-        if any(self._hooks):
-            return False
-        return all(owner.get(name) is child for owner, name, child in self._modules) and all(
-            owner.get(name) is parameter and parameter.data_ptr() == address
-            for owner, name, parameter, address in self._parameters
+        """Whether these are the model's modules and weights, where they were, without hooks."""
+        # list == list compares modules by identity; weights would be compared by value.
+        return (
+            not any(self._hooks)
+            and [*map(dict.get, self._child_owners, self._child_names)] == self._children
+            and all(map(is_, map(dict.get, self._weight_owners, self._weight_names), self._weights))
+            and [*map(Tensor.data_ptr, self._tensors)] == self._addresses
         )

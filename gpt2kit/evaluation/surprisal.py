@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.engine.decoder import Decoder
+from gpt2kit.engine.torch_engine import precise
 from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
-from gpt2kit.model import GPT2, precise
+from gpt2kit.model import GPT2
 
 Progress = Callable[[int, int], None]  # called with what is done and the total
 
@@ -157,8 +158,8 @@ def _logits(decoder: Decoder, batch: Sequence[Window]) -> Iterator[tuple[Tensor,
     targets = torch.tensor(
         [token for row, window in zip(rows, batch, strict=True) for token in row[-window.scored :]]
     )  # (N,)
-    if decoder.reads_rows():
-        for logits in decoder.read_rows(
+    if decoder.scores_natively():
+        for logits in decoder.score(
             [row[:-1] for row in rows], [window.scored for window in batch]
         ):
             yield logits, targets[: len(logits)]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2kit.engine.torch_engine import precise
 from gpt2kit.errors import GenerationError
 from gpt2kit.generation.request import Sampling
-from gpt2kit.model import precise
 
 
 def sample(

@@ -178,7 +178,9 @@ def stream(
 
     Give a `Request`, or its fields and those of `Sampling` by keyword: `stream(..., top_k=3)`. An
     empty prompt starts a new text. Several prompts and samples share the work, and each comes out
-    as it would alone. For `draft`, a smaller model or "lookup", see speculate.py.
+    as it would alone: bit for bit on a CPU with the native step; if torch computes the steps, up to
+    rounding, which hardly ever changes a text in float32 and often does in bfloat16. For `draft`, a
+    smaller model or "lookup", see speculate.py.
 
     Raises at the call, before the first piece is asked for: ConfigError for an invalid option,
     TokenizerError without a vocabulary or for a text that it cannot represent, ContextLengthError

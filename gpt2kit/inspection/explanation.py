@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from gpt2kit.data.window import Overflow, check_ids, fit
+from gpt2kit.engine.torch_engine import precise
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.attribution import Attribution, attribute, check_sum
 from gpt2kit.inspection.forward import Trace, trace
-from gpt2kit.model import GPT2, precise
+from gpt2kit.model import GPT2
 
 _ROWS_AT_ONCE = 128  # of logits, so that they are not all in memory twice
 

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-from gpt2kit.inspection.attribution import Attribution
-from gpt2kit.inspection.explanation import Explanation, Lens, Strongest
+from gpt2kit.inspection.explanation import Explanation
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder
 
@@ -61,6 +60,9 @@ def _data(
     decoder = StreamDecoder(token_bytes)
     pieces = [decoder.feed(token) for token in found.ids]
     pieces[-1] += decoder.finish()
+    used = set(found.ids) | {
+        each.token for expected in found.expectations for each in expected.alternatives
+    }
     data: dict[str, Any] = {
         "model": model,
         "bits": found.surprisal,
@@ -75,58 +77,42 @@ def _data(
         ],
     }
     if found.lens:
-        data["lens"] = _lens_data(found.lens)
+        used |= set(found.lens.tokens.flatten().tolist())
+        shares = [[_short(share) for share in row] for row in found.lens.probabilities.T.tolist()]
+        data["lens"] = {
+            "tokens": found.lens.tokens.T.tolist(),
+            "probabilities": shares,
+        }  # [position][layer]
     if found.strongest and found.strongest.weights.numel():
-        data["attention"] = _attention_data(found.strongest, head or (0, 0))
+        _, layers, heads, n = found.strongest.weights.shape
+        data["attention"] = {
+            "layers": layers,
+            "heads": heads,
+            "n": n,
+            "first": head or (0, 0),
+            "distances": base64.b64encode(
+                found.strongest.distances.numpy().astype("<u2").tobytes()
+            ).decode(),
+            "weights": base64.b64encode(found.strongest.weights.numpy().tobytes()).decode(),
+        }
     if found.attribution:
-        data["attribution"] = _attribution_data(found.attribution)
+        used |= {
+            token
+            for token in (found.attribution.token, found.attribution.against)
+            if token is not None
+        }
+        parts = [[each.name, _short(each.value)] for each in found.attribution.contributions]
+        data["attribution"] = {
+            "token": found.attribution.token,
+            "against": found.attribution.against,
+            "total": _short(found.attribution.total),
+            "parts": parts,
+        }
     data["names"] = {
         token: token_bytes(token).decode("utf-8", errors="backslashreplace")
-        for token in sorted(_tokens_in(found))
+        for token in sorted(used)
     }
     return data
-
-
-def _lens_data(lens: Lens) -> dict[str, Any]:
-    """Return tokens and probabilities by position, then layer."""
-    shares = [[_short(share) for share in row] for row in lens.probabilities.T.tolist()]
-    return {"tokens": lens.tokens.T.tolist(), "probabilities": shares}
-
-
-def _attention_data(strongest: Strongest, first: tuple[int, int]) -> dict[str, Any]:
-    """Return the largest entries of attention in base64, and the layer and head to show first."""
-    _, layers, heads, n = strongest.weights.shape
-    distances = strongest.distances.numpy().astype("<u2").tobytes()
-    return {
-        "layers": layers,
-        "heads": heads,
-        "n": n,
-        "first": first,
-        "distances": base64.b64encode(distances).decode(),
-        "weights": base64.b64encode(strongest.weights.numpy().tobytes()).decode(),
-    }
-
-
-def _attribution_data(attribution: Attribution) -> dict[str, Any]:
-    return {
-        "token": attribution.token,
-        "against": attribution.against,
-        "total": _short(attribution.total),
-        "parts": [[each.name, _short(each.value)] for each in attribution.contributions],
-    }
-
-
-def _tokens_in(found: Explanation) -> set[int]:
-    """Return all tokens that the page names."""
-    used = set(found.ids)
-    used |= {each.token for expected in found.expectations for each in expected.alternatives}
-    if found.lens:
-        used |= set(found.lens.tokens.flatten().tolist())
-    if found.attribution:
-        used.add(found.attribution.token)
-        if found.attribution.against is not None:
-            used.add(found.attribution.against)
-    return used
 
 
 def _short(value: float | None) -> float | None:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2kit.model import GPT2, precise
+from gpt2kit.engine.torch_engine import precise
+from gpt2kit.model import GPT2
 from gpt2kit.training.config import Dtype
 
 PIECEWISE_VARIABLE = "GPT2KIT_PIECEWISE_LOSS"  # 0 turns the piecewise loss off

@@ -145,7 +145,7 @@ def test_a_text_finds_the_best_share_which_is_written(
     "arguments",
     [[], ["--alpha", "0.5"], ["--out", "x"], ["--alpha", "0.5", "--out", "x", "--stride", "3"]],
 )
-def test_missing_options_of_blend_are_a_usage_error(arguments: list[str], a: Path, b: Path) -> None:
+def test_what_blend_lacks_is_a_mistake_of_usage(arguments: list[str], a: Path, b: Path) -> None:
     assert run("blend", a, b, *arguments).exit_code == 2
 
 
@@ -177,7 +177,7 @@ def test_an_option_for_a_text_needs_one(
 
 
 @pytest.mark.parametrize("option", [("--alpha", 0.5), ("--force",)], ids=lambda option: option[0])
-def test_an_option_for_the_output_needs_out(
+def test_an_option_for_what_is_written_needs_a_place(
     option: tuple[object, ...], a: Path, b: Path, book: Path
 ) -> None:
     result = run("blend", a, b, "--corpus", book, *option)

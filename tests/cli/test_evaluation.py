@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def characters(tmp_path: Path) -> Path:
     shutil.copytree(GOLDEN / "hf/safetensors", tmp_path / "characters")
-    CharTokenizer([chr(code) for code in (10, *range(32, 127), *range(0x400, 0x400 + 416))]).save(
+    CharTokenizer([chr(place) for place in (10, *range(32, 127), *range(0x400, 0x400 + 416))]).save(
         tmp_path / "characters"
     )
     return tmp_path / "characters"
@@ -88,7 +88,7 @@ def test_each_option_has_its_effect(
         assert usual["loss"] != changed["loss"]
 
 
-def test_models_are_shown_side_by_side_and_the_comparable_figure_is_named(
+def test_models_stand_side_by_side_and_the_comparable_figure_is_named(
     model: Path, characters: Path, book: Path
 ) -> None:
     result = run("evaluate", model, characters, "--corpus", book)
@@ -175,15 +175,11 @@ def test_tasks_print_their_figures(model: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_options_that_exclude_each_other_are_a_usage_error(
-    arguments: list[str], model: Path
-) -> None:
+def test_what_does_not_go_together_is_a_mistake_of_usage(arguments: list[str], model: Path) -> None:
     assert run("evaluate", model, *arguments).exit_code == 2
 
 
-def test_a_mistyped_second_model_is_noticed_before_anything_is_measured(
-    model: Path, book: Path
-) -> None:
+def test_a_mistyped_second_model_is_found_out_first(model: Path, book: Path) -> None:
     result = run("evaluate", model, "no/such", "--corpus", book, "--json")
     assert (result.exit_code, result.stdout) == (1, "")
 
@@ -201,7 +197,7 @@ def test_too_little_text_is_one_line_of_error(
     assert message in result.stderr
 
 
-# --- score ----------------------------------------------------------------------------------------
+# --- score -----------------------------------------------------------------------------------------------------------
 
 LINES = ["una selva oscura", "", "vita", "la diritta via era smarrita"]
 

@@ -35,7 +35,7 @@ def test_it_shows_the_share_the_longest_run_and_where_it_is(book: Path) -> None:
     assert "6 words, line 2\n  la luna e le altre stelle\n" in result.stdout
 
 
-def test_min_run_with_whole_lines_is_a_usage_error(book: Path) -> None:
+def test_a_shortest_run_where_whole_lines_are_compared_is_a_mistake_of_usage(book: Path) -> None:
     result = run("-", "--corpus", book, "--list", "--min_run", 7, stdin="a")
     assert result.exit_code == 2
     assert "--min_run has no effect here" in result.stderr
@@ -60,7 +60,7 @@ def test_json_has_every_passage_and_the_baseline(book: Path, tmp_path: Path) -> 
     assert result["passages"][0]["line"] == 2
 
 
-def test_a_folder_is_a_corpus_and_the_document_is_named(book: Path) -> None:
+def test_a_folder_is_a_corpus_and_the_document_is_told(book: Path) -> None:
     (book.parent / "a.txt").write_text("un altro testo")
     assert "line 2 of document 2" in run("-", "--corpus", book.parent, stdin=WORDS).stdout
 
@@ -81,7 +81,7 @@ def test_lists_are_compared_line_by_line(tmp_path: Path) -> None:
     }
 
 
-def test_the_encoding_can_be_named(tmp_path: Path) -> None:
+def test_the_encoding_can_be_told(tmp_path: Path) -> None:
     (tmp_path / "old.txt").write_bytes("perché così è la virtù della città".encode("cp1252"))
     result = run(tmp_path / "old.txt", "--corpus", tmp_path / "old.txt")
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""What is printed: exact in a pipe, harmless on a screen, and in a single line where promised."""
+"""What reaches a terminal: exact in a pipe, harmless on a screen, one line where one line is promised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 
 from gpt2kit.cli import output
 
-# Terminals obey these: title, colors, backspace, carriage return, C1, bidi overrides and isolates,
-# line separators, half surrogates.
+# What terminals obey: title, colors, backspace, carriage return, C1, bidi overrides and isolates, line separators, half surrogates.
 HOSTILE = "a\x1b]0;owned\x07b\x1b[31mc\rd\be\x9b2Jf\u202eg\u2066h\u2028i\x85j\x00k\x7fl\udcff"
 RAW = set("\x1b\x07\r\b\x9b\u202e\u2066\u2028\x85\x00\x7f\udcff")
 
@@ -173,10 +172,7 @@ def test_a_status_is_for_terminals_alone(streams: Streams) -> None:
 
 
 def test_a_byte_of_a_name_that_is_not_utf8_goes_through_a_pipe(tmp_path: Path) -> None:
-    program = (
-        "from gpt2kit.cli import output; "
-        "output.prepare_streams(); output.result('a\\udcffb\\ud800é')"
-    )
+    program = "from gpt2kit.cli import output; output.prepare_streams(); output.result('a\\udcffb\\ud800é')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -199,5 +195,5 @@ def test_columns_line_up_whatever_is_in_them() -> None:
     ("seconds", "shown"),
     [(45.2, "45 s"), (89, "89 s"), (720, "12 min"), (12_000, "3 h 20 min")],
 )
-def test_a_duration_has_the_units_that_people_use(seconds: float, shown: str) -> None:
+def test_a_duration_is_written_as_people_say_it(seconds: float, shown: str) -> None:
     assert output.human_time(seconds) == shown

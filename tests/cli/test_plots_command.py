@@ -1,4 +1,4 @@
-"""gpt2kit plot on the command line: files, messages, and what is refused before work starts."""
+"""gpt2kit plot, as a user types it: what is written, what is said, what is refused before work starts."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_title_and_format_are_as_asked(model: str, calls: list[tuple[Any, ...]])
         ),
     ],
 )
-def test_an_invalid_option_is_one_line_before_work_starts(
+def test_what_cannot_be_is_one_line_before_work_starts(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: Any, **__: Any) -> None:
@@ -220,7 +220,7 @@ def test_an_invalid_option_is_one_line_before_work_starts(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_missing_layer_and_an_empty_text_are_refused(model: str) -> None:
+def test_a_layer_that_is_not_there_and_an_empty_text_are_refused(model: str) -> None:
     result = run("mlp", "--model", model, "--prompt", TEXT, "--layer", 2)
     assert (result.exit_code, result.stderr) == (1, "error: layer is 2, expected 0 to 1\n")
     result = run("lens", "--model", model, "--prompt", "")
@@ -251,7 +251,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "pip install 'gpt2kit[plots]'" in result.stderr
 
 
-# --- losses ---------------------------------------------------------------------------------------
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 def test_runs_are_named_by_their_folders(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
@@ -297,6 +297,6 @@ def test_a_file_without_losses_is_named(content: bytes) -> None:
     result = run("losses", "--run", "other.jsonl")
     assert result.exit_code == 1
     assert (
-        result.stderr == "error: other.jsonl: no losses; "
-        "expected lines of JSON with step and train_loss or val_loss\n"
+        result.stderr
+        == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss or val_loss\n"
     )

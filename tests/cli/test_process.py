@@ -1,4 +1,4 @@
-"""Start and end of a process: torch is imported once, and no output is lost at the end."""
+"""How a process starts and ends: torch is imported once, and nothing is lost at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ main()
 """
 
 
-def test_output_is_flushed_and_atexit_handlers_run_but_nothing_is_torn_down() -> None:
+def test_all_is_written_and_atexit_runs_but_the_interpreter_is_not_taken_apart() -> None:
     done = python(RUN.format(more=""), "--version")
     assert done.stdout.startswith("gpt2kit ")
     assert done.stdout.endswith("atexit\n")
@@ -49,10 +49,7 @@ def test_the_exit_code_stays(arguments: list[str], code: int) -> None:
 
 
 def test_a_thread_that_has_work_to_do_may_finish() -> None:
-    working = (
-        "import threading, time; "
-        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
-    )
+    working = "import threading, time; threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
     done = python(RUN.format(more=working), "--version")
     assert "thread\n" in done.stdout
     assert done.stdout.endswith("taken apart\n")
@@ -67,7 +64,7 @@ def test_a_profiler_reports() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
-def test_a_full_disk_at_exit_is_a_failure() -> None:
+def test_a_full_disk_at_the_end_is_not_taken_for_success() -> None:
     program = RUN.format(
         more="sys.stdout = open('/dev/full', 'w'); print('a line that waits to be written')"
     )

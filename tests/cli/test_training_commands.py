@@ -71,7 +71,7 @@ def facts(kind: Command, source: Path, *arguments: object, **given: Any) -> dict
     return asdict(set_up(kind, str(source), given).settings)
 
 
-# --- train ----------------------------------------------------------------------------------------
+# --- train --------------------------------------------------------------------------------------
 
 
 def test_training_from_scratch_leaves_a_model_a_record_and_says_how_it_went(
@@ -152,10 +152,10 @@ def test_a_run_of_an_earlier_version_is_resumed_bit_for_bit(
     settings = json.loads((GOLDEN / "runs" / f"{name}.json").read_text())
     if command == "train":  # first weights are drawn, and not the same on every processor
         settings["start"] = set_up(command, str(book), settings["options"]).settings.start
-    whole.mkdir()
-    (whole / "run.json").write_text(json.dumps(settings))
-    run(command, book, "--resume", "--keep_states", "--out", whole)
-    shutil.copytree(whole, cut)
+    for folder in (whole, cut):
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps(settings))
+        run(command, book, "--resume", "--keep_states", "--out", folder)
     states = sorted(path.name for path in (cut / "states").iterdir())
     for state in states[len(states) // 2 :]:
         shutil.rmtree(cut / "states" / state)
@@ -363,13 +363,8 @@ def test_the_encoding_and_the_field_of_the_text_can_be_chosen(tmp_path: Path) ->
     latin, lines = tmp_path / "latin.txt", tmp_path / "lines.jsonl"
     latin.write_bytes((VERSES * 2).encode("cp1252"))
     lines.write_text(json.dumps({"verse": VERSES}) + "\n")
-    for path, options, expected in (
-        (latin, {"encoding": "cp1252"}, VERSES * 2),
-        (lines, {"text_field": "verse"}, VERSES),
-    ):
-        text = set_up("train", str(path), options).start.text
-        assert text is not None
-        assert text.joined == expected
+    assert "è" in set_up("train", str(latin), {"encoding": "cp1252"}).start.text.joined  # type: ignore[union-attr]
+    assert set_up("train", str(lines), {"text_field": "verse"}).start.text.joined == VERSES  # type: ignore[union-attr]
 
 
 def test_samples_continue_the_prompt_as_long_and_as_often_as_asked(
@@ -498,7 +493,7 @@ def test_a_signal_saves_and_the_exit_code_tells_which(book: Path, tmp_path: Path
         assert (out / "states" / f"step-{read_metrics(out)[-1]['step']:08d}").is_dir()
 
 
-# --- what reaches the terminal --------------------------------------------------------------------
+# --- what reaches the terminal ------------------------------------------------------------------
 
 
 def test_no_control_character_of_a_text_reaches_the_terminal(book: Path, tmp_path: Path) -> None:
@@ -572,7 +567,7 @@ def test_running_out_of_memory_says_how_much_is_needed_and_what_needs_less(
         assert option in said
 
 
-# --- finetune, plan, merge ------------------------------------------------------------------------
+# --- finetune, plan, merge ----------------------------------------------------------------------
 
 FINE = [
     "--block_size=16",
@@ -678,7 +673,7 @@ def test_a_run_is_not_resumed_by_the_other_command(book: Path, tmp_path: Path) -
     )
 
 
-# --- recipes --------------------------------------------------------------------------------------
+# --- recipes ------------------------------------------------------------------------------------
 
 
 def test_recipes_are_listed_with_what_they_are_and_shown_by_name() -> None:
@@ -769,7 +764,7 @@ def test_the_toy_learns_its_sentences(tmp_path: Path) -> None:
     assert said.stdout.startswith("homework")
 
 
-# --- words ----------------------------------------------------------------------------------------
+# --- words --------------------------------------------------------------------------------------
 
 
 def test_a_loss_is_given_in_all_its_units() -> None:

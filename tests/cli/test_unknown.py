@@ -1,4 +1,4 @@
-"""--unknown: what generate and tokenize do with characters that are not in the vocabulary."""
+"""--unknown: what generate and tokenize do with characters that a model of characters has never seen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = Path(__file__).parents[1] / "golden/hf/safetensors"
 def model(tmp_path: Path) -> str:
     """A model of 512 characters, among them those of ASCII."""
     shutil.copytree(MODEL, tmp_path / "model")
-    CharTokenizer([chr(code) for code in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(
+    CharTokenizer([chr(place) for place in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(
         tmp_path / "model"
     )
     return str(tmp_path / "model")
@@ -32,7 +32,7 @@ def test_an_unknown_character_is_one_line_of_error(command: str, model: str) -> 
     assert "the nearest are 'n', 'N'" in result.stderr
 
 
-def test_skipping_a_character_gives_the_text_without_it(model: str) -> None:
+def test_skipped_it_is_as_if_it_were_not_there(model: str) -> None:
     def generated(prompt: str) -> str:
         command = [
             "generate",
@@ -57,7 +57,7 @@ def test_skipping_a_character_gives_the_text_without_it(model: str) -> None:
     )
 
 
-def test_another_value_is_a_usage_error(model: str) -> None:
+def test_another_word_is_a_mistake_of_usage(model: str) -> None:
     assert (
         CliRunner()
         .invoke(app, ["tokenize", "p", "--model", model, "--unknown", "ignore"])

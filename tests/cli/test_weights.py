@@ -20,7 +20,7 @@ import gpt2kit
 from gpt2kit import store
 from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.cli import app
-from gpt2kit.cli.output import human_size
+from gpt2kit.cli.options import human_size
 from gpt2kit.config import GPT2Config
 from gpt2kit.model import GPT2
 

@@ -22,7 +22,7 @@ def write(path: Path, data: str | bytes) -> Path:
 @pytest.mark.parametrize(
     "encoding", ["cp1252", "mac_roman", "cp850", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 )
-def test_another_encoding_is_recognized_and_can_be_named(tmp_path: Path, encoding: str) -> None:
+def test_another_encoding_is_recognized_and_can_be_told(tmp_path: Path, encoding: str) -> None:
     text = ITALIAN.replace("’", "'") if encoding == "cp850" else ITALIAN
     path = write(tmp_path / "a.txt", (text * 20).encode(encoding))
     with pytest.raises(CorpusError, match=f"add --encoding {encoding}$"):
@@ -54,7 +54,7 @@ def test_one_bad_byte_among_good_ones_is_damage_and_not_another_encoding(tmp_pat
         read_texts(write(tmp_path / "a.txt", ITALIAN.encode() * 5 + b"\xe8" + ITALIAN.encode()))
 
 
-def test_an_error_in_another_encoding_recommends_utf_8_if_the_file_is_utf_8(tmp_path: Path) -> None:
+def test_utf_8_read_as_something_stricter_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", ITALIAN)
     with pytest.raises(CorpusError, match="is 0xc3, which is not ascii; add --encoding utf-8"):
         read_texts(path, encoding="ascii")
@@ -65,7 +65,7 @@ def test_an_error_in_another_encoding_recommends_utf_8_if_the_file_is_utf_8(tmp_
 @pytest.mark.parametrize(
     "encoding", ["rot13", "base64", "hex", "zip", "bz2", "undefined", "utf-8\0", "", "a b"]
 )
-def test_codecs_that_are_not_for_text_are_refused(tmp_path: Path, encoding: str) -> None:
+def test_what_is_no_encoding_of_texts_is_refused(tmp_path: Path, encoding: str) -> None:
     # Codecs from bytes to bytes or from text to text were a LookupError, and a null a ValueError.
     path = write(tmp_path / "a.txt", "616263")
     with pytest.raises(CorpusError, match="no encoding of texts is called"):

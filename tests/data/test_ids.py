@@ -94,7 +94,6 @@ def test_a_wrong_file_of_ids_is_refused(
         load_corpus(path, byte_tokenizer())
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 def test_a_damaged_header_of_a_npy_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
     # NumPy reads the header as Python, whose tokenizer has an error of its own: TokenError.
     np.save(tmp_path / "a.npy", np.arange(100, dtype=np.uint16))

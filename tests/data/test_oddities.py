@@ -9,7 +9,7 @@ from gpt2kit.data.oddities import examine
 ITALIAN = "Così è la virtù: perché no? «Città» più l’amor.\n"
 
 
-def test_an_undamaged_text_has_no_notes() -> None:
+def test_a_text_that_is_as_it_should_be_has_no_notes() -> None:
     assert examine([ITALIAN, "Ñandú «È» – “É” ü\tß\n"]).notes == []
 
 
@@ -28,7 +28,7 @@ def test_an_undamaged_text_has_no_notes() -> None:
         ("a\x00\x00\x0c", "3 control characters: U+0000 (2), U+000C (1)"),
     ],
 )
-def test_each_oddity_is_noted(text: str, note: str) -> None:
+def test_what_is_odd_is_noted(text: str, note: str) -> None:
     notes = examine([text]).notes
     assert len(notes) >= 1
     assert any(note in line for line in notes)

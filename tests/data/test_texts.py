@@ -88,12 +88,12 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path: Path, line: str, reason: str) ->
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     ],
 )
-def test_a_file_that_is_not_a_text_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(CorpusError, match=f"a.txt: .*{reason}"):
         read_texts(write(tmp_path / "a.txt", data))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no such file"):
         read_texts(tmp_path / "a.txt")
     with pytest.raises(CorpusError, match="no file matches"):

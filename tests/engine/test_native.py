@@ -10,31 +10,31 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import compiled
-from torch import Tensor, nn
+from engine_builders import (
+    SMALL,
+    TOLERANCE,
+    block_of,
+    difference,
+    ids_of,
+    int8_of,
+    model_of,
+    torch_logits,
+)
 
-from gpt2kit.cache import KVCache
-from gpt2kit.config import ACTIVATIONS, GPT2Config
+from gpt2kit.config import ACTIVATIONS
 from gpt2kit.engine import native
-from gpt2kit.engine.decoder import MOST_TOKENS, READS_BETWEEN_LOOKS, Decoder
+from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.native import library
-from gpt2kit.errors import ConfigError, ContextLengthError
-from gpt2kit.generation import row as rows_of_a_batch
+from gpt2kit.errors import ConfigError
 from gpt2kit.generation.request import Sampling
-from gpt2kit.generation.sampling import sample
 from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
-from gpt2kit.quantize import Int8GPT2, quantized_state
 
 ROOT = Path(__file__).parents[2]
-SMALL = GPT2Config(n_vocab=301, n_ctx=48, n_embd=96, n_head=3, n_layer=3)
-
-# Largest difference of float32 logits, relative to the largest logit: the sums have another order.
-TOLERANCE = 2e-5
 
 
 @pytest.fixture(autouse=True)
@@ -46,49 +46,8 @@ def _inference() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def block_of(model: GPT2, layer: int) -> Any:
-    return model.h[layer]
-
-
-def model_of(config: GPT2Config, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2:
-    """Return a model whose weights are large enough that every part changes the logits."""
-    generator = torch.Generator().manual_seed(seed)
-    model = GPT2(config)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(
-            torch.randn(parameter.shape, generator=generator)
-            * (0.15 if parameter.ndim == 2 else 0.3)
-        )
-        if "ln_" in name and name.endswith("weight"):
-            parameter.add_(1)
-    return model.to(dtype).eval()
-
-
-def int8_of(model: GPT2) -> Int8GPT2:
-    result = Int8GPT2(model.config)
-    state = dict(model.named_parameters())
-    result.load_state_dict(
-        dict(quantized_state(model.config, lambda name: state[name].detach())), assign=True
-    )
-    return result.eval()
-
-
-def ids_of(*shape: int, V: int = SMALL.n_vocab, seed: int = 1) -> Tensor:
-    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def torch_logits(model: GPT2, ids: Tensor, cache: KVCache) -> Tensor:
-    return model.head(model.hidden(ids, cache)[:, -1])
-
-
 def assert_native(model: GPT2) -> None:
     assert Decoder(model).name() == f"native {native.level()}"
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    return float(
-        (found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1)
-    )
 
 
 def compare(model: GPT2, tolerance: float = TOLERANCE, batch: int = 2) -> None:
@@ -264,37 +223,6 @@ def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(
         )
 
 
-@pytest.mark.parametrize("capacity", [48, 23])  # with and without room to pad the shorter rows
-def test_torch_reads_several_tokens_of_each_row_too(
-    capacity: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(native.VARIABLE, "0")
-    model = model_of(SMALL)
-    decoder, cache = Decoder(model), model.new_cache(4, capacity=capacity)
-    decoder.read(ids_of(4, 5), cache)
-    cache.truncate([5, 5, 4, 3])
-    found = decoder.read_each(ROWS, cache)
-    assert cache.lengths == [9, 6, 4, 23]
-    for row, tokens in enumerate(ROWS):
-        start = ids_of(4, 5)[row, : [5, 5, 4, 3][row]].tolist()
-        expected = model(torch.tensor([[*start, *tokens]]))[0, len(start) :]
-        assert found[row].shape == expected.shape
-        assert difference(found[row], expected) < TOLERANCE if tokens else True
-
-
-def test_tokens_that_do_not_fit_into_a_row_are_refused_before_any_is_read() -> None:
-    model = model_of(SMALL)
-    cache = model.new_cache(2, capacity=5)
-    with pytest.raises(
-        ContextLengthError,
-        match="0 tokens are read and 6 more were given, but the cache has room for 5",
-    ):
-        Decoder(model).read_each([[1], [1, 2, 3, 4, 5, 6]], cache)
-    with pytest.raises(IndexError, match="outside of the vocabulary"):
-        Decoder(model).read_each([[1], [SMALL.n_vocab]], cache)
-    assert cache.lengths == [0, 0]
-
-
 @compiled
 def test_damaged_weights_give_no_finite_logits() -> None:
     model = model_of(SMALL)
@@ -321,123 +249,6 @@ def test_generation_gives_the_same_tokens_with_and_without_it(
             generate_tokens(model, prompts, max_tokens=30, sampling=sampling, seed=3)
         )
         monkeypatch.delenv(native.VARIABLE)
-
-
-@compiled
-def test_torch_keeps_to_one_thread_between_two_native_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    threads: list[int] = []
-
-    def watched(*arguments: Any) -> list[int]:
-        threads.append(torch.get_num_threads())
-        return sample(*arguments)
-
-    monkeypatch.setattr(rows_of_a_batch, "sample", watched)
-    torch.set_num_threads(2)
-    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=3))
-    monkeypatch.setenv(native.VARIABLE, "0")
-    list(generate_tokens(model_of(SMALL), [[1, 2]], max_tokens=2))
-    assert threads == [1, 1, 1, 2, 2]
-    assert torch.get_num_threads() == 2
-
-
-def test_tokens_that_do_not_fit_or_do_not_exist_are_refused() -> None:
-    model = model_of(SMALL)
-    cache = model.new_cache(capacity=2)
-    with pytest.raises(ContextLengthError):
-        Decoder(model).read(ids_of(1, 3), cache)
-    for wrong in (-1, SMALL.n_vocab):
-        with pytest.raises(IndexError):
-            Decoder(model).read(torch.tensor([[wrong]]), cache)
-    assert cache.lengths == [0]
-
-
-# --- when torch runs instead ---------------------------------------------------------------------
-
-
-@compiled
-def test_torch_runs_models_in_training_and_forward_passes_with_gradients() -> None:
-    model = model_of(SMALL)
-    decoder = Decoder(model)
-    model.train()
-    assert decoder.name() == "torch"
-    model.eval()
-    assert decoder.name() != "torch"
-    with torch.inference_mode(False), torch.enable_grad():
-        fresh = GPT2(SMALL).eval()
-        assert Decoder(fresh).read(ids_of(1, 2).clone(), fresh.new_cache()).requires_grad
-
-
-@compiled
-def test_weights_that_changed_or_moved_are_noticed() -> None:
-    model, other = model_of(SMALL), model_of(SMALL, seed=5)
-    decoder, ids = Decoder(model), ids_of(1, 3)
-
-    def check(tolerance: float = TOLERANCE) -> None:
-        found = [decoder.read(ids, model.new_cache()) for _ in range(READS_BETWEEN_LOOKS)]
-        assert difference(found[-1], torch_logits(model, ids, model.new_cache())) < tolerance
-
-    check()
-    block_of(model, 0).attn.c_attn.bias.add_(1)  # in place
-    check()
-    model.load_state_dict(other.state_dict(), assign=True)
-    check()
-    model.wte.weight = nn.Parameter(model.wte.weight * 2)
-    check()
-    block_of(model, 1).mlp = block_of(model_of(SMALL, seed=6), 1).mlp
-    check()
-    model.to(torch.bfloat16)
-    assert decoder.name() != "torch"
-    check(0.1)
-    model.to(torch.float64)
-    assert decoder.name() == "torch"
-    check()
-
-
-@compiled
-def test_torch_runs_models_with_adapters_or_hooks() -> None:
-    class Doubled(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    model = model_of(SMALL)
-    decoder = Decoder(model)
-    assert decoder.name() != "torch"
-    original = block_of(model, 0).attn.c_proj
-    block_of(model, 0).attn.c_proj = Doubled(96, 96)
-    assert decoder.name() == "torch"
-    block_of(model, 0).attn.c_proj = original
-    assert decoder.name() != "torch"
-    handle = block_of(model, 0).register_forward_hook(lambda *_: None)
-    assert decoder.name() == "torch"
-    handle.remove()
-    assert decoder.name() != "torch"
-
-
-@compiled
-def test_torch_reads_many_tokens_at_once() -> None:
-    decoder = Decoder(model_of(SMALL))
-    assert decoder.name(MOST_TOKENS) != "torch"
-    assert decoder.name(MOST_TOKENS + 1) == "torch"
-    assert Decoder(int8_of(model_of(SMALL))).name(1000) != "torch"
-
-
-def test_torch_does_everything_if_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "load", lambda: None)
-    for model in (model_of(SMALL), int8_of(model_of(SMALL))):
-        assert Decoder(model).name() == "torch"
-        assert (
-            len(
-                list(
-                    generate_tokens(model, [[1, 2]], max_tokens=5, sampling=Sampling(temperature=0))
-                )
-            )
-            == 5
-        )
-    monkeypatch.setenv(native.VARIABLE, "plain")
-    with pytest.raises(ConfigError, match="was not compiled here"):
-        Decoder(model)
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

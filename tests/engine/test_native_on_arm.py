@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import compiled
-from test_native import SMALL, difference, ids_of, int8_of, model_of
+from engine_builders import SMALL, difference, ids_of, int8_of, model_of
 from test_not_finite import MAKE, PLACES, PROMPT, VALUES, damaged
 from torch import Tensor
 

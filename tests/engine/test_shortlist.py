@@ -207,13 +207,15 @@ def test_no_logit_is_lost_near_the_largest_float32() -> None:
             assert_same(model, 1)
 
 
-def test_a_head_replaced_within_a_text_is_still_valid_memory() -> None:
-    model = peaked(CONFIG)
-    decoder, expected = Decoder(model), both(model, 0, (1,))[0]
+def test_a_head_replaced_within_a_text_is_used_from_the_next_token_on() -> None:
+    """The old one went on to be used for up to seven tokens."""
+    model, other = peaked(CONFIG), peaked(CONFIG)
+    decoder = Decoder(model)
     with torch.inference_mode():
         decoder.read([[1]], model.new_cache(), most_likely=3)
-        with torch.inference_mode(False):
-            model.wte.weight = torch.nn.Parameter(model.wte.weight[:100].detach().clone())
+    model.wte.weight = torch.nn.Parameter(other.wte.weight.detach().flip(0))
+    expected = both(model, 0, (1,))[0]
+    with torch.inference_mode():
         found = decoder.read([[1]], model.new_cache(), most_likely=3)[0]
     assert torch.equal(found.topk(3).values, expected.topk(3).values)
 

@@ -105,7 +105,7 @@ def int8_model(tmp_path: Path) -> GPT2:
 def test_int8_weights_are_measured_as_they_generate(int8_model: GPT2) -> None:
     model = int8_model
     decoder = Decoder(model)
-    if not decoder.reads_rows():
+    if not decoder.scores_natively():
         pytest.skip("the native step was not compiled here")
     work = [
         Window(random_ids(n, seed=n), scored)
@@ -134,7 +134,7 @@ def test_int8_weights_are_measured_in_torch_too(
     work = [Window(random_ids(20), 19), Window(random_ids(8), 3)]
     native = torch.cat([found.nats for found in surprisals(model, work)])
     monkeypatch.setenv("GPT2KIT_NATIVE", "0")
-    assert not Decoder(model).reads_rows()
+    assert not Decoder(model).scores_natively()
     # The step keeps keys and values in bfloat16, so the two are near each other, not equal.
     assert torch.allclose(
         torch.cat([found.nats for found in surprisals(model, work)]), native, atol=0.1

@@ -13,22 +13,25 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
-from gpt2kit.engine.decoder import Decoder
-from gpt2kit.generation.prompts import WORTH_SHARING, common_length, read_prompts, refill
+from gpt2kit.engine.decoder import PIECE, Decoder
+from gpt2kit.generation.prompts import common_length, read_prompts, refill
 from gpt2kit.generation.request import Sampling
 from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
 
-LONG = list(range(100, 100 + WORTH_SHARING + 8))
-OTHER = list(range(300, 300 + WORTH_SHARING))
+LONG = [i % 100 for i in range(PIECE + 8)]
+LONGER = [*LONG, *[i % 90 for i in range(PIECE)]]
+OTHER = [i % 80 for i in range(PIECE)]
 PROMPTS = [
     [*LONG, 1, 2],
     [*OTHER, 7],
+    [*LONGER, 3],
     [*LONG, 3],
     [5, 6],
-    [*LONG, 4, 5],
+    [*LONGER, 4, 5],
     LONG,
     [*OTHER, 8, 9, 10],
+    OTHER,
     [*LONG, 3],
     [5, 7],
 ]
@@ -36,27 +39,13 @@ PROMPTS = [
 
 @pytest.fixture
 def model(tiny_config: GPT2Config) -> GPT2:
-    return make_model(replace(tiny_config, n_ctx=128))
+    return make_model(replace(tiny_config, n_ctx=2 * PIECE + 30))
 
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-@pytest.fixture
-def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of all ids that decoders read."""
-    found: list[tuple[int, ...]] = []
-    read = Decoder.read
-
-    def counted(self: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
-        found.append(tuple(ids.shape))
-        return read(self, ids, cache)
-
-    monkeypatch.setattr(Decoder, "read", counted)
-    return found
 
 
 def alone(model: GPT2, prompt: list[int]) -> tuple[Tensor, KVCache]:
@@ -70,27 +59,34 @@ def test_a_prompt_read_beside_others_has_the_logits_and_cache_it_has_alone(
 ) -> None:
     if native == "0":
         monkeypatch.setenv("GPT2KIT_NATIVE", native)
-    cache = model.new_cache(len(PROMPTS))
-    logits = read_prompts(Decoder(model), PROMPTS, cache, range(len(PROMPTS)))
-    assert cache.lengths == [len(prompt) for prompt in PROMPTS]
-    for row, prompt in enumerate(PROMPTS):
+    cache = model.new_cache(len(PROMPTS) + 1)
+    slots = [*range(5, 12), *range(4)]  # slot b is not for prompt b, and slot 4 for none
+    logits = read_prompts(Decoder(model), PROMPTS, cache, slots)
+    assert [cache.lengths[slot] for slot in slots] == [len(prompt) for prompt in PROMPTS]
+    for found, prompt, slot in zip(logits, PROMPTS, slots, strict=True):
         expected, own = alone(model, prompt)
-        assert (logits[row] - expected).abs().max() < 1e-5
         n = len(prompt)
-        assert (cache.keys[:, row, :, :n] - own.keys[:, 0, :, :n]).abs().max() < 1e-5
-        assert (cache.values[:, row, :, :n] - own.values[:, 0, :, :n]).abs().max() < 1e-5
+        assert (found - expected).abs().max() < 1e-5
+        assert (cache.keys[:, slot, :, :n] - own.keys[:, 0, :, :n]).abs().max() < 1e-5
+        assert (cache.values[:, slot, :, :n] - own.values[:, 0, :, :n]).abs().max() < 1e-5
 
 
-def test_a_long_beginning_that_several_share_is_read_once(
-    model: GPT2, shapes: list[tuple[int, ...]]
+def test_pieces_that_prompts_share_are_read_once(
+    model: GPT2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lengths: list[list[int]] = []
+    read = Decoder.read
+
+    def counted(self: Decoder, rows: Any, cache: KVCache, **options: Any) -> Tensor:
+        lengths.append([len(row) for row in rows])
+        return read(self, rows, cache, **options)
+
+    monkeypatch.setattr(Decoder, "read", counted)
     read_prompts(Decoder(model), PROMPTS, model.new_cache(len(PROMPTS)), range(len(PROMPTS)))
-    n = len(LONG)
-    # LONG is itself a prompt, so its last token is read after what is shared, not with it.
-    # [*LONG, 3] is there twice, and read once.
-    assert sorted(shapes) == sorted(
-        [(1, n - 1), (2, 3), (1, 2), (1, 1), (1, WORTH_SHARING), (1, 1), (1, 3), (2, 2)]
-    )
+    # The first pieces of OTHER and LONG, and the second of LONGER. The prompt that ends with its
+    # first piece is read by itself, because its last token has to be read for its logits.
+    assert lengths[:-1] == [[PIECE]] * 3
+    assert sorted(lengths[-1]) == [1, 2, 2, 3, 8, 9, 9, 10, 10, PIECE]
 
 
 def test_prompts_together_get_the_texts_that_they_get_one_by_one(model: GPT2) -> None:
@@ -101,25 +97,15 @@ def test_prompts_together_get_the_texts_that_they_get_one_by_one(model: GPT2) ->
     ]
 
 
-@pytest.mark.parametrize("shared", [0, 1, WORTH_SHARING - 1])
-def test_a_short_shared_beginning_is_read_with_each_prompt(
-    model: GPT2, shapes: list[tuple[int, ...]], shared: int
-) -> None:
-    prompts = [[*LONG[:shared], row, *OTHER] for row in range(3)]
-    read_prompts(Decoder(model), prompts, model.new_cache(3), range(3))
-    assert shapes == [(3, shared + 1 + len(OTHER))]
-
-
-def test_some_rows_of_a_cache_are_refilled_and_the_others_stay(model: GPT2) -> None:
+def test_some_slots_of_a_cache_are_refilled_and_the_others_stay(model: GPT2) -> None:
     cache = model.new_cache(3)
     read_prompts(Decoder(model), [[1, 2], [3], [4, 5, 6]], cache, range(3))
     before = cache.keys.clone()
     refill(Decoder(model), cache, {2: [9, 8, 7, 6, 5], 0: []})
     assert cache.lengths == [0, 1, 5]
     assert torch.equal(cache.keys[:, 1], before[:, 1])
-    assert (
-        cache.keys[:, 2, :, :5] - alone(model, [9, 8, 7, 6, 5])[1].keys[:, 0, :, :5]
-    ).abs().max() < 1e-5
+    expected = alone(model, [9, 8, 7, 6, 5])[1].keys[:, 0, :, :5]
+    assert (cache.keys[:, 2, :, :5] - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def describe(model: GPT2) -> Description | None:
         return None
     if not all(_is_known(module, model.dtype) for module in model.modules()):
         return None
-    return Description(model)
+    return Description(model) if _has_its_shapes(model) else None
 
 
 def _is_known(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -110,6 +110,14 @@ def _is_known(module: nn.Module, dtype: torch.dtype) -> bool:
         for name, parameter in module._parameters.items()
         if parameter is not None
     )
+
+
+def _has_its_shapes(model: GPT2) -> bool:
+    """Whether all parameters have the shapes that the configuration says, as C assumes."""
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    scales = {name: shapes.pop(name) for name in [*shapes] if name.endswith(".scales")}
+    rows = {name: shapes.get(name.replace(".scales", ".weight"), ())[:1] for name in scales}
+    return shapes == model.config.shapes() and scales == rows
 
 
 class Description:

@@ -1,0 +1,93 @@
+"""Tokens read by the step in C (engine/native), on a CPU, if it can run the model.
+
+N wanted logits, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gpt2kit.cache import KVCache
+from gpt2kit.engine import native
+from gpt2kit.engine.protocol import NewTokens, counts
+from gpt2kit.model import GPT2
+
+# Tokens that one step reads: the weights are fetched from memory once for all of them.
+TOKENS_AT_ONCE = 64
+
+
+class NativeEngine:
+    """Reads tokens with the native step.
+
+    A token gets the same logits, bit for bit, whatever is read with it: alone, with other rows, or
+    with the tokens before it.
+    """
+
+    def __init__(self, model: GPT2, level: str) -> None:
+        self._model = model
+        self._level = level
+        self._description: native.Description | None = None
+
+    @property
+    def name(self) -> str:
+        """The instructions that it uses, such as "native avx2"."""
+        return f"native {self._level}"
+
+    def can_read(self, cache: KVCache | None = None) -> bool:
+        """Whether it can run the model as it is now, and read into this cache.
+
+        The model may have changed since the last token: its modules, its weights or where they
+        lie, its hooks.
+        """
+        if self._model.training:
+            return False
+        if cache is not None and not _can_use(cache):
+            return False
+        if self._description is None or not self._description.is_current():
+            self._description = native.describe(self._model)
+        return self._description is not None
+
+    def read(self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0) -> Tensor:
+        """See Engine.read; only after `can_read`."""
+        pieces = list(self.read_in_pieces(new, cache, most_likely=most_likely))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def read_in_pieces(
+        self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0
+    ) -> Iterator[Tensor]:
+        """Do what `read` does, and yield the logits of up to 64 tokens at a time, (N, V) each."""
+        if self._description is None:
+            raise RuntimeError("the native step cannot run this model; see can_read")
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        wanted: list[bool] = []
+        for slot, row, n_wanted in new:
+            n, start = len(row), cache.lengths[slot]
+            tokens += row
+            slots += [slot] * n
+            positions += range(start, start + n)
+            wanted += [False] * (n - n_wanted) + [True] * n_wanted
+        for i in range(0, len(tokens), TOKENS_AT_ONCE):
+            piece = slice(i, i + TOKENS_AT_ONCE)
+            yield self._description.step(
+                tokens=tokens[piece],
+                slots=slots[piece],
+                positions=positions[piece],
+                wanted=wanted[piece],
+                cache=cache,
+                level=self._level,
+                most_likely=most_likely,
+            )
+        cache.advance(counts(new, cache))
+
+
+def _can_use(cache: KVCache) -> bool:
+    return (
+        cache.keys.dtype in native.CACHE_DTYPES
+        and cache.keys.device.type == "cpu"
+        and not torch.is_grad_enabled()  # it computes no gradients
+    )

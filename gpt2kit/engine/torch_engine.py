@@ -1,0 +1,95 @@
+"""Tokens read by the torch model, on any device.
+
+B rows, T new tokens, N wanted logits, C width, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gpt2kit.cache import Cache, KVCache
+from gpt2kit.engine.protocol import NewTokens, counts
+from gpt2kit.model import GPT2
+
+# Rows of up to this many tokens take as long to read as one token, because the weights have to be
+# fetched from memory either way: it pays to read several such rows at once, padded.
+SHORT = 16
+
+
+class TorchEngine:
+    """Reads tokens with the model itself.
+
+    On a CPU each row of more than `SHORT` tokens is read by itself, so that the result, bit for
+    bit, does not depend on the rows beside it: torch may add up in another order for another
+    shape. Elsewhere rows are read together as far as their shapes allow.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: GPT2) -> None:
+        self._model = model
+
+    def read(self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0) -> Tensor:
+        """See Engine.read."""
+        return torch.cat([self._read(batch, cache) for batch in self._batches(new, cache)])
+
+    def _batches(self, new: Sequence[NewTokens], cache: KVCache) -> list[list[NewTokens]]:
+        """Split rows into those that are read together; these have consecutive slots."""
+        batches: list[list[NewTokens]] = []
+        for row in new:
+            batch = batches[-1] if batches else []
+            follows = bool(batch) and row.slot == batch[-1].slot + 1
+            if follows and self._match(batch[-1], row) and _fit_padded([*batch, row], cache):
+                batch.append(row)
+            else:
+                batches.append([row])
+        return batches
+
+    def _match(self, one: NewTokens, other: NewTokens) -> bool:
+        """Whether two rows may be read together."""
+        if max(len(one.tokens), len(other.tokens)) <= SHORT:
+            return True
+        return self._model.device.type != "cpu" and len(one.tokens) == len(other.tokens)
+
+    def _read(self, batch: Sequence[NewTokens], cache: KVCache) -> Tensor:
+        """Read rows in consecutive slots at once, and return the logits after the wanted tokens."""
+        T = max(len(row.tokens) for row in batch)
+        ids = torch.tensor(
+            [[*row.tokens, *[0] * (T - len(row.tokens))] for row in batch],
+            device=self._model.device,
+            dtype=torch.long,
+        )  # (B, T), shorter rows padded at their end
+        view = cache.view(batch[0].slot, batch[-1].slot + 1)
+        if all(row.wanted == 1 and len(row.tokens) == T for row in batch):
+            logits = next_logits(self._model, ids, view)  # (B, V)
+        else:
+            logits = self._wanted_logits(batch, ids, view)  # (N, V)
+        cache.advance(counts(batch, cache))
+        return logits
+
+    def _wanted_logits(self, batch: Sequence[NewTokens], ids: Tensor, view: KVCache) -> Tensor:
+        hidden = self._model.hidden(ids, view)  # (B, T, C)
+        wanted = [
+            row[len(new.tokens) - new.wanted : len(new.tokens)]
+            for row, new in zip(hidden, batch, strict=True)
+        ]  # (wanted, C) each
+        return precise(self._model.head(torch.cat(wanted)))
+
+
+def next_logits(model: GPT2, ids: Tensor, cache: Cache) -> Tensor:
+    """Read (B, T) ids and return the logits after each row's last, (B, V), in float32 or wider."""
+    return precise(model.head(model.hidden(ids, cache)[:, -1]))
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Return logits in the precision to sample from and score with: float32, or their float64."""
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def _fit_padded(batch: Sequence[NewTokens], cache: KVCache) -> bool:
+    """Whether a cache has room for rows that are padded to the longest of them."""
+    T = max(len(row.tokens) for row in batch)
+    return all(cache.lengths[row.slot] + T <= cache.capacity for row in batch)
