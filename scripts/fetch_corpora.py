@@ -34,9 +34,9 @@ CANTOS, VERSES = 100, 14_233
 
 
 def comedy(text: str) -> str:
-    """Return the poem alone, without Project Gutenberg's licence and notes, and unindented.
+    """Return the poem alone, without Project Gutenberg's license and notes, and unindented.
 
-    Their licence does not allow to pass them on with the text. Raises CorpusError unless the poem
+    The license does not allow passing them on with the text. Raises CorpusError unless the poem
     has all cantos and verses.
     """
     lines = [line.strip() for line in text.splitlines()]

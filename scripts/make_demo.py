@@ -62,7 +62,7 @@ A sample (seed 1, temperature 0.8):
 
 {sample}
 
-The text is in the public domain; the weights are under the project's licence.
+The text is in the public domain; the weights are under the project's license.
 """
 
 

@@ -17,9 +17,8 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
-torch.set_num_threads(
-    1
-)  # tiny models gain nothing from two threads, and lose much where the machine is busy
+# Tiny models are not faster with two threads, and much slower on a busy machine.
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,6 +48,12 @@ def _own_weights_folder(
     monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip os.fsync in this process: no test could see a difference, and some call it often."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The shape of a GPT-2: sizes, names, and what cannot be."""
+"""The shape of a GPT-2: sizes, names, and refused values."""
 
 from __future__ import annotations
 

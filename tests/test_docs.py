@@ -193,7 +193,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "TERM": "dumb",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("os.fsync", lambda _: None)
     weights = tmp_path / "weights"
     for seed, name in enumerate(("124M", "355M", "novel")):
         stand_in(weights / name, seed)
@@ -281,17 +280,17 @@ def same_line(shown: str, found: str) -> bool:
 
 def missing_line(shown: tuple[str, ...], found: list[str]) -> str | None:
     """Return the first line that the page shows and the command did not print, if any."""
-    place, gap = 0, False
+    at, gap = 0, False
     for line in shown:
         if line == "…":
             gap = True
             continue
-        while gap and place < len(found) and not same_line(line, found[place]):
-            place += 1
-        if place == len(found) or not same_line(line, found[place]):
+        while gap and at < len(found) and not same_line(line, found[at]):
+            at += 1
+        if at == len(found) or not same_line(line, found[at]):
             return line
-        place, gap = place + 1, False
-    return None if gap or place == len(found) else f"(the end; there is more: {found[place]!r})"
+        at, gap = at + 1, False
+    return None if gap or at == len(found) else f"(the end; there is more: {found[at]!r})"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

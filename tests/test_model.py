@@ -184,7 +184,7 @@ def test_a_cache_cannot_be_truncated_to_more_than_it_holds(tiny_model: GPT2) -> 
         tiny_model.new_cache(2).truncate([0, 1])
 
 
-# --- initialisation and dropout -------------------------------------------------------------------
+# --- initialization and dropout -------------------------------------------------------------------
 
 
 def test_weights_start_as_openai_started_them() -> None:

@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def characters(tmp_path: Path) -> Path:
     shutil.copytree(GOLDEN / "hf/safetensors", tmp_path / "characters")
-    CharTokenizer([chr(place) for place in (10, *range(32, 127), *range(0x400, 0x400 + 416))]).save(
+    CharTokenizer([chr(code) for code in (10, *range(32, 127), *range(0x400, 0x400 + 416))]).save(
         tmp_path / "characters"
     )
     return tmp_path / "characters"

@@ -84,20 +84,20 @@ def test_the_text_comes_from_standard_input(model: str) -> None:
     assert run(model, "-", stdin=TEXT + "\n").stdout == run(model, TEXT).stdout
 
 
-def test_colours_are_for_terminals_and_for_those_who_ask(model: str) -> None:
+def test_colors_are_for_terminals_and_for_those_who_ask(model: str) -> None:
     plain = run(model, "the end").stdout
     assert "\x1b" not in plain
-    coloured = run(model, "the end", "--colour", "always").stdout
-    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).endswith(plain)
-    assert coloured.startswith("the" if "the" in coloured[:3] else coloured[:1])
-    assert "bits" in coloured.split("\n\n")[1]  # the legend
-    assert coloured != plain
+    colored = run(model, "the end", "--color", "always").stdout
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored).endswith(plain)
+    assert colored.startswith("the" if "the" in colored[:3] else colored[:1])
+    assert "bits" in colored.split("\n\n")[1]  # the legend
+    assert colored != plain
     assert run(model, "the end", "--color", "never").stdout == plain
     for other in (["--json"], ["--html", "page.html"]):
-        assert run(model, "the end", "--colour", "always", *other).exit_code == 2
+        assert run(model, "the end", "--color", "always", *other).exit_code == 2
 
 
-def test_colour_is_wanted_on_terminals_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_is_wanted_on_terminals_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -118,7 +118,7 @@ def test_a_more_surprising_token_has_another_color() -> None:
 
 
 def test_nothing_in_a_text_reaches_the_terminal_as_a_command(model: str) -> None:
-    assert "\x1b]0;title" not in run(model, "the \x1b]0;title\x07 end", "--colour", "always").stdout
+    assert "\x1b]0;title" not in run(model, "the \x1b]0;title\x07 end", "--color", "always").stdout
     assert color.visible(b"a b\n\t\x1b\xc2\xa0\xf0\x9f") == "a␣b⏎⇥\\x1b\\xa0\\xf0\\x9f"
 
 
@@ -129,33 +129,33 @@ def test_tokens_are_padded_and_cut_to_columns() -> None:
     assert color.fit("abcdef", 4) == "abc…"
 
 
-def test_json_tells_everything_place_by_place(model: str) -> None:
+def test_json_tells_everything_token_by_token(model: str) -> None:
     loaded, tokenizer = gpt2kit.load(model, device="cpu")
     assert tokenizer is not None
     ids = tokenizer.encode("the end is near")
     found = explain(loaded, ids, ExplainOptions(top=3, lens=True, head=(1, 1), attribution=True))
-    *places, last = objects(
+    *tokens, last = objects(
         model, "the end is near", "--top", "3", "--lens", "--attention", "1.1", "--attribution"
     )
-    assert [each["token"] for each in places] == [*ids, None]
-    assert "".join(each["text"] or "" for each in places) == "the end is near"
-    for place, (line, expected) in enumerate(zip(places, found.expectations, strict=True)):
+    assert [each["token"] for each in tokens] == [*ids, None]
+    assert "".join(each["text"] or "" for each in tokens) == "the end is near"
+    for position, (line, expected) in enumerate(zip(tokens, found.expectations, strict=True)):
         assert (line["position"], line["surprisal"], line["rank"]) == (
-            place,
+            position,
             expected.surprisal,
             expected.rank,
         )
         assert [each["token"] for each in line["alternatives"]] == [
             each.token for each in expected.alternatives
         ]
-        if place:
+        if position:
             assert line["lens"][-1]["token"] == line["alternatives"][0]["token"]
-        if place < len(ids):
+        if position < len(ids):
             assert line["attention"]["from"] == 0
             assert sum(line["attention"]["weights"]) == pytest.approx(1)
-            assert len(line["attention"]["weights"]) == place + 1
+            assert len(line["attention"]["weights"]) == position + 1
     attribution = last["attribution"]
-    assert attribution["target"]["token"] == places[-1]["alternatives"][0]["token"]
+    assert attribution["target"]["token"] == tokens[-1]["alternatives"][0]["token"]
     assert sum(each["value"] for each in attribution["contributions"]) == pytest.approx(
         attribution["total"], abs=1e-4
     )

@@ -368,7 +368,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_one(
         ["a", "b"],
         ["a", "--prompts_file", "x"],
         ["a", "--overflow", "wrap"],
-        ["--json", "--colour", "always"],
+        ["--json", "--color", "always"],
     ],
 )
 def test_wrong_usage_is_exit_code_two(model: str, arguments: list[str]) -> None:
@@ -653,7 +653,7 @@ def test_colors_are_for_terminals_and_change_nothing_else(model: str) -> None:
     always = text(model, "the end", "--max_tokens", "20", "--color", "always")
     assert "\x1b[48;5;" in always
     assert re.sub(r"\x1b\[[0-9;]*m", "", always) == shown_plain
-    assert text(model, "the end", "--max_tokens", "20", "--colour", "always") == always
+    assert text(model, "the end", "--max_tokens", "20", "--color", "always") == always
     terminal = Terminal(model, "the end", "--max_tokens", "20", "--seed", "1", "--color", "auto")
     shown = terminal.read_until("12 and more").replace("\r\n", "\n")
     assert terminal.leave() == 0

@@ -18,7 +18,7 @@ MODEL = Path(__file__).parents[1] / "golden/hf/safetensors"
 def model(tmp_path: Path) -> str:
     """A model of 512 characters, among them those of ASCII."""
     shutil.copytree(MODEL, tmp_path / "model")
-    CharTokenizer([chr(place) for place in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(
+    CharTokenizer([chr(code) for code in (*range(32, 127), *range(0x400, 0x400 + 417))]).save(
         tmp_path / "model"
     )
     return str(tmp_path / "model")

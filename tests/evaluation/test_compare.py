@@ -121,7 +121,7 @@ def test_other_vocabularies_are_refused_and_a_missing_one_is_not(
     assert isinstance(check_alike(a, b), BPETokenizer)
     assert isinstance(check_alike(b, a), BPETokenizer)
     assert check_alike(b, b) is None
-    CharTokenizer([chr(place) for place in range(33, 33 + 512)]).save(b.folder)
+    CharTokenizer([chr(code) for code in range(33, 33 + 512)]).save(b.folder)
     with pytest.raises(CheckpointError, match="different vocabularies, of 512 and 512 tokens"):
         check_alike(a, b)
 

@@ -41,9 +41,9 @@ def longest_matches(text: list[int], corpus: list[int]) -> list[int]:
 
 def occurrences(run: list[int], corpus: list[int]) -> list[int]:
     return [
-        place
-        for place in range(len(corpus) - len(run) + 1)
-        if corpus[place : place + len(run)] == run
+        offset
+        for offset in range(len(corpus) - len(run) + 1)
+        if corpus[offset : offset + len(run)] == run
     ]
 
 

@@ -231,7 +231,9 @@ def by_hand(model: GPT2, tokenizer: Tokenizer, text: str) -> tuple[float, int]:
     ids = [*([] if tokenizer.stop_id is None else [tokenizer.stop_id]), *tokenizer.encode(text)]
     with torch.inference_mode():
         logprobs = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)
-    return float(sum(logprobs[place, token] for place, token in enumerate(ids[1:]))), len(ids) - 1
+    return float(sum(logprobs[position, token] for position, token in enumerate(ids[1:]))), len(
+        ids
+    ) - 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

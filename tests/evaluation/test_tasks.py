@@ -60,8 +60,8 @@ def peer() -> Any:
 def plain_nats(peer: Any, context: list[int], answer: list[int]) -> tuple[list[float], bool]:
     """Return the surprisals of an answer's tokens, and whether greedy decoding generates it."""
     nats, greedy = [], True
-    for place, token in enumerate(answer):
-        ids = (context + answer)[: len(context) + place][-24:]
+    for position, token in enumerate(answer):
+        ids = (context + answer)[: len(context) + position][-24:]
         with torch.inference_mode():
             logits = peer(torch.tensor([ids])).logits[0, -1].double()
         nats.append(-float(logits.log_softmax(-1)[token]))
@@ -137,8 +137,8 @@ def test_hellaswag_is_what_a_plain_loop_over_transformers_says(
     questions: list[dict[str, Any]] = []
     for number in range(12):
         endings = [
-            " ".join(WORDS[(number + 3 * place) % 11 :][: 1 + (number + place) % 4])
-            for place in range(4)
+            " ".join(WORDS[(number + 3 * choice) % 11 :][: 1 + (number + choice) % 4])
+            for choice in range(4)
         ]
         questions.append(
             {
@@ -151,21 +151,21 @@ def test_hellaswag_is_what_a_plain_loop_over_transformers_says(
     found = hellaswag(
         model, small_bpe, write(tmp_path / "hellaswag.jsonl", questions), batch_size=batch_size
     )
-    right, normalised = [], []
+    right, normalized = [], []
     for question in questions:
         nats = [
             plain_nats(peer, small_bpe.encode(question["ctx"]), small_bpe.encode(f" {ending}"))[0]
             for ending in question["endings"]
         ]
-        right.append(min(range(4), key=lambda place: sum(nats[place])) == question["label"])
-        normalised.append(
-            min(range(4), key=lambda place: sum(nats[place]) / len(nats[place]))
+        right.append(min(range(4), key=lambda choice: sum(nats[choice])) == question["label"])
+        normalized.append(
+            min(range(4), key=lambda choice: sum(nats[choice]) / len(nats[choice]))
             == question["label"]
         )
-    assert right != normalised  # else this test could not tell them apart
+    assert right != normalized  # else this test could not tell them apart
     assert found.questions == 12
     assert found.accuracy == pytest.approx(sum(right) / 12)
-    assert found.accuracy_normalized == pytest.approx(sum(normalised) / 12)
+    assert found.accuracy_normalized == pytest.approx(sum(normalized) / 12)
     assert found.accuracy_standard_error == pytest.approx(
         (found.accuracy * (1 - found.accuracy) / 11) ** 0.5
     )

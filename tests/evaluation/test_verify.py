@@ -157,7 +157,7 @@ def test_a_cache_that_forgets_fails(folder: Path, monkeypatch: pytest.MonkeyPatc
 def known(
     folder: Path, tiny_model: GPT2, small_bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> KnownModel:
-    """Publish the small model's behaviour, computed without generate's cache."""
+    """Publish the small model's behavior, computed without generate's cache."""
     text = "the end"
     ids = small_bpe.encode(text)
     for _ in range(8):

@@ -89,9 +89,9 @@ def test_the_attention_on_a_page_is_the_models(tiny_model: GPT2, small_bpe: BPET
     ) ** 2
     for layer, seen in enumerate(trace(tiny_model, torch.tensor([ids])).layers):
         whole = np.zeros((len(ids), 2, len(ids)))  # (T, H, T)
-        for place, head, entry in np.ndindex(len(ids), 2, attention["n"]):
-            whole[place, head, place - distances[place, layer, head, entry]] += weights[
-                place, layer, head, entry
+        for position, head, entry in np.ndindex(len(ids), 2, attention["n"]):
+            whole[position, head, position - distances[position, layer, head, entry]] += weights[
+                position, layer, head, entry
             ]
         np.testing.assert_allclose(whole, seen.weights[0].transpose(0, 1), atol=4e-3)
 

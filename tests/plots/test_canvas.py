@@ -88,7 +88,7 @@ def test_labels_of_an_axis_never_overlap(n: int, token: str) -> None:
 
 def test_thinned_labels_tell_the_position() -> None:
     axes = new_figure("", 3).add_subplot()
-    name_positions(axes, "y", [f"t{place}" for place in range(100)], room=1.6, first=200)
+    name_positions(axes, "y", [f"t{position}" for position in range(100)], room=1.6, first=200)
     assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
         "200 t0",
         "210 t10",

@@ -57,7 +57,7 @@ def test_the_model_has_a_map_for_each_head_of_each_layer(seen: Seen) -> None:
 
 
 def test_maps_of_a_long_text_keep_the_largest_weight_of_each_part(small_bpe: BPETokenizer) -> None:
-    seen = look(small_bpe, [place % 500 for place in range(256)], n_head=1, n_layer=1)
+    seen = look(small_bpe, [position % 500 for position in range(256)], n_head=1, n_layer=1)
     tiles = panels(plots.attention(seen.trace, seen.tokens))[0].images[0].get_array()
     weights = seen.trace.layers[0].weights[0, 0].numpy()
     assert tiles.shape == (129, 129)
@@ -70,17 +70,17 @@ def test_maps_of_a_long_text_keep_the_largest_weight_of_each_part(small_bpe: BPE
 def test_bars_are_what_each_position_looks_at(seen: Seen) -> None:
     figure = plots.attention_bars(seen.trace, seen.tokens, layer=1, head=1)
     assert len(panels(figure)) == len(IDS)
-    for place, axes in enumerate(panels(figure)):
+    for position, axes in enumerate(panels(figure)):
         drawn = axes.patches[0].get_data()
         np.testing.assert_array_equal(
-            drawn.values, seen.trace.layers[1].weights[0, 1, place, : place + 1]
+            drawn.values, seen.trace.layers[1].weights[0, 1, position, : position + 1]
         )
         assert drawn.edges[0] == -0.5
-        assert axes.get_ylabel() == f"{place} {plots.readable(seen.tokens[place])}"
+        assert axes.get_ylabel() == f"{position} {plots.readable(seen.tokens[position])}"
 
 
 def test_of_a_long_text_some_positions_have_bars(small_bpe: BPETokenizer) -> None:
-    seen = look(small_bpe, [place % 500 for place in range(200)])
+    seen = look(small_bpe, [position % 500 for position in range(200)])
     figure = plots.attention_bars(seen.trace, seen.tokens)
     assert figure.get_suptitle().endswith("where 12 of 200 tokens look")
     assert [int(axes.get_ylabel().split()[0]) for axes in panels(figure)][:2] == [0, 18]

@@ -83,14 +83,14 @@ def test_embeddings_are_drawn_in_their_plane(seen: Seen) -> None:
 
 
 def test_labels_of_points_name_them_and_cover_nothing(small_bpe: BPETokenizer) -> None:
-    seen = look(small_bpe, [place % 500 for place in range(300)])
+    seen = look(small_bpe, [position % 500 for position in range(300)])
     figure = plots.embeddings(seen.trace, seen.tokens)
     figure.draw_without_rendering()
     for axes, expected in zip(panels(figure)[:3], (seen.tokens, None, seen.tokens), strict=True):
         offsets = np.asarray(axes.collections[0].get_offsets())
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) >= 5
-        assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+        assert not any(a.overlaps(b) for position, a in enumerate(boxes) for b in boxes[:position])
         for text in axes.texts:
             (number,) = np.flatnonzero((offsets == text.xy).all(axis=1))[:1]
             assert text.get_text() == (

@@ -31,11 +31,11 @@ def test_averages_begin_with_the_first_value_and_follow_the_rest() -> None:
 def test_averages_equal_their_definitions() -> None:
     generator = random.Random(0)
     values = [generator.random() for _ in range(60)]
-    for place, average in enumerate(Average.parse("simple:7").of(values)):
-        window = [values[other] for other in range(60) if 0 <= place - other < 7]
+    for position, average in enumerate(Average.parse("simple:7").of(values)):
+        window = [values[other] for other in range(60) if 0 <= position - other < 7]
         assert average == pytest.approx(sum(window) / len(window))
-    for place, average in enumerate(Average.parse("exponential:0.9").of(values)):
-        weights = [0.9 ** (place - other) for other in range(place + 1)]
+    for position, average in enumerate(Average.parse("exponential:0.9").of(values)):
+        weights = [0.9 ** (position - other) for other in range(position + 1)]
         assert average == pytest.approx(
             sum(weight * value for weight, value in zip(weights, values, strict=False))
             / sum(weights)

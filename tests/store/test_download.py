@@ -164,9 +164,6 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2KIT_OPENAI_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setattr(
-        "os.fsync", lambda _: None
-    )  # half of the time of these tests; the processes they start do it
     # Otherwise huggingface_hub sends a request of its own, once a day.
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)

@@ -105,15 +105,15 @@ def test_what_is_not_here_says_what_to_type_and_is_never_guessed(
 def test_a_run_of_adapters_says_how_it_becomes_a_model(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in (weights / "named", tmp_path / "here"):
-        place.mkdir()
-        (place / "adapter.json").write_text("{}")
+    for folder in (weights / "named", tmp_path / "here"):
+        folder.mkdir()
+        (folder / "adapter.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    for model, place in (("named", weights / "named"), ("here", Path("here"))):
+    for model, folder in (("named", weights / "named"), ("here", Path("here"))):
         with pytest.raises(CheckpointNotFoundError) as caught:
             store.find(model)
-        assert f"{place} holds LoRA adapters" in str(caught.value)
-        assert str(caught.value).endswith(f"Run: gpt2kit merge {place} --out {place}-merged")
+        assert f"{folder} holds LoRA adapters" in str(caught.value)
+        assert str(caught.value).endswith(f"Run: gpt2kit merge {folder} --out {folder}-merged")
     with pytest.raises(CheckpointNotFoundError, match="holds LoRA adapters"):
         open_checkpoint(store.find("./here"))
 

@@ -195,6 +195,9 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 # --- killed while the folder is claimed -------------------------------------------------------
 
 
+SHORT: dict[str, Any] = {"max_steps": 4, "save_every": 2, "eval_every": 2}
+
+
 class Killed(BaseException):
     """Ends a call as a kill would, as far as files go."""
 
@@ -215,7 +218,7 @@ def claimed_until(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch, **how: 
         for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
             patch.setattr(os, name, counted(getattr(os, name)))
         try:
-            run = Run(folder, small_settings(), **how)
+            run = Run(folder, small_settings(training=small_config(**SHORT)), **how)
         except Killed:
             return True
     run.close()
@@ -228,7 +231,7 @@ def test_a_folder_whose_claim_was_killed_is_accepted_as_the_message_says(
 ) -> None:
     # After a kill before run.json was written, nothing accepted the folder.
     if force:
-        go(tmp_path / "run", steps=6)
+        go(tmp_path / "run", steps=2, **SHORT)
     for n in itertools.count(1):
         folder = tmp_path / f"killed-{n}"
         if force:
@@ -237,15 +240,15 @@ def test_a_folder_whose_claim_was_killed_is_accepted_as_the_message_says(
             break
         accepted: dict[str, bool] = {}
         try:
-            go(folder)
+            go(folder, **SHORT)
         except TrainingError as error:
             accepted = {word: True for word in ("resume", "force") if f"--{word}" in str(error)}
             assert accepted
         if accepted:
             shutil.copytree(folder, tmp_path / f"again-{n}")
-            go(tmp_path / f"again-{n}", force=True)
-            go(folder, resume=True)
-        assert [line["step"] for line in read_metrics(folder)] == list(range(13))
+            go(tmp_path / f"again-{n}", force=True, **SHORT)
+            go(folder, resume=True, **SHORT)
+        assert [line["step"] for line in read_metrics(folder)] == list(range(5))
         assert load(folder, device="cpu")
     assert n > (4 if force else 2)
 
