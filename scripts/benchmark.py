@@ -30,6 +30,9 @@
     python scripts/benchmark.py train    [--against hf]
         tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
         plain training loop
+    python scripts/benchmark.py plan     [--cases NAME,…]
+        the memory that `gpt2kit plan` shows for fine-tuning, the peak of a process that does three
+        steps of it, with random weights, and the error of the plan; one round suffices
 
 Every engine runs in a process of its own, and the engines take turns, so that other work on the
 machine slows all of them down alike. The output has the medians of the rounds, their ratios to the
@@ -60,6 +63,7 @@ from pathlib import Path
 from typing import Any
 
 from measures.draft import TEXTS
+from measures.plan import CASES, STEPS
 from measures.sizes import make
 from measures.timing import SHORT, Figures, Task, bandwidth, gpu_bandwidth, peak_memory, seconds
 
@@ -103,12 +107,14 @@ WORKS = {
     "cold": Work("hf"),
     "evaluate": Work("hf", tokens=2560, batch=4),
     "train": Work("hf", tokens=6),
+    "plan": Work(tokens=STEPS),
 }
 ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32", "bfloat16")}
 # The module in measures, if it is not named after the work.
 MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}
 
-SWITCHES = ("native", "shortlist", "own_dropout", "piecewise_loss")  # GPT2KIT_… variables
+# Each has a variable in the environment: GPT2KIT_NATIVE …
+SWITCHES = ("native", "shortlist", "own_dropout", "piecewise_loss", "kept_memory")
 
 
 @dataclass(frozen=True)
@@ -270,6 +276,8 @@ def with_ratios(contestants: list[Contestant], rows: list[Figures]) -> list[Figu
 
     In `scale` it is the ratio of weights per second to the first row of the same engine.
     """
+    if contestants[0].task["what"] == "plan":
+        return rows  # of different trainings, which are not compared
     scale = contestants[0].task["what"] == "scale"
     found = []
     for contestant, row in zip(contestants, rows, strict=True):
@@ -312,7 +320,7 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
     if unknown := set(switches) - set(SWITCHES):
         raise SystemExit(f"--without knows {', '.join(SWITCHES)}, not {', '.join(sorted(unknown))}")
     found = []
-    for contestant in with_everything(options):
+    for contestant in trainings(options) if options.what == "plan" else with_everything(options):
         found.append(contestant)
         if contestant.engine.startswith("kit-"):
             for name in switches:
@@ -322,8 +330,35 @@ def contestants_of(options: argparse.Namespace) -> list[Contestant]:
     return found
 
 
+def trainings(options: argparse.Namespace) -> list[Contestant]:
+    """Return a contestant for each training to plan, each with a model of random weights."""
+    names = options.cases.split(",")
+    if unknown := set(names) - CASES.keys():
+        raise SystemExit(f"--cases knows {', '.join(CASES)}, not {', '.join(sorted(unknown))}")
+    task: Task = {
+        "what": "plan",
+        "prompt_tokens": 0,
+        "tokens": STEPS,
+        "batch": 1,
+        "threads": options.threads,
+        "device": "cpu",
+        "work": str(options.work),
+    }
+    return [
+        Contestant(
+            f"kit-{CASES[name].get('dtype', 'bfloat16')}",
+            {**task, "case": name, "model": str(make(CASES[name]["size"], options.work))},
+            name,
+        )
+        for name in names
+    ]
+
+
 def with_everything(options: argparse.Namespace) -> list[Contestant]:
-    """Return a contestant for each engine; in `scale` for each size, in `draft` for each text."""
+    """Return a contestant for each engine.
+
+    In `scale` there is one for each size, in `draft` for each text.
+    """
     from gpt2kit import store
     from gpt2kit.checkpoints.load import open_checkpoint
 
@@ -405,6 +440,12 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="NAME,…",
         help=f"also run gpt2kit without these: {', '.join(SWITCHES)}",
+    )
+    parser.add_argument(
+        "--cases",
+        default=",".join(CASES),
+        metavar="NAME,…",
+        help=f"for plan, trainings of: {', '.join(CASES)}",
     )
     parser.add_argument("--draft", default="lookup", metavar="lookup|MODEL", help="for draft")
     parser.add_argument(

@@ -15,9 +15,16 @@ from gpt2kit.fields import rules
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 
 if TYPE_CHECKING:
+    from gpt2kit.training.rehearsal import Memory
     from gpt2kit.training.settings import Command
     from gpt2kit.training.setup import Setup
 
+_OF_ONE_MODEL = {"model", "lora_rank", "lora_alpha", "freeze", "accumulate", "checkpointing"}
+_ROW = "{:<12}{:>15}{:>12}{:>15}{:>12}  {}"
+
+All = Annotated[
+    bool, typer.Option("--all", help="Compare all published models: what fits, and what does not.")
+]
 Corpus = Annotated[
     str,
     typer.Argument(
@@ -33,13 +40,25 @@ def add_to(app: typer.Typer) -> None:
 
 
 @takes_given(given=(FinetuneOptions, TrainOptions))
-def plan(corpus: Corpus, *, given: dict[str, Any], json: options.Json = False) -> None:
+def plan(
+    corpus: Corpus, *, given: dict[str, Any], every: All = False, json: options.Json = False
+) -> None:
     """Show what fine-tuning would need: parameters, steps, memory, time.
 
-    With --recipe or the shape of a model it is about training from scratch.
+    No weights are read: a published model need not be on this machine. With --recipe or the shape of
+    a model the plan is about training from scratch.
     """
     from gpt2kit.training.setup import set_up
 
+    command = _command(given)
+    if every and (command == "train" or given.keys() & _OF_ONE_MODEL):
+        raise ConfigError("--all is about all published models; leave out what is about one model")
+    setup = set_up(command, corpus, given, with_weights=False)
+    (_show_sizes if every else show_plan)(setup, json=json)
+
+
+def _command(given: dict[str, Any]) -> Command:
+    """Return the command that the options are for; raise ConfigError if they are for both."""
     shared = rules(TrainingOptions).keys() | {"optimizer", "lr", "dropout"}
     of_train = given.keys() & (rules(TrainOptions).keys() - shared)
     of_finetune = given.keys() & (rules(FinetuneOptions).keys() - shared)
@@ -48,8 +67,7 @@ def plan(corpus: Corpus, *, given: dict[str, Any], json: options.Json = False) -
             f"--{min(of_finetune)} is for fine-tuning a model, but --{min(of_train)} for one from "
             "scratch; leave one out"
         )
-    command: Command = "train" if of_train else "finetune"
-    show_plan(set_up(command, corpus, given, locate=options.locate), json=json)
+    return "train" if of_train else "finetune"
 
 
 def show_plan(setup: Setup, *, json: bool = False) -> None:
@@ -59,9 +77,10 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
     """
     from gpt2kit.training import plan
 
-    needed = plan.memory(setup.model, setup.config, setup.ranks)
-    free = plan.free_memory(setup.model.device)
-    seconds = plan.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)
+    needed = setup.memory_needed()
+    free = plan.free_memory(setup.device)
+    has_room = free is None or plan.fits(needed, free)
+    seconds = _seconds_per_step(setup, has_room=has_room)
     if not setup.ranks.is_main:
         return
     trained = sum(each.numel() for each in setup.model.parameters() if each.requires_grad)
@@ -71,7 +90,9 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
                 "parameters": setup.model.config.n_params,
                 "parameters_trained": trained,
                 "corpus": asdict(setup.corpus.report),
-                "memory": needed,
+                "tokens_are_estimated": _is_estimate(setup),
+                "memory": vars(needed),
+                "memory_needed": needed.total,
                 "memory_free": free,
                 "seconds_per_step": seconds,
                 "training": asdict(setup.config),
@@ -84,8 +105,50 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
         *_cost_lines(setup, needed, free, seconds),
     ):
         output.note(f"{name:<10}{text}")
-    if free is not None and (advice := plan.advice(sum(needed.values()), free)):
-        output.warn(advice)
+    if not has_room:
+        output.warn(f"this will not fit. {plan.advice_on_less(setup.less_memory())}")
+
+
+def _seconds_per_step(setup: Setup, *, has_room: bool) -> float | None:
+    """Measure how long a step takes; None for a model that is not here and would not fit."""
+    from gpt2kit.training import pace, plan
+
+    if setup.model.device.type != "meta":
+        return pace.seconds_per_step(setup.model, setup.corpus, setup.config, setup.ranks)
+    if not has_room:
+        return None
+    windows, parts = plan.batch_parts(setup.config, setup.ranks)
+    return pace.seconds_without_weights(
+        setup.outline, setup.config, setup.device, windows=windows, parts=parts
+    )
+
+
+def _show_sizes(setup: Setup, *, json: bool) -> None:
+    """Print what fine-tuning of every published model needs: a table, or JSON lines."""
+    from gpt2kit.training import plan
+
+    free = plan.free_memory(setup.device)
+    if not json:
+        for name, text in _corpus_lines(setup):
+            output.note(f"{name:<10}{text}")
+        output.note(f"{'training':<10}{_batches(setup)}, {setup.config.dtype}, on {setup.device}")
+        if free is not None:
+            output.note(f"{'memory':<10}{human_size(free)} are free")
+        output.result(_ROW.format("model", "parameters", "full", "checkpointing", "LoRA", ""))
+    for size in plan.compare_sizes(setup.config, setup.device):
+        if json:
+            output.print_json({**asdict(size), "memory_free": free})
+            continue
+        needed = [human_size(each.total) for each in (size.full, size.checkpointing, size.lora)]
+        row = _ROW.format(size.model, f"{size.parameters:,}", *needed, size.verdict or "")
+        output.result(row.rstrip())
+
+
+def _is_estimate(setup: Setup) -> bool:
+    """Return whether the tokens of the corpus are estimated from its characters."""
+    from gpt2kit.training.published import RoughTokenizer
+
+    return isinstance(setup.tokenizer, RoughTokenizer)
 
 
 def _corpus_lines(setup: Setup) -> list[tuple[str, str]]:
@@ -95,14 +158,23 @@ def _corpus_lines(setup: Setup) -> list[tuple[str, str]]:
     read = f"{', '.join(report.files)}: "
     if report.characters is not None:
         read += f"{report.characters:,} characters, "
-    read += f"{report.tokens:,} tokens"
-    if report.characters_per_token:
+    about = "about " if _is_estimate(setup) else ""
+    read += f"{about}{report.tokens:,} tokens"
+    if about:
+        read += (
+            f", estimated: {ENGLISH_CHARACTERS_PER_TOKEN} characters per token, as in English; "
+            "no model with GPT-2's vocabulary is on this machine"
+        )
+    elif report.characters_per_token:
         read += (
             f", {report.characters_per_token:.2f} characters per token "
             f"(GPT-2's vocabulary on English: {ENGLISH_CHARACTERS_PER_TOKEN})"
         )
     notes = report.oddities.notes if report.oddities else []
-    split = f"{report.train_tokens:,} tokens to train with, {report.val_tokens:,} to validate with"
+    split = (
+        f"{about}{report.train_tokens:,} tokens to train with, "
+        f"{about}{report.val_tokens:,} to validate with"
+    )
     return [("corpus", read), *(("", note) for note in notes), ("split", split)]
 
 
@@ -111,8 +183,7 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
     n_params = setup.model.config.n_params
     tokens = config.max_steps * config.batch_size * config.block_size
     steps = (
-        f"{output.count(config.max_steps, 'step')} of {output.count(config.batch_size, 'window')} "
-        f"of {output.count(config.block_size, 'token')}: {tokens:,} tokens, "
+        f"{output.count(config.max_steps, 'step')} of {_batches(setup)}: {tokens:,} tokens, "
         f"{tokens / len(setup.corpus.train_ids):.1f} times the text"
     )
     how = f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}"
@@ -120,7 +191,7 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
         how += f", batches in {config.accumulate} parts"
     if config.checkpointing:
         how += ", blocks computed twice"
-    device = f"on {setup.model.device}"
+    device = f"on {setup.device}"
     if setup.ranks.world_size > 1:
         device += f", in {setup.ranks.world_size} processes"
     return [
@@ -130,16 +201,25 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
     ]
 
 
+def _batches(setup: Setup) -> str:
+    windows = output.count(setup.config.batch_size, "window")
+    return f"{windows} of {output.count(setup.config.block_size, 'token')}"
+
+
 def _cost_lines(
-    setup: Setup, needed: dict[str, int], free: int | None, seconds: float
+    setup: Setup, needed: Memory, free: int | None, seconds: float | None
 ) -> list[tuple[str, str]]:
-    memory = human_size(sum(needed.values()))
+    memory = f"{human_size(needed.total)} at the peak"
     if free is not None:
-        memory += f" of {human_size(free)} that are free"
-    parts = ", ".join(f"{part} {human_size(size)}" for part, size in needed.items())
-    in_all = human_time(setup.config.max_steps * seconds)
+        memory += f", of {human_size(free)} that are free"
+    parts = ", ".join(f"{part} {human_size(size)}" for part, size in vars(needed).items() if size)
+    time = "not measured, since it does not fit"
+    if seconds is not None:
+        in_all = human_time(setup.config.max_steps * seconds)
+        time = f"about {in_all}, {seconds:.2g} s a step, validations not included"
     return [
-        ("memory", f"{memory}: {parts}"),
-        ("time", f"about {in_all}, {seconds:.2g} s a step, validations not included"),
+        ("memory", memory),
+        ("", parts),
+        ("time", time),
         ("saved in", str(output.as_typed_here(setup.folder))),
     ]

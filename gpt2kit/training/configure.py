@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from gpt2kit.data.corpus import Corpus
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import rules
@@ -16,12 +18,18 @@ from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.loss import best_dtype
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
+from gpt2kit.training.outline import Outline
 
 Options = TrainOptions | FinetuneOptions
 
 
-def configure(options: Options, model: GPT2, corpus: Corpus, ranks: Ranks) -> TrainConfig:
-    """Return the configuration of a new run. Raises ConfigError for windows that do not fit."""
+def configure(
+    options: Options, model: GPT2, corpus: Corpus, ranks: Ranks, device: torch.device
+) -> TrainConfig:
+    """Return the configuration of a new run on a device.
+
+    Raises ConfigError for windows that do not fit.
+    """
     block_size = _block_size(options, model, corpus)
     batch_size = options.batch_size or _multiple(options.BATCH_SIZE, ranks.world_size)
     max_steps = _max_steps(options, corpus, block_size * batch_size)
@@ -29,7 +37,7 @@ def configure(options: Options, model: GPT2, corpus: Corpus, ranks: Ranks) -> Tr
     chosen: dict[str, Any] = {
         "lr": _learning_rate(options),
         "warmup": min(options.MOST_WARMUP, max_steps // 10),
-        "dtype": best_dtype(model.device, model.config.n_embd),
+        "dtype": best_dtype(device, model.config.n_embd),
         "save_every": eval_every,
     }
     sizes = {
@@ -40,10 +48,11 @@ def configure(options: Options, model: GPT2, corpus: Corpus, ranks: Ranks) -> Tr
     }
     given = _given(options)
     config = TrainConfig(**(chosen | given | sizes))
-    free = plan.free_memory(model.device)
+    free = plan.free_memory(device)
     if free is None:
         return config
-    return plan.fit(model, config, ranks.least(free), fixed=set(given), ranks=ranks)
+    free = ranks.least(free)
+    return plan.fit(Outline.of(model), config, device, free, fixed=set(given), ranks=ranks)
 
 
 def reconfigure(

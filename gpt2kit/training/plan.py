@@ -1,141 +1,263 @@
-"""What a training will need, before it starts: memory by part, and how to fit into what there is."""
+"""What a training will need, before it starts: memory by part, what fits, and what needs less."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from gpt2kit.config import GPT2Config
-from gpt2kit.data.corpus import Corpus
-from gpt2kit.model import GPT2
+from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
-from gpt2kit.training.loss import FEW_LOGITS, LOGITS_AT_ONCE
-from gpt2kit.training.optim import is_hidden_matrix, set_learning_rate
-from gpt2kit.training.trainer import Trainer
+from gpt2kit.training.outline import Outline
+from gpt2kit.training.rehearsal import Memory, rehearse
 
-_MARGIN = 0.9  # of the free memory may be planned for
-_MOST_PROBES, _PROBE_SECONDS = 20, 0.5  # steps that are timed; no further one after so many seconds
+Verdict = Literal["fits", "fits with LoRA", "does not fit"]
+
+LORA_RANK = 8  # that is suggested, and in the comparison of sizes
+_MARGIN = 0.9  # share of the free memory that may be planned for
+_MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
+CONTAINER = Path("/sys/fs/cgroup")
 
 
-def memory(model: GPT2, config: TrainConfig, ranks: Ranks | None = None) -> dict[str, int]:
-    """Return the bytes that a training needs in each process, by part; activations are an estimate."""
+def memory(
+    outline: Outline, config: TrainConfig, device: torch.device, ranks: Ranks | None = None
+) -> Memory:
+    """Return the memory that a training needs at its peak, in each process.
+
+    On a CPU it is the largest resident set of the process, on other devices their own memory.
+    """
     ranks = ranks or Ranks()
-    trained = {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-    n_trained = sum(parameter.numel() for parameter in trained.values())
-    # AdamW keeps two averages of each parameter, Muon one.
-    n_muon = sum(
-        p.numel()
-        for name, p in trained.items()
-        if config.optimizer == "muon" and is_hidden_matrix(name, p)
-    )
-    n_params = sum(parameter.numel() for parameter in model.parameters())
-    windows = config.batch_size // config.accumulate // ranks.world_size
-    shards = ranks.world_size if ranks.sharded else 1
-    gathered = _gathered(model) if ranks.sharded else 0
-    return {
-        "weights": 4 * (n_params // shards + gathered),
-        "gradients": 4 * (n_trained // shards + min(n_trained, gathered)),
-        "optimizer": 4 * (2 * n_trained - n_muon) // shards,
-        "activations": _activations(model.config, config, max(1, windows))
-        + (2 * n_params if config.dtype == "bfloat16" else 0),
-    }
-
-
-def _gathered(model: GPT2) -> int:
-    """Return how many parameters of a model in shards are whole at once: those outside of the blocks, and two blocks."""
-    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.h]
-    return (
-        sum(parameter.numel() for parameter in model.parameters()) - sum(blocks) + sum(blocks[:2])
+    windows, _ = batch_parts(config, ranks)
+    needed = rehearse(outline, config, windows, device)
+    trained = _n_params(outline, outline.trained)
+    if ranks.world_size == 1:
+        return needed
+    if not ranks.sharded:  # DistributedDataParallel copies the gradients to exchange them
+        return replace(needed, gradients=needed.gradients + 4 * trained)
+    # Every process has a share of each tensor, and whole tensors outside the blocks and of two blocks.
+    whole = _n_params(outline, _parameters(outline, most_blocks=2))
+    return replace(
+        needed,
+        weights=needed.weights // ranks.world_size + 4 * whole,
+        gradients=needed.gradients // ranks.world_size + 4 * min(trained, whole),
+        optimizer=needed.optimizer // ranks.world_size,
     )
 
 
-def _activations(shape: GPT2Config, config: TrainConfig, windows: int) -> int:
-    """Estimate what the backward pass needs of the forward pass, for so many windows at once."""
-    C, T, size = shape.n_embd, config.block_size, 2 if config.dtype == "bfloat16" else 4
-    # Per token and block: the residual stream twice and two normalised copies in float32; queries, keys, values, heads' output and
-    # two inputs of matrices in the working precision; two masks of dropout; the hidden layer of the MLP before and after.
-    block = 16 * C + 7 * size * C + 2 * C + 2 * size * shape.inner_size
-    if shape.attn_pdrop and not torch.cuda.is_available():
-        block += T * shape.n_head  # a CPU keeps which of the attention weights were dropped
-    blocks = shape.n_layer * 4 * C + block if config.checkpointing else shape.n_layer * block
-    logits = windows * T * shape.n_vocab
-    logits = 3 * 4 * logits if logits <= FEW_LOGITS else size * min(logits, LOGITS_AT_ONCE)
-    return windows * T * (blocks + 16 * C) + logits
+def batch_parts(config: TrainConfig, ranks: Ranks) -> tuple[int, int]:
+    """Return how many windows a process computes at once, and how many times in a step."""
+    share = max(1, config.batch_size // ranks.world_size)
+    parts = math.gcd(config.accumulate, share)
+    return share // parts, parts
+
+
+def _parameters(outline: Outline, most_blocks: int) -> Collection[str]:
+    """Return the names of the parameters of a model with fewer blocks."""
+    return outline.with_blocks(min(outline.config.n_layer, most_blocks)).config.shapes()
+
+
+def _n_params(outline: Outline, names: Collection[str]) -> int:
+    """Return how many weights the named parameters have, adapters included."""
+    with torch.device("meta"):
+        parameters = dict(outline.build().named_parameters())
+    return sum(parameters[name].numel() for name in names if name in parameters)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device, or None where the system does not tell."""
+    """Return the bytes that this process can have on a device, or None if the system does not tell.
+
+    What the process has already is included, and a limit on the memory of a container counts.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
-        with open("/proc/meminfo") as file:
-            values = dict(line.split(":", 1) for line in file)
-        return int(values["MemAvailable"].split()[0]) * 1024
+        available = _kilobytes(_MEMINFO, "MemAvailable")
+        own = _kilobytes(_STATUS, "RssAnon")
+    except (OSError, KeyError, ValueError):
+        return None
+    left = _left_in_container()
+    return own + (available if left is None else min(available, left))
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """Return a value of a file with lines such as `MemAvailable:  1234 kB`, in bytes."""
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024
+
+
+def _left_in_container() -> int | None:
+    """Return the bytes between a container's limit and what is in use there, or None without a limit."""
+    try:
+        limit = int((CONTAINER / "memory.max").read_text())  # "max" is no limit
+        used = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        return max(0, limit - int(used["anon"]))  # pages of files are dropped if need be
     except (OSError, KeyError, ValueError):
         return None
 
 
+# --- what fits ---
+
+
+def fits(needed: Memory, free: int) -> bool:
+    """Return whether a training fits into memory, with a margin."""
+    return needed.total <= _MARGIN * free
+
+
 def fit(
-    model: GPT2, config: TrainConfig, free: int, *, fixed: set[str], ranks: Ranks | None = None
+    outline: Outline,
+    config: TrainConfig,
+    device: torch.device,
+    free: int,
+    *,
+    fixed: Collection[str] = (),
+    ranks: Ranks | None = None,
 ) -> TrainConfig:
-    """Return the configuration, with smaller parts of a batch or with checkpointing where it needs more memory than is free.
+    """Return the configuration, changed to need less if it would not fit into `free` bytes.
 
-    Both change what a step costs and not what it computes; what is in `fixed` stays. The result may still not fit.
+    A batch is cut into more parts, then blocks are checkpointed: both change what a step costs and
+    not what it computes. Fields in `fixed` stay as they are. The result may still not fit.
     """
+    ranks = ranks or Ranks()
 
-    def fits(candidate: TrainConfig) -> bool:
-        return sum(memory(model, candidate, ranks).values()) <= _MARGIN * free
+    hopeless = _least(outline, config, ranks) > _MARGIN * free
 
-    world_size = 1 if ranks is None else ranks.world_size
+    def suffices(candidate: TrainConfig) -> bool:
+        return not hopeless and fits(memory(outline, candidate, device, ranks), free)
+
+    if suffices(config):
+        return config
     if "accumulate" not in fixed:
-        for accumulate in range(config.accumulate + 1, config.batch_size // world_size + 1):
-            if fits(config):
-                break
-            if config.batch_size % (accumulate * world_size) == 0:
-                config = replace(config, accumulate=accumulate)
-    if "checkpointing" not in fixed and not fits(config):
+        for parts in range(config.accumulate + 1, config.batch_size // ranks.world_size + 1):
+            if config.batch_size % (parts * ranks.world_size) == 0:
+                config = replace(config, accumulate=parts)
+                if suffices(config):
+                    return config
+    if "checkpointing" not in fixed:
         config = replace(config, checkpointing=True)
     return config
 
 
-def advice(needed: int, free: int) -> str | None:
-    """Say what would help where a training does not fit, else None."""
-    if needed <= _MARGIN * free:
-        return None
+def _least(outline: Outline, config: TrainConfig, ranks: Ranks) -> int:
+    """Return the bytes of weights, gradients and averages, which are needed for any batch."""
+    trained = _n_params(outline, outline.trained)
+    averages = 1 if config.optimizer == "muon" else 2  # at the least, for each parameter
+    least = 4 * outline.config.n_params + 4 * trained * (1 + averages)
+    return least // ranks.world_size if ranks.sharded else least
+
+
+def alternatives(
+    outline: Outline,
+    config: TrainConfig,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    *,
+    can_adapt: bool = True,
+) -> dict[str, Memory]:
+    """Return options that make a training need less, and the memory that it needs with each.
+
+    `can_adapt` says whether the command has --lora_rank.
+    """
+    ranks = ranks or Ranks()
+    changed: dict[str, tuple[Outline, TrainConfig]] = {}
+    most_parts = config.batch_size // ranks.world_size
+    if config.accumulate < most_parts:
+        changed[f"--accumulate {most_parts}"] = outline, replace(config, accumulate=most_parts)
+    if not config.checkpointing:
+        changed["--checkpointing"] = outline, replace(config, checkpointing=True)
+    if can_adapt and not outline.lora_rank:
+        changed[f"--lora_rank {LORA_RANK}"] = with_adapters(outline), config
+    return {
+        option: memory(candidate, candidate_config, device, ranks)
+        for option, (candidate, candidate_config) in changed.items()
+    }
+
+
+def with_adapters(outline: Outline) -> Outline:
+    """Return the outline of the same model with adapters, which alone are trained."""
+    with torch.device("meta"):
+        model = replace(outline, lora_rank=LORA_RANK, trained=frozenset()).build()
+    names = (name for name, _ in model.named_parameters() if ".lora_" in name)
+    return replace(outline, lora_rank=LORA_RANK, trained=frozenset(names))
+
+
+def advice(needed: Memory, free: int | None, less: Mapping[str, Memory]) -> str:
+    """Say what a training needs by part, what is free, and which options need less."""
+    parts = ", ".join(f"{name} {in_gb(size)}" for name, size in vars(needed).items() if size)
+    found = "" if free is None else f", and {in_gb(free)} are free"
     return (
-        "this will not fit: --lora_rank 8 trains few parameters, --block_size 128 and --batch_size 1 take less, and so does a smaller "
-        "model; torchrun with --shard divides the model among several devices"
+        f"this training needs about {in_gb(needed.total)}{found}: {parts}. {advice_on_less(less)}"
     )
 
 
-def seconds_per_step(
-    model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks | None = None
-) -> float:
-    """Return how long a step takes, where nothing else is in its way: the shortest of some.
+def advice_on_less(less: Mapping[str, Memory]) -> str:
+    """Say which options need less memory."""
+    options = [f"{option} ({in_gb(each.total)})" for option, each in less.items()]
+    options += ["a smaller --batch_size or --block_size", "a smaller --model"]
+    return f"These need less: {', '.join(options)}"
 
-    They are made at a learning rate of zero, which leaves the weights as they are. The first is long, for memory and kernels are
-    made ready; others are, where the machine has something else to do for a moment.
+
+def in_gb(n_bytes: int) -> str:
+    """Return a number of bytes in GB or, below 0.1 GB, in MB."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+
+
+# --- all sizes ---
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """What fine-tuning a model of one size needs, in three ways."""
+
+    model: str
+    parameters: int
+    full: Memory
+    checkpointing: Memory
+    lora: Memory
+    verdict: Verdict | None  # None if the free memory is not known
+
+
+def compare_sizes(config: TrainConfig, device: torch.device) -> Iterator[SizePlan]:
+    """Yield what fine-tuning of each published model needs.
+
+    A model fits if it does with all that `finetune` resorts to by itself: a batch cut into parts, and
+    checkpointing.
     """
-    ranks = ranks or Ranks()
-    trainer = Trainer(model, corpus, config, ranks)
-    set_learning_rate(trainer.optimizers, 0.0)
-    model.train()
-    seconds: list[float] = []
-    while len(seconds) < 2 or (
-        len(seconds) < _MOST_PROBES and not ranks.any(sum(seconds[1:]) > _PROBE_SECONDS)
-    ):
-        started = time.perf_counter()
-        model.zero_grad(set_to_none=True)
-        for loss in trainer.losses(len(seconds)):
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss.item()  # waits for a GPU
-        for optimizer in trainer.optimizers:
-            optimizer.step()
-        seconds.append(time.perf_counter() - started)
-    model.zero_grad(set_to_none=True)
-    return min(seconds)
+    free = free_memory(device)
+    config = replace(config, accumulate=1, checkpointing=False)
+    for name, shape in SIZES.items():
+        outline = whole_model(shape)
+        adapted = with_adapters(outline)
+        yield SizePlan(
+            model=name,
+            parameters=shape.n_params,
+            full=memory(outline, config, device),
+            checkpointing=memory(outline, replace(config, checkpointing=True), device),
+            lora=memory(adapted, config, device),
+            verdict=None if free is None else _verdict(outline, adapted, config, device, free),
+        )
+
+
+def _verdict(
+    outline: Outline, adapted: Outline, config: TrainConfig, device: torch.device, free: int
+) -> Verdict:
+    least = replace(config, accumulate=config.batch_size, checkpointing=True)
+
+    def some_fit(candidate: Outline) -> bool:
+        if _least(candidate, config, Ranks()) > _MARGIN * free:
+            return False
+        return any(fits(memory(candidate, each, device), free) for each in (config, least))
+
+    if some_fit(outline):
+        return "fits"
+    return "fits with LoRA" if some_fit(adapted) else "does not fit"
+
+
+def whole_model(config: GPT2Config) -> Outline:
+    """Return the outline of a model of which every parameter is trained."""
+    return Outline(config, 0, frozenset(config.shapes()))

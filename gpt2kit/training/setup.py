@@ -35,7 +35,10 @@ from gpt2kit.training.options import (
     RunOptions,
     TrainOptions,
 )
+from gpt2kit.training.outline import Outline
+from gpt2kit.training.published import is_here
 from gpt2kit.training.records import StepReport
+from gpt2kit.training.rehearsal import Memory
 from gpt2kit.training.run import Run
 from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.sharding import shard
@@ -58,6 +61,12 @@ class Setup:
     folder: Path  # of the run
     ranks: Ranks
     files: ModelFiles
+    device: torch.device  # to train on; the model of a plan is on the meta device
+
+    @property
+    def outline(self) -> Outline:
+        """What decides how much memory and time the model needs."""
+        return Outline.of(self.model)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -72,16 +81,21 @@ class Setup:
         """Train, saving in a run's folder, and yield a report of every step."""
         yield from train(self.model, self.corpus, self.config, run=run, ranks=self.ranks, stop=stop)
 
+    def memory_needed(self) -> Memory:
+        """Return the memory that this training needs, in each process."""
+        return plan.memory(self.outline, self.config, self.device, self.ranks)
+
+    def less_memory(self) -> dict[str, Memory]:
+        """Return options with which this training needs less memory, and what it needs then."""
+        can_adapt = isinstance(self.options, FinetuneOptions)
+        return plan.alternatives(
+            self.outline, self.config, self.device, self.ranks, can_adapt=can_adapt
+        )
+
     def memory_advice(self) -> str:
         """Return what to say if this training runs out of memory: figures, and what needs less."""
-        needed = sum(plan.memory(self.model, self.config, self.ranks).values())
-        less = ["--checkpointing", "a larger --accumulate", "a smaller --block_size"]
-        if isinstance(self.options, FinetuneOptions) and not self.options.lora_rank:
-            less.insert(0, "--lora_rank 8")
-        return (
-            f"this training needs about {needed / 1e9:.1f} GB on {self.model.device}, "
-            f"beside what else is there; {', '.join(less)} or a smaller model needs less"
-        )
+        free = plan.free_memory(self.device)
+        return plan.advice(self.memory_needed(), free, self.less_memory())
 
     def open_run(self, options: RunOptions) -> Run:
         """Return the folder to train in, held by this process.
@@ -159,10 +173,13 @@ def set_up(
     run: RunOptions | None = None,
     *,
     locate: Locate = store.find,
+    with_weights: bool = True,
 ) -> Setup:
     """Return the training that `train` or `finetune` is asked for.
 
-    Raises a Gpt2KitError for anything wrong, before a file is written.
+    Without weights it is one to plan and not to do: the model is on the meta device, and a published
+    one need not be on this machine. Raises a Gpt2KitError for anything wrong, before a file is
+    written.
     """
     run = run or RunOptions()
     name = _name(command, given)
@@ -175,7 +192,7 @@ def set_up(
     # A model that is going to be divided stays in memory: one device may not hold it.
     device = torch.device("cpu") if ranks.sharded else resolve_device(options.device)
 
-    begin = _begin(source, options, locate)
+    begin = _begin(source, options, locate, with_weights=with_weights)
     if options.prompt is not None and not start.can_write(begin.tokenizer, options.prompt):
         if "prompt" in given:  # said now, and not after a whole training
             raise ConfigError(
@@ -185,11 +202,16 @@ def set_up(
         every = {name: value for name, value in every.items() if name != "prompt"}
         options = _options(command, every)  # the recipe's prompt was meant for another text
     corpus = start.read_corpus(source, begin, options)
-    model = begin.build(corpus.fit_block_size(options.block_size or options.BLOCK_SIZE)).to(device)
-    sha256 = start.weights_sha256(model)
+    n_ctx = corpus.fit_block_size(options.block_size or options.BLOCK_SIZE)
+    if with_weights:
+        model = begin.build(n_ctx).to(device)
+        sha256 = start.weights_sha256(model)
+    else:
+        model, sha256 = begin.outline(n_ctx), ""
     files = _prepare(model, options, sha256, begin.tokenizer, ranks)
+    device = model.device if with_weights else resolve_device(options.device)
     if before is None:
-        config = configure(options, model, corpus, ranks)
+        config = configure(options, model, corpus, ranks, device)
     else:
         config = reconfigure(options, every, before.training, corpus)
     settings = Settings(
@@ -200,7 +222,9 @@ def set_up(
         model=model.config,
         training=config,
     )
-    return Setup(name, options, begin, corpus, model, config, settings, folder, ranks, files)
+    return Setup(
+        name, options, begin, corpus, model, config, settings, folder, ranks, files, device
+    )
 
 
 def _name(command: Command, given: Given) -> str:
@@ -244,9 +268,11 @@ def _check_effects(given: Given, options: Options) -> None:
             raise ConfigError(f"--{name} has no effect here: {why}; leave it out")
 
 
-def _begin(source: str, options: Options, locate: Locate) -> Start:
+def _begin(source: str, options: Options, locate: Locate, *, with_weights: bool) -> Start:
     if isinstance(options, TrainOptions):
         return start.from_scratch(source, options, locate)
+    if not with_weights and not is_here(options.model):
+        return start.from_catalogue(source, options)
     return start.from_weights(source, options, locate)
 
 
@@ -260,7 +286,7 @@ def _prepare(
         write = partial(save_adapters, base=options.model, base_sha256=sha256)
         files = ModelFiles(write, load_adapters)
     freeze(model, options.freeze)
-    if ranks.sharded:
+    if ranks.sharded and model.device.type != "meta":
         shard(model, ranks)
     return files
 

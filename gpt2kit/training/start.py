@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
-from gpt2kit.config import GPT2Config
+from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.data.texts import Text, read_texts
-from gpt2kit.errors import TokenizerError
+from gpt2kit.errors import CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import (
     CharTokenizer,
@@ -26,17 +26,24 @@ from gpt2kit.tokenizers import (
 from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
+from gpt2kit.training.published import RoughTokenizer, gpt2_vocabulary, published_config
 
 Locate = Callable[[str], Path]  # finds a model by its name
 
 
 @dataclass(frozen=True)
 class Start:
-    """A text and its vocabulary, and a function that makes the model for a block size."""
+    """A text and its vocabulary, and functions that make the model for a block size."""
 
     text: Text | None  # None if the corpus is a file of ids
     tokenizer: Tokenizer
-    build: Callable[[int], GPT2]
+    shape: Callable[[int], GPT2Config]
+    build: Callable[[int], GPT2]  # with the weights before the first step
+
+    def outline(self, block_size: int) -> GPT2:
+        """Return the model without weights, on the meta device."""
+        with torch.device("meta"):
+            return GPT2(self.shape(block_size))
 
 
 def from_scratch(source: str, options: TrainOptions, locate: Locate) -> Start:
@@ -44,13 +51,15 @@ def from_scratch(source: str, options: TrainOptions, locate: Locate) -> Start:
     text = read_source(source, options)
     tokenizer = _new_tokenizer(text, options, locate)
 
+    def shape(block_size: int) -> GPT2Config:
+        return GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **options.shape())
+
     def build(block_size: int) -> GPT2:
-        shape = options.shape()
-        model = GPT2(GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **shape))
+        model = GPT2(shape(block_size))
         model.init_weights(torch.Generator().manual_seed(options.seed))
         return model
 
-    return Start(text, tokenizer, build)
+    return Start(text, tokenizer, shape, build)
 
 
 def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start:
@@ -60,12 +69,29 @@ def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start
     tokenizer = require_tokenizer(load_vocabulary(checkpoint), options.model)
     if text is not None and isinstance(tokenizer, ListedTokenizer):
         _check_known(options.model, tokenizer, text)
-    config = checkpoint.config
-    if options.dropout is not None:
-        p = options.dropout
-        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    return Start(text, tokenizer, lambda _: build_model(changed))
+    return Start(text, tokenizer, lambda _: config, lambda _: build_model(changed))
+
+
+def from_catalogue(source: str, options: FinetuneOptions) -> Start:
+    """Return the start of a published model that is not on this machine, to plan and not to train."""
+    config = published_config(options.model)
+    if config is None:
+        raise ConfigError(f"model is {options.model!r}, expected one of {', '.join(SIZES)}")
+    config = _with_dropout(config, options)
+    tokenizer = gpt2_vocabulary() or RoughTokenizer()
+
+    def build(_: int) -> GPT2:
+        raise CheckpointNotFoundError(f"{options.model} is not on this machine")
+
+    return Start(read_source(source, options), tokenizer, lambda _: config, build)
+
+
+def _with_dropout(config: GPT2Config, options: FinetuneOptions) -> GPT2Config:
+    """Return a model's configuration with the dropout of the options, if they have one."""
+    p = options.dropout
+    return config if p is None else replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
 
 
 def read_source(source: str, options: TrainingOptions) -> Text | None:

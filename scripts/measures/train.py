@@ -45,7 +45,9 @@ def kit(kind: str, task: Task) -> Figures:
 
     import gpt2kit
     from gpt2kit.data.corpus import Corpus, CorpusReport
+    from gpt2kit.memory import keep_freed_memory
 
+    keep_freed_memory()
     dtype: Any = kind
     model, _ = load_kit("float32", task["model"], task["threads"])
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, 100_000).astype(np.uint16)

@@ -567,7 +567,7 @@ def test_running_out_of_memory_says_how_much_is_needed_and_what_needs_less(
         assert option in said
 
 
-# --- finetune, plan, merge ----------------------------------------------------------------------
+# --- finetune, merge ---------------------------------------------------------------------------
 
 FINE = [
     "--block_size=16",
@@ -630,38 +630,6 @@ def test_adapters_are_not_merged_into_other_weights(book: Path, base: Path, tmp_
     assert (
         "trained on other weights"
         in run("merge", tmp_path / "lora", "--out", tmp_path / "x", code=1).stderr
-    )
-
-
-def test_a_plan_says_what_would_be_needed_and_trains_nothing(book: Path, base: Path) -> None:
-    result = run("plan", book, "--model", base, "--json")
-    plan = json.loads(result.stdout)
-    assert plan["parameters_trained"] == plan["parameters"]
-    assert set(plan["memory"]) == {"weights", "gradients", "optimizer", "activations"}
-    assert plan["training"]["max_steps"] > 0
-    fewer = json.loads(run("plan", book, "--model", base, "--json", "--lora_rank", 1).stdout)
-    assert fewer["parameters_trained"] < plan["parameters_trained"] / 4
-    assert fewer["memory"]["optimizer"] < plan["memory"]["optimizer"] / 4
-    assert "a step, validations not included" in run("plan", book, "--model", base).stderr
-
-
-def test_a_plan_of_a_recipe_or_a_shape_is_that_of_training_from_scratch(
-    book: Path, base: Path
-) -> None:
-    plan = json.loads(run("plan", book, "--recipe", "names", "--block_size", 16, "--json").stdout)
-    expected = set_up("train", str(book), {"recipe": "names", "block_size": 16})
-    assert plan["parameters"] == expected.model.config.n_params
-    assert plan["training"]["max_steps"] == expected.config.max_steps
-    assert "model     names" in run("plan", book, "--recipe", "names", "--block_size", 16).stderr
-    assert (
-        json.loads(
-            run("plan", book, "--n_layer", 1, "--n_head", 1, "--n_embd", 8, "--json").stdout
-        )["parameters"]
-        < 5000
-    )
-    assert (
-        "--model is for fine-tuning"
-        in run("plan", book, "--recipe", "names", "--model", base, code=1).stderr
     )
 
 

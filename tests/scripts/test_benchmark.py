@@ -162,6 +162,19 @@ def test_a_process_reports_its_own_memory_and_not_that_of_the_one_that_started_i
     assert 10_000_000 < int(done.stdout) < len(block) / 2
 
 
+def test_trainings_are_planned_and_measured(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "distilgpt2", GPT2Config(n_ctx=256, n_embd=32, n_head=2, n_layer=1))
+    rows = run(tmp_path, "plan", "--cases", "distilgpt2,distilgpt2 LoRA")["engines"]
+    assert list(rows) == ["kit-bfloat16 distilgpt2", "kit-bfloat16 distilgpt2 LoRA"]
+    for figures in rows.values():
+        assert list(figures) == ["planned_GB", "measured_GB", "error", "peak_GB"]
+        assert all(map(math.isfinite, figures.values()))
+    with pytest.raises(SystemExit, match="--cases knows distilgpt2, .*, not 2B"):
+        run(tmp_path, "plan", "--cases", "2B")
+
+
 def test_medians_leave_out_rounds_in_which_an_engine_failed() -> None:
     assert medians([{"seconds": 3.0}, {}, {"seconds": 1.0}, {"seconds": 2.0}]) == {"seconds": 2.0}
     assert medians([{}, {}]) == {}
@@ -209,7 +222,7 @@ def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> 
 def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
     pages = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "README.md", ROOT / "docs" / "speed.md")
+        for path in (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "finetune.md")
     )
     commands = re.findall(r"python scripts/benchmark\.py ([a-z][^`\n]*)", pages)
     assert {

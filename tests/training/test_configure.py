@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from training_builders import small_config, small_corpus, small_model
 
 from gpt2kit.errors import ConfigError
@@ -15,7 +16,7 @@ from gpt2kit.training.options import FinetuneOptions, TrainOptions
 
 
 def chosen(options: Options) -> TrainConfig:
-    return configure(options, small_model(), small_corpus(), Ranks())
+    return configure(options, small_model(), small_corpus(), Ranks(), torch.device("cpu"))
 
 
 def test_a_new_model_and_an_existing_one_are_trained_differently() -> None:
