@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot describe: the native step, which is left out if it does not compile."""
+"""What pyproject.toml cannot describe: the native step, left out if it does not compile."""
 
 import glob
 

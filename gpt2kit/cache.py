@@ -40,7 +40,8 @@ class KVCache:
     """Preallocated keys and values: `batch_size` slots, each with its own length.
 
     `GPT2.forward` appends to it and advances it. Between two calls slots can be truncated, copied,
-    freed for another text, or dropped. Memory: 2 * n_layer * batch_size * capacity * n_embd numbers.
+    freed for another text, or dropped. Memory: 2 * n_layer * batch_size * capacity * n_embd
+    numbers.
     """
 
     def __init__(

@@ -226,9 +226,8 @@ def score(
     text = options.read_stdin(encoding) if file == "-" else read_file(Path(file), encoding=encoding)
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     if not any(map(str.strip, lines)):
-        raise CorpusError(
-            f"{'standard input' if file == '-' else file}: no text, expected a sentence on each line"
-        )
+        name = "standard input" if file == "-" else file
+        raise CorpusError(f"{name}: no text, expected a sentence on each line")
     gpt2, tokenizer = options.load(model, device, dtype, quantize, write_cache=not no_cache)
     options.set_unknown(tokenizer, unknown)
     found: Iterable[Line] = score_lines(

@@ -110,7 +110,7 @@ class Report:
                 yield [" " * left + row]
 
     def _lens(self, lens: Lens) -> Iterator[Line]:
-        """Yield blocks of as many tokens as fit side by side: input, one row a layer, next token."""
+        """Yield blocks of as many tokens as fit in a row: input, one row a layer, next token."""
         n = lens.tokens.shape[1]
         width = _CELL if self.token_columns > 5 else 5
         at_once = max(1, (self.columns - 7) // (width + 1))
@@ -158,7 +158,8 @@ class Report:
             bar = ("+" if each.value > 0 else "-") * max(1, round(24 * abs(each.value) / largest))
             yield f"{each.value:>+10.3f}  {each.name:<24}{bar}"
         if rest:
-            yield f"{sum(each.value for each in rest):>+10.3f}  the {len(rest)} other parts together"
+            others = sum(each.value for each in rest)
+            yield f"{others:>+10.3f}  the {len(rest)} other parts together"
         yield f"{found.total:>+10.3f}  sum"
 
 

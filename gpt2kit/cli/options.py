@@ -137,9 +137,9 @@ class CorpusOptions:
     unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
     stride: int | None = option(
         None,
-        "The text is read in windows of n_ctx tokens that start this many tokens apart; each scores "
-        "the tokens that no earlier one has scored. Default: half of n_ctx. n_ctx itself is faster "
-        "and gives a higher perplexity.",
+        "The text is read in windows of n_ctx tokens that start this many tokens apart; each "
+        "scores the tokens that no earlier one has scored. Default: half of n_ctx. n_ctx itself "
+        "is faster and gives a higher perplexity.",
         group=TEXT_GROUP,
         at_least=1,
     )
@@ -244,7 +244,7 @@ def _note_written(path: Path) -> None:
 
 
 def locate(model: str) -> Path:
-    """Return the path of a model; one that is not on this machine is downloaded first, with a note."""
+    """Return the path of a model; a missing published one is downloaded first, with a note."""
     from gpt2kit import store
     from gpt2kit.errors import CheckpointNotFoundError
     from gpt2kit.store.catalogue import canonical_size

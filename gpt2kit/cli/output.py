@@ -5,10 +5,11 @@
     note        progress, timings, advice, on stderr
     warn, error one line on stderr that begins with "warning: " or "error: "
 
-Texts, file names and tensor names come from anywhere, and a terminal obeys the control characters in them: it can be made to
-change its title, its colors, even its keyboard. So everything on stderr, and on stdout if that is a terminal, is shown with
-control characters written out (`\\x1b`); only newlines and tabs stay. Colors are asked for beside the text, with `Styled`,
-never as escape sequences in it.
+Texts, file names and tensor names come from anywhere, and a terminal obeys the control characters
+in them: it can be made to change its title, its colors, even its keyboard. So everything on stderr,
+and on stdout if that is a terminal, is shown with control characters written out (`\\x1b`); only
+newlines and tabs stay. Colors are asked for beside the text, with `Styled`, never as escape
+sequences in it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SGR = {"red": "31", "green": "32", "yellow": "33"}
 
 
 class Styled(NamedTuple):
-    """A piece of text and how it looks: parameters of the terminal's "select graphic rendition" command, such as "1;31"."""
+    """A piece of text and how it looks, in the terminal's SGR parameters, such as "1;31"."""
 
     text: str
     sgr: str
@@ -47,13 +48,14 @@ def style(text: str, color: Color | None = None, *, dim: bool = False) -> Styled
     return Styled(text, ";".join(["2"] * dim + ([_SGR[color]] if color else [])))
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def result(*parts: Part, end: str = "\n", color: bool | None = None) -> None:
-    """Write a part of the command's result to stdout: the exact text in a pipe or file, harmless text on a terminal.
+    """Write a part of the result to stdout: exactly in a pipe or file, harmless on a terminal.
 
-    `color` says whether `Styled` parts are colored; by default they are on a terminal that shows colors.
+    `color` says whether `Styled` parts are colored; by default they are on a terminal that shows
+    colors.
     """
     color = shows_colors(sys.stdout) if color is None else color
     clean = harmless if color or sys.stdout.isatty() else None
@@ -62,7 +64,7 @@ def result(*parts: Part, end: str = "\n", color: bool | None = None) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Write an object as one line of JSON to stdout; control characters are written as \\u escapes, which mean the same."""
+    """Write an object as one line of JSON to stdout, control characters as \\u escapes."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False).translate(_IN_JSON) + "\n")
     sys.stdout.flush()
 
@@ -100,7 +102,7 @@ def error(message: object) -> None:
 
 
 def status(text: str = "") -> None:
-    """Show a text on the last line of the terminal in place of the one before it; nothing if stderr is no terminal."""
+    """Replace the last line of the terminal; does nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{one_line(text)}\x1b[K")
@@ -108,7 +110,10 @@ def status(text: str = "") -> None:
 
 
 def ask(prompt: str) -> str:
-    """Return a line that the user types; the prompt never goes into a file or pipe. Raises EOFError at the end of input."""
+    """Return a line that the user types; raises EOFError at the end of input.
+
+    The prompt never goes into a file or pipe.
+    """
     if sys.stdout.isatty():
         return input(one_line(prompt))  # readline must know the prompt, to edit behind it
     note(prompt, end="")
@@ -127,7 +132,7 @@ def confirm(question: str) -> bool:
 
 @functools.cache
 def console() -> Console:
-    """Return rich's console on stderr, for progress bars: whatever they show is made harmless too."""
+    """Return rich's console on stderr for progress bars, which makes what they show harmless."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -149,8 +154,8 @@ def shows_colors(stream: TextIO) -> bool:
 def prepare_streams() -> None:
     """Let stdout and stderr write any text, and a stream that was closed by our caller swallow it.
 
-    A character that a stream's encoding does not have becomes a question mark. A byte of a file's name that is not UTF-8, which
-    Python holds as a lone surrogate, becomes that byte again.
+    A character that a stream's encoding does not have becomes a question mark. A byte of a file's
+    name that is not UTF-8, which Python holds as a lone surrogate, becomes that byte again.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -183,13 +188,13 @@ def _rendered(part: Part, clean: Cleaning | None, *, color: bool) -> str:
     return "\n".join(f"\x1b[{sgr}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
-# --- harmless text ---------------------------------------------------------------------------------------------------
+# --- harmless text --------------------------------------------------------------------------------
 
 _JOINERS = "\u200c\u200d"  # invisible, but Persian, Indic scripts and emoji are written with them
 
 
 class _Escapes(dict[int, str]):
-    """A table for `str.translate` that is filled as characters are met: those that a terminal may obey are written out."""
+    """A table for `str.translate` that writes out the characters that a terminal may obey."""
 
     def __init__(self, kept: str, *, json: bool = False) -> None:
         super().__init__()
@@ -207,7 +212,7 @@ class _Escapes(dict[int, str]):
 
 
 def _is_space(character: str) -> bool:
-    """Whether a character is one of Unicode's spaces, such as the no-break space, which Python calls not printable."""
+    """Whether a character is a space of Unicode's that Python calls not printable."""
     return unicodedata.category(character) == "Zs"
 
 
@@ -217,7 +222,7 @@ _IN_JSON = _Escapes("\n" + _JOINERS, json=True)
 
 
 def harmless(text: str) -> str:
-    """Return a text whose control characters, newlines and tabs aside, are written out, those that change its direction too."""
+    """Return a text with control and direction characters written out, but newlines and tabs."""
     return text if text.isprintable() else text.translate(_IN_TEXT)
 
 
@@ -226,7 +231,7 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else text.translate(_IN_LINE)
 
 
-# --- figures and tables ----------------------------------------------------------------------------------------------
+# --- figures and tables ---------------------------------------------------------------------------
 
 
 def count(n: int, noun: str) -> str:
@@ -259,7 +264,7 @@ def as_typed_here(path: Path) -> Path:
 def table(
     rows: Iterable[Sequence[object]], *, right: Sequence[int] = (), gap: int = 2
 ) -> list[str]:
-    """Return rows of cells as lines with columns of equal width; those in `right`, by number, are set flush right."""
+    """Return rows of cells as lines with aligned columns; those in `right` are set flush right."""
     from rich.cells import cell_len
 
     cells = [[one_line(str(cell)) for cell in row] for row in rows]

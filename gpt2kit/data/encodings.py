@@ -67,7 +67,8 @@ def _bad_byte(
     offset = error.start + len(codecs.BOM_UTF8) * skipped
     line = data.count(b"\n", 0, offset) + 1
     return CorpusError(
-        f"{path}: byte {offset:,} (line {line:,}) is 0x{data[offset]:02x}, which is not {encoding}; "
+        f"{path}: byte {offset:,} (line {line:,}) is 0x{data[offset]:02x}, "
+        f"which is not {encoding}; "
         f"{_advice(data, name)}",
         path=path,
         offset=offset,

@@ -42,7 +42,7 @@ def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Ids:
 
 
 def _chunks(document: str) -> Iterator[str]:
-    """Split a long text before newlines between words, where a new token starts in any tokenizer."""
+    """Split a long text before newlines between words: there every tokenizer starts a token."""
     start = 0
     while len(document) - start > 2 * CHUNK:
         found = re.compile(r"(?<=\S)(?=\n\S)").search(document, start + CHUNK)
@@ -153,7 +153,8 @@ class MappedFile:
     """A file that an array is mapped from, to notice when another program writes to it.
 
     What such a program writes shows up in the array, and reading what it has cut off kills the
-    process (SIGBUS). A file that is replaced or deleted is no problem: the mapping keeps the old one.
+    process (SIGBUS). A file that is replaced or deleted is no problem: the mapping keeps the old
+    one.
     """
 
     path: Path

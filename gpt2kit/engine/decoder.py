@@ -134,7 +134,7 @@ class Decoder:
         return list(torch.split(self._read(new, cache), lengths))
 
     def scores_natively(self) -> bool:
-        """Whether `score` can be used: with int8 weights, which then give what they generate with."""
+        """Whether `score` can be used: int8 weights, read as they are when they generate."""
         return self.model.is_quantized and self._native is not None and self._native.can_read()
 
     def score(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:

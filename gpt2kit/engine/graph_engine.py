@@ -1,11 +1,12 @@
-"""One new token for every slot, in a step that always has the same shapes: a CUDA graph, or compiled.
+"""One new token for every slot, in a step of fixed shapes: a CUDA graph, or compiled.
 
 This has been tested only on a stand-in for CUDA, and never on a GPU.
 
 A GPU finishes the few hundred operations of a token before Python has asked for them. A CUDA graph
 records them once and then runs all of them at a single call, on the same addresses. So whatever
-differs between tokens lies in tensors that stay where they are, and the step looks at a fixed number
-of keys, those to come masked. torch.compile needs fixed shapes too, or it compiles for every token.
+differs between tokens lies in tensors that stay where they are, and the step looks at a fixed
+number of keys, those to come masked. torch.compile needs fixed shapes too, or it compiles for every
+token.
 
     B slots, S keys looked at, H heads, D head size, V vocabulary
 """
@@ -152,7 +153,7 @@ class GraphEngine:
 
 
 class _Step:
-    """The inputs and outputs of a step for B slots and S = `span` keys, and its graph, if captured."""
+    """Inputs and outputs of a step for B slots and S = `span` keys, and its graph, if captured."""
 
     def __init__(self, batch_size: int, span: int, device: torch.device) -> None:
         self.span = span

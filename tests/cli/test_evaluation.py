@@ -197,7 +197,7 @@ def test_too_little_text_is_one_line_of_error(
     assert message in result.stderr
 
 
-# --- score -----------------------------------------------------------------------------------------------------------
+# --- score ----------------------------------------------------------------------------------------
 
 LINES = ["una selva oscura", "", "vita", "la diritta via era smarrita"]
 

@@ -1,4 +1,4 @@
-"""explain, as a user types it: tables that line up, colours where they are wanted, and each option's effect."""
+"""explain, as a user types it: aligned tables, colors on request, and each option's effect."""
 
 from __future__ import annotations
 

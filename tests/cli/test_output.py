@@ -1,4 +1,4 @@
-"""What reaches a terminal: exact in a pipe, harmless on a screen, one line where one line is promised."""
+"""What reaches a terminal: exact in a pipe, harmless on a screen, one line for one message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from gpt2kit.cli import output
 
-# What terminals obey: title, colors, backspace, carriage return, C1, bidi overrides and isolates, line separators, half surrogates.
+# What terminals obey: title, colors, backspace, carriage return, C1, bidi overrides and isolates,
+# line separators, half surrogates.
 HOSTILE = "a\x1b]0;owned\x07b\x1b[31mc\rd\be\x9b2Jf\u202eg\u2066h\u2028i\x85j\x00k\x7fl\udcff"
 RAW = set("\x1b\x07\r\b\x9b\u202e\u2066\u2028\x85\x00\x7f\udcff")
 
@@ -172,7 +173,10 @@ def test_a_status_is_for_terminals_alone(streams: Streams) -> None:
 
 
 def test_a_byte_of_a_name_that_is_not_utf8_goes_through_a_pipe(tmp_path: Path) -> None:
-    program = "from gpt2kit.cli import output; output.prepare_streams(); output.result('a\\udcffb\\ud800é')"
+    program = (
+        "from gpt2kit.cli import output; output.prepare_streams(); "
+        "output.result('a\\udcffb\\ud800é')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

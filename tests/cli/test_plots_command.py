@@ -1,4 +1,4 @@
-"""gpt2kit plot, as a user types it: what is written, what is said, what is refused before work starts."""
+"""gpt2kit plot, as a user types it: files, messages, and what is refused before work starts."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "pip install 'gpt2kit[plots]'" in result.stderr
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def test_runs_are_named_by_their_folders(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
@@ -298,5 +298,6 @@ def test_a_file_without_losses_is_named(content: bytes) -> None:
     assert result.exit_code == 1
     assert (
         result.stderr
-        == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss or val_loss\n"
+        == "error: other.jsonl: no losses; expected lines of JSON with step and train_loss "
+        "or val_loss\n"
     )

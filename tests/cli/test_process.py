@@ -49,7 +49,8 @@ def test_the_exit_code_stays(arguments: list[str], code: int) -> None:
 
 
 def test_a_thread_that_has_work_to_do_may_finish() -> None:
-    working = "import threading, time; threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()"
+    work = "lambda: (time.sleep(0.3), print('thread'))"
+    working = f"import threading, time; threading.Thread(target={work}).start()"
     done = python(RUN.format(more=working), "--version")
     assert "thread\n" in done.stdout
     assert done.stdout.endswith("taken apart\n")

@@ -1,4 +1,4 @@
-"""--unknown: what generate and tokenize do with characters that a model of characters has never seen."""
+"""--unknown: what generate and tokenize do with characters that a model does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corpora: the right ids on each side of the split, batches that depend on seed and step alone, token files checked."""
+"""Corpora: the split, batches that depend on seed and step alone, and files of ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(
     return load_corpus(tmp_path / "book.txt", tokenizer or CharTokenizer.from_text(text), **options)
 
 
-# --- the split -------------------------------------------------------------------------------------------------------
+# --- the split ------------------------------------------------------------------------------------
 
 
 def test_both_parts_together_are_the_text(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path, fraction: fl
         load(tmp_path, val_fraction=fraction)
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 def counting(n: int, n_val: int = 0) -> Corpus:
@@ -251,7 +251,7 @@ def test_validation_windows_predict_each_token_once_and_in_order(
     assert all(len(batch) <= batch_size for batch in batches)
 
 
-# --- encoding --------------------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------
 
 
 def test_documents_are_separated_by_the_stop_id(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_single_token_is_nothing_to_train_on(tmp_path: Path) -> None:
         load(tmp_path, "a")
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 class Counted(CharTokenizer):
@@ -345,7 +345,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-# --- files of ids ----------------------------------------------------------------------------------------------------
+# --- files of ids ---------------------------------------------------------------------------------
 
 
 def test_files_of_ids_are_mapped_and_split(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_file_of_ids_cannot_be_validated_with_a_text(tmp_path: Path) -> None:
         load_corpus(tmp_path / "a.bin", byte_tokenizer(), val=tmp_path / "book.txt")
 
 
-# --- the real ones ---------------------------------------------------------------------------------------------------
+# --- the real ones --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(

@@ -102,7 +102,7 @@ def assert_reads_as_the_model(
             assert largest_difference(one[part], other[part]) < tolerance
 
 
-# --- the same numbers ------------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -173,7 +173,7 @@ def test_it_reads_one_token_for_every_slot_of_a_cache_of_a_usual_size(model: GPT
     assert not engine.can_read(one, model.new_cache())
 
 
-# --- what is captured ------------------------------------------------------------------------------------------------
+# --- what is captured -----------------------------------------------------------------------------
 
 
 def test_every_size_is_captured_once_and_then_replayed(
@@ -274,7 +274,7 @@ def test_an_engine_is_kept_for_as_long_as_its_model(fake_cuda: type[FakeGraph]) 
     assert gone() is None
 
 
-# --- generation ------------------------------------------------------------------------------------------------------
+# --- generation -----------------------------------------------------------------------------------
 
 PROMPTS = [[5, 6, 7], [9], list(range(100)), [5, 6, 7]]
 KINDS = {
@@ -334,7 +334,7 @@ def test_a_decoder_makes_caches_of_usual_sizes(model: GPT2, not_compiled: None) 
     assert [decoder.new_cache(1, n).capacity for n in (1, SHORTEST, 130)] == [128, 128, 160]
 
 
-# --- compilation -----------------------------------------------------------------------------------------------------
+# --- compilation ----------------------------------------------------------------------------------
 
 
 def test_compiling_is_refused_if_the_native_step_reads(
@@ -410,7 +410,7 @@ def test_compiled_tokens_are_the_same(model: GPT2) -> None:
     assert Decoder(model, compile=True).name() == "torch compiled"
 
 
-# --- on a GPU --------------------------------------------------------------------------------------------------------
+# --- on a GPU -------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

@@ -181,7 +181,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd widths": {"n_embd": 51, "n_head": 3, "n_inner": 37},
     "head of 128": {"n_embd": 256, "n_head": 2, "n_layer": 1},
 }
-# Tolerances for compilers that fuse multiplications and additions. In the last two, a key or an input
+# Tolerances for compilers that fuse multiplications and additions. In the last two, a key or input
 # may then round to the neighboring number.
 KINDS: dict[str, tuple[Callable[..., GPT2], float]] = {
     "float32": (model_of, 1e-5),

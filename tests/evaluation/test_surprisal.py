@@ -98,7 +98,7 @@ def test_the_model_says_its_dtype_in_the_numbers() -> None:
 
 @pytest.fixture
 def int8_model(tmp_path: Path) -> GPT2:
-    """The golden model in int8; read from a copy, since the eight bits are kept beside the weights."""
+    """The golden model in int8, from a copy: int8 weights are kept beside the others."""
     return load(shutil.copytree(GOLDEN / "hf/safetensors", tmp_path / "model"), quantize="int8")[0]
 
 
