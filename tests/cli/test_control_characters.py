@@ -187,11 +187,8 @@ def test_a_terminal_is_shown_escapes_and_obeys_none(
     arguments: list[str],
     desk: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
     # Names, texts and messages were written to the terminal as they were.
-    if arguments[0] == "generate":
-        request.applymarker(pytest.mark.xfail(reason="cli/generation.py is being converted"))
     screen = run_on_terminal(arguments, monkeypatch)
     assert RAW.search(screen) is None
     assert screen
