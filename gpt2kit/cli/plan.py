@@ -45,8 +45,8 @@ def plan(
 ) -> None:
     """Show what fine-tuning would need: parameters, steps, memory, time.
 
-    No weights are read: a published model need not be on this machine. With --recipe or the shape of
-    a model the plan is about training from scratch.
+    No weights are read: a published model need not be on this machine. With --recipe or the shape
+    of a model the plan is about training from scratch.
     """
     from gpt2kit.training.setup import set_up
 

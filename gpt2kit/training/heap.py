@@ -1,12 +1,12 @@
 """How far the heap of a process grows: glibc's malloc, replayed for the tensors of a training.
 
-A heap is larger than what is in use, because the holes that freed tensors leave do not suit the next
-ones. In training they suit badly. Torch wants its tensors at multiples of 64 bytes; for that, glibc
-looks for a hole with 96 bytes more than the tensor has, and gives back the remainders before and
-behind it (GNU C library 2.36, malloc/malloc.c, _int_memalign). The small objects that torch makes
-with each tensor take the remainder behind it, and keep it until the backward pass has taken down what
-the forward pass built up by then. Meanwhile, the hole that the tensor leaves is too small for the next
-tensor of the same size.
+A heap is larger than what is in use, because the holes that freed tensors leave do not suit the
+next ones. In training they suit badly. Torch wants its tensors at multiples of 64 bytes; for that,
+glibc looks for a hole with 96 bytes more than the tensor has, and gives back the remainders before
+and behind it (GNU C library 2.36, malloc/malloc.c, _int_memalign). The small objects that torch
+makes with each tensor take the remainder behind it, and keep it until the backward pass has taken
+down what the forward pass built up by then. Meanwhile, the hole that the tensor leaves is too small
+for the next tensor of the same size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REMAINDER = 48  # bytes before an aligned allocation, and as many behind it
 
 
 class Heap:
-    """Tensors in use and the holes between them; a new tensor gets the smallest hole that suffices."""
+    """Tensors in use and the holes between them; a tensor gets the smallest hole that suffices."""
 
     def __init__(self) -> None:
         self.size = 0  # bytes from the beginning of the heap to the end of its last block

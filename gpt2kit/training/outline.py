@@ -1,4 +1,4 @@
-"""A model to train, without its weights: its shape, its adapters, and which parameters are trained."""
+"""A model to train, without its weights: its shape, adapters, and which parameters are trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Outline:
         return cls(model.config, adapters["rank"] if adapters else 0, trained)
 
     def build(self) -> GPT2:
-        """Return a new model with this outline, and with random weights unless it is on the meta device."""
+        """Return a new model with this outline, with random weights unless on the meta device."""
         model = GPT2(self.config)
         if self.lora_rank:
             lora.add_adapters(model, self.lora_rank)

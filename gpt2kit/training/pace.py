@@ -67,7 +67,7 @@ def seconds_without_weights(
 
 
 def _rest_of_model(outline: Outline, config: TrainConfig, windows: int) -> tuple[float, float]:
-    """Measure a model without blocks: seconds of forward and backward pass, and of the optimizer."""
+    """Measure a model without blocks: seconds of both passes, and of the optimizer."""
     model = outline.with_blocks(0).build()
     optimizer = _optimizer_seconds(model, config)
     if not any(each.requires_grad for each in model.parameters()):

@@ -40,7 +40,7 @@ def memory(
         return needed
     if not ranks.sharded:  # DistributedDataParallel copies the gradients to exchange them
         return replace(needed, gradients=needed.gradients + 4 * trained)
-    # Every process has a share of each tensor, and whole tensors outside the blocks and of two blocks.
+    # Every process has a share of each tensor, and whole tensors of two blocks and outside them.
     whole = _n_params(outline, _parameters(outline, most_blocks=2))
     return replace(
         needed,
@@ -92,7 +92,7 @@ def _kilobytes(path: Path, name: str) -> int:
 
 
 def _left_in_container() -> int | None:
-    """Return the bytes between a container's limit and what is in use there, or None without a limit."""
+    """Return the bytes left up to a container's limit, or None without a limit."""
     try:
         limit = int((CONTAINER / "memory.max").read_text())  # "max" is no limit
         used = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
@@ -225,8 +225,8 @@ class SizePlan:
 def compare_sizes(config: TrainConfig, device: torch.device) -> Iterator[SizePlan]:
     """Yield what fine-tuning of each published model needs.
 
-    A model fits if it does with all that `finetune` resorts to by itself: a batch cut into parts, and
-    checkpointing.
+    A model fits if it does with all that `finetune` resorts to by itself: a batch cut into parts,
+    and checkpointing.
     """
     free = free_memory(device)
     config = replace(config, accumulate=1, checkpointing=False)

@@ -1,9 +1,9 @@
 """A training step on tensors without data, to count the bytes that it needs.
 
-Torch's FakeTensor has a shape, a dtype and a device, but no memory: an operation on it only finds out
-the shape of its result. A rehearsal runs the code of a real step on such tensors, with the training's
-own model, adapters, dropout, loss and optimizer, and adds up the bytes of the tensors that exist at
-the same time. It takes about 20 ms for each block of the model.
+Torch's FakeTensor has a shape, a dtype and a device, but no memory: an operation on it only finds
+out the shape of its result. A rehearsal runs the code of a real step on such tensors, with the
+training's own model, adapters, dropout, loss and optimizer, and adds up the bytes of the tensors
+that exist at the same time. It takes about 20 ms for each block of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SMALL = 2**15  # bytes; smaller tensors are left out of the heap
 Events = list[tuple[int, int | None]]
 
 
-# Bytes of Python, torch and small objects, measured on Linux as the peak of a training of a tiny model.
+# Bytes of Python, torch and small objects: on Linux, the peak of a training of a tiny model.
 PROGRAM = 380_000_000
 
 
@@ -206,7 +206,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def adding_in_place(self) -> Iterator[None]:
         """Count the sum of two gradients as no new tensor.
 
-        Autograd adds the second gradient to the memory of the first, except to that of a FakeTensor.
+        Autograd adds the second gradient to the memory of the first, except to that of a
+        FakeTensor.
         """
         self._in_place = True
         yield

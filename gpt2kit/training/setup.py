@@ -177,9 +177,9 @@ def set_up(
 ) -> Setup:
     """Return the training that `train` or `finetune` is asked for.
 
-    Without weights it is one to plan and not to do: the model is on the meta device, and a published
-    one need not be on this machine. Raises a Gpt2KitError for anything wrong, before a file is
-    written.
+    Without weights it is one to plan and not to do: the model is on the meta device, and a
+    published one need not be on this machine. Raises a Gpt2KitError for anything wrong, before a
+    file is written.
     """
     run = run or RunOptions()
     name = _name(command, given)

@@ -75,7 +75,7 @@ def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start
 
 
 def from_catalogue(source: str, options: FinetuneOptions) -> Start:
-    """Return the start of a published model that is not on this machine, to plan and not to train."""
+    """Return the start of a published model that is not here, to plan and not to train."""
     config = published_config(options.model)
     if config is None:
         raise ConfigError(f"model is {options.model!r}, expected one of {', '.join(SIZES)}")

@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def kit(kind: str, task: Task) -> Figures:
-    """Do three steps of a training with validation and saved states, then plan the same training."""
+    """Do three steps of a training that validates and saves, then plan the same training."""
     import torch
 
     import gpt2kit

@@ -1,4 +1,4 @@
-"""A heap grows as glibc's does: it uses the smallest hole that suffices, and not one of the same size."""
+"""A heap grows as glibc's does: a tensor gets the smallest hole that suffices."""
 
 from __future__ import annotations
 
