@@ -34,7 +34,7 @@ def test_a_type_is_a_short_word_and_only_where_a_value_is_typed(
 ) -> None:
     # --help itself was a <bool>, MODEL a <list[str]>, and --top_k an <int range> [x>=0].
     shown = help_of(command, monkeypatch)
-    assert not re.search(r"<(str|path|list|bool|int|float)|range|[x<>]=\d", shown)
+    assert not re.search(r"<(str|path|list|bool|int|float)\b|range|[x<>]=\d", shown)
 
 
 @pytest.mark.parametrize("command", ["explain", "evaluate", "score", "diff", "blend", "plot lens"])
