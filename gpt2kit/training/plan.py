@@ -203,8 +203,10 @@ def advice_on_less(less: Mapping[str, Memory]) -> str:
 
 
 def in_gb(n_bytes: int) -> str:
-    """Return a number of bytes in GB or, below 0.1 GB, in MB."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+    """Return a number of bytes in GB, or a small one in MB or kB."""
+    if n_bytes >= 1e8:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
 
 
 # --- all sizes ---

@@ -211,5 +211,5 @@ def test_a_training_that_runs_out_of_memory_says_what_it_needed(
     assert result.exit_code == 1
     said = " ".join(result.stderr.split("error: ")[1].split())
     assert re.search(r"not enough memory; this training needs about [\d.]+ GB", said)
-    assert re.search(r"[\d.]+ GB are free: program 0.4 GB, weights \d+ MB, optimizer", said)
+    assert re.search(r"[\d.]+ GB are free: program 0.4 GB, weights \d+ kB, optimizer", said)
     assert re.search(r"--accumulate 8 \(.*--checkpointing \(.*--lora_rank 8 \(.*--model", said)
