@@ -114,7 +114,10 @@ ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32
 MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}
 
 # Each has a variable in the environment: GPT2KIT_NATIVE …
-SWITCHES = ("native", "shortlist", "own_dropout", "piecewise_loss", "kept_memory")
+SWITCHES = (  # GPT2KIT_… variables
+    *("native", "shortlist", "large_pages", "quick_exit"),
+    *("own_dropout", "piecewise_loss", "kept_memory"),
+)
 
 
 @dataclass(frozen=True)
