@@ -268,7 +268,10 @@ def _is_running(process: int) -> bool:
 
 
 def delete(path: Path) -> None:
-    """Delete a folder, renamed before so that a kill leaves no half of it; unlink anything else."""
+    """Delete a folder, or unlink anything else.
+
+    The folder is renamed first: if the process is killed, no half of it is left under its name.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return

@@ -267,7 +267,7 @@ def _join_slices(records: Mapping[bytes, _Record], num_shards: int) -> dict[str,
 
 
 def _name(key: bytes) -> str:
-    """Return the name of a variable; raise Unsupported for that of a Python attribute."""
+    """Return the name of a variable; raise Unsupported if it names a Python attribute."""
     try:
         name = key.decode("utf-8")
     except UnicodeDecodeError as error:

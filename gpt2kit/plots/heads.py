@@ -187,7 +187,7 @@ def _tiles(layer: LayerTrace) -> list[Array]:
 
 
 def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: int = 0) -> Figure:
-    """Draw which tokens each position of a head attends to, as bars; of a long text some positions.
+    """Draw what each position of a head attends to, as bars; of a long text, some positions only.
 
     Raises ConfigError for a layer or head that the model does not have.
     """

@@ -110,7 +110,7 @@ class TrainingOptions:
             raise ConfigError("max_steps and epochs are both given; leave one out")
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options that change nothing beside the others, with the reason."""
+        """Return options that have no effect together with the others, each with the reason."""
         return {} if self.val is None else {"val_fraction": "--val names a text to validate with"}
 
 
@@ -160,7 +160,7 @@ class TrainOptions(TrainingOptions):
     tie_word_embeddings: bool = _shape("tie_word_embeddings")
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options that change nothing beside the others, with the reason."""
+        """Return options that have no effect together with the others, each with the reason."""
         idle = super().without_effect()
         if self.tokenizer != "bpe":
             idle |= dict.fromkeys(("vocabulary", "n_vocab"), "it is for --tokenizer bpe")
@@ -214,7 +214,7 @@ class FinetuneOptions(TrainingOptions):
     )
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options that change nothing beside the others, with the reason."""
+        """Return options that have no effect together with the others, each with the reason."""
         idle = super().without_effect()
         return idle if self.lora_rank else {**idle, "lora_alpha": "it is for --lora_rank"}
 
