@@ -82,7 +82,6 @@ def same_option(kind: type, name: str, value: Any = MISSING, **changes: Any) -> 
     return field(default=default, metadata={_KEY: replace(rules(kind)[name], **changes)})
 
 
-@functools.cache
 def rules(kind: type) -> Mapping[str, Rule]:
     """Return the rule of every field of a dataclass, by the field's name."""
     return {each.name: each.metadata.get(_KEY, Rule()) for each in fields(kind)}

@@ -98,23 +98,24 @@ class _Rehearsal:
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
         self.meter.events = []
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self._update()
         events = self.meter.events
         self.model.zero_grad(set_to_none=True)
         return events
 
     def _step(self) -> Events:
         self.meter.events = []
-        for _ in range(
-            min(2, self.config.accumulate)
-        ):  # the second finds the gradients of the first
+        for _ in range(min(2, self.config.accumulate)):  # the second finds the first's gradients
             self._forward_and_backward()
         with self._phase():
-            for optimizer in self.optimizers:
-                optimizer.step()
+            self._update()
         self.model.zero_grad(set_to_none=True)
         return self.meter.events
+
+    def _update(self) -> None:
+        with torch.device("cpu"):  # AdamW counts its steps there, and reads the count
+            for optimizer in self.optimizers:
+                optimizer.step()
 
     def _forward_and_backward(self) -> None:
         start = self.meter.now
