@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
 
     (B, H, T, D) and twice (B, H, S, D) -> (B, H, T, D). The arguments are those of
     torch.nn.functional.scaled_dot_product_attention, which does the work except on a CPU with
-    dropout and without a mask.
+    dropout and without a mask. Values that are not finite stay so, also where torch loses them.
     """
     output: Tensor
     if attn_mask is not None or not _is_ours(query, dropout_p):
