@@ -19,6 +19,7 @@ from gpt2kit.cli import (
     evaluation,
     explain,
     generation,
+    neighbors,
     originality,
     output,
     plan,
@@ -136,7 +137,7 @@ _HEADINGS = {
     "Models": (weights,),
     "Train": (training, plan),
     "Measure": (evaluation, comparison, originality),
-    "Look inside": (explain, plots),
+    "Look inside": (explain, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():
     for _module in _modules:
