@@ -136,10 +136,16 @@ class Reporter:
 
 
 def _line(report: StepReport) -> str:
-    train = f"train {report.train_loss:.4f}  " if report.train_loss is not None else ""
+    """Return the figures of a validation, those of the training text measured alike if they are."""
+    train = ""
+    if report.eval_train_loss is not None:
+        train = f"train {report.eval_train_loss:.4f}  "
+    elif report.train_loss is not None:
+        train = f"batch {report.train_loss:.4f}  "
     star = " *" if report.is_best else ""
-    speed = f"  {report.tokens_per_second:,.0f} tokens/s" if report.tokens_per_second else ""
-    return f"step {report.step:>6}  {train}val {report.val_loss:.4f}{star}{speed}"
+    seen = f"  {output.count(report.tokens_seen, 'token')} seen" if report.tokens_seen else ""
+    speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.tokens_per_second else ""
+    return f"step {report.step:>6}  {train}val {report.val_loss:.4f}{star}{seen}{speed}"
 
 
 def first_line(setup: Setup) -> str:

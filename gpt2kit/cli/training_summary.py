@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SAMPLE_SEED = 1
 _SAMPLE_TOKENS = 400  # of the text whose originality is measured
 _RECENT = 100  # steps whose training losses are averaged
+_LABELS = {"eval_train_loss": "training loss", "val_loss": "validation loss"}
 _AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # drawn in loss.png
 
 
@@ -84,7 +85,8 @@ def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) ->
         best = min(measured, key=lambda line: line["val_loss"])
         summary["best_step"] = best["step"]
         for name, line in (("before", measured[0]), ("after", best)):
-            summary[name] = loss_figures(
+            measured_alike = {key: line[key] for key in ("eval_train_loss",) if key in line}
+            summary[name] = measured_alike | loss_figures(
                 line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters
             )
     return summary
@@ -136,11 +138,11 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     if "before" in summary:
         lines.append(f"{'':<22}{'before':>10}{'best':>10}   at step {summary['best_step']:,}")
         for name in summary["before"]:
-            label = "validation loss" if name == "val_loss" else name.replace("_", " ")
+            label = _LABELS.get(name, name.replace("_", " "))
             before, after = summary["before"][name], summary["after"][name]
             lines.append(f"{label:<22}{before:>10.3f}{after:>10.3f}")
     if summary["train_loss"] is not None:
-        loss = f"{'training loss':<22}{'':>10}{summary['train_loss']:>10.3f}"
+        loss = f"{'loss of the batches':<22}{'':>10}{summary['train_loss']:>10.3f}"
         recent = output.count(min(_RECENT, summary["steps"]), "step")
         lines.append(f"{loss}   mean of the last {recent}")
     if "copied" in summary:

@@ -9,6 +9,7 @@ on the seed and the step alone, so that training can continue at any step, in an
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,19 +126,25 @@ class Corpus:
         ]
         return self._tensor(ids, np.asarray(starts)[:, None] + np.arange(block_size + 1))
 
-    def val_windows(self, block_size: int, *, batch_size: int = 1) -> Iterator[Tensor]:
-        """Yield the validation text in adjacent windows, (B, T + 1) int64.
+    def eval_windows(
+        self, split: Split, block_size: int, *, batch_size: int = 1, most_tokens: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the windows to measure a split's loss with, (B, T + 1) int64, always the same ones.
 
-        Each token but the first is predicted once. The last window comes alone and may be shorter,
-        so a mean over the split must weight windows by their lengths.
+        The validation text is cut into adjacent windows, which predict each token but the first
+        once. If it is longer than `most_tokens`, evenly spaced batches of them are used. The last
+        window comes alone and may be shorter, so a mean must weight windows by their lengths.
+
+        Of the training text there are as many windows of the same lengths, evenly spaced from its
+        beginning to its end, so that both losses are measured on equally many tokens.
         """
-        whole = max(0, (len(self.val_ids) - 1) // block_size)
-        for first in range(0, whole, batch_size):
-            starts = np.arange(first, min(first + batch_size, whole)) * block_size
-            yield self._tensor(self.val_ids, starts[:, None] + np.arange(block_size + 1))
-        rest = np.arange(whole * block_size, len(self.val_ids))
-        if len(rest) > 1:
-            yield self._tensor(self.val_ids, rest[None])
+        ids = self.val_ids
+        batches = _val_batches(len(ids), block_size, batch_size, most_tokens)
+        if split == "train" and batches:
+            ids = self._ids("train", block_size)
+            batches = _spread(batches, len(ids))
+        for starts, length in batches:
+            yield self._tensor(ids, starts[:, None] + np.arange(length + 1))
 
     def _tensor(self, ids: Ids, offsets: Ids) -> Tensor:
         """Return the ids at some offsets: (B, T + 1) int64."""
@@ -180,6 +187,37 @@ class Corpus:
 def _windows_per_epoch(n: int, block_size: int) -> int:
     """Return how many windows predict n - 1 tokens from any start: one more than fit."""
     return -(-(n - 1) // block_size) + 1
+
+
+def _val_batches(
+    n: int, block_size: int, batch_size: int, most_tokens: int | None
+) -> list[tuple[Ids, int]]:
+    """Return batches of adjacent windows of n tokens: where each starts, and what it predicts."""
+    whole, rest = divmod(max(0, n - 1), block_size)
+    n_batches = -(-whole // batch_size)
+    every = 1 if most_tokens is None else max(1, math.ceil(n / most_tokens))
+    batches: list[tuple[Ids, int]] = []
+    for number in range(0, n_batches + (rest > 0), every):
+        if number == n_batches:
+            batches.append((np.array([whole * block_size]), rest))
+        else:
+            first = number * batch_size
+            starts = np.arange(first, min(first + batch_size, whole)) * block_size
+            batches.append((starts, block_size))
+    return batches
+
+
+def _spread(batches: Sequence[tuple[Ids, int]], n: int) -> list[tuple[Ids, int]]:
+    """Return batches of the same sizes whose windows are evenly spaced over n tokens."""
+    n_windows = sum(len(starts) for starts, _ in batches)
+    last = n - 1 - batches[-1][1]  # where the last window starts
+    spread, before = [], 0
+    for starts, length in batches:
+        numbers = np.arange(before, before + len(starts))
+        evenly = numbers * last // max(1, n_windows - 1)
+        spread.append((np.minimum(evenly, n - 1 - length), length))
+        before += len(starts)
+    return spread
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -52,6 +52,11 @@ class TrainConfig:
     compile: bool = option(False, "Compile the model with torch, which takes a while at the start.")
     eval_every: int = option(100, "Steps between validations.", at_least=1)
     eval_tokens: int = option(2**18, "Most tokens of the validation text to use.", at_least=1)
+    eval_train: bool = option(
+        False,
+        "At each validation, measure the loss of the training text, too: in the same way, on as "
+        "many tokens.",
+    )
     save_every: int = option(100, "Steps between saved states.", at_least=1)
     patience: int = option(
         0, "Stop after this many validations without a better one; 0 never stops.", at_least=0

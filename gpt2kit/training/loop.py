@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 
-from gpt2kit.data.corpus import Corpus
+from gpt2kit.data.corpus import Corpus, Split
 from gpt2kit.errors import TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import TrainConfig
@@ -55,8 +55,9 @@ def train(
 
     if state is None:  # a new run begins with a measurement
         state = LoopState()
-        val_loss = evaluate_loss(trainer.module, corpus, config, trainer.ranks)
-        report = StepReport(0, None, val_loss, 0.0, None, 0, 0.0, None, state.note(val_loss))
+        losses = _evaluate(trainer)
+        is_best = state.note(losses["val_loss"])
+        report = StepReport(step=0, is_best=is_best, **losses)
         _save(run, trainer, state, report)
         yield report
     yield from _steps(trainer, state, run, stop)
@@ -81,7 +82,7 @@ def _steps(
         train_loss = ranks.mean(float(total))
 
         # Clip the gradient; a loss that is not finite never reaches the weights
-        norm = clip_gradients(trainer.parameters, config.clip)
+        norm, norms = clip_gradients(trainer.parameters, config.clip)
         _check_finite(state.step, train_loss, norm, run)
 
         # Update the weights
@@ -95,8 +96,8 @@ def _steps(
 
         # Validate
         is_due = state.step == config.max_steps or state.step % config.eval_every == 0
-        val_loss = evaluate_loss(trainer.module, corpus, config, ranks) if is_due else None
-        is_best = is_due and state.note(val_loss)
+        losses = _evaluate(trainer) if is_due else {}
+        is_best = is_due and state.note(losses["val_loss"])
 
         # Save and report
         stopped = ranks.any(stop())
@@ -104,10 +105,11 @@ def _steps(
         report = StepReport(
             step=state.step,
             train_loss=train_loss,
-            val_loss=val_loss,
+            **losses,
             lr=lr,
             gradient_norm=norm,
-            tokens=state.step * tokens,
+            gradient_norms=norms,
+            tokens_seen=state.step * tokens,
             epoch=state.step * tokens / len(corpus.train_ids),
             tokens_per_second=tokens / seconds,
             is_best=is_best,
@@ -158,24 +160,38 @@ def _save(run: Run | None, trainer: Trainer, state: LoopState, report: StepRepor
         run.save(trainer.model, trainer.optimizers, state, is_last=is_last)
 
 
+def _evaluate(trainer: Trainer) -> dict[str, Any]:
+    """Measure the loss of the validation text, and if asked to, that of the training text."""
+    splits: dict[str, Split] = {"val_loss": "val"}
+    if trainer.config.eval_train:
+        splits["eval_train_loss"] = "train"
+    what = trainer.module, trainer.corpus, trainer.config, trainer.ranks
+    return {name: evaluate_loss(*what, split=split) for name, split in splits.items()}
+
+
 @torch.no_grad()
 def evaluate_loss(
-    module: nn.Module, corpus: Corpus, config: TrainConfig, ranks: Ranks | None = None
+    module: nn.Module,
+    corpus: Corpus,
+    config: TrainConfig,
+    ranks: Ranks | None = None,
+    *,
+    split: Split = "val",
 ) -> float | None:
-    """Return the mean loss of the validation text, in nats per token, or None if there is no text.
+    """Return a split's mean loss in nats per token, or None if there is no validation text.
 
-    The text is cut into adjacent windows. If it is longer than eval_tokens, evenly spaced batches
-    of them are used, the same ones every time. Draws no random numbers. With several processes all
-    must call this, and all get the same number.
+    It is measured without dropout on the corpus's `eval_windows`, at most eval_tokens of them, and
+    draws no random numbers. With several processes all must call this, and all get the same number.
     """
     ranks = ranks or Ranks()
     was_training = module.training
     module.eval()
     per_batch = max(1, config.batch_size // config.accumulate // ranks.world_size)
-    every = max(1, math.ceil(len(corpus.val_ids) / config.eval_tokens))
     device = next(module.parameters()).device
     total, count = 0.0, 0
-    for ids in islice(corpus.val_windows(config.block_size, batch_size=per_batch), 0, None, every):
+    for ids in corpus.eval_windows(
+        split, config.block_size, batch_size=per_batch, most_tokens=config.eval_tokens
+    ):
         tokens = ids[:, 1:].numel()  # of (B, T + 1), all but the first column are predicted
         total += float(module(ids.to(device))) * tokens
         count += tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,16 +88,31 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
-    """Scale the gradients down to the norm `largest`, and return the norm that they had.
+def clip_gradients(
+    parameters: Mapping[str, Tensor], largest: float
+) -> tuple[float, dict[str, float]]:
+    """Scale the gradients down to the norm `largest`; return the norms that they had.
 
-    A largest norm of 0 leaves them as they are, and so does a norm that is not finite.
+    These are the norm of all gradients together, and that of each part of the model that has any:
+    a block, `h.0`, or a module outside of the blocks, such as `wte` and `ln_f`. A largest norm of 0
+    leaves the gradients as they are, and so does a norm that is not finite.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(gathered(nn.utils.get_total_norm(gradients)))
+    named = [(name, each.grad) for name, each in parameters.items() if each.grad is not None]
+    gradients = [gradient for _, gradient in named]
+    each_norm = torch.stack(torch._foreach_norm(gradients))  # (number of gradients,)
+    norm = float(gathered(torch.linalg.vector_norm(each_norm)))
+    parts: dict[str, list[float]] = {}
+    for (name, _), of_one in zip(named, gathered(each_norm).tolist(), strict=True):
+        parts.setdefault(_part(name), []).append(of_one)
     if math.isfinite(norm) and norm > largest > 0:
         torch._foreach_mul_(gradients, largest / norm)
-    return norm
+    return norm, {part: math.hypot(*norms) for part, norms in parts.items()}
+
+
+def _part(name: str) -> str:
+    """Return the block, or the module outside of the blocks, that a parameter belongs to."""
+    first, *rest = name.split(".")
+    return f"h.{rest[0]}" if first == "h" else first
 
 
 def freeze(model: GPT2, what: str) -> None:

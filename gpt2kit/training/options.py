@@ -80,6 +80,7 @@ class TrainingOptions:
         "eval_every", None, default=f"the steps / {VALIDATIONS}, rounded up"
     )
     eval_tokens: int = _saving("eval_tokens")
+    eval_train: bool = _saving("eval_train", True)
     save_every: int | None = _saving("save_every", None, default="as eval_every")
     patience: int = _saving("patience", 5)
 
@@ -269,6 +270,7 @@ class FinetuneKeywords(TypedDict, total=False):
     device: str
     eval_every: int | None
     eval_tokens: int
+    eval_train: bool
     save_every: int | None
     patience: int
     val_fraction: float

@@ -20,18 +20,20 @@ SAMPLES = "samples.jsonl"
 FinishReason = Literal["steps", "patience", "stopped"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
     """What one step did; the first report of a run, step 0, only measures."""
 
     step: int  # steps done so far
-    train_loss: float | None  # of this step's batch, in nats per token
-    val_loss: float | None  # in nats per token; None at steps without a validation
-    lr: float
-    gradient_norm: float | None  # before clipping
-    tokens: int  # read since the start of the run, in all processes
-    epoch: float  # the same as passes over the training text
-    tokens_per_second: float | None  # of all processes together
+    train_loss: float | None = None  # of this step's batch, in nats per token
+    val_loss: float | None = None  # in nats per token; None at steps without a validation
+    eval_train_loss: float | None = None  # of the training text, measured as val_loss is
+    lr: float = 0.0
+    gradient_norm: float | None = None  # before clipping
+    tokens_seen: int = 0  # trained on since the start of the run, in all processes
+    epoch: float = 0.0  # the same as passes over the training text
+    tokens_per_second: float | None = None  # of all processes together
+    gradient_norms: dict[str, float] | None = None  # before clipping, by part: wte, h.0, ln_f …
     is_best: bool = False  # no earlier validation was better
     finish_reason: FinishReason | None = None  # in the last report: why training ended
 
@@ -40,12 +42,20 @@ class StepReport:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-_NUMBERS = ("train_loss", "val_loss", "lr", "gradient_norm", "tokens", "epoch", "tokens_per_second")
+_NUMBERS = {
+    name
+    for name in StepReport.__annotations__
+    if name not in ("step", "gradient_norms", "is_best", "finish_reason")
+}
+_OLD_NAMES = {"tokens": "tokens_seen"}  # of figures in earlier versions
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the reports of a run, given its folder or its metrics.jsonl, without damaged lines."""
-    return [record for _, record in _read(path / METRICS if path.is_dir() else path)]
+    return [
+        {_OLD_NAMES.get(name, name): value for name, value in record.items()}
+        for _, record in _read(path / METRICS if path.is_dir() else path)
+    ]
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -91,5 +101,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    numbers = (record[name] for name in _NUMBERS if name in record)
+    norms = record.get("gradient_norms", {})
+    if not isinstance(norms, dict):
+        return None
+    numbers = [record[name] for name in _NUMBERS if name in record] + list(norms.values())
     return record if all(type(number) in (int, float) for number in numbers) else None

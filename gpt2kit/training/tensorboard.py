@@ -11,7 +11,14 @@ from gpt2kit.training.records import StepReport
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FIGURES = ("train_loss", "val_loss", "lr", "gradient_norm", "tokens_per_second")
+FIGURES = (
+    "train_loss",
+    "val_loss",
+    "eval_train_loss",
+    "lr",
+    "gradient_norm",
+    "tokens_per_second",
+)
 
 
 def check_tensorboard() -> None:
@@ -46,6 +53,8 @@ class EventWriter:
         for name in FIGURES:
             if (value := getattr(report, name)) is not None:
                 writer.add_scalar(name, value, report.step)
+        for part, norm in (report.gradient_norms or {}).items():
+            writer.add_scalar(f"gradient_norms/{part}", norm, report.step)
         writer.flush()  # so that a kill cannot lose steps that a saved state continues after
 
     def close(self) -> None:

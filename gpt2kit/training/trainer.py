@@ -41,7 +41,9 @@ class Trainer:
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
         )
-        self.parameters = [each for each in model.parameters() if each.requires_grad]
+        self.parameters = {
+            name: each for name, each in model.named_parameters() if each.requires_grad
+        }
         if config.batch_size % ranks.world_size:
             raise ConfigError(
                 f"batch_size is {config.batch_size}, expected a multiple of the "

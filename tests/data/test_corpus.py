@@ -14,11 +14,12 @@ import pytest
 import torch
 from data_builders import byte_tokenizer
 
-from gpt2kit.data.corpus import Corpus, CorpusReport, load_corpus, split_documents
+from gpt2kit.data.corpus import Corpus, CorpusReport, Split, load_corpus, split_documents
 from gpt2kit.data.texts import read_texts
 from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 
+SPLITS: tuple[Split, Split] = ("val", "train")
 TEXT = "".join(f"verso numero {n} è scritto qui\n" for n in range(60))
 
 
@@ -112,7 +113,7 @@ def test_another_file_can_be_the_validation_text(tmp_path: Path) -> None:
 def test_a_text_too_short_to_hold_anything_out_is_trained_on_whole(tmp_path: Path) -> None:
     corpus = load(tmp_path, "abcdef")
     assert (len(corpus.train_ids), len(corpus.val_ids)) == (6, 0)
-    assert list(corpus.val_windows(4)) == []
+    assert list(corpus.eval_windows("val", 4)) == []
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
@@ -241,7 +242,7 @@ def test_validation_windows_predict_each_token_once_and_in_order(
     n_val: int, batch_size: int
 ) -> None:
     corpus = counting(50, n_val)
-    batches = list(corpus.val_windows(10, batch_size=batch_size))
+    batches = list(corpus.eval_windows("val", 10, batch_size=batch_size))
     assert [token for batch in batches for row in batch.tolist() for token in row[1:]] == list(
         range(51, 50 + n_val)
     )
@@ -249,6 +250,27 @@ def test_validation_windows_predict_each_token_once_and_in_order(
         range(50, 49 + n_val)
     )
     assert all(len(batch) <= batch_size for batch in batches)
+
+
+@pytest.mark.parametrize("n_train", [12, 30, 36, 200])
+@pytest.mark.parametrize("most_tokens", [None, 20])
+def test_the_training_text_is_measured_on_as_many_windows_of_the_same_lengths(
+    n_train: int, most_tokens: int | None
+) -> None:
+    corpus = counting(n_train, 36)
+    val, train = (
+        list(corpus.eval_windows(split, 10, batch_size=2, most_tokens=most_tokens))
+        for split in SPLITS
+    )
+    assert [batch.shape for batch in train] == [batch.shape for batch in val]
+    rows = [row for batch in train for row in batch.tolist()]
+    assert all(row == list(range(row[0], row[0] + len(row))) for row in rows)
+    assert rows[0][0] == 0
+    assert rows[-1][-1] == n_train - 1
+    if most_tokens is None and n_train == 36:  # as long as the other: adjacent windows, too
+        assert [row[0] for row in rows] == [0, 10, 20, 30]
+    if most_tokens is None and n_train == 200:  # the last one predicts 5 tokens
+        assert [row[0] for row in rows] == [0, 194 // 3, 2 * 194 // 3, 194]
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -382,7 +404,7 @@ def test_a_file_that_is_cut_off_while_it_is_used_is_an_error(tmp_path: Path, kep
     with pytest.raises(CorpusError, match="another program has changed this file"):
         corpus.batch("train", 1, block_size=10, batch_size=2, seed=0)
     with pytest.raises(CorpusError, match="another program has changed this file"):
-        list(corpus.val_windows(10))
+        list(corpus.eval_windows("val", 10))
 
 
 def test_a_file_that_is_replaced_or_deleted_stays_as_it_was(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from gpt2kit.training.sharding import whole
 from gpt2kit.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-FEW_STEPS = {"max_steps": 6, "eval_every": 3, "save_every": 2}
+FEW_STEPS = {"max_steps": 6, "eval_every": 3, "save_every": 2, "eval_train": True}
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 SMALL = (
     "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "
@@ -230,15 +230,22 @@ def losses(folder: Path) -> list[float]:
     return [
         line[name]
         for line in read_metrics(folder)
-        for name in ("train_loss", "val_loss")
+        for name in ("train_loss", "val_loss", "eval_train_loss")
         if name in line
     ]
+
+
+def norms(folder: Path) -> list[dict[str, float]]:
+    """Return the gradients' norms by part of every step."""
+    return [line["gradient_norms"] for line in read_metrics(folder) if "gradient_norms" in line]
 
 
 def assert_alike(folder: Path, other: Path) -> None:
     """Assert that two runs have the same losses and last weights, up to rounding."""
     assert [line["step"] for line in read_metrics(folder)] == list(range(7))
     assert losses(folder) == pytest.approx(losses(other), **LOSSES)
+    for found, expected in zip(norms(folder), norms(other), strict=True):
+        assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
     (first, _), (second, _) = (load(path, device="cpu") for path in (folder, other))
     for name, parameter in weights(second).items():
         torch.testing.assert_close(weights(first)[name], parameter, **WEIGHTS)
@@ -281,6 +288,7 @@ def test_two_processes_with_a_divided_model_train_as_one(root: Path, name: str) 
 
 def test_adapters_are_trained_beside_divided_weights(root: Path) -> None:
     assert losses(root / "fsdp-adapters") == pytest.approx(losses(root / "one-adapters"), **LOSSES)
+    assert norms(root / "fsdp-adapters")[0].keys() == {"h.0", "h.1"}  # the rest is not trained
     found = []
     for kind in ("one", "fsdp"):
         add_adapters(model := small_model(), 2)

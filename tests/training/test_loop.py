@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from training_builders import VERSES, same, small_config, small_corpus, small_model, weights
 
 from gpt2kit.errors import ConfigError, Gpt2KitWarning, TrainingError
+from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.loop import evaluate_loss, train
@@ -41,8 +43,8 @@ def test_the_first_report_measures_and_the_others_count_steps() -> None:
     assert reports[0].train_loss is None
     assert [report.step for report in reports if report.val_loss is not None] == [0, 4, 8, 12]
     assert [report.finish_reason for report in reports if report.finish_reason] == ["steps"]
-    assert reports[-1].tokens == 12 * 4 * 8
-    assert reports[-1].epoch == pytest.approx(reports[-1].tokens / len(small_corpus().train_ids))
+    assert reports[-1].tokens_seen == 12 * 4 * 8
+    assert reports[-1].epoch == pytest.approx(12 * 4 * 8 / len(small_corpus().train_ids))
 
 
 def test_the_same_settings_give_the_same_weights() -> None:
@@ -135,9 +137,57 @@ def test_validation_uses_no_more_tokens_than_it_may() -> None:
     assert whole == pytest.approx(part, abs=0.3)
 
 
+@pytest.mark.parametrize("eval_tokens", [10**6, 40])
+def test_the_training_text_is_measured_like_the_validation_text(eval_tokens: int) -> None:
+    model = small_model(embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
+    corpus = small_corpus(val_fraction=0.3)
+    config = small_config(eval_train=True, eval_tokens=eval_tokens)
+    for report in train(model, corpus, config):
+        if report.val_loss is None:
+            assert report.eval_train_loss is None
+            continue
+        # By hand: every window alone, its tokens' surprisals from the logits in float64.
+        model.eval()
+        for split, found in (("train", report.eval_train_loss), ("val", report.val_loss)):
+            windows = corpus.eval_windows(split, 8, batch_size=4, most_tokens=eval_tokens)  # type: ignore[arg-type]
+            nats = [
+                -torch.log_softmax(model(row[None, :-1])[0].double(), dim=-1)[position, token]
+                for batch in windows
+                for row in batch
+                for position, token in enumerate(row[1:])
+            ]
+            assert found == pytest.approx(torch.stack(nats).mean().item(), rel=1e-5)
+
+
+def test_measuring_the_training_text_changes_nothing() -> None:
+    assert same(weights(trained(eval_train=True)[0]), weights(trained()[0]))
+
+
+@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"clip": 0.01}])
+def test_gradient_norms_by_part_are_those_of_a_plain_backward_pass(how: dict[str, Any]) -> None:
+    model = small_model(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    add_adapters(model, 2)
+    model.wte.requires_grad_(True)
+    model.ln_f.requires_grad_(True)
+    plain = copy.deepcopy(model)
+    report = list(train(model, small_corpus(), small_config(max_steps=3, **how)))[1]
+    ids = small_corpus().batch("train", 0, block_size=8, batch_size=4, seed=0)
+    logits = plain(ids[:, :-1])  # (B, T, V)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    parts = {"wte": plain.wte, "h.0": plain.h[0], "h.1": plain.h[1], "ln_f": plain.ln_f}
+    expected = {
+        name: float(torch.nn.utils.clip_grad_norm_(part.parameters(), math.inf))
+        for name, part in parts.items()
+    }
+    assert report.gradient_norms == pytest.approx(expected, rel=1e-4)
+    assert report.gradient_norm == pytest.approx(math.hypot(*expected.values()), rel=1e-4)
+
+
 def test_without_validation_text_nothing_is_measured() -> None:
-    reports = list(train(small_model(), small_corpus(val_fraction=0.0), small_config()))
+    config = small_config(eval_train=True)
+    reports = list(train(small_model(), small_corpus(val_fraction=0.0), config))
     assert all(report.val_loss is None for report in reports)
+    assert all(report.eval_train_loss is None for report in reports)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights() -> None:

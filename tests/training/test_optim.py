@@ -82,14 +82,17 @@ def test_gradients_are_scaled_to_the_largest_norm_and_smaller_ones_left() -> Non
     parameter = torch.nn.Parameter(torch.zeros(2))
     for largest, after in ((1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (10.0, [3.0, 4.0])):
         parameter.grad = torch.tensor([3.0, 4.0])
-        assert clip_gradients([parameter], largest) == 5.0
+        assert clip_gradients({"wte.weight": parameter}, largest) == (5.0, {"wte": 5.0})
         assert parameter.grad.tolist() == pytest.approx(after)
 
 
 def test_a_gradient_that_is_not_finite_is_reported_and_does_not_spread() -> None:
     first, second = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     first.grad, second.grad = torch.tensor([math.nan]), torch.tensor([2.0])
-    assert math.isnan(clip_gradients([first, second], 1.0))
+    norm, parts = clip_gradients({"wte.weight": first, "h.3.ln_1.bias": second}, 1.0)
+    assert math.isnan(norm)
+    assert math.isnan(parts["wte"])
+    assert parts["h.3"] == 2.0
     assert second.grad.item() == 2.0
 
 

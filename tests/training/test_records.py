@@ -16,6 +16,8 @@ DAMAGED = {
     "no object": b"[1, 2]\nnull\n7\n",
     "a step that is no number": b'{"step": "x"}\n{"step": null}\n{"step": true}\n{}\n',
     "a loss that is no number": b'{"step": 3, "val_loss": "low"}\n',
+    "norms that are no numbers": b'{"step": 3, "gradient_norms": {"wte": "low"}}\n',
+    "norms that are no object": b'{"step": 3, "gradient_norms": [1.0]}\n',
     "lone surrogates": b'{"step": 3, "text": "\\ud800"}\n',
     "no UTF-8": b"\xff\xfe\n",
     "deep nesting": b"[" * 100_000 + b"\n",
@@ -31,6 +33,11 @@ def test_metrics_are_the_reports(tmp_path: Path) -> None:
     assert [line.get("train_loss") for line in lines] == [report.train_loss for report in reports]
     assert "val_loss" in lines[4]
     assert "val_loss" not in lines[5]
+
+
+def test_a_figure_of_an_earlier_version_has_its_new_name(tmp_path: Path) -> None:
+    append(tmp_path / METRICS, {"step": 2, "tokens": 64, "train_loss": 3.5})
+    assert read_metrics(tmp_path) == [{"step": 2, "tokens_seen": 64, "train_loss": 3.5}]
 
 
 @pytest.mark.parametrize("file", [METRICS, SAMPLES])

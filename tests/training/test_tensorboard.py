@@ -42,7 +42,10 @@ def test_a_resumed_run_has_every_figure_of_every_step_once(tmp_path: Path) -> No
     found = reader.EventAccumulator(str(run / "tensorboard")).Reload()
     record = read_metrics(run)
     assert [line["step"] for line in record] == list(range(7))
-    assert set(found.Tags()["scalars"]) == set(FIGURES)
+    norms = {f"gradient_norms/{part}" for part in ("wte", "wpe", "h.0", "ln_f")}
+    assert set(found.Tags()["scalars"]) == {*FIGURES, *norms}
+    last = {name: found.Scalars(f"gradient_norms/{name}")[-1].value for name in ("wte", "h.0")}
+    assert {name: record[-1]["gradient_norms"][name] for name in last} == pytest.approx(last)
     for name in FIGURES:
         events = [(event.step, event.value) for event in found.Scalars(name)]
         assert [step for step, _ in events] == [line["step"] for line in record if name in line]
