@@ -19,6 +19,7 @@ from gpt2kit.cli import (
     evaluation,
     explain,
     generation,
+    inspect_model,
     neighbors,
     originality,
     output,
@@ -134,7 +135,7 @@ def common(
 
 _HEADINGS = {
     "Write": (generation, tokenize),
-    "Models": (weights,),
+    "Models": (weights, inspect_model),
     "Train": (training, plan),
     "Measure": (evaluation, comparison, originality),
     "Look inside": (explain, neighbors, plots),

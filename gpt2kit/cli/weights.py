@@ -1,4 +1,4 @@
-"""download, models, rm, convert, inspect and verify."""
+"""download, models, rm, convert and verify."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from gpt2kit.cli.options import Device, Force, Json, ModelArgument, NoVerify
 from gpt2kit.cli.output import human_size
 
 if TYPE_CHECKING:
-    from gpt2kit.checkpoints.stored import Checkpoint
     from gpt2kit.store import InstalledModel
 
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (download, models, rm, convert, inspect, verify):
+    for command in (download, models, rm, convert, verify):
         app.command(command.__name__)(command)
 
 
@@ -179,65 +178,6 @@ def check_target(to: Path, force: bool, option: str) -> None:
         raise CheckpointError(
             f"{to} exists and holds more than a model, so it is not replaced; name another folder"
         )
-
-
-def inspect(model: ModelArgument, json: Json = False, no_verify: NoVerify = False) -> None:
-    """Show a model's configuration, tensors, parameters by part and the memory it needs."""
-    from gpt2kit import inspection
-
-    checkpoint = options.open_model(model, verify=not no_verify)
-    counts = inspection.count_parameters(checkpoint.config)
-    memory = inspection.memory(checkpoint.config)
-    if json:
-        _inspect_as_json(checkpoint, counts, memory)
-        return
-    output.result(checkpoint.path, f" ({checkpoint.format})\n")
-    for name, value in asdict(checkpoint.config).items():
-        output.result(f"  {name:<32}{value}")
-    _print_tensors(checkpoint)
-    n_params, n_ctx = checkpoint.config.n_params, checkpoint.config.n_ctx
-    output.result(f"\n{'parameters':<20}{n_params:>16,}")
-    for part, count in counts.items():
-        output.result(f"  {part:<18}{count:>16,}{count / n_params:>8.1%}")
-    output.result(f"\n{'memory':<20}{'weights':>12}{'cache per token':>18}{'cache, full':>14}")
-    for name, sizes in memory.items():
-        weights, token, full = map(human_size, (*sizes, sizes[1] * n_ctx))
-        output.result(f"  {name:<18}{weights:>12}{token:>18}{full:>14}")
-
-
-def _inspect_as_json(
-    checkpoint: Checkpoint, counts: dict[str, int], memory: dict[str, tuple[int, int]]
-) -> None:
-    from gpt2kit import inspection
-
-    config = checkpoint.config
-    output.print_json(
-        {"path": str(checkpoint.path), "format": checkpoint.format, "config": asdict(config)}
-    )
-    output.print_json(
-        {
-            "parameters": config.n_params,
-            "by_part": counts,
-            "memory": {dtype: weights for dtype, (weights, _) in memory.items()},
-        }
-    )
-    for tensor in inspection.summarize(checkpoint):
-        output.print_json(asdict(tensor))
-
-
-def _print_tensors(checkpoint: Checkpoint) -> None:
-    """Print a line for each tensor, as it is read, and the names of those that are not used."""
-    from gpt2kit import inspection
-
-    header = f"{'tensor':<34}{'shape':<16}{'dtype':<10}{'norm':>12}{'mean':>12}{'largest':>12}"
-    output.result(f"\n{header}")
-    for tensor in inspection.summarize(checkpoint):
-        shape = " x ".join(map(str, tensor.shape))
-        figures = f"{tensor.norm:>12.4f}{tensor.mean:>12.5f}{tensor.largest:>12.4f}"
-        output.result(f"{tensor.name:<34}{shape:<16}{tensor.dtype:<10}{figures}")
-    if checkpoint.skipped:
-        more = ", …" if len(checkpoint.skipped) > 4 else ""
-        output.result(f"not part of the model: {', '.join(checkpoint.skipped[:4])}{more}")
 
 
 def verify(model: ModelArgument, device: Device = "auto", json: Json = False) -> None:

@@ -134,6 +134,11 @@ class BPETokenizer:
             message = f"id {token} is not in the vocabulary of {self.n_vocab:,}"
             raise TokenizerError(message) from None
 
+    def gaps(self) -> set[int]:
+        """Return the ids below n_vocab that no token has, since the files skip them."""
+        used = {*self._vocab.values(), *self._added.values()}
+        return set(range(self.n_vocab)) - used
+
     def files(self) -> dict[str, bytes]:
         """Return the files that define the vocabulary, by name: vocab.json and merges.txt."""
         return vocabulary_files(self._vocab, self._merges, self._added)
