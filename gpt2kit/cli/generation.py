@@ -49,6 +49,18 @@ PromptsFile = Annotated[
     ),
 ]
 
+Bias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bias",
+        metavar="ID|TEXT:VALUE",
+        help="Add VALUE, from -100 to 100, to the logit of one token, given as its id or its text; "
+        "-100 bans it in effect. May be given several times.",
+        show_default=False,
+        rich_help_panel="Sampling",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
@@ -99,7 +111,7 @@ class OutputOptions:
 
 
 @takes(
-    without=("first_sample", "logprobs"),
+    without=("first_sample", "logprobs", "logit_bias"),
     request=Request,
     speed=SpeedOptions,
     shown=OutputOptions,
@@ -110,6 +122,7 @@ def generate(
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     *,
+    bias: Bias = None,
     request: Request,
     speed: SpeedOptions,
     shown: OutputOptions,
@@ -122,11 +135,16 @@ def generate(
     """
     process.import_torch()
     request.check_draft(speed.draft)
+    if request.top_logprobs and not shown.json:
+        raise typer.BadParameter("--top_logprobs is shown with --json; add it")
     request = dataclasses.replace(request, logprobs=shown.json or shown.in_color)
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompts = [] if asks else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
     model, tokenizer = source.load()
+    if bias:
+        sampling = dataclasses.replace(request.sampling, logit_bias=tuple(_bias(bias, tokenizer)))
+        request = dataclasses.replace(request, sampling=sampling)
     writer = Writer(
         model,
         tokenizer,
@@ -168,6 +186,42 @@ def _load_draft(
             "take a smaller model of its family, or --draft lookup"
         )
     return model
+
+
+# --- bias -----------------------------------------------------------------------------------------
+
+
+def _bias(typed: Sequence[str], tokenizer: Tokenizer | None) -> list[tuple[int, float]]:
+    """Return the pairs of id and value that were typed as ID:VALUE or TEXT:VALUE."""
+    from gpt2kit.tokenizers import require_tokenizer
+
+    tokenizer = require_tokenizer(tokenizer, "the model")
+    pairs = []
+    for each in typed:
+        token, _, value = each.rpartition(":")
+        try:
+            number = float(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"--bias {each!r} has no number at its end; expected ID:VALUE or TEXT:VALUE, as in "
+                "--bias ' the:-5'"
+            ) from None
+        pairs.append((_one_token(token, tokenizer), number))
+    return pairs
+
+
+def _one_token(typed: str, tokenizer: Tokenizer) -> int:
+    """Return the token that was typed as its id or as its text."""
+    if typed.isascii() and typed.isdigit():
+        return int(typed)
+    ids = tokenizer.encode(typed, special=True)
+    if len(ids) != 1:
+        listed = ", ".join(f"{token} {tokenizer.decode([token])!r}" for token in ids)
+        raise typer.BadParameter(
+            f"--bias takes one token, and the text {typed!r} has {len(ids)}"
+            + (f": {listed}" if ids else "")
+        )
+    return ids[0]
 
 
 # --- prompts --------------------------------------------------------------------------------------

@@ -49,7 +49,10 @@ class Writer:
             pieces = self.stats.watch(pieces, self._prompt_tokens(prompts, request))
         if self.json:
             for completion in collect(pieces, prompts, request):
-                output.print_json(dataclasses.asdict(completion))
+                values = dataclasses.asdict(completion)
+                if not request.top_logprobs:
+                    del values["top_logprobs"]
+                output.print_json(values)
             return
         try:
             self._print([_Text(p) for p in prompts for _ in range(request.num_samples)], pieces)

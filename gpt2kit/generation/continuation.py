@@ -17,8 +17,7 @@ from torch import Tensor
 
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.generation.prompts import read_prompts, refill
-from gpt2kit.generation.row import Checked, Row, choose, distributions
-from gpt2kit.generation.sampling import log_probabilities
+from gpt2kit.generation.row import Checked, Row, choose, distributions, take
 from gpt2kit.generation.speculate import Drafter, Proposal, keep_or_replace
 from gpt2kit.model import GPT2
 
@@ -78,7 +77,7 @@ class Continuation:
             if self._padding:
                 logits = logits[:, : self._n_vocab]
             with self._decoder.quiet():
-                _take(rows, choose(rows, logits), logits)
+                take(rows, choose(rows, logits), logits)
         return rows
 
     def _drop_finished(self) -> None:
@@ -95,9 +94,7 @@ class Continuation:
 
     def _logits_needed(self) -> int:
         """Return how many of the largest logits decide for every row; 0 if all are needed."""
-        needed = [
-            0 if row.request.logprobs else row.request.sampling.most_likely for row in self.rows
-        ]
+        needed = [row.request.most_likely for row in self.rows]
         # Padding of the embedding may be among the largest, and is cut off afterwards.
         return max(needed) + self._padding if all(needed) and needed else 0
 
@@ -163,7 +160,7 @@ def _choose_along(checks: list[_Check]) -> None:
         if compared:
             rows = [check.row for check in compared]
             logits = torch.stack([check.logits[i] for check in compared])  # (compared, V)
-            _take(rows, choose(rows, logits), logits)
+            take(rows, choose(rows, logits), logits)
         if drawn:
             rows = [check.row for check in drawn]
             logits = torch.stack([check.logits[i] for check in drawn])  # (drawn, V)
@@ -171,15 +168,7 @@ def _choose_along(checks: list[_Check]) -> None:
             q = torch.stack([check.proposal.drawn_from[i] for check in drawn]).to(p)
             proposed = [check.proposal.tokens[i] for check in drawn]
             tokens = keep_or_replace(p, q, proposed, [row.generator for row in rows])
-            _take(rows, tokens, logits)
+            take(rows, tokens, logits)
         checks = [check for check in checks if check.holds(i)]
         if not checks:
             return
-
-
-def _take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
-    """Add a token to each row, with its log-probability under logits (B, V) if asked for."""
-    wanted = [row.request.logprobs for row in rows]
-    logprobs = log_probabilities(logits, tokens) if True in wanted else None
-    for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        row.take(token, logprobs[i] if logprobs and wanted[i] else None)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from gpt2kit.data.window import Overflow
 from gpt2kit.errors import ConfigError
-from gpt2kit.fields import check, option, rules, shortened
+from gpt2kit.fields import Rule, check, check_value, option, rules, shortened
 
 FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context"]
 
@@ -64,20 +64,52 @@ class Sampling:
         at_least=0.01,
         at_most=10**6,
     )
+    presence_penalty: float = option(
+        0.0,
+        "Lower the logit of each token that was generated already by this much; below 0 raises it.",
+        group="Sampling",
+        at_least=-2,
+        at_most=2,
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "Lower the logit of a token by this much for each time that it was generated.",
+        group="Sampling",
+        at_least=-2,
+        at_most=2,
+    )
+    logit_bias: tuple[tuple[int, float], ...] = option(  # a mapping and None are accepted too
+        (), "Added to the logits of single tokens: pairs of an id and a number from -100 to 100."
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "logit_bias", _bias_pairs(self.logit_bias))
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether a bias or a penalty changes the logits, so that any token can come out on top."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1
+        return bool(self.logit_bias) or any(penalties)
 
     @property
     def most_likely(self) -> int:
         """How many of the largest logits are enough to choose a token; 0 if all are needed.
 
         This is top_k where nothing but the largest logits matters: 1 for greedy decoding, and 0
-        with a repetition penalty, which can lift any token among the largest.
+        with a bias or a penalty, which can lift any token among the largest.
         """
-        if self.repetition_penalty != 1:
+        if self.adjusts_logits:
             return 0
         return 1 if self.temperature == 0 else self.top_k
+
+    def check_vocabulary(self, n_vocab: int) -> None:
+        """Raise ConfigError if logit_bias has an id that is not below n_vocab."""
+        if self.logit_bias and (largest := self.logit_bias[-1][0]) >= n_vocab:
+            raise ConfigError(
+                f"logit_bias has the id {largest}, expected ids from 0 to {n_vocab - 1:,}, "
+                "those of the vocabulary"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +151,13 @@ class Request:
     )
     sampling: Sampling = field(default_factory=Sampling)
     logprobs: bool = option(False, "Also give the log-probability of each token.")
+    top_logprobs: int = option(
+        0,
+        "With --json: also give the k most likely alternatives of each token.",
+        group="Output",
+        at_least=0,
+        at_most=100,
+    )
     draft_tokens: int | None = option(
         None,
         f"With a draft: tokens proposed at once, at most; {DRAFT_TOKENS} by default.",
@@ -144,6 +183,11 @@ class Request:
         """The seed that was given, or the one that was drawn in its place."""
         assert self.seed is not None  # see __post_init__
         return self.seed
+
+    @property
+    def most_likely(self) -> int:
+        """How many of the largest logits are enough for what is asked; 0 if all are needed."""
+        return 0 if self.logprobs or self.top_logprobs else self.sampling.most_likely
 
     def check_draft(self, draft: object) -> None:
         """Raise ConfigError for an option that does not go with `draft`, which is None for none."""
@@ -181,6 +225,23 @@ def _stop_texts(stop: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    """Return a mapping of ids to numbers, pairs of them or None as pairs, sorted by the id."""
+    try:
+        pairs = list(bias.items() if isinstance(bias, Mapping) else bias or ())
+        values = dict(pairs)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"logit_bias is {shortened(bias)}, expected ids with a number from -100 to 100 each"
+        ) from None
+    if len(values) < len(pairs):
+        raise ConfigError(f"logit_bias is {shortened(bias)}, expected each id only once")
+    for token, value in values.items():
+        check_value("an id in logit_bias", token, int, Rule(at_least=0))
+        check_value(f"logit_bias for id {token}", value, float, Rule(at_least=-100, at_most=100))
+    return tuple((token, float(values[token])) for token in sorted(values))
+
+
 class TokenOptions(TypedDict, total=False):
     """What `generate_tokens` takes by keyword; Request has the meanings and the defaults."""
 
@@ -202,9 +263,13 @@ class Options(TokenOptions, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None
     stop: str | Sequence[str] | None
     num_samples: int
     first_sample: int
     special: bool
     ignore_eos: bool
     logprobs: bool
+    top_logprobs: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,22 @@ from torch import Tensor
 from gpt2kit.config import GPT2Config
 from gpt2kit.data.window import check_ids, check_length, fit
 from gpt2kit.generation.request import FinishReason, Request
-from gpt2kit.generation.sampling import full_distribution, sample, sample_generator, seen_tokens
+from gpt2kit.generation.sampling import (
+    adjusted,
+    full_distribution,
+    log_probabilities,
+    sample,
+    sample_generator,
+    top_log_probabilities,
+)
 
 
 class Chosen(NamedTuple):
     """A token that a step chose."""
 
     token: int
-    logprob: float | None  # natural logarithm of the model's own probability, if asked for
+    logprob: float | None = None  # natural logarithm of the model's own probability, if asked for
+    top_logprobs: list[tuple[int, float]] | None = None  # the likeliest tokens with theirs, if too
 
 
 class Checked(NamedTuple):
@@ -52,6 +61,7 @@ class Row:
         """
         n_ctx = config.n_ctx
         check_ids(prompt, config.n_vocab, "the prompt")
+        request.sampling.check_vocabulary(config.n_vocab)
         if request.overflow == "stop":
             check_length(len(prompt), n_ctx, "the prompt")
         elif request.overflow == "error":
@@ -60,6 +70,7 @@ class Row:
         shown = fit(prompt, n_ctx, request.overflow, what="the prompt", slides=False)
         self.request = request
         self.history = list(shown)  # the prompt, then what was chosen
+        self.generated: Counter[int] = Counter()  # how often each token was chosen
         self.generator = sample_generator(request.drawn_seed, sample)
         self.new: list[Chosen] = []  # what the last step chose
         self.checked: Checked | None = None  # what became of its proposal, if it had one
@@ -70,15 +81,20 @@ class Row:
         self._room = n_ctx if request.overflow != "slide" else None
         self._finish_if_due()
 
-    def take(self, token: int, logprob: float | None = None) -> None:
+    def take(self, chosen: Chosen) -> None:
         """Add a chosen token, and finish if it is the last."""
-        self.history.append(token)
-        self.new.append(Chosen(token, logprob))
+        self.add(chosen.token)
+        self.new.append(chosen)
         self._left -= 1
-        if token == self._stop_id:
+        if chosen.token == self._stop_id:
             self.finish_reason = "end_of_text"
         else:
             self._finish_if_due()
+
+    def add(self, token: int) -> None:
+        """Add a token to the text, without asking whether it is the last."""
+        self.history.append(token)
+        self.generated[token] += 1
 
     def _finish_if_due(self) -> None:
         if self._left <= 0:
@@ -95,6 +111,7 @@ class Row:
         """Return a row with the same tokens and the same random stream, to be continued apart."""
         other = copy.copy(self)
         other.history, other.new = list(self.history), []
+        other.generated = self.generated.copy()
         return other
 
 
@@ -103,8 +120,7 @@ def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     sampling = rows[0].request.sampling
     if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
         return [choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
-    seen = seen_tokens([row.history for row in rows], logits, sampling)
-    return sample(logits, sampling, [row.generator for row in rows], seen)
+    return sample(_adjusted(rows, logits), sampling, [row.generator for row in rows])
 
 
 def distributions(rows: Sequence[Row], logits: Tensor) -> Tensor:
@@ -112,5 +128,21 @@ def distributions(rows: Sequence[Row], logits: Tensor) -> Tensor:
     sampling = rows[0].request.sampling
     if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
         return torch.cat([distributions([row], logits[i : i + 1]) for i, row in enumerate(rows)])
-    seen = seen_tokens([row.history for row in rows], logits, sampling)
-    return full_distribution(logits, sampling, seen)
+    return full_distribution(_adjusted(rows, logits), sampling)
+
+
+def _adjusted(rows: Sequence[Row], logits: Tensor) -> Tensor:
+    """Apply bias and penalties to the logits (B, V) of rows with one and the same sampling."""
+    histories, generated = [row.history for row in rows], [row.generated for row in rows]
+    return adjusted(logits, rows[0].request.sampling, histories, generated)
+
+
+def take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
+    """Add a token to each row, with the log-probabilities under logits (B, V) that it asks for."""
+    asked = [row.request.logprobs for row in rows]
+    ks = [row.request.top_logprobs for row in rows]
+    own = log_probabilities(logits, tokens) if any(asked) else []
+    top = top_log_probabilities(logits, max(ks)) if any(ks) else []
+    for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        logprob = own[i] if asked[i] else None
+        row.take(Chosen(token, logprob, top[i][: ks[i]] if ks[i] else None))

@@ -1,8 +1,9 @@
 """From one row of logits to one token.
 
-The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each step
-is a small pure function; `sample` puts them together. Logits are computed with in float32, or in
-float64 if they are float64.
+The order is fixed: bias, repetition penalty, presence and frequency penalties, temperature, top-k,
+top-p, min-p, then one draw. Each step is a small pure function; `adjusted` puts those together that
+change logits, and `sample` the others. Logits are computed with in float32, or in float64 if they
+are float64.
 
     B batch, V vocabulary, K candidates: tokens that can still be drawn
 """
@@ -10,7 +11,7 @@ float64 if they are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,22 +22,16 @@ from gpt2kit.errors import GenerationError
 from gpt2kit.generation.request import Sampling
 
 
-def sample(
-    logits: Tensor,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    seen: Tensor | None = None,
-) -> list[int]:
-    """Choose one token for each row of (B, V) logits.
+def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
+    """Choose one token for each row of (B, V) logits, to which `adjusted` was applied if need be.
 
     Row b draws one number from `generators[b]`, which live on the CPU, so its token depends on its
-    own logits and its own random stream alone. `seen` (B, V) marks the tokens that the repetition
-    penalty applies to. Raises GenerationError if a row's logits hold NaN or infinity, or are all
-    minus infinity; single minus infinities are tokens that cannot be drawn.
+    own logits and its own random stream alone. Raises GenerationError if a row's logits hold NaN or
+    infinity, or are all minus infinity; single minus infinities are tokens that cannot be drawn.
     """
     if sampling.temperature == 0:
-        return _argmax(penalized(logits, sampling, seen))
-    probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
+        return _argmax(precise(logits))
+    probabilities, ids = distribution(logits, sampling)  # (B, K), (B, K)
     ids = _start_copy(ids)
     columns = draw(probabilities, generators)
     return [int(row[column]) for row, column in zip(ids.numpy(), columns, strict=True)]
@@ -60,18 +55,14 @@ def _start_copy(numbers: Tensor) -> Tensor:
     return numbers.to("cpu", non_blocking=numbers.is_cuda)
 
 
-def distribution(
-    logits: Tensor, sampling: Sampling, seen: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return the unnormalized probabilities of the candidates, and their ids: (B, K) twice.
 
-    At temperature 0 there is one candidate. `seen` is that of `sample`. A row with NaN or infinite
-    logits, or with minus infinities only, has probabilities that are all NaN: the filters keep NaN.
+    At temperature 0 there is one candidate. A row with NaN or infinite logits, or with minus
+    infinities only, has probabilities that are all NaN: the filters keep NaN.
     """
     top_k = 1 if sampling.temperature == 0 else sampling.top_k
-    logits, ids = candidates(
-        penalized(logits, sampling, seen), top_k, sorted_=sampling.top_p < 1
-    )  # (B, K), (B, K)
+    logits, ids = candidates(precise(logits), top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
     # The largest logit is subtracted first and the temperature bounded from below, so that a tiny
     # temperature gives neither infinities nor 0 / 0.
     relative = logits - logits.amax(dim=-1, keepdim=True)  # (B, K)
@@ -83,41 +74,77 @@ def distribution(
     return probabilities, ids
 
 
-def full_distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+def full_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the probability with which `sample` takes each token: (B, V) -> (B, V), float64."""
-    probabilities, ids = distribution(logits, sampling, seen)  # (B, K), (B, K)
+    probabilities, ids = distribution(logits, sampling)  # (B, K), (B, K)
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     full = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     full = full.scatter(1, ids, probabilities.to(dtype))  # (B, V)
     return full / full.sum(dim=-1, keepdim=True)
 
 
-def seen_tokens(
-    histories: Sequence[Sequence[int]], logits: Tensor, sampling: Sampling
-) -> Tensor | None:
-    """Return which tokens each row has had, (B, V) bool, or None without a repetition penalty."""
-    if sampling.repetition_penalty == 1:
-        return None
-    seen = torch.zeros(logits.shape, dtype=torch.bool)
-    for row, history in enumerate(histories):
-        seen[row, [token for token in history if token < logits.shape[1]]] = True
-    if logits.is_cuda:  # from pinned memory, so that the copy makes nobody wait
-        return seen.pin_memory().to(logits.device, non_blocking=True)
-    return seen.to(logits.device)
+def adjusted(
+    logits: Tensor,
+    sampling: Sampling,
+    histories: Sequence[Sequence[int]],
+    generated: Sequence[Mapping[int, int]],
+) -> Tensor:
+    """Apply bias and penalties to (B, V) logits, and return them in float32 or wider.
 
-
-def penalized(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    """Make seen tokens less likely, in float32 or wider: (B, V) -> (B, V).
-
-    Positive logits are divided by the penalty, negative ones multiplied by it (Keskar et al. 2019,
-    section 4.1).
+    histories[b] are the tokens of row b, its prompt included; generated[b] says how often each
+    token was generated in it. All other values stay as they are, bit for bit. Raises ConfigError
+    for a bias of an id that is not below V.
     """
     logits = precise(logits)
-    if seen is None or sampling.repetition_penalty == 1:
+    if not sampling.adjusts_logits:
         return logits
-    penalty = sampling.repetition_penalty
-    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)  # (B, V)
-    return torch.where(seen, lowered, logits)
+    logits = logits.clone()
+    if sampling.logit_bias:
+        sampling.check_vocabulary(logits.shape[1])
+        ids, values = zip(*sampling.logit_bias, strict=True)
+        logits[:, _like(ids, logits, torch.long)] += _like(values, logits)
+    if sampling.repetition_penalty != 1:
+        at, _ = _entries([dict.fromkeys(history, 1) for history in histories], logits)
+        logits[at] = repetition_penalized(logits[at], sampling.repetition_penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        at, counts = _entries(generated, logits)
+        logits[at] -= counts * sampling.frequency_penalty + sampling.presence_penalty
+    return logits
+
+
+def repetition_penalized(logits: Tensor, penalty: float) -> Tensor:
+    """Lower logits of tokens that have occurred: divide those above 0, multiply the others.
+
+    Any shape. As in Keskar et al. 2019, section 4.1, but for logits below 0, which a division would
+    lift.
+    """
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def _entries(
+    counts: Sequence[Mapping[int, int]], logits: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return rows and ids of the tokens that are counted, as indices of logits, and the counts.
+
+    Without ids that (B, V) logits do not have: a prompt may hold padding of the embedding.
+    """
+    found = [
+        (row, token, count)
+        for row, own in enumerate(counts)
+        for token, count in own.items()
+        if token < logits.shape[1]
+    ]
+    rows, ids, numbers = zip(*found, strict=True) if found else ((), (), ())
+    return (_like(rows, logits, torch.long), _like(ids, logits, torch.long)), _like(numbers, logits)
+
+
+def _like(numbers: Sequence[float], logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return numbers as a tensor on the device of the logits, in their dtype unless one is given.
+
+    To a GPU it is copied from pinned memory, so that the copy makes nobody wait.
+    """
+    made = torch.tensor(numbers, dtype=dtype or logits.dtype, pin_memory=logits.is_cuda)
+    return made.to(logits.device, non_blocking=True)
 
 
 def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Tensor]:
@@ -194,9 +221,27 @@ def uniform(generators: Sequence[torch.Generator]) -> list[float]:
 
 def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
     """Return the natural logarithms of the probabilities that (B, V) logits give to B tokens."""
-    logits = precise(logits)
     chosen = torch.tensor(tokens, device=logits.device)[:, None]  # (B, 1)
-    return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(dim=-1)).tolist()
+    return _log_softmax(logits, chosen)[:, 0].tolist()
+
+
+def top_log_probabilities(logits: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """Return the k most likely tokens of each row of (B, V) logits, with their log-probabilities.
+
+    The likeliest comes first, and the lower id among equals. For a token that `log_probabilities`
+    is asked for too, both give the same float.
+    """
+    # On the CPU, where `candidates` orders equal logits by their ids.
+    _, ids = candidates(precise(logits).cpu(), k, sorted_=True)  # (B, K)
+    values = _log_softmax(logits, ids.to(logits.device))  # (B, K)
+    rows = zip(ids.tolist(), values.tolist(), strict=True)
+    return [list(zip(own_ids, own_values, strict=True)) for own_ids, own_values in rows]
+
+
+def _log_softmax(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return log-probabilities under logits (B, V) of the tokens ids: (B, K) -> (B, K)."""
+    logits = precise(logits)
+    return logits.gather(1, ids) - logits.logsumexp(dim=-1, keepdim=True)
 
 
 def _require_finite(finite: bool) -> None:

@@ -150,7 +150,7 @@ class SmallModel(Drafter):
                 tokens, drawn = _draw([drafts[slot] for slot in slots], logits)
             unread = [[] for _ in rows]
             for slot, token, distribution in zip(slots, tokens, drawn, strict=True):
-                drafts[slot].history.append(token)
+                drafts[slot].add(token)
                 drawn_from[slot] += distribution
                 if counts[slot] > i + 1:
                     unread[slot] = [token]

@@ -127,7 +127,10 @@ class Piece:
     token          the token's id
     row            the row, from 0: index of the prompt * num_samples + index of the sample
     logprob        natural logarithm of the probability that the model itself gave the token,
-                   before penalties, temperature and filters; None unless `logprobs` was asked for
+                   before bias, penalties, temperature and filters; None unless `logprobs` was
+                   asked for
+    top_logprobs   the tokens that the model finds likeliest here, as pairs of id and `logprob`,
+                   the likeliest first; None unless `top_logprobs` was asked for
     finish_reason  in a row's last piece, why it ended: "end_of_text", the model chose its end
                    marker; "stop_text", a stop text was found; "max_tokens", it has that many new
                    tokens; "context", the window is full and `overflow` is not "slide"
@@ -139,6 +142,7 @@ class Piece:
     token: int
     row: int
     logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] | None = None
     finish_reason: FinishReason | None = None
     checked: Checked | None = None
 
@@ -154,6 +158,7 @@ class Completion:
     seed           the seed that gives this text again, together with `sample`
     sample         the sample's number among those of its prompt, from `first_sample` on
     logprobs       natural logarithm of each token's probability: see Piece; None unless asked for
+    top_logprobs   the likeliest alternatives of each token: see Piece; None unless asked for
     """
 
     prompt: str
@@ -163,6 +168,7 @@ class Completion:
     seed: int
     sample: int
     logprobs: list[float] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 def stream(
@@ -191,6 +197,8 @@ def stream(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     encoded = [_encode(tokenizer, text, request) for text in prompts]
     request.check_draft(draft)
+    n_vocab = min(tokenizer.n_vocab, model.config.n_vocab)
+    request.sampling.check_vocabulary(n_vocab)
     if not encoded or request.max_tokens == 0:
         return iter(())
     rows = [
@@ -204,7 +212,7 @@ def stream(
         for ids in encoded
         for number in range(request.num_samples)
     ]
-    state = _begin(model, rows, request, draft, min(tokenizer.n_vocab, model.config.n_vocab))
+    state = _begin(model, rows, request, draft, n_vocab)
     return _pieces(state, [_TextOfRow(i, row, tokenizer) for i, row in enumerate(rows)])
 
 
@@ -250,6 +258,9 @@ def collect(pieces: Iterable[Piece], prompts: Sequence[str], request: Request) -
             sample=request.first_sample + i % request.num_samples,
             logprobs=[piece.logprob for piece in own if piece.logprob is not None]
             if request.logprobs
+            else None,
+            top_logprobs=[piece.top_logprobs or [] for piece in own]
+            if request.top_logprobs
             else None,
         )
         for i, own in enumerate(rows)
@@ -301,14 +312,24 @@ class _TextOfRow:
     def add_new(self) -> list[Piece]:
         """Return the pieces that the row's newest tokens add; finish the row at a stop text."""
         pieces: list[Piece] = []
-        for token, logprob in self.row.new:
+        for chosen in self.row.new:
             is_last = len(pieces) == len(self.row.new) - 1
             reason = self.row.finish_reason if is_last else None
-            text = self._add(token, reason)
+            text = self._add(chosen.token, reason)
             if self._stop.found:
                 reason = self.row.finish_reason = "stop_text"
             checked = None if pieces else self.row.checked
-            pieces.append(Piece(text, token, self._number, logprob, reason, checked))
+            pieces.append(
+                Piece(
+                    text=text,
+                    token=chosen.token,
+                    row=self._number,
+                    logprob=chosen.logprob,
+                    top_logprobs=chosen.top_logprobs,
+                    finish_reason=reason,
+                    checked=checked,
+                )
+            )
             if self._stop.found:
                 break
         return pieces

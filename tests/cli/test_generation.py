@@ -94,6 +94,10 @@ CHANGES: list[list[str]] = [
     ["--top_p", "0.1"],
     ["--min_p", "0.9"],
     ["--repetition_penalty", "50"],
+    ["--presence_penalty", "2"],
+    ["--frequency_penalty", "2"],
+    ["--bias", "64:100"],
+    ["--bias", " the:100"],
     ["--seed", "2"],
     ["--num_samples", "2"],
     ["--overflow", "stop"],
@@ -111,6 +115,45 @@ def test_every_option_changes_the_output(model: str, option: list[str]) -> None:
     after = run(*plain, *([] if option[0] == "--seed" else ["--seed", "1"]), *option)
     assert after.exit_code == 0, after.stderr
     assert after.stdout != before
+
+
+def test_alternatives_are_in_the_json(model: str) -> None:
+    found = json.loads(text(model, "a", "--json", "--top_logprobs", "3", "--max_tokens", "4"))
+    expected = gpt2kit.complete(
+        *gpt2kit.load(model, device="cpu"), "a", seed=1, max_tokens=4, top_logprobs=3
+    )[0]
+    assert found["top_logprobs"] == [
+        [list(pair) for pair in each] for each in expected.top_logprobs or ()
+    ]
+    refused = generate(model, "a", "--top_logprobs", "3")
+    assert refused.exit_code == 2
+    assert "--json" in refused.stderr
+
+
+def test_a_token_with_a_bias_is_given_as_its_id_or_as_its_text(model: str) -> None:
+    options = ["--max_tokens", "3", "--no_prompt", "--ignore_eos"]
+    assert text(model, "x", "--bias", "64:100", *options) == "aaa\n"
+    assert text(model, "x", "--bias", "a:100", *options) == "aaa\n"
+    assert text(model, "x", "--bias", "::100", *options) == ":::\n"
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ("abc", "has no number at its end"),
+        ("a:b", "has no number at its end"),
+        ("az:5", "takes one token, and the text 'az' has 2: 64 'a', 89 'z'"),
+        (":5", "takes one token, and the text '' has 0"),
+        ("a:101", "from -100 to 100"),
+        ("a:nan", "from -100 to 100"),
+        ("99999:5", "has the id 99999, expected ids from 0 to 511"),
+    ],
+)
+def test_a_bias_that_is_none_is_refused_in_one_line(model: str, bias: str, message: str) -> None:
+    refused = generate(model, "x", "--bias", bias)
+    assert refused.exit_code in (1, 2)
+    assert refused.stdout == ""
+    assert message in " ".join(refused.stderr.replace("│", " ").split())
 
 
 def test_stop_texts_and_markers_are_obeyed(model: str) -> None:

@@ -24,7 +24,8 @@ def test_keyword_options_are_the_fields_of_request_and_sampling() -> None:
     options = get_type_hints(Options)
     assert options.keys() == fields.keys()
     assert get_type_hints(TokenOptions).items() <= options.items()
-    for name in options.keys() - {"stop"}:  # as an option, `stop` can be a single text
+    # As options, `stop` can be a single text, and `logit_bias` a mapping.
+    for name in options.keys() - {"stop", "logit_bias"}:
         assert options[name] == fields[name], name
 
 
@@ -63,6 +64,21 @@ def test_every_option_has_a_default_and_a_help() -> None:
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", 1e-320),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", -2.1),
+        ("logit_bias", {1: 100.1}),
+        ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {1: True}),
+        ("logit_bias", {-1: 0}),
+        ("logit_bias", {"1": 0}),
+        ("logit_bias", {True: 0}),
+        ("logit_bias", [(1, 2), (1, 3)]),
+        ("logit_bias", [1]),
+        ("logit_bias", 3),
+        ("top_logprobs", -1),
+        ("top_logprobs", 101),
+        ("top_logprobs", True),
     ],
 )
 def test_an_invalid_option_is_refused_by_name(name: str, value: Any) -> None:
@@ -122,12 +138,34 @@ def test_draft_tokens_need_a_draft_and_compile_excludes_one() -> None:
         (Sampling(top_k=7, top_p=0.5, min_p=0.1), 7),
         (Sampling(top_k=0), 0),
         (Sampling(repetition_penalty=1.2), 0),
+        (Sampling(presence_penalty=0.1), 0),
+        (Sampling(frequency_penalty=-0.1, temperature=0), 0),
+        (Sampling(logit_bias=((1, 0.5),)), 0),
     ],
 )
 def test_a_choice_that_depends_on_all_logits_asks_for_all_of_them(
     sampling: Sampling, needed: int
 ) -> None:
     assert sampling.most_likely == needed
+    assert Request(sampling=sampling).most_likely == needed
+    assert Request(sampling=sampling, logprobs=True).most_likely == 0
+    assert Request(sampling=sampling, top_logprobs=1).most_likely == 0
+
+
+@pytest.mark.parametrize("bias", [{5: 1, 2: -100.0}, [(5, 1.0), (2, -100)], ((2, -100), (5, 1))])
+def test_a_bias_is_a_mapping_or_pairs_and_stays_hashable(bias: Any) -> None:
+    sampling = Sampling(logit_bias=bias)
+    assert sampling.logit_bias == ((2, -100.0), (5, 1.0))
+    assert sampling == Sampling(logit_bias=((2, -100.0), (5, 1.0)))
+    assert hash(sampling) == hash(dataclasses.replace(sampling))
+    assert not Sampling(logit_bias=None).logit_bias  # type: ignore[arg-type]
+
+
+def test_a_bias_for_an_id_that_is_not_in_the_vocabulary_is_refused() -> None:
+    sampling = Sampling(logit_bias=((2, 1.0), (10, 1.0)))
+    sampling.check_vocabulary(11)
+    with pytest.raises(ConfigError, match="has the id 10, expected ids from 0 to 9"):
+        sampling.check_vocabulary(10)
 
 
 def test_requests_need_neither_torch_nor_numpy() -> None:

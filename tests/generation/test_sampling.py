@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
 
-from gpt2kit.errors import GenerationError
+from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation.request import Sampling
 from gpt2kit.generation.sampling import (
+    adjusted,
     candidates,
     draw,
     full_distribution,
     keep_min_p,
     keep_top_p,
-    penalized,
+    log_probabilities,
     sample,
     sample_generator,
+    top_log_probabilities,
 )
 
 LOGITS = torch.tensor([[0.5, 0.2, 0.25, 0.05]]).log()  # probabilities, as logits
@@ -99,14 +103,74 @@ def test_filters_act_in_their_documented_order() -> None:
 
 def test_the_repetition_penalty_pushes_seen_tokens_down_on_both_sides_of_zero() -> None:
     logits = torch.tensor([[2.0, -2.0, 2.0]])
-    seen = torch.tensor([[True, True, False]])
-    assert penalized(logits, Sampling(repetition_penalty=2.0), seen).tolist() == [[1.0, -4.0, 2.0]]
-    assert sample(
-        torch.tensor([[2.0, 1.5]]),
-        Sampling(temperature=0, repetition_penalty=2.0),
-        generators(1),
-        torch.tensor([[True, False]]),
-    ) == [1]
+    found = adjusted(logits, Sampling(repetition_penalty=2.0), [[0, 1, 1]], [{}])
+    assert found.tolist() == [[1.0, -4.0, 2.0]]
+
+
+def test_presence_and_frequency_penalties_count_what_was_generated() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0], [1.0, 1.0, 1.0]])
+    sampling = Sampling(presence_penalty=0.25, frequency_penalty=0.5)
+    found = adjusted(logits, sampling, [[2, 0, 1, 1], [1]], [{0: 1, 1: 2}, {}])
+    assert found.tolist() == [[1.25, -3.25, 2.0], [1.0, 1.0, 1.0]]
+    assert logits.tolist() == [[2.0, -2.0, 2.0], [1.0, 1.0, 1.0]]
+
+
+def test_a_bias_lifts_and_bans_tokens_also_for_greedy_decoding() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for bias, expected in (((0, 50),), 0), (((0, -50), (1, -100)), 2), (((1, -100), (2, -100)), 0):
+        for temperature in (0, 1):
+            sampling = Sampling(temperature=temperature, logit_bias=bias)
+            changed = adjusted(logits, sampling, [[]], [{}])
+            assert sample(changed, sampling, generators(1)) == [expected]
+
+
+def test_bias_and_penalties_are_those_of_numpy_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, (20, 50))
+    prompts = rng.integers(0, 50, (20, 12)).tolist()
+    new = rng.integers(0, 50, (20, 30)).tolist()
+    bias = {int(token): float(rng.uniform(-100, 100)) for token in range(0, 50, 7)}
+    for repetition, presence, frequency in itertools.product((1, 1.4), (0, -2, 0.3), (0, 2, -0.7)):
+        sampling = Sampling(
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            logit_bias=bias,  # type: ignore[arg-type]
+        )
+        expected = logits.copy()
+        for row, token in np.ndindex(20, 50):
+            value = logits[row, token] + bias.get(token, 0)
+            if token in prompts[row] + new[row]:
+                value = value / repetition if value > 0 else value * repetition
+            times = new[row].count(token)
+            expected[row, token] = value - times * frequency - (presence if times else 0)
+        histories = [a + b for a, b in zip(prompts, new, strict=True)]
+        counts = [Counter(row) for row in new]
+        for dtype, tolerance in (torch.float64, 1e-13), (torch.float32, 1e-4):
+            found = adjusted(torch.tensor(logits, dtype=dtype), sampling, histories, counts)
+            np.testing.assert_allclose(found.numpy(), expected, atol=tolerance)
+
+
+def test_a_bias_beyond_the_logits_is_refused_and_a_prompt_may_hold_padding() -> None:
+    logits = torch.tensor([[1.0, 2.0]])
+    with pytest.raises(ConfigError, match="expected ids from 0 to 1"):
+        adjusted(logits, Sampling(logit_bias=((2, 1.0),)), [[0]], [{}])
+    found = adjusted(logits, Sampling(repetition_penalty=2), [[0, 7]], [{}])
+    assert found.tolist() == [[0.5, 2.0]]
+
+
+def test_alternatives_are_those_of_a_softmax_in_numpy_with_lower_ids_first() -> None:
+    logits = torch.randint(0, 9, (6, 40), generator=torch.Generator().manual_seed(0)).float()
+    exact = logits.numpy().astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    for k in (1, 5, 39, 40, 100):
+        found = top_log_probabilities(logits, k)
+        for row in range(6):
+            ids = [token for token, _ in found[row]]
+            assert ids == sorted(range(40), key=lambda token: (-logits[row, token], token))[:k]
+            np.testing.assert_allclose([v for _, v in found[row]], exact[row, ids], atol=1e-5)
+            for token, value in found[row]:
+                assert log_probabilities(logits[row : row + 1], [token]) == [value]
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
@@ -140,10 +204,15 @@ BROKEN = {
     "+inf": [0.5, 0.25, math.inf],
     "+inf beside -inf": [math.inf, -math.inf, -math.inf],
 }
+ADJUSTMENTS: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.5},
+    {"frequency_penalty": 0.5, "logit_bias": {0: 100, 1: -100}},
+]
 COMBINATIONS = [
-    Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=r)
-    for temperature, top_k, top_p, min_p, r in itertools.product(
-        (0, 1, 1e-40), (0, 1, 2), (1.0, 0.9), (0.0, 0.1), (1.0, 1.5)
+    Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, **adjustments)
+    for temperature, top_k, top_p, min_p, adjustments in itertools.product(
+        (0, 1, 1e-40), (0, 1, 2), (1.0, 0.9), (0.0, 0.1), ADJUSTMENTS
     )
 ]
 
@@ -157,11 +226,12 @@ def test_broken_logits_are_an_error_with_every_combination_of_options(
     # and a token was drawn anyway.
     rows = [[1.0, 2.0, 3.0] for _ in range(3)]
     rows[broken_row] = logits
-    seen = torch.tensor([[True, False, True]]).expand(3, -1)
     for dtype in (torch.float32, torch.float64):
         for sampling in COMBINATIONS:
+            changed = torch.tensor(rows, dtype=dtype)
+            changed = adjusted(changed, sampling, [[0, 2]] * 3, [{2: 1}] * 3)
             with pytest.raises(GenerationError, match="not finite"):
-                sample(torch.tensor(rows, dtype=dtype), sampling, generators(3), seen)
+                sample(changed, sampling, generators(3))
 
 
 @pytest.mark.parametrize("total", [0.0, math.nan, math.inf])
@@ -175,7 +245,9 @@ def test_float64_logits_are_not_narrowed() -> None:
     # infinite.
     logits = torch.tensor([[1.0, 1.0 + 1e-12, -1e300]], dtype=torch.float64)
     assert sample(logits, Sampling(temperature=0), generators(1)) == [1]
-    assert penalized(logits, Sampling(repetition_penalty=1.5), logits < 0).dtype == torch.float64
+    changed = adjusted(logits, Sampling(repetition_penalty=1.5), [[2]], [{}])
+    assert changed.dtype == torch.float64
+    assert changed[0, 1] - changed[0, 0] > 0
     assert candidates(logits, 1, sorted_=False)[1].tolist() == [[1]]
     probabilities = full_distribution(logits, Sampling(top_k=0, temperature=1e-12))
     assert probabilities[0, 1] / probabilities[0, 0] == pytest.approx(math.e, rel=1e-3)

@@ -91,6 +91,7 @@ def test_lookup_gives_the_same_text_for_the_same_seed(tiny_model: GPT2) -> None:
         Sampling(),
         Sampling(top_k=3, temperature=0.5),
         Sampling(top_p=0.8, min_p=0.01, repetition_penalty=1.2),
+        Sampling(frequency_penalty=1.5, presence_penalty=-0.5, logit_bias=((7, 3.0),)),
     ):
         assert rows(tiny_model, PROMPTS, 70, sampling=sampling, draft="lookup") == rows(
             tiny_model, PROMPTS, 70, sampling=sampling
@@ -335,6 +336,13 @@ CHOICES = [
     Sampling(top_k=3, temperature=0.7, repetition_penalty=1.5),
     Sampling(top_k=0, top_p=0.8, temperature=1.5),
     Sampling(top_k=0, min_p=0.3, top_p=0.9, repetition_penalty=0.7),
+    Sampling(
+        top_k=3,
+        repetition_penalty=1.2,
+        presence_penalty=0.7,
+        frequency_penalty=-1.1,
+        logit_bias={2: 1.5, 0: -0.5},  # type: ignore[arg-type]
+    ),
 ]
 
 
@@ -343,13 +351,21 @@ def tiny_pair() -> tuple[GPT2, GPT2]:
     return make_model(config, seed=4), make_model(replace(config, n_embd=4), seed=5)
 
 
-def next_token(logits: Any, sampling: Sampling, history: Sequence[int]) -> Any:
+def next_token(
+    logits: Any, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]
+) -> Any:
     """Return the distribution of the next token (V,), in plain NumPy."""
     logits = logits.astype(np.float64)
-    for token in set(history):
+    for token, value in sampling.logit_bias:
+        logits[token] += value
+    for token in {*prompt, *generated}:
         logits[token] *= (
             1 / sampling.repetition_penalty if logits[token] > 0 else sampling.repetition_penalty
         )
+    for token in generated:
+        logits[token] -= sampling.frequency_penalty
+    for token in set(generated):
+        logits[token] -= sampling.presence_penalty
     order = np.argsort(-logits)[: sampling.top_k or None]
     p = np.zeros(V)
     p[order] = np.exp(logits[order] / sampling.temperature)
@@ -371,7 +387,7 @@ def exact(
         ]  # (texts, n + 1, V)
     return {
         tokens: math.prod(
-            float(next_token(own[i], sampling, [*prompt, *tokens[:i]])[tokens[i]]) for i in range(n)
+            float(next_token(own[i], sampling, prompt, tokens[:i])[tokens[i]]) for i in range(n)
         )
         for tokens, own in zip(texts, logits, strict=True)
     }

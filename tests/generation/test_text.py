@@ -404,6 +404,95 @@ def test_log_probabilities_are_the_models_own(tiny_model: GPT2, small_bpe: BPETo
     np.testing.assert_allclose(np.array(found.logprobs), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("draft", [None, "lookup"])
+def test_alternatives_are_the_models_own_before_bias_penalties_and_filters(
+    tiny_model: GPT2, small_bpe: BPETokenizer, draft: Any
+) -> None:
+    request = Request(
+        max_tokens=20,
+        seed=1,
+        ignore_eos=True,
+        num_samples=2,
+        logprobs=True,
+        top_logprobs=3,
+        sampling=Sampling(
+            top_k=5, temperature=0.7, frequency_penalty=2, logit_bias=((64, 7.0), (70, -100.0))
+        ),
+    )
+    for found in complete(tiny_model, small_bpe, "abcabcabc", request, draft=draft):
+        prompt = small_bpe.encode("abcabcabc")
+        with torch.no_grad():
+            logits = tiny_model(torch.tensor([prompt + found.tokens]))[0, len(prompt) - 1 : -1]
+        exact = logits.double().log_softmax(dim=-1).numpy()
+        assert found.logprobs is not None
+        assert found.top_logprobs is not None
+        assert len(found.top_logprobs) == len(found.tokens) == 20
+        for own, token, logprob, top in zip(
+            exact, found.tokens, found.logprobs, found.top_logprobs, strict=True
+        ):
+            assert [other for other, _ in top] == np.argsort(-own)[:3].tolist()
+            np.testing.assert_allclose([value for _, value in top], -np.sort(-own)[:3], atol=1e-4)
+            assert dict(top).get(token, logprob) == logprob  # the same float in both
+
+
+def test_alternatives_are_given_only_where_they_are_asked_for(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    plain = complete(tiny_model, small_bpe, "a", max_tokens=3, seed=1, logprobs=True)[0]
+    assert plain.top_logprobs is None
+    asked = complete(tiny_model, small_bpe, "a", max_tokens=3, seed=1, top_logprobs=2)[0]
+    assert asked.logprobs is None
+    assert asked.tokens == plain.tokens
+    assert [len(top) for top in asked.top_logprobs or []] == [2, 2, 2]
+
+
+def test_rows_that_ask_for_different_log_probabilities_each_get_their_own(
+    tiny_model: GPT2,
+) -> None:
+    asks: list[dict[str, Any]] = [{"top_logprobs": 4}, {"logprobs": True}, {"top_logprobs": 2}, {}]
+    requests = [Request(max_tokens=1, seed=1, **ask) for ask in asks]
+    rows = [Row([1, 2], request, tiny_model.config) for request in requests]
+    Continuation(tiny_model, rows).step()
+    found = [(row.new[0].logprob is None, len(row.new[0].top_logprobs or ())) for row in rows]
+    assert found == [(True, 4), (False, 0), (True, 2), (True, 0)]
+    assert rows[0].new[0].top_logprobs is not None
+    assert rows[0].new[0].top_logprobs[:2] == rows[2].new[0].top_logprobs
+
+
+def test_penalties_count_generated_tokens_beyond_the_window_and_not_the_prompt(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    # `history` forgets what has left the window of 32 tokens; the counts must not.
+    banned = {token: -100.0 for token in range(512) if token not in (64, 65, 66)}
+    found = complete(
+        tiny_model,
+        small_bpe,
+        "aaaaaaaaaa",
+        max_tokens=120,
+        temperature=0,
+        frequency_penalty=2,
+        logit_bias=banned,
+    )[0].tokens
+    counts = [found.count(token) for token in (64, 65, 66)]
+    assert sum(counts) == 120
+    # Each time costs 2, so the counts differ by no more than half the distance of the logits.
+    assert max(counts) - min(counts) <= 4
+
+
+def test_a_bias_beyond_the_vocabulary_is_refused_at_the_call(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer
+) -> None:
+    padded = make_model(replace(tiny_config, n_vocab=small_bpe.n_vocab + 8))
+    with pytest.raises(ConfigError, match=f"has the id {small_bpe.n_vocab}, expected"):
+        stream(padded, small_bpe, "a", logit_bias={small_bpe.n_vocab: 1.0})
+    with pytest.raises(ConfigError, match="logit_bias has the id"):
+        next(
+            generate_tokens(
+                padded, [[1]], sampling=Sampling(logit_bias=((padded.config.n_vocab, 1.0),))
+            )
+        )
+
+
 def test_the_repetition_penalty_reaches_the_text(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
     plain = complete(tiny_model, small_bpe, "a", max_tokens=30, temperature=0)[0].tokens
     varied = complete(
