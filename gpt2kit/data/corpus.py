@@ -73,7 +73,7 @@ class Corpus:
     val_ids: Ids  # empty if nothing was held out
     report: CorpusReport
     sha256: str
-    _orders: dict[tuple[str, int, int, int], Ids] = field(
+    _orders: dict[tuple[str, int, int, int, int], Ids] = field(
         default_factory=dict, init=False, repr=False
     )
     _files: list[MappedFile] = field(default_factory=list, init=False, repr=False)
@@ -93,6 +93,8 @@ class Corpus:
         block_size: int,
         batch_size: int,
         seed: int,
+        shuffle: bool = True,
+        stride: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> Tensor:
@@ -109,8 +111,13 @@ class Corpus:
         a beginning. That is better for one small book than windows drawn at random: as many of
         those would miss a third of it.
 
-        Raises CorpusError if the split is not longer than a window, and if another program has
-        changed the file that the ids are mapped from.
+        Without `shuffle` an epoch begins at the beginning of the text, and its windows come in the
+        order of the text. With `stride` a window begins that many tokens after the one before,
+        which it overlaps by the rest; by default this is block_size.
+
+        Raises ConfigError for a stride that would leave tokens out, CorpusError if the split is not
+        longer than a window, and if another program has changed the file that the ids are mapped
+        from.
         """
         if batch_size % world_size or not 0 <= rank < world_size:
             raise ConfigError(
@@ -118,12 +125,21 @@ class Corpus:
                 f"processes (rank {rank})"
             )
         ids = self._ids(split, block_size)
-        per_epoch = _windows_per_epoch(len(ids), block_size)
-        numbers = range(step * batch_size + rank, (step + 1) * batch_size, world_size)
-        starts = [
-            self._order(split, seed, block_size, number // per_epoch)[number % per_epoch]
-            for number in numbers
-        ]
+        stride = block_size if stride is None else stride
+        if not 1 <= stride <= block_size:
+            raise ConfigError(
+                f"stride is {stride}, expected from 1 to {block_size}, the block_size"
+            )
+        last = len(ids) - 1 - block_size  # where the last window starts
+        # A shuffled epoch has one window more than fit, since it begins anywhere.
+        per_epoch = -(-last // stride) + (2 if shuffle else 1)
+        starts = []
+        for number in range(step * batch_size + rank, (step + 1) * batch_size, world_size):
+            epoch, index = divmod(number, per_epoch)
+            if shuffle:
+                starts.append(self._order(split, seed, block_size, stride, epoch, per_epoch)[index])
+            else:
+                starts.append(min(index * stride, last))
         return self._tensor(ids, np.asarray(starts)[:, None] + np.arange(block_size + 1))
 
     def eval_windows(
@@ -167,26 +183,22 @@ class Corpus:
             )
         return ids
 
-    def _order(self, split: Split, seed: int, block_size: int, epoch: int) -> Ids:
+    def _order(
+        self, split: Split, seed: int, block_size: int, stride: int, epoch: int, n_windows: int
+    ) -> Ids:
         """Return the offsets where the windows of an epoch start, shuffled."""
-        key = (split, seed, block_size, epoch)
+        key = (split, seed, block_size, stride, epoch)
         if key not in self._orders:
             if len(self._orders) > 3:  # a batch may have windows of two epochs
                 self._orders.clear()
-            n = len(self._ids(split, block_size))
-            n_windows = _windows_per_epoch(n, block_size)
+            last = len(self._ids(split, block_size)) - 1 - block_size
             # NumPy promises that the raw output of a bit generator stays the same in all its
             # versions, which it does not promise for its permutations.
             random = np.random.PCG64([seed, epoch]).random_raw(n_windows + 1)
-            starts = np.arange(n_windows) * block_size - int(random[-1] % block_size)
-            starts = np.clip(starts, 0, n - 1 - block_size)
+            starts = np.arange(n_windows) * stride - int(random[-1] % stride)
+            starts = np.clip(starts, 0, last)
             self._orders[key] = starts[np.argsort(random[:-1], kind="stable")]
         return self._orders[key]
-
-
-def _windows_per_epoch(n: int, block_size: int) -> int:
-    """Return how many windows predict n - 1 tokens from any start: one more than fit."""
-    return -(-(n - 1) // block_size) + 1
 
 
 def _val_batches(

@@ -29,6 +29,16 @@ class TrainConfig:
     accumulate: int = option(
         1, "Parts that a batch is cut into, one in memory at a time.", at_least=1
     )
+    shuffle: bool = option(
+        True,
+        "Read the windows in random order, anew in each pass; without, in the order of the text.",
+    )
+    stride: int | None = option(
+        None,
+        "Tokens from the beginning of a window to that of the next, which may overlap.",
+        default="as block_size",
+        at_least=1,
+    )
     optimizer: OptimizerName = option(
         "muon", "muon updates the blocks' matrices and AdamW the rest; adamw updates everything."
     )
@@ -73,6 +83,11 @@ class TrainConfig:
         if self.warmup >= self.max_steps:
             raise ConfigError(
                 f"warmup is {self.warmup}, expected less than the {self.max_steps} steps in all"
+            )
+        if self.stride is not None and self.stride > self.block_size:
+            raise ConfigError(
+                f"stride is {self.stride}, expected at most block_size, which is "
+                f"{self.block_size}: more would leave tokens out"
             )
         if self.batch_size % self.accumulate:
             raise ConfigError(

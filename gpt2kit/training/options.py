@@ -51,6 +51,8 @@ class TrainingOptions:
     )
     batch_size: int | None = _train("batch_size", None)
     accumulate: int | None = _train("accumulate", None, default="as few as fit in memory")
+    shuffle: bool = _train("shuffle")
+    stride: int | None = _train("stride")
     schedule: Schedule = _train("schedule")
     warmup: int | None = _train(
         "warmup", None, default=f"a tenth of the steps, at most {MOST_WARMUP}"
@@ -256,6 +258,8 @@ class FinetuneKeywords(TypedDict, total=False):
     block_size: int | None
     batch_size: int | None
     accumulate: int | None
+    shuffle: bool
+    stride: int | None
     schedule: Schedule
     warmup: int | None
     weight_decay: float

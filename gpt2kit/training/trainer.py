@@ -90,6 +90,8 @@ class Trainer:
             block_size=self.config.block_size,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
+            shuffle=self.config.shuffle,
+            stride=self.config.stride,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )  # (B, T + 1)

@@ -297,6 +297,8 @@ SEEN: dict[str, tuple[Any, str, Any]] = {
     "compile": (True, "training.compile", True),
     "eval_every": (9, "training.eval_every", 9),
     "eval_tokens": (50, "training.eval_tokens", 50),
+    "shuffle": (False, "training.shuffle", False),
+    "stride": (5, "training.stride", 5),
     "eval_train": (False, "training.eval_train", False),
     "save_every": (8, "training.save_every", 8),
     "patience": (2, "training.patience", 2),

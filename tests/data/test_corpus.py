@@ -132,8 +132,8 @@ def counting(n: int, n_val: int = 0) -> Corpus:
     return Corpus(ids[:n], ids[n:], report, "")
 
 
-def windows(corpus: Corpus, steps: range, **options: int) -> list[list[int]]:
-    defaults = {"block_size": 10, "batch_size": 4, "seed": 1}
+def windows(corpus: Corpus, steps: range, **options: Any) -> list[list[int]]:
+    defaults: dict[str, Any] = {"block_size": 10, "batch_size": 4, "seed": 1}
     return [
         row
         for step in steps
@@ -193,6 +193,56 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
         41,
         141,
     ]
+
+
+@pytest.mark.parametrize("n", [21, 100, 101, 105])
+@pytest.mark.parametrize("stride", [None, 4])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_without_shuffling_the_windows_are_the_slices_of_the_text_in_order(
+    n: int, stride: int | None, world_size: int
+) -> None:
+    text = list(range(n))
+    slices = [text[start : start + 11] for start in range(0, n - 10, stride or 10)]
+    if slices[-1][-1] != n - 1:
+        slices.append(text[-11:])  # the end of the text is read, too
+    found = [
+        row
+        for step in range(3 * len(slices))
+        for pair in zip(
+            *(
+                windows(
+                    counting(n),
+                    range(step, step + 1),
+                    shuffle=False,
+                    stride=stride,
+                    rank=rank,
+                    world_size=world_size,
+                )
+                for rank in range(world_size)
+            ),
+            strict=True,
+        )
+        for row in pair
+    ]
+    assert found == slices * 12  # four windows a step
+
+
+@pytest.mark.parametrize("stride", [1, 3, 10])
+def test_shuffled_windows_with_a_stride_begin_that_far_apart(stride: int) -> None:
+    corpus = counting(101)
+    per_epoch = -(-90 // stride) + 2
+    for epoch in range(5):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        starts = [row[0] for row in windows(corpus, steps, batch_size=1, stride=stride)]
+        assert starts != sorted(starts)
+        assert {b - a for a, b in itertools.pairwise(sorted(starts)[1:-2])} == {stride}
+        assert (min(starts), max(starts)) == (0, 90)
+
+
+@pytest.mark.parametrize("stride", [0, 11, -1])
+def test_a_stride_that_would_leave_tokens_out_is_refused(stride: int) -> None:
+    with pytest.raises(ConfigError, match=rf"stride is {stride}, expected from 1 to 10"):
+        windows(counting(100), range(1), stride=stride)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

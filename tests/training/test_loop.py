@@ -54,7 +54,8 @@ def test_the_same_settings_give_the_same_weights() -> None:
 DIFFERENT: list[dict[str, Any]] = [
     {"lr": 1e-3}, {"schedule": "cosine"}, {"warmup": 5}, {"optimizer": "adamw"},
     {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5}, {"clip": 0.01}, {"batch_size": 8},
-    {"block_size": 6}, {"seed": 1}, {"dtype": "bfloat16"}, {"max_steps": 11},
+    {"block_size": 6}, {"shuffle": False}, {"stride": 3}, {"seed": 1},
+    {"dtype": "bfloat16"}, {"max_steps": 11},
 ]  # fmt: skip
 
 
@@ -237,6 +238,7 @@ def test_a_compiled_model_learns_the_same() -> None:
         {"lr": -1.0}, {"warmup": 12}, {"schedule": "square"}, {"optimizer": "sgd"},
         {"dtype": "float16"}, {"beta2": 1.0}, {"accumulate": 3}, {"clip": math.inf}, {"seed": -1},
         {"compile": 1}, {"batch_size": 0}, {"block_size": 2.5}, {"patience": -1},
+        {"stride": 9}, {"stride": 0}, {"shuffle": 1},
     ],
     ids=str,
 )  # fmt: skip

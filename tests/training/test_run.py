@@ -55,6 +55,17 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been_interrupted(
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == list(range(13))
 
 
+@pytest.mark.parametrize("how", [{"shuffle": False}, {"shuffle": False, "stride": 3}])
+def test_a_run_in_the_order_of_the_text_continues_as_if_it_had_not_been_interrupted(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    whole, _ = go(tmp_path / "whole", accumulate=2, **how)
+    go(tmp_path / "cut", steps=7, accumulate=2, **how)
+    model, _ = go(tmp_path / "cut", resume=True, accumulate=2, **how)
+    assert same(weights(model), weights(whole))
+    assert not same(weights(model), weights(go(tmp_path / "shuffled", accumulate=2)[0]))
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     first, _ = go(tmp_path)
     record = (tmp_path / METRICS).read_bytes()
