@@ -16,6 +16,7 @@ import typer
 
 from gpt2kit.cli import (
     comparison,
+    corpus,
     evaluation,
     explain,
     generation,
@@ -136,7 +137,7 @@ def common(
 _HEADINGS = {
     "Write": (generation, tokenize),
     "Models": (weights, inspect_model),
-    "Train": (training, plan),
+    "Train": (training, plan, corpus),
     "Measure": (evaluation, comparison, originality),
     "Look inside": (explain, neighbors, plots),
 }

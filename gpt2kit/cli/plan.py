@@ -15,6 +15,7 @@ from gpt2kit.fields import rules
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 
 if TYPE_CHECKING:
+    from gpt2kit.data.corpus import CorpusReport
     from gpt2kit.training.rehearsal import Memory
     from gpt2kit.training.settings import Command
     from gpt2kit.training.setup import Setup
@@ -100,7 +101,7 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
         )
         return
     for name, text in (
-        *_corpus_lines(setup),
+        *corpus_lines(setup.corpus.report, is_estimate=_is_estimate(setup)),
         *_training_lines(setup, trained),
         *_cost_lines(setup, needed, free, seconds),
     ):
@@ -129,7 +130,7 @@ def _show_sizes(setup: Setup, *, json: bool) -> None:
 
     free = plan.free_memory(setup.device)
     if not json:
-        for name, text in _corpus_lines(setup):
+        for name, text in corpus_lines(setup.corpus.report, is_estimate=_is_estimate(setup)):
             output.note(f"{name:<10}{text}")
         output.note(f"{'training':<10}{_batches(setup)}, {setup.config.dtype}, on {setup.device}")
         if free is not None:
@@ -151,14 +152,14 @@ def _is_estimate(setup: Setup) -> bool:
     return isinstance(setup.tokenizer, RoughTokenizer)
 
 
-def _corpus_lines(setup: Setup) -> list[tuple[str, str]]:
+def corpus_lines(report: CorpusReport, *, is_estimate: bool = False) -> list[tuple[str, str]]:
+    """Return what is to be said about a corpus, each line with its name."""
     from gpt2kit.data.corpus import ENGLISH_CHARACTERS_PER_TOKEN
 
-    report = setup.corpus.report
     read = f"{', '.join(report.files)}: "
     if report.characters is not None:
         read += f"{report.characters:,} characters, "
-    about = "about " if _is_estimate(setup) else ""
+    about = "about " if is_estimate else ""
     read += f"{about}{report.tokens:,} tokens"
     if about:
         read += (

@@ -72,6 +72,19 @@ def read_texts(source: Source, *, encoding: str = "utf-8", text_field: str = "te
     return Text(tuple(documents), tuple(files), n_bytes)
 
 
+def text_of_bytes(data: bytes, path: Path, *, encoding: str = "utf-8") -> Text:
+    """Return the documents in the bytes of a text file; `path` names it in messages.
+
+    Raises CorpusError if they cannot be decoded, and if there is no text.
+    """
+    text = decode(data, path, encoding)
+    documents = tuple(document for document in text.split(END_OF_TEXT) if document.strip())
+    if not documents:
+        found = "nothing but white space" if data else "empty"
+        raise CorpusError(f"{path}: {found}, expected a text", path=path)
+    return Text(documents, (path,), len(data))
+
+
 def read_file(path: Path, *, encoding: str = "utf-8") -> str:
     """Return the text of one file, without a byte order mark.
 

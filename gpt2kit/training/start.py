@@ -46,7 +46,7 @@ class Start:
             return GPT2(self.shape(block_size))
 
 
-def from_scratch(source: str, options: TrainOptions, locate: Locate) -> Start:
+def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> Start:
     """Return the start of a new model: its vocabulary is learned or taken from another model."""
     text = read_source(source, options)
     tokenizer = _new_tokenizer(text, options, locate)
@@ -62,7 +62,7 @@ def from_scratch(source: str, options: TrainOptions, locate: Locate) -> Start:
     return Start(text, tokenizer, shape, build)
 
 
-def from_weights(source: str, options: FinetuneOptions, locate: Locate) -> Start:
+def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -> Start:
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
     checkpoint = open_checkpoint(locate(options.model))
@@ -94,17 +94,19 @@ def _with_dropout(config: GPT2Config, options: FinetuneOptions) -> GPT2Config:
     return config if p is None else replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
 
 
-def read_source(source: str, options: TrainingOptions) -> Text | None:
-    """Return the text of a corpus, or None if it is a file of ids."""
+def read_source(source: str | Text, options: TrainingOptions) -> Text | None:
+    """Return the text of a corpus, which may have been read, or None if it is a file of ids."""
+    if isinstance(source, Text):
+        return source
     if Path(source).suffix in (".npy", ".bin"):
         return None
     return read_texts(source, encoding=options.encoding, text_field=options.text_field)
 
 
-def read_corpus(source: str, start: Start, options: TrainingOptions) -> Corpus:
+def read_corpus(source: str | Text, start: Start, options: TrainingOptions) -> Corpus:
     """Return the ids of a corpus, split in training and validation."""
     return load_corpus(
-        start.text or Path(source),
+        start.text or source,
         start.tokenizer,
         val=None if options.val is None else Path(options.val),
         val_fraction=options.val_fraction,
