@@ -14,9 +14,10 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option
 
 Activation = Literal["gelu_new", "gelu", "quick_gelu", "relu", "silu", "tanh"]
-Norm = Literal["layernorm", "rmsnorm"]
-Mlp = Literal["plain", "swiglu"]
-Positions = Literal["learned", "sinusoidal"]
+Norm = Literal["layernorm", "rmsnorm", "none"]
+Mlp = Literal["plain", "swiglu", "none"]
+Positions = Literal["learned", "sinusoidal", "none"]
+Head = Literal["linear", "none"]
 
 ACTIVATIONS = get_args(Activation)
 ACTIVATION_ALIASES = {
@@ -60,13 +61,16 @@ class GPT2Config:
     attn_pdrop: float = option(0.1, "Dropout of attention weights.", at_least=0, below=1)
     resid_pdrop: float = option(0.1, "Dropout of updates of the stream.", at_least=0, below=1)
 
-    # Not in GPT-2, but in small models that people train from scratch.
+    # Not in GPT-2, but in small models that people train from scratch: see `VARIED`.
     qkv_bias: bool = option(True, "Biases on queries, keys and values.")
     bias: bool = option(True, "Biases on the other projections and in LayerNorm.")
     norm: Norm = option("layernorm", "Normalization.")
     norm_first: bool = option(True, "Normalize before attention and MLP, as GPT-2 does, or after.")
-    mlp: Mlp = option("plain", "Two matrices, or gated by a third.")
+    mlp: Mlp = option("plain", "Two matrices, gated by a third, or no MLP.")
+    residual: bool = option(True, "Add attention and MLP to their input, or replace it.")
     positions: Positions = option("learned", "Position embedding.")
+    head: Head = option("linear", "A matrix, or none: the width is the vocabulary's size.")
+    head_bias: bool = option(False, "A bias on the logits.")
 
     def __post_init__(self) -> None:
         if isinstance(self.activation_function, str):
@@ -80,6 +84,18 @@ class GPT2Config:
             )
         if self.positions == "sinusoidal" and self.n_embd % 2:
             raise ConfigError(f"n_embd is {self.n_embd}: sinusoidal positions need an even width")
+        if self.head == "none":
+            self._check_headless()
+
+    def _check_headless(self) -> None:
+        """Raise ConfigError if the residual stream cannot be the logits."""
+        if self.n_embd != self.n_vocab:
+            raise ConfigError(
+                f"n_embd is {self.n_embd} and n_vocab {self.n_vocab}: "
+                "without a head the width must be the size of the vocabulary"
+            )
+        if self.head_bias:
+            raise ConfigError("head_bias is true, but head is 'none'; leave one out")
 
     @property
     def head_size(self) -> int:
@@ -92,17 +108,14 @@ class GPT2Config:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     @property
+    def has_own_head(self) -> bool:
+        """Whether the head is a matrix of its own, and not the token embedding."""
+        return self.head == "linear" and not self.tie_word_embeddings
+
+    @property
     def is_gpt2(self) -> bool:
         """Whether this is GPT-2's own architecture, which other programs can run."""
-        gpt2 = {
-            "qkv_bias": True,
-            "bias": True,
-            "norm": "layernorm",
-            "norm_first": True,
-            "mlp": "plain",
-            "positions": "learned",
-        }
-        return all(getattr(self, name) == value for name, value in gpt2.items())
+        return all(getattr(self, name) == value for name, value in VARIED.items())
 
     @property
     def n_params(self) -> int:
@@ -112,7 +125,6 @@ class GPT2Config:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter by name, matrices as (out, in), in forward order."""
         C, inner = self.n_embd, self.inner_size
-        norm_bias = self.bias and self.norm == "layernorm"
         shapes: dict[str, tuple[int, ...]] = {"wte.weight": (self.n_vocab, C)}
         if self.positions == "learned":
             shapes["wpe.weight"] = (self.n_ctx, C)
@@ -122,18 +134,39 @@ class GPT2Config:
             if bias:
                 shapes[f"{name}.bias"] = shape[:1]
 
+        def add_norm(name: str) -> None:
+            if self.norm != "none":
+                add(name, (C,), self.bias and self.norm == "layernorm")
+
         for layer in range(self.n_layer):
-            add(f"h.{layer}.ln_1", (C,), norm_bias)
+            add_norm(f"h.{layer}.ln_1")
             add(f"h.{layer}.attn.c_attn", (3 * C, C), self.qkv_bias)
             add(f"h.{layer}.attn.c_proj", (C, C), self.bias)
-            add(f"h.{layer}.ln_2", (C,), norm_bias)
-            add(f"h.{layer}.mlp.c_fc", (2 * inner if self.mlp == "swiglu" else inner, C), self.bias)
-            add(f"h.{layer}.mlp.c_proj", (C, inner), self.bias)
-        add("ln_f", (C,), norm_bias)
-        if not self.tie_word_embeddings:
+            if self.mlp != "none":
+                width = 2 * inner if self.mlp == "swiglu" else inner
+                add_norm(f"h.{layer}.ln_2")
+                add(f"h.{layer}.mlp.c_fc", (width, C), self.bias)
+                add(f"h.{layer}.mlp.c_proj", (C, inner), self.bias)
+        add_norm("ln_f")
+        if self.has_own_head:
             shapes["lm_head.weight"] = (self.n_vocab, C)
+        if self.head_bias:
+            shapes["lm_head.bias"] = (self.n_vocab,)
         return shapes
 
+
+# The fields that GPT-2 does not have, with the values under which a model is GPT-2's.
+VARIED: dict[str, bool | str] = {
+    "qkv_bias": True,
+    "bias": True,
+    "norm": "layernorm",
+    "norm_first": True,
+    "mlp": "plain",
+    "residual": True,
+    "positions": "learned",
+    "head": "linear",
+    "head_bias": False,
+}
 
 # The published sizes.              layers      heads       width                     parameters
 SIZES: dict[str, GPT2Config] = {

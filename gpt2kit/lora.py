@@ -10,6 +10,7 @@ memory, and saving takes a few megabytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,13 +75,16 @@ def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: in
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
+    for parent, layer in _matrices(model):
+        setattr(parent, layer, LoRALinear.beside(getattr(parent, layer), rank, alpha, generator))
+
+
+def _matrices(model: GPT2) -> Iterator[tuple[nn.Module, str]]:
+    """Yield every matrix of the blocks: the module that has it, and its name there."""
     for block in model.h:
-        for name in _LAYERS:
-            part, _, layer = name.partition(".")
-            parent = block.get_submodule(part)
-            setattr(
-                parent, layer, LoRALinear.beside(getattr(parent, layer), rank, alpha, generator)
-            )
+        for part, layer in (name.split(".") for name in _LAYERS):
+            if hasattr(block, part):  # a block may have no MLP
+                yield block.get_submodule(part), layer
 
 
 def settings(model: GPT2) -> dict[str, Any] | None:
@@ -94,10 +98,7 @@ def settings(model: GPT2) -> dict[str, Any] | None:
 
 def merge_adapters(model: GPT2) -> None:
     """Add all adapters to the weights: a plain model again, which computes the same function."""
-    for block in model.h:
-        for name in _LAYERS:
-            part, _, layer = name.partition(".")
-            parent = block.get_submodule(part)
-            if isinstance(adapted := getattr(parent, layer), LoRALinear):
-                setattr(parent, layer, adapted.merged())
+    for parent, layer in _matrices(model):
+        if isinstance(adapted := getattr(parent, layer), LoRALinear):
+            setattr(parent, layer, adapted.merged())
     model.requires_grad_(True)

@@ -1,7 +1,8 @@
 """GPT-2 as a torch module: token ids in, logits out.
 
 Read it from the top: `GPT2` is the whole model, `Block` one layer of it, `Attention` and `MLP` the
-two halves of a layer. The modules carry the names of the published checkpoints. Nothing here reads
+two halves of a layer. The modules carry the names of the published checkpoints. What a model may
+have in place of GPT-2's parts, such as another norm, is in `gpt2kit.variants`. Nothing here reads
 files, knows a tokenizer or draws samples.
 
     B batch, T new tokens, S cached + new tokens, C width, H heads, D head size, V vocabulary
@@ -10,16 +11,17 @@ files, knows a tokenizer or draws samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2kit import variants
 from gpt2kit.cache import Cache, KVCache
 from gpt2kit.config import GPT2Config
 from gpt2kit.dropout import dropout, scaled_dot_product_attention
 from gpt2kit.errors import ContextLengthError
+from gpt2kit.variants import Embedding, Linear
 
 
 class GPT2(nn.Module):
@@ -36,11 +38,11 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.wte = Embedding(config.n_vocab, config.n_embd)  # a vector for each token
-        self.wpe = position_embedding(config)  # a vector for each position
+        self.wpe = variants.position_embedding(config)  # a vector for each position
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = norm(config)
-        if not config.tie_word_embeddings:  # GPT-2 uses wte as the head, too
-            self.lm_head = Linear(config.n_embd, config.n_vocab, bias=False)
+        self.ln_f = variants.norm(config)
+        if config.has_own_head or config.head_bias:  # GPT-2 uses wte as the head, without a bias
+            self.lm_head = variants.own_head(config)
         if self.device.type != "meta":
             self.init_weights()
 
@@ -78,12 +80,19 @@ class GPT2(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits: (…, C) -> (…, V)."""
-        return F.linear(hidden, self.head_weight)
+        if self.config.head == "none":  # the hidden states are the logits
+            return hidden
+        return F.linear(hidden, self.head_weight, self.head_bias)
 
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix, (V, C): the token embedding, unless the model has a separate one."""
-        return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return self.lm_head.weight if self.config.has_own_head else self.wte.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The bias on the logits, (V,), which GPT-2 does not have."""
+        return self.lm_head.bias if self.config.head_bias else None
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +115,7 @@ class GPT2(nn.Module):
         Matrices that write into the residual stream start smaller, by the square root of the
         number of such matrices (Radford et al. 2019, section 2.3).
         """
+        writers = sum(name.endswith("c_proj.weight") for name, _ in self.named_parameters())
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -114,8 +124,7 @@ class GPT2(nn.Module):
             elif name == "wpe.weight":
                 parameter.normal_(0.0, 0.01, generator=generator)
             elif name.endswith("c_proj.weight"):
-                std = 0.02 / math.sqrt(2 * self.config.n_layer)
-                parameter.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, 0.02 / math.sqrt(writers), generator=generator)
             else:
                 parameter.normal_(0.0, 0.02, generator=generator)
 
@@ -125,20 +134,21 @@ class Block(nn.Module):
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
-        self.norm_first = config.norm_first
-        self.ln_1 = norm(config)
+        self.is_gpt2 = config.is_gpt2
+        self.config = config
+        self.ln_1 = variants.norm(config)
         self.attn = Attention(config, layer)
-        self.ln_2 = norm(config)
-        self.mlp = MLP(config)
+        if config.mlp != "none":
+            self.ln_2 = variants.norm(config)
+            self.mlp = variants.SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """Return the residual stream after this layer: (B, T, C) -> (B, T, C)."""
-        if self.norm_first:  # as in GPT-2: normalize what is read, leave the stream alone
-            x = x + self.attn(self.ln_1(x), mask, cache)
-            return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
-        # as in the first Transformer: normalize the stream itself
-        x = self.ln_1(x + self.attn(x, mask, cache))
-        return self.ln_2(x + self.mlp(x))  # type: ignore[no-any-return]
+        if not self.is_gpt2:  # the same parts, connected as the configuration says
+            return variants.run_block(self, x, mask, cache)
+        # Each part reads the normalized stream; the stream itself is only added to
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -194,89 +204,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices with an activation between them, applied to each token by itself.
-
-    As SwiGLU, half of the first matrix gates the other half (Shazeer 2020).
-    """
+    """Two matrices with an activation between them, applied to each token by itself."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.activation = ACTIVATION[config.activation_function]
-        width = 2 * config.inner_size if config.mlp == "swiglu" else config.inner_size
-        self.c_fc = Linear(config.n_embd, width, bias=config.bias)
+        self.activation = variants.ACTIVATION[config.activation_function]
+        self.c_fc = Linear(config.n_embd, config.inner_size, bias=config.bias)
         self.c_proj = Linear(config.inner_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the update of the residual stream: (B, T, C) -> (B, T, C)."""
-        x = self.c_fc(x)  # (B, T, inner), twice as wide for SwiGLU
-        if self.config.mlp == "swiglu":
-            gate, x = x.chunk(2, dim=-1)  # (B, T, inner) each
-            x = F.silu(gate) * x
-        else:
-            x = self.activation(x)
+        x = self.activation(self.c_fc(x))  # (B, T, inner)
         return dropout(self.c_proj(x), self.config.resid_pdrop, self.training)  # (B, T, C)
-
-
-# --- the parts that a configuration chooses -------------------------------------------------------
-
-
-def gelu_new(x: Tensor) -> Tensor:
-    """OpenAI's GELU, by tanh; it differs from the exact one by up to 5e-4."""
-    return F.gelu(x, approximate="tanh")
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": gelu_new,
-    "gelu": F.gelu,
-    "quick_gelu": quick_gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-
-
-def norm(config: GPT2Config) -> nn.Module:
-    """Return the normalization of the last dimension, C."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
-    return nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
-
-
-def position_embedding(config: GPT2Config) -> nn.Module:
-    """Return what turns positions, (T,) or (B, T), into vectors, (…, C)."""
-    if config.positions == "sinusoidal":
-        return Sinusoids(config)
-    return Embedding(config.n_ctx, config.n_embd)
-
-
-class Sinusoids(nn.Module):
-    """Fixed positions: sines in even columns, cosines in odd ones (Vaswani et al. 2017, 3.5)."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.n_embd = config.n_embd
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """(T,) or (B, T) -> (…, C)."""
-        # float64, which Apple's GPUs do not have
-        dtype = torch.float32 if positions.device.type == "mps" else torch.float64
-        pairs = torch.arange(0, self.n_embd, 2, device=positions.device, dtype=dtype)  # (C/2,)
-        angles = positions[..., None] * 10000.0 ** (-pairs / self.n_embd)  # (…, C/2)
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (…, C)
-
-
-class Linear(nn.Linear):
-    """A linear layer without torch's own initialization: `GPT2.init_weights` does it."""
-
-    def reset_parameters(self) -> None: ...
-
-
-class Embedding(nn.Embedding):
-    """An embedding without torch's own initialization: `GPT2.init_weights` does it."""
-
-    def reset_parameters(self) -> None: ...

@@ -130,8 +130,10 @@ class Int8GPT2(GPT2):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits: (B, C) -> (B, V)."""
-        head = self.wte if self.config.tie_word_embeddings else self.lm_head
-        return int8_linear(hidden, head.weight, head.scales, None)  # type: ignore[arg-type]
+        if self.config.head == "none":
+            return hidden
+        head = self.lm_head if self.config.has_own_head else self.wte
+        return int8_linear(hidden, head.weight, head.scales, self.head_bias)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -36,22 +36,29 @@ def logits(config: GPT2Config, w: Weights, ids: Sequence[int], notes: Notes | No
         x = block(config, w, layer, x, notes)  # (T, C)
     notes["final"] = x
     notes["normalized"] = norm(config, w, "ln_f", x)
+    if config.head == "none":
+        return notes["normalized"]
     head = w["wte.weight"] if config.tie_word_embeddings else w["lm_head.weight"]  # (V, C)
-    return notes["normalized"] @ double(head).T  # (T, V)
+    return notes["normalized"] @ double(head).T + bias(w, "lm_head")  # (T, V)
 
 
 def block(config: GPT2Config, w: Weights, layer: int, x: Array, notes: Notes) -> Array:
     """One layer, attention and then the MLP: (T, C) -> (T, C)."""
     ln_1, ln_2 = f"h.{layer}.ln_1", f"h.{layer}.ln_2"
+    stream = 1.0 if config.residual else 0.0  # whether a part's output is added or takes its place
     notes[f"{layer}.before"] = x
     if config.norm_first:
-        x = x + attention(config, w, layer, norm(config, w, ln_1, x), notes)
-        notes[f"{layer}.middle"] = x
-        x = x + mlp(config, w, layer, norm(config, w, ln_2, x), notes)
+        x = stream * x + attention(config, w, layer, norm(config, w, ln_1, x), notes)
     else:
-        x = norm(config, w, ln_1, x + attention(config, w, layer, x, notes))
-        notes[f"{layer}.middle"] = x
-        x = norm(config, w, ln_2, x + mlp(config, w, layer, x, notes))
+        x = norm(config, w, ln_1, stream * x + attention(config, w, layer, x, notes))
+    notes[f"{layer}.middle"] = x
+    if config.mlp == "none":
+        notes[f"{layer}.mlp_before"] = notes[f"{layer}.mlp_after"] = x[:, :0]
+        notes[f"{layer}.mlp_update"] = np.zeros_like(x)
+    elif config.norm_first:
+        x = stream * x + mlp(config, w, layer, norm(config, w, ln_2, x), notes)
+    else:
+        x = norm(config, w, ln_2, stream * x + mlp(config, w, layer, x, notes))
     notes[f"{layer}.after"] = x
     return x
 
@@ -61,6 +68,8 @@ def positions(config: GPT2Config, w: Weights, T: int) -> Array:
     if config.positions == "learned":
         return double(w["wpe.weight"][:T])
     table = np.zeros((T, config.n_embd))
+    if config.positions == "none":
+        return table
     for column in range(0, config.n_embd, 2):
         angles = np.arange(T) / 10000 ** (column / config.n_embd)  # (T,)
         table[:, column], table[:, column + 1] = np.sin(angles), np.cos(angles)
@@ -133,7 +142,9 @@ def bias(w: Weights, name: str) -> Array | float:
 
 
 def norm(config: GPT2Config, w: Weights, name: str, x: Array) -> Array:
-    """LayerNorm, or RMSNorm, which does not subtract the mean: (T, C) -> (T, C)."""
+    """LayerNorm; or RMSNorm, which does not subtract the mean; or none: (T, C) -> (T, C)."""
+    if config.norm == "none":
+        return x
     if config.norm == "layernorm":
         x = x - x.mean(axis=1, keepdims=True)
     scale: Array = np.sqrt((x**2).mean(axis=1, keepdims=True) + config.layer_norm_epsilon)  # (T, 1)

@@ -25,6 +25,7 @@ training generation
 checkpoints engine
 lora quantize
 model data
+variants
 tokenizers store cache reference
 files config
 fields

@@ -87,6 +87,9 @@ def test_a_linear_layer_is_close_to_the_original() -> None:
         {"tie_word_embeddings": False},
         {"bias": False, "qkv_bias": False},
         {"norm": "rmsnorm", "mlp": "swiglu"},
+        {"mlp": "none", "positions": "none", "head_bias": True},
+        {"head_bias": True, "tie_word_embeddings": False},
+        {"head": "none", "n_layer": 0, "n_head": 1, "n_embd": TINY.n_vocab},
     ],
 )
 def test_every_shape_of_model_can_be_int8(variant: dict[str, object]) -> None:

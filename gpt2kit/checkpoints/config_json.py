@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpt2kit.config import GPT2Config
+from gpt2kit.config import VARIED, GPT2Config
 from gpt2kit.errors import CheckpointError, ConfigError, Gpt2KitWarning
 from gpt2kit.files import read_json
 
@@ -21,12 +21,6 @@ _SAME_NAME = (
     *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
     *("embd_pdrop", "attn_pdrop", "resid_pdrop"),
 )
-
-# Our own fields, which may differ from GPT-2's values only under "model_type": "gpt2kit".
-_OUR_OWN = {
-    name: getattr(GPT2Config(), name)
-    for name in ("qkv_bias", "bias", "norm", "norm_first", "mlp", "positions")
-}
 
 # Fields that do not change the function from ids to logits. transformers writes them, or did once.
 _NO_EFFECT = {
@@ -84,8 +78,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
     "use_alibi": (False, None),
     "window_size": (None,),
-    # Our own, under the model type gpt2
-    **{name: (value,) for name, value in _OUR_OWN.items()},
+    # Our own, which may differ from GPT-2's values only under "model_type": "gpt2kit"
+    **{name: (value,) for name, value in VARIED.items()},
 }
 
 
@@ -106,7 +100,7 @@ def read_config(path: Path) -> GPT2Config:
     values: dict[str, Any] = {}
     unknown = []
     for name, value in raw.items():
-        if name in _SAME_NAME or (ours and name in _OUR_OWN):
+        if name in _SAME_NAME or (ours and name in VARIED):
             values[name] = value
         elif name in _ONLY:
             if value not in _ONLY[name]:
@@ -148,5 +142,5 @@ def config_dict(config: GPT2Config, *, dtype: torch.dtype, stop_id: int | None) 
         "dtype": str(dtype).removeprefix("torch."),
     }
     if not config.is_gpt2:
-        result |= {"architectures": ["GPT2"], **{name: getattr(config, name) for name in _OUR_OWN}}
+        result |= {"architectures": ["GPT2"], **{name: getattr(config, name) for name in VARIED}}
     return result

@@ -6,10 +6,11 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from gpt2kit.errors import ConfigError
 from gpt2kit.fields import Rule, declared_types, is_union, rules
 
 
@@ -51,7 +52,8 @@ def takes_given(
         def train(corpus: Corpus, *, given: dict[str, Any], json: Json = False) -> None: ...
 
     The function gets a dictionary, not a dataclass: options that are not typed may come from
-    elsewhere before the dataclass is made. A field that several dataclasses have is one option.
+    elsewhere before the dataclass is made. A field that several dataclasses have is one option. A
+    choice with the value "none" has a short form: `--no_x` is `--x none`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -59,7 +61,7 @@ def takes_given(
         for argument, kinds in dataclasses.items():
             named: dict[str, inspect.Parameter] = {}
             for kind in kinds if isinstance(kinds, tuple) else (kinds,):
-                for each in parameters(kind, two_ways=True):
+                for each in (*parameters(kind, two_ways=True), *_short_forms(kind)):
                     named.setdefault(each.name, each)
             options[argument] = list(named.values())
 
@@ -67,12 +69,13 @@ def takes_given(
             made: dict[str, Any] = {}
             for argument, each_option in options.items():
                 values = {each.name: typed.pop(each.name) for each in each_option}
-                made[argument] = {
+                typed_here = {
                     name: _as_field(value)
                     for name, value in values.items()
                     if (source := _context.get_parameter_source(name))
                     and source.name == "COMMANDLINE"
                 }
+                made[argument] = _in_full(typed_here)
             function(**typed, **made)
 
         context = inspect.Parameter(
@@ -123,6 +126,36 @@ def parameters(kind: type, *, two_ways: bool = False) -> list[inspect.Parameter]
     return made
 
 
+_SHORT = "_none_for_"  # begins the name of the parameter behind --no_x
+
+
+def _short_forms(kind: type) -> list[inspect.Parameter]:
+    """Return a flag --no_x, which the help of --x mentions, for each choice that may be "none"."""
+    return [
+        inspect.Parameter(
+            _SHORT + name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option(f"--no_{name}", hidden=True)],
+        )
+        for name, declared in declared_types(kind).items()
+        if _can_be_none(declared)
+    ]
+
+
+def _can_be_none(declared: Any) -> bool:
+    return get_origin(declared) is Literal and "none" in get_args(declared)
+
+
+def _in_full(typed: dict[str, Any]) -> dict[str, Any]:
+    """Return typed options with `--x none` in place of `--no_x`."""
+    full = {name: value for name, value in typed.items() if not name.startswith(_SHORT)}
+    for name in (short.removeprefix(_SHORT) for short in typed.keys() - full.keys()):
+        if full.setdefault(name, "none") != "none":
+            raise ConfigError(f"--{name} and --no_{name} are both given; leave one out")
+    return full
+
+
 def _made(kind: type, typed: dict[str, Any], without: tuple[str, ...]) -> Any:
     """Take the values of a dataclass's fields from what was typed, and return the dataclass."""
     values = {}
@@ -142,7 +175,8 @@ def _annotation(name: str, declared: Any, default: Any, rule: Rule, two_ways: bo
         _typer_type(declared),
         typer.Option(
             flag,
-            help=rule.help,
+            help=rule.help
+            + (f" --no_{name}: none." if two_ways and _can_be_none(declared) else ""),
             metavar=rule.metavar,
             rich_help_panel=rule.group or None,
             show_default=rule.default or (default is not False and default not in (None, "", ())),

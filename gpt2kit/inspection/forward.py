@@ -27,7 +27,8 @@ class LayerTrace:
     """One block: attention, MLP, and the residual stream before, between and after them.
 
     With the norm first, as in GPT-2, middle = before + attention_update and
-    after = middle + mlp_update; otherwise each sum is then normalized.
+    after = middle + mlp_update; otherwise each sum is then normalized. Without residual connections
+    the updates take the place of the sums. Without an MLP its update is zero.
     """
 
     before: Tensor  # (B, T, C) the residual stream that enters
@@ -85,8 +86,8 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
 
     Each layer takes B * T * (8 C + 2 I) numbers of memory: for 1,024 tokens 0.6 GB with 124M
     parameters, 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0),
-    and takes half of that. Raises ConfigError for ids of another shape, ContextLengthError for more
-    tokens than the model has positions.
+    as they are without an MLP, and takes half of that. Raises ConfigError for ids of another shape,
+    ContextLengthError for more tokens than the model has positions.
     """
     if ids.dim() != 2:
         raise ConfigError(
@@ -96,7 +97,7 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
     made: dict[str, Tensor] = {}  # outputs of modules
     read: dict[str, Tensor] = {}  # inputs of modules
     ids = ids.to(model.device)
-    middle = ("ln_2", read) if model.config.norm_first else ("ln_1", made)
+    has_mlp = model.config.mlp != "none"
     watched: list[tuple[str, dict[str, Tensor]]] = [
         ("wte", made),
         ("wpe", made),
@@ -110,10 +111,10 @@ def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
             ("attn.c_attn", made),
             ("attn.c_proj", read),
             ("attn", made),
-            middle,
-            ("mlp", made),
+            ("ln_1", made),
         ]
-        parts += [("mlp.c_fc", made), ("mlp.c_proj", read)] if neurons else []
+        parts += [("ln_2", read), ("mlp", made)] if has_mlp else []
+        parts += [("mlp.c_fc", made), ("mlp.c_proj", read)] if has_mlp and neurons else []
         watched += [(f"h.{layer}.{part}".rstrip("."), store) for part, store in parts]
     with torch.no_grad(), _evaluating(model), _hooks(model, watched, read):
         logits = model(ids)
@@ -140,6 +141,7 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
     )
     nothing = update[..., :0]
     inner = made.get(f"{here}.mlp.c_fc", nothing)  # (B, T, I), or (B, T, 2 I) for SwiGLU
+    middle = read.get(f"{here}.ln_2", made[here]) if config.norm_first else made[f"{here}.ln_1"]
     attention = model.get_submodule(f"{here}.attn")
     assert isinstance(attention, Attention)
     return LayerTrace(
@@ -150,10 +152,10 @@ def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Ten
         scale=attention.scale,
         head_outputs=read[f"{here}.attn.c_proj"].view(heads).transpose(1, 2),
         attention_update=update,
-        middle=read[f"{here}.ln_2"] if config.norm_first else made[f"{here}.ln_1"],
+        middle=middle,
         mlp_before=inner.chunk(2, dim=-1)[0] if config.mlp == "swiglu" else inner,
         mlp_after=read.get(f"{here}.mlp.c_proj", nothing),
-        mlp_update=made[f"{here}.mlp"],
+        mlp_update=made.get(f"{here}.mlp", torch.zeros_like(update)),
         after=made[here],
     )
 

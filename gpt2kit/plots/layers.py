@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit import inspection
-from gpt2kit.model import ACTIVATION
+from gpt2kit.errors import ConfigError
 from gpt2kit.plots.canvas import (
     BLUE,
     FONT,
@@ -42,6 +42,7 @@ from gpt2kit.plots.canvas import (
     thinned,
 )
 from gpt2kit.plots.heads import find_layer
+from gpt2kit.variants import ACTIVATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,10 +154,12 @@ def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figu
     """Draw the MLP's activations before and after its activation function, and how many are active.
 
     Of one layer, or of all. A neuron is active if its input to the activation function is above 0.
-    Raises ConfigError for a layer that the model does not have.
+    Raises ConfigError for a layer that the model does not have, and for a model without an MLP.
     """
     find_layer(trace, layer or 0)
     check_tokens(tokens, trace.ids.shape[1])
+    if trace.model.config.mlp == "none":
+        raise ConfigError("this model has no MLP, so there is nothing to draw")
     chosen = trace.layers if layer is None else trace.layers[layer : layer + 1]
     config = trace.model.config
     function = "SwiGLU" if config.mlp == "swiglu" else config.activation_function

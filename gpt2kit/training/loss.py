@@ -49,12 +49,18 @@ class NextTokenLoss(nn.Module):
             _checkpointed(self.model, self.checkpointing and self.training),
         ):
             hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (N, C)
-            weight = self.model.head_weight  # (V, C)
-            if not torch.is_grad_enabled():  # an autograd function does not see that by itself
-                hidden, weight = hidden.detach(), weight.detach()
-            if use_pieces(len(targets) * len(weight)):
-                return _PiecewiseLoss.apply(hidden, weight, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
-            logits = F.linear(hidden, weight)  # (N, V)
+            config = self.model.config
+            if config.head == "linear" and use_pieces(len(targets) * config.n_vocab):
+                inputs: tuple[Tensor | None, ...]
+                inputs = (
+                    hidden,
+                    self.model.head_weight,
+                    self.model.head_bias,
+                )  # (N, C), (V, C), (V,)
+                if not torch.is_grad_enabled():  # an autograd function does not see that by itself
+                    inputs = tuple(x if x is None else x.detach() for x in inputs)
+                return _PiecewiseLoss.apply(*inputs, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
+            logits = self.model.head(hidden)  # (N, V)
         return F.cross_entropy(precise(logits), targets)  # ()
 
 
@@ -71,39 +77,47 @@ class _PiecewiseLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: Dtype) -> Tensor:
-        """Return the mean loss: (N, C), (V, C), (N,) -> ()."""
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: Dtype
+    ) -> Tensor:
+        """Return the mean loss: (N, C), (V, C), (V,), (N,) -> ()."""
         working = torch.bfloat16 if dtype == "bfloat16" else hidden.dtype
         h, w, n = hidden.to(working), weight.to(working), len(targets)  # (N, C), (V, C)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(h) if wants_hidden else None  # (N, C)
         weight_grad = torch.zeros_like(weight) if wants_weight else None  # (V, C)
+        bias_grad = torch.zeros_like(bias) if bias is not None and wants_bias else None  # (V,)
         total = torch.zeros((), dtype=_precise_dtype(h), device=h.device)
         rows = max(1, LOGITS_AT_ONCE // len(w))  # R
         for start in range(0, n, rows):
             piece = slice(start, start + rows)
             logits = h[piece] @ w.T  # (R, V)
+            if bias is not None:
+                logits += bias
             total += _cross_entropy_(
-                logits, targets[piece], n, with_gradient=wants_hidden or wants_weight
+                logits, targets[piece], n, with_gradient=any(ctx.needs_input_grad)
             )
             if hidden_grad is not None:
                 hidden_grad[piece] = logits @ w  # (R, C)
             if weight_grad is not None:
                 _add_product(weight_grad, logits, h[piece])
+            if bias_grad is not None:
+                bias_grad += logits.sum(dim=0, dtype=bias_grad.dtype)
             del logits  # before the next piece is computed
-        ctx.grads = hidden_grad, weight_grad
+        ctx.grads = hidden_grad, weight_grad, bias_grad
         ctx.hidden_dtype = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of hidden states and weight: () -> (N, C), (V, C)."""
-        hidden_grad, weight_grad = ctx.grads
+        """Return the gradients of hidden states, weight and bias: () -> (N, C), (V, C), (V,)."""
+        hidden_grad, weight_grad, bias_grad = ctx.grads
         del ctx.grads  # scaled in place, so only once: memory use is at its peak here
         scale = output_grads[0]
         return (
             None if hidden_grad is None else (hidden_grad * scale).to(ctx.hidden_dtype),
             None if weight_grad is None else weight_grad.mul_(scale),
+            None if bias_grad is None else bias_grad.mul_(scale),
             None,
             None,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
-from gpt2kit.config import Activation, GPT2Config, Mlp, Norm, Positions
+from gpt2kit.config import Activation, GPT2Config, Head, Mlp, Norm, Positions
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option, rules, same_option
 from gpt2kit.training.config import Dtype, OptimizerName, Schedule, TrainConfig
@@ -123,6 +123,7 @@ class TrainOptions(TrainingOptions):
 
     MAX_STEPS: ClassVar[int] = 2000
     BATCH_SIZE: ClassVar[int] = 16
+    N_EMBD: ClassVar[int] = 192
 
     recipe: str | None = option(
         None, "Take the options of a recipe (see gpt2kit recipes); those given here win."
@@ -151,16 +152,21 @@ class TrainOptions(TrainingOptions):
 
     n_layer: int = _shape("n_layer", 6)
     n_head: int = _shape("n_head", 6)
-    n_embd: int = _shape("n_embd", 192)
+    n_embd: int | None = _shape(
+        "n_embd", None, default=f"{N_EMBD}, or the size of the vocabulary without a head"
+    )
     n_inner: int | None = _shape("n_inner")
     activation_function: Activation = _shape("activation_function")
     norm: Norm = _shape("norm")
     norm_first: bool = _shape("norm_first")
     mlp: Mlp = _shape("mlp")
+    residual: bool = _shape("residual")
     positions: Positions = _shape("positions")
     bias: bool = _shape("bias")
     qkv_bias: bool = _shape("qkv_bias")
     tie_word_embeddings: bool = _shape("tie_word_embeddings")
+    head: Head = _shape("head")
+    head_bias: bool = _shape("head_bias")
 
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""
@@ -169,12 +175,22 @@ class TrainOptions(TrainingOptions):
             idle |= dict.fromkeys(("vocabulary", "n_vocab"), "it is for --tokenizer bpe")
         elif self.vocabulary is not None:
             idle["n_vocab"] = "--vocabulary says how many tokens"
+        if self.norm == "none":
+            idle["norm_first"] = "there is no norm"
+        if self.mlp != "plain":
+            idle["activation_function"] = "it is for --mlp plain"
+        if self.mlp == "none":
+            idle["n_inner"] = "there is no MLP"
+        if self.head == "none":
+            idle["tie_word_embeddings"] = "there is no head"
         return idle
 
-    def shape(self) -> dict[str, Any]:
-        """Return the fields of the new model's GPT2Config, but for n_vocab and n_ctx."""
-        names = rules(GPT2Config).keys() & rules(TrainOptions).keys() - {"n_vocab"}
-        shape = {name: getattr(self, name) for name in names}
+    def shape(self, n_vocab: int) -> dict[str, Any]:
+        """Return the fields of the new model's GPT2Config, but for n_ctx."""
+        names = rules(GPT2Config).keys() & rules(TrainOptions).keys()
+        shape = {name: getattr(self, name) for name in names} | {"n_vocab": n_vocab}
+        if self.n_embd is None:
+            shape["n_embd"] = n_vocab if self.head == "none" else self.N_EMBD
         for name in DROPOUTS:
             shape[name] = self.dropout if shape[name] is None else shape[name]
         return shape

@@ -52,7 +52,7 @@ def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> S
     tokenizer = _new_tokenizer(text, options, locate)
 
     def shape(block_size: int) -> GPT2Config:
-        return GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=block_size, **options.shape())
+        return GPT2Config(n_ctx=block_size, **options.shape(tokenizer.n_vocab))
 
     def build(block_size: int) -> GPT2:
         model = GPT2(shape(block_size))

@@ -91,6 +91,7 @@ class Color:
     hue: int = option(0, "Which color.")
     width: int = option(9, "Of the line.")
     depth: int | None = option(None, "How deep.", default="as the width")
+    edge: Literal["sharp", "soft", "none"] = option("sharp", "Which edge.")
 
 
 @pytest.fixture
@@ -119,3 +120,12 @@ def test_a_field_of_several_dataclasses_is_one_option(painter: typer.Typer) -> N
     assert "How wide." in shown
     assert "Of the line." not in shown
     assert "(as the" in shown  # the default in words
+
+
+def test_a_choice_that_may_be_none_has_a_short_form(painter: typer.Typer) -> None:
+    for typed in (["--edge", "none"], ["--no_edge"], ["--edge", "none", "--no_edge"]):
+        assert CliRunner().invoke(painter, typed).output == "False {'edge': 'none'}\n"
+    shown = " ".join(CliRunner().invoke(painter, ["--help"]).output.replace("│", "").split())
+    assert "Which edge. --no_edge: none." in shown
+    with pytest.raises(ConfigError, match="--edge and --no_edge are both given; leave one out"):
+        CliRunner().invoke(painter, ["--edge", "soft", "--no_edge"], catch_exceptions=False)

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from gpt2kit.checkpoints.load import load
 from gpt2kit.cli import app
 from gpt2kit.cli.training_summary import loss_figures
+from gpt2kit.errors import ConfigError
 from gpt2kit.fields import rules
 from gpt2kit.training import recipes
 from gpt2kit.training.options import FinetuneOptions, TrainOptions
@@ -311,16 +312,18 @@ SEEN: dict[str, tuple[Any, str, Any]] = {
     "norm": ("rmsnorm", "model.norm", "rmsnorm"),
     "norm_first": (False, "model.norm_first", False),
     "mlp": ("swiglu", "model.mlp", "swiglu"),
+    "residual": (False, "model.residual", False),
     "positions": ("sinusoidal", "model.positions", "sinusoidal"),
     "bias": (False, "model.bias", False),
     "qkv_bias": (False, "model.qkv_bias", False),
     "tie_word_embeddings": (False, "model.tie_word_embeddings", False),
+    "head_bias": (True, "model.head_bias", True),
     "recipe": ("names", "model.mlp", "swiglu"),
 }
 SEEN_ELSEWHERE = {  # by the tests below
     "freeze", "val_fraction", "val", "encoding", "text_field", "sample_every", "sample_tokens",
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
-    "lora_rank", "lora_alpha",
+    "lora_rank", "lora_alpha", "head",
 }  # fmt: skip
 
 
@@ -352,6 +355,13 @@ def test_the_tokenizer_can_be_chosen(book: Path, base: Path) -> None:
     assert tokens(tokenizer="bpe", n_vocab=280)[0] == 280
     assert tokens(tokenizer="bpe", n_vocab=290)[0] == 290
     assert tokens(tokenizer="bpe", vocabulary=str(base))[0] == 300
+
+
+def test_without_a_head_the_width_is_the_size_of_the_vocabulary(book: Path) -> None:
+    shape = facts("train", book, head="none", n_layer=0, n_head=1)["model"]
+    assert shape["n_embd"] == shape["n_vocab"]
+    with pytest.raises(ConfigError, match="n_embd is 24 and n_vocab .*: without a head"):
+        facts("train", book, head="none", n_layer=0, n_head=1, n_embd=24)
 
 
 def test_the_validation_text_can_be_chosen(book: Path, tmp_path: Path) -> None:

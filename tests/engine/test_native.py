@@ -120,7 +120,18 @@ def test_every_variant_of_gpt2_has_the_same_logits(variant: str, level: str) -> 
 @compiled
 @pytest.mark.parametrize(
     "variant",
-    [{"norm": "rmsnorm"}, {"norm_first": False}, {"mlp": "swiglu"}, {"positions": "sinusoidal"}],
+    [
+        {"norm": "rmsnorm"},
+        {"norm_first": False},
+        {"mlp": "swiglu"},
+        {"positions": "sinusoidal"},
+        {"norm": "none"},
+        {"residual": False},
+        {"mlp": "none"},
+        {"positions": "none"},
+        {"head_bias": True},
+        {"head": "none", "n_layer": 0, "n_embd": SMALL.n_vocab, "n_head": 1},
+    ],
 )
 def test_torch_runs_models_of_other_shapes(variant: dict[str, object]) -> None:
     model = model_of(replace(SMALL, **variant))  # type: ignore[arg-type]

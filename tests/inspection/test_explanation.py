@@ -158,7 +158,18 @@ def test_the_lens_at_a_layer_is_a_model_that_ends_there(tiny_model: GPT2) -> Non
 # --- attribution ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "post-norm"])
+# Models whose residual stream is not a sum, and what the message says of each.
+NOT_SUMS = {
+    "post-norm": "normalizes after adding",
+    "post-norm attention only": "normalizes after adding",
+    "no residual": "residual connections",
+    "one head of attention": "residual connections",
+    "several blocks without norms": "residual connections",
+    "post-norm without residual": "residual connections",
+}
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in NOT_SUMS])
 @pytest.mark.parametrize("against", [None, 9])
 def test_contributions_add_up_to_what_they_explain(
     tiny_config: GPT2Config, variant: str, against: int | None
@@ -174,9 +185,18 @@ def test_contributions_add_up_to_what_they_explain(
         assert sum(each.value for each in found.contributions) == pytest.approx(
             found.total, abs=1e-4
         )
-        n = model.config.n_layer * (model.config.n_head + 1)
+        n = model.config.n_layer * (model.config.n_head + (model.config.mlp != "none"))
         assert sum(each.part in ("head", "mlp") for each in found.contributions) == n
         assert len({each.name for each in found.contributions}) == len(found.contributions)
+
+
+@pytest.mark.parametrize("variant", NOT_SUMS)
+def test_a_model_whose_residual_stream_is_not_a_sum_is_refused(
+    tiny_config: GPT2Config, variant: str
+) -> None:
+    seen = trace(make_model(replace(tiny_config, **VARIANTS[variant])), torch.tensor([TEXT[:20]]))
+    with pytest.raises(ConfigError, match=NOT_SUMS[variant]):
+        attribute(seen, 3)
 
 
 def test_a_contribution_is_what_the_part_would_take_along_if_it_were_cut_out(

@@ -12,6 +12,7 @@ from test_model import VARIANTS
 from trace_builders import IDS, Seen, look, panels
 
 from gpt2kit import plots
+from gpt2kit.errors import ConfigError
 from gpt2kit.plots.layers import histogram
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -195,13 +196,19 @@ def assert_shows_numbers(figure: Figure) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("variant", ["post-norm", "swiglu", "sinusoidal", "one head"])
+@pytest.mark.parametrize(
+    "variant", ["post-norm", "swiglu", "sinusoidal", "one head", "attention only"]
+)
 def test_every_picture_can_be_drawn_of_every_kind_of_model(
     small_bpe: BPETokenizer, variant: str
 ) -> None:
     seen = look(small_bpe, IDS[:5], **{"n_layer": 2, **VARIANTS[variant]})
-    for draw in DRAWINGS.values():
-        assert_shows_numbers(draw(seen.trace, seen.tokens))
+    for name, draw in DRAWINGS.items():
+        if name == "mlp" and variant == "attention only":
+            with pytest.raises(ConfigError, match="no MLP"):
+                draw(seen.trace, seen.tokens)
+        else:
+            assert_shows_numbers(draw(seen.trace, seen.tokens))
     assert_shows_numbers(plots.lens(seen.trace, seen.tokens, small_bpe))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from ctypes import byref, c_int64, pointer
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from gpt2kit.engine.native import library
 from gpt2kit.engine.native.sketch import Sketch, sketch_of
 from gpt2kit.engine.snapshot import Snapshot
 from gpt2kit.errors import ConfigError
-from gpt2kit.model import GPT2, MLP, Attention, Block, Embedding, Linear
+from gpt2kit.model import GPT2, MLP, Attention, Block
 from gpt2kit.quantize import Int8Embedding, Int8GPT2, Int8Linear
+from gpt2kit.variants import Embedding, Linear
 
 # 0 turns the native step off; the name of a level makes it use that one.
 VARIABLE = "GPT2KIT_NATIVE"
@@ -82,15 +84,8 @@ def describe(model: GPT2) -> Description | None:
     It cannot run other shapes than GPT-2's, other dtypes than float32, bfloat16 and int8, other
     devices than the CPU, nor modules with hooks.
     """
-    config = model.config
-    is_gpt2 = (
-        type(model) in (GPT2, Int8GPT2)
-        and config.norm == "layernorm"
-        and config.norm_first
-        and config.mlp == "plain"
-        and config.positions == "learned"
-    )
-    if not is_gpt2 or model.dtype not in CACHE_DTYPES:
+    is_gpt2 = replace(model.config, bias=True, qkv_bias=True).is_gpt2  # biases may be missing
+    if type(model) not in (GPT2, Int8GPT2) or not is_gpt2 or model.dtype not in CACHE_DTYPES:
         return None
     if not all(_is_known(module, model.dtype) for module in model.modules()):
         return None
