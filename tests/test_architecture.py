@@ -21,7 +21,8 @@ cli
 plots
 evaluation
 inspection
-training generation
+training
+generation
 checkpoints engine
 lora quantize
 model data
@@ -118,7 +119,7 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
 # of a larger whole, and is tested as a part of it.
 TESTED_BY = {
     "checkpoints/test_reading.py": """
-        checkpoints/config_json checkpoints/device checkpoints/huggingface checkpoints/load
+        checkpoints/config_json checkpoints/huggingface checkpoints/load
         checkpoints/nanogpt checkpoints/openai checkpoints/safetensors_files
     """,  # the formats, each through `load`
     "checkpoints/test_tf_bundle.py": "checkpoints/leveldb checkpoints/snappy checkpoints/tf_index",

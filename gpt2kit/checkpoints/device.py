@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 from gpt2kit.checkpoints.stored import FLOAT_DTYPES
@@ -63,3 +66,23 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in known:
         raise ConfigError(f"dtype is {name!r}, expected auto, {', '.join(known)}")
     return known[name]
+
+
+def described(device: torch.device) -> str:
+    """Return a device with its name: `cpu (AMD EPYC, 2 threads)`, `cuda:0 (NVIDIA H200)`."""
+    if device.type == "cpu":
+        n = torch.get_num_threads()
+        return f"cpu ({_processor()}, {n} thread{'' if n == 1 else 's'})"
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def _processor() -> str:
+    """Return the name of this machine's processor, or of its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.processor() or platform.machine())

@@ -96,6 +96,7 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
                 "memory_needed": needed.total,
                 "memory_free": free,
                 "seconds_per_step": seconds,
+                "device": setup.settings.device,
                 "training": asdict(setup.config),
             }
         )
@@ -187,18 +188,19 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
         f"{output.count(config.max_steps, 'step')} of {_batches(setup)}: {tokens:,} tokens, "
         f"{tokens / len(setup.corpus.train_ids):.1f} times the text"
     )
-    how = f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}, {config.dtype}"
+    how = f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}"
     if config.accumulate > 1:
         how += f", batches in {config.accumulate} parts"
     if config.checkpointing:
         how += ", blocks computed twice"
-    device = f"on {setup.device}"
+    device = f"{setup.settings.device}, {config.dtype}"
     if setup.ranks.world_size > 1:
         device += f", in {setup.ranks.world_size} processes"
     return [
         ("model", f"{setup.name}: {n_params:,} parameters, {trained:,} of them trained"),
         ("training", steps),
-        ("", f"{how}, {device}"),
+        ("", how),
+        ("device", device),
     ]
 
 

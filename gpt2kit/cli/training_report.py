@@ -10,7 +10,8 @@ from gpt2kit.cli import output
 from gpt2kit.cli.plan import show_plan
 from gpt2kit.cli.training_summary import Ending, show_summary
 from gpt2kit.evaluation.originality import TextIndex
-from gpt2kit.generation.text import generate
+from gpt2kit.generation.request import Request
+from gpt2kit.generation.text import complete
 from gpt2kit.training.records import StepReport
 from gpt2kit.training.run import Run
 from gpt2kit.training.sharding import whole
@@ -76,7 +77,7 @@ class Reporter:
         if report.val_loss is not None and not self._json:
             self._tell(_line(report))
         if model is not None:
-            self._sample(report.step, model)
+            self._write_samples(report.step, model)
 
     def _sample_is_due(self, report: StepReport) -> bool:
         """Whether to write a sample: also if stopped here, since a resumed run begins after it."""
@@ -86,27 +87,31 @@ class Reporter:
         goes_on = report.finish_reason in (None, "stopped")
         return goes_on and every > 0 and report.step % every == 0
 
-    def _sample(self, step: int, model: GPT2) -> None:
-        """Write a sample and record it; ask for a stop if too much of it is copied."""
+    def _write_samples(self, step: int, model: GPT2) -> None:
+        """Write samples and record them; ask for a stop if too much of one is copied."""
         options = self._setup.options
-        text = self._prompt + generate(
-            model,
-            self._setup.tokenizer,
-            self._prompt,
+        request = Request(
             max_tokens=options.sample_tokens,
+            num_samples=options.sample_count,
             seed=SAMPLE_SEED,
+            sampling=options.sampling,
         )
-        self._first_sample = self._first_sample or text
-        sample: dict[str, Any] = {"step": step, "text": text}
-        if self._index is not None:
-            copied = self._index.measure(text[len(self._prompt) :]).copied
-            sample["copied"] = copied
-            limit = options.stop_when_copied
-            self.stop = self.stop or (limit < 1 and copied >= limit)
-        self._run.record_sample(sample)
-        if not self._json:
+        for number, found in enumerate(
+            complete(model, self._setup.tokenizer, self._prompt, request)
+        ):
+            text = self._prompt + found.text
+            self._first_sample = self._first_sample or text
+            sample: dict[str, Any] = {"step": step, "sample": number, "text": text}
+            too_much = False
+            if self._index is not None:
+                sample["copied"] = self._index.measure(found.text).copied
+                too_much = sample["copied"] >= options.stop_when_copied < 1
+                self.stop = self.stop or too_much
+            self._run.record_sample(sample)
+            if self._json:
+                continue
             self._tell(text.rstrip() + "\n", dim=True)
-            if self.stop:
+            if too_much:
                 self._tell(f"{sample['copied']:.0%} of this is copied from the corpus: stopping")
 
     def _tell(self, text: str, *, dim: bool = False) -> None:

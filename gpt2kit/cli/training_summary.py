@@ -15,6 +15,7 @@ from gpt2kit.cli.output import human_time
 from gpt2kit.errors import MissingDependencyError
 from gpt2kit.evaluation.originality import TextIndex, baseline
 from gpt2kit.files import write_whole
+from gpt2kit.generation.request import Request
 from gpt2kit.generation.text import generate
 from gpt2kit.plots import Average, losses, save
 from gpt2kit.training.records import StepReport, read_metrics
@@ -94,9 +95,8 @@ def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) ->
 
 def _last_sample(setup: Setup, model: GPT2, ending: Ending) -> dict[str, Any]:
     """Return a text that the model writes, and how much of it is copied from the corpus."""
-    text = ending.prompt + generate(
-        model, setup.tokenizer, ending.prompt, max_tokens=_SAMPLE_TOKENS, seed=_SAMPLE_SEED
-    )
+    request = Request(max_tokens=_SAMPLE_TOKENS, seed=_SAMPLE_SEED, sampling=setup.options.sampling)
+    text = ending.prompt + generate(model, setup.tokenizer, ending.prompt, request)
     if ending.index is None:
         return {"sample": text}
     found = ending.index.measure(text[len(ending.prompt) :])

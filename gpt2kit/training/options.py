@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 from gpt2kit.config import Activation, GPT2Config, Head, Mlp, Norm, Positions
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option, rules, same_option
+from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.training.config import Dtype, OptimizerName, Schedule, TrainConfig
 
 _config = functools.partial(same_option, TrainConfig)
@@ -25,6 +26,7 @@ _shape = functools.partial(same_option, GPT2Config, group="Model")
 _text = functools.partial(option, group="Corpus")
 _train = functools.partial(_config, group="Training")
 _samples = functools.partial(option, group="Samples")
+_sampling = functools.partial(same_option, Sampling, group="Samples")
 _saving = functools.partial(_config, group="Validation and saving")
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
@@ -97,6 +99,12 @@ class TrainingOptions:
         None, "Steps between samples; 0 writes none.", default="as eval_every", at_least=0
     )
     sample_tokens: int = _samples(100, "Tokens of a sample.", at_least=0)
+    sample_count: int = same_option(
+        Request, "num_samples", help="Samples each time.", group="Samples"
+    )
+    sample_temperature: float = _sampling("temperature")
+    sample_top_k: int = _sampling("top_k")
+    sample_top_p: float = _sampling("top_p")
     prompt: str | None = _samples(
         None, "The text that samples continue.", default="how the validation text begins"
     )
@@ -111,6 +119,13 @@ class TrainingOptions:
         check(self)
         if self.max_steps is not None and self.epochs is not None:
             raise ConfigError("max_steps and epochs are both given; leave one out")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the tokens of samples are chosen."""
+        return Sampling(
+            temperature=self.sample_temperature, top_k=self.sample_top_k, top_p=self.sample_top_p
+        )
 
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""

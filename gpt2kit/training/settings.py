@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Settings:
     start: str  # sha256 of the weights before the first step
     model: GPT2Config
     training: TrainConfig
+    # Where the run was started, for readers: another device may continue it.
+    device: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check(self)
@@ -69,7 +71,9 @@ class Settings:
         Only the number of steps may differ, and only grow.
         """
         before, now = _flat(asdict(self)), _flat(asdict(other))
-        ignored = _STEPS if self.training.max_steps < other.training.max_steps else ()
+        ignored = ("device",) + (
+            _STEPS if self.training.max_steps < other.training.max_steps else ()
+        )
         differences = [
             f"{name} was {_shown(before, name)} and is now {_shown(now, name)}"
             for name in sorted(before.keys() | now.keys())

@@ -16,6 +16,7 @@ import torch
 
 from gpt2kit import lora, store
 from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
+from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
 from gpt2kit.data.corpus import Corpus
 from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
@@ -221,6 +222,7 @@ def set_up(
         start=sha256,
         model=model.config,
         training=config,
+        device=described(device),
     )
     return Setup(
         name, options, begin, corpus, model, config, settings, folder, ranks, files, device

@@ -18,11 +18,13 @@ import torch
 from training_builders import VERSES
 from typer.testing import CliRunner
 
+from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import load
 from gpt2kit.cli import app
 from gpt2kit.cli.training_summary import loss_figures
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import rules
+from gpt2kit.generation.text import Completion, complete
 from gpt2kit.training import recipes
 from gpt2kit.training.options import FinetuneOptions, TrainOptions
 from gpt2kit.training.records import read_metrics
@@ -322,6 +324,7 @@ SEEN: dict[str, tuple[Any, str, Any]] = {
 }
 SEEN_ELSEWHERE = {  # by the tests below
     "freeze", "val_fraction", "val", "encoding", "text_field", "sample_every", "sample_tokens",
+    "sample_count", "sample_temperature", "sample_top_k", "sample_top_p",
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
     "lora_rank", "lora_alpha", "head",
 }  # fmt: skip
@@ -404,6 +407,58 @@ def test_samples_continue_the_prompt_as_long_and_as_often_as_asked(
     )
 
 
+def test_samples_are_drawn_as_asked_and_as_many(book: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"temperature": 0.7, "top_k": 5, "top_p": 0.8}
+    arguments = [f"--sample_{name}={value}" for name, value in how.items()]
+    out = tmp_path / "run"
+    said = run(
+        "train", book, *SMALL_OPTIONS, *arguments, "--sample_count=3", "--prompt=Nel", "--out", out
+    ).stderr
+    found = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [(sample["step"], sample["sample"]) for sample in found] == [
+        (step, number) for step in (0, 3) for number in range(3)
+    ]
+    assert len({sample["text"] for sample in found}) > 2
+    setup = set_up("train", str(book), Settings.read(out).options)  # the model before step 1
+    for number, sample in enumerate(found[:3]):
+        alone = complete(
+            setup.model.eval(),
+            setup.tokenizer,
+            "Nel",
+            max_tokens=5,
+            seed=1,
+            first_sample=number,
+            **how,
+        )
+        assert sample["text"] == "Nel" + alone[0].text
+        assert sample["text"].rstrip() in said
+
+
+def test_the_device_may_change_when_a_run_is_resumed(book: Path, tmp_path: Path) -> None:
+    run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "cuda:0 (another)"}))
+    run("train", book, "--resume", "--max_steps", 8, "--out", tmp_path / "run")
+    assert json.loads(path.read_text())["device"] == described(torch.device("cpu"))
+
+
+def test_a_validation_shows_both_losses_measured_alike_and_the_tokens_seen(
+    book: Path, tmp_path: Path
+) -> None:
+    said = run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "run").stderr
+    lines = read_metrics(tmp_path / "run")
+    assert [line["tokens_seen"] for line in lines] == [step * 4 * 16 for step in range(7)]
+    for line in (lines[0], lines[3], lines[6]):
+        losses = f"train {line['eval_train_loss']:.4f}  val {line['val_loss']:.4f} *"
+        seen = f"  {line['tokens_seen']} tokens seen, " if line["step"] else "\n"
+        assert f"step {line['step']:>6}  {losses}{seen}" in said
+    assert f"training loss{lines[0]['eval_train_loss']:>19.3f}" in said
+    off = run("train", book, *SMALL_OPTIONS, "--no_eval_train", "--out", tmp_path / "off").stderr
+    last = read_metrics(tmp_path / "off")[-1]
+    assert "eval_train_loss" not in last
+    assert f"step      6  batch {last['train_loss']:.4f}  val {last['val_loss']:.4f}" in off
+
+
 def test_the_sample_of_the_step_at_which_one_stopped_is_in_the_record(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,8 +485,11 @@ def test_training_stops_when_too_much_is_copied(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "gpt2kit.cli.training_report.generate",
-        lambda *_, **__: "l mezzo del cammin di nostra vita mi ritrovai",
+        "gpt2kit.cli.training_report.complete",
+        lambda *_, **__: [
+            Completion("Ne", text, [], "max_tokens", seed=1, sample=0)
+            for text in ("w x y z", "l mezzo del cammin di nostra vita mi ritrovai")
+        ],
     )
     stopped = run(
         "train",
@@ -444,7 +502,7 @@ def test_training_stops_when_too_much_is_copied(
         "--stop_when_copied",
         0.5,
     )
-    assert "copied from the corpus: stopping" in stopped.stderr
+    assert stopped.stderr.count("copied from the corpus: stopping") == 1
     assert read_metrics(tmp_path / "a")[-1]["step"] == 1
     run("train", book, *SMALL_OPTIONS, "--out", tmp_path / "b", "--prompt", "Ne")
     assert read_metrics(tmp_path / "b")[-1]["step"] == 6
@@ -557,7 +615,9 @@ def test_without_matplotlib_what_to_install_is_said_once(
 def test_a_training_says_its_device_and_one_step_is_one_step(book: Path, tmp_path: Path) -> None:
     options = [word for word in SMALL_OPTIONS if "steps" not in word and "warmup" not in word]
     said = run("train", book, *options, "--max_steps", 1, "--out", tmp_path / "run").stderr
-    assert "float32, on cpu" in said
+    device = described(torch.device("cpu"))
+    assert f"device    {device}, float32\n" in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["device"] == device
     assert "1 step of 4 windows" in said
     assert "1 step in " in said
     assert "mean of the last 1 step\n" in said  # it said 100, however few there were

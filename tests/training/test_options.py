@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,12 +12,17 @@ import pytest
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import declared_types, rules
+from gpt2kit.generation.request import Sampling
 from gpt2kit.training import recipes
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.options import FinetuneKeywords, FinetuneOptions, RunOptions, TrainOptions
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = {"sample_every", "sample_tokens", "prompt", "stop_when_copied"}
+SAMPLING = {"temperature", "top_k", "top_p"}
+SAMPLES = {
+    *("sample_every", "sample_tokens", "sample_count", "prompt", "stop_when_copied"),
+    *(f"sample_{name}" for name in SAMPLING),
+}
 
 
 def test_the_keywords_of_finetune_are_its_options_but_for_the_samples() -> None:
@@ -27,6 +33,17 @@ def test_the_keywords_of_finetune_are_its_options_but_for_the_samples() -> None:
     }
     paths = {"model": str | Path, "val": str | Path | None}  # in Python these may be paths, too
     assert get_type_hints(FinetuneKeywords) == options | paths
+
+
+@pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions])
+def test_samples_are_drawn_by_the_rules_of_generation(kind: Any) -> None:
+    assert kind().sampling == Sampling()
+    chosen: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "top_p": 0.9}
+    options = kind(**{f"sample_{name}": value for name, value in chosen.items()})
+    assert options.sampling == Sampling(**chosen)
+    for name in SAMPLING:
+        ours, theirs = rules(kind)[f"sample_{name}"], rules(Sampling)[name]
+        assert replace(ours, group="") == replace(theirs, group="")
 
 
 @pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions])
@@ -49,7 +66,9 @@ def test_every_option_has_a_help_text_and_every_choice_a_default_in_words(kind: 
     [
         {"max_steps": 0}, {"epochs": 0}, {"lr": 0.0}, {"val_fraction": 1.0}, {"dropout": 1.0},
         {"patience": -1}, {"schedule": "square"}, {"stop_when_copied": 2.0}, {"sample_tokens": -1},
-        {"seed": 2**63}, {"batch_size": 1.5}, {"encoding": None}, {"freeze": 3},
+        {"sample_top_p": 0.0}, {"sample_top_k": -1}, {"sample_temperature": -0.5},
+        {"sample_count": 0}, {"seed": 2**63}, {"batch_size": 1.5}, {"encoding": None},
+        {"freeze": 3},
     ],
     ids=str,
 )  # fmt: skip
