@@ -131,7 +131,7 @@ def _show(read: Corpus, begin: Start, look: LookOptions, lines: int | None) -> N
     if begin.text is not None and look.encoding.lower() not in ("utf-8", "utf8"):
         rows.append(("", f"read as {look.encoding}"))
     for name, text in rows:
-        output.result(f"{name:<10}{text}")
+        output.result(f"{name:<10}{output.one_line(text)}")  # a file's name may have a newline
     _show_counts(read, begin.tokenizer, look)
     _show_windows(read, begin, look)
     _show_passage(read, begin)
