@@ -30,7 +30,7 @@ _LONGEST = 24  # columns of one token
 _ROWS = 4  # rows of a window that are shown
 _INDENT = len("target  ")
 
-_NEW = ("tokenizer", "n_vocab")  # options of a new vocabulary
+_NEW = ("tokenizer", "n_vocab", "replace", "markers")  # options of a new vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class LookOptions:
     n_vocab: int | None = same_option(
         TrainOptions, "n_vocab", None, default="1024", group=TEXT_GROUP
     )
+    replace: tuple[str, ...] = same_option(TrainOptions, "replace", group=TEXT_GROUP)
+    markers: str = same_option(TrainOptions, "markers", group=TEXT_GROUP)
     model: str | None = option(
         None,
         "Read the text with this model's vocabulary, as finetune does. Default: with a new one, as "
@@ -74,9 +76,13 @@ class LookOptions:
         given = {
             name: value
             for name, value in values.items()
-            if value is not None and name not in ("windows", "top")
+            if value not in (None, (), "") and name not in ("windows", "top")
         }
-        return TrainOptions(**given) if self.model is None else FinetuneOptions(**given)
+        training = TrainOptions(**given) if self.model is None else FinetuneOptions(**given)
+        for name, why in training.without_effect().items():
+            if name in given and name != "val_fraction":
+                raise ConfigError(f"--{name} has no effect here: {why}; leave it out")
+        return training
 
 
 def add_to(app: typer.Typer) -> None:
@@ -235,7 +241,7 @@ def _passage(read: Corpus, begin: Start) -> tuple[str, dict[str, list[bytes] | N
 
     cuts: dict[str, Callable[[str], list[str]]] = {
         "letters": CharTokenizer.cut,
-        "words": WordTokenizer.cut,
+        "words": tokenizer.pieces if isinstance(tokenizer, WordTokenizer) else WordTokenizer.cut,
     }
     shown: dict[str, list[bytes] | None] = {
         name: [piece.encode() for piece in cut(text)] for name, cut in cuts.items()
@@ -251,10 +257,8 @@ def _show_passage(read: Corpus, begin: Start) -> None:
     """Print the beginning of the text as letters, words and pieces."""
     from rich.cells import cell_len
 
-    text, shown = _passage(read, begin)
-    output.result(
-        f"\nthe same passage in {len(shown)} vocabularies: {visible(text.encode())[:40]}…"
-    )
+    _, shown = _passage(read, begin)
+    output.result("\nthe same passage in several vocabularies, with the number of tokens")
     for name, pieces in shown.items():
         if pieces is None:
             output.result(f"{name:<10}not on this machine; run: gpt2kit download 124M")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from gpt2kit.cli.training_summary import Ending, show_summary
 from gpt2kit.evaluation.originality import TextIndex
 from gpt2kit.generation.request import Request
 from gpt2kit.generation.text import complete
+from gpt2kit.tokenizers.listed import boundaries
 from gpt2kit.training.records import StepReport
 from gpt2kit.training.run import Run
 from gpt2kit.training.sharding import whole
@@ -157,7 +159,9 @@ def first_line(setup: Setup) -> str:
     """Return the beginning of the validation text, at most a line: what samples continue."""
     ids = setup.corpus.val_ids if len(setup.corpus.val_ids) else setup.corpus.train_ids
     n = min(20, max(1, setup.config.block_size // 2))
-    text = setup.tokenizer.decode(ids[:n].tolist())
+    outside = boundaries(setup.tokenizer)
+    inside = itertools.dropwhile(outside.__contains__, ids[:n].tolist())
+    text = setup.tokenizer.decode([*itertools.takewhile(lambda id: id not in outside, inside)])
     return text.lstrip().split("\n")[0] or text
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpt2kit.errors import CorpusError
 from gpt2kit.files import check_regular, new_file
 from gpt2kit.tokenizers import Tokenizer
+from gpt2kit.tokenizers.listed import ListedTokenizer, boundaries
 
 Ids = NDArray[Any]  # (n,) uint16, or uint32 for more than 65,536 ids
 
@@ -28,16 +29,24 @@ CHUNK = 2**20  # characters to encode at once, ids to check at once
 def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Ids:
     """Return the ids of documents, (n,), with the tokenizer's stop_id between them.
 
-    A tokenizer without one has a newline between them.
+    A tokenizer without one has a newline between them. One with markers for the beginning or the
+    end of documents has these around each of them.
     """
     dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+    before: Sequence[int] = ()
+    after: Sequence[int] = ()
+    whole = False
+    if isinstance(tokenizer, ListedTokenizer):
+        before, after, whole = tokenizer.before, tokenizer.after, tokenizer.needs_whole_text
     pieces: list[Ids] = []
     for document in documents:
-        if pieces:
+        if pieces and not before and not after:
             stop_id = tokenizer.stop_id
             separator = tokenizer.encode("\n") if stop_id is None else [stop_id]
             pieces.append(np.array(separator, dtype))
-        pieces += [np.array(tokenizer.encode(chunk), dtype) for chunk in _chunks(document)]
+        chunks = [document] if whole else _chunks(document)
+        encoded = (before, *map(tokenizer.encode, chunks), after)
+        pieces += [np.array(ids, dtype) for ids in encoded]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype)
 
 
@@ -81,13 +90,14 @@ def _write_ids(path: Path, ids: Ids) -> None:
 
 def text_bytes(ids: Ids, tokenizer: Tokenizer) -> int:
     """Return how many bytes of text some ids stand for, without separators."""
+    outside = boundaries(tokenizer)
     counts = np.zeros(tokenizer.n_vocab, np.int64)
     for start in range(0, len(ids), CHUNK):
         counts += np.bincount(ids[start : start + CHUNK], minlength=tokenizer.n_vocab)
     return sum(
         int(counts[token]) * len(tokenizer.token_bytes(token))
         for token in np.flatnonzero(counts).tolist()
-        if token != tokenizer.stop_id
+        if token not in outside
     )
 
 

@@ -40,6 +40,7 @@ from gpt2kit.evaluation.surprisal import (
 )
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import END_OF_TEXT, Tokenizer, require_tokenizer
+from gpt2kit.tokenizers.listed import boundaries, start_of_text
 
 _LINES_AT_ONCE = 512  # of which those of similar length share a batch
 
@@ -137,8 +138,10 @@ def _sizes(ids: Ids, tokenizer: Tokenizer) -> tuple[int, int, int]:
     """Return the number of bytes, characters and words that ids stand for, without separators."""
     different, indices = np.unique(ids, return_inverse=True)
     # A separator ends a word, as a line end does, but is not part of the text.
+    outside: dict[int | None, bytes] = dict.fromkeys(boundaries(tokenizer), b"")
+    outside[tokenizer.stop_id] = b"\n"
     pieces = [
-        b"\n" if token == tokenizer.stop_id else tokenizer.token_bytes(token)
+        outside[token] if token in outside else tokenizer.token_bytes(token)
         for token in different.tolist()
     ]
     text = b"".join(map(pieces.__getitem__, indices.tolist()))
@@ -205,7 +208,7 @@ def _line_windows(
         ids = tokenizer.encode(text, special=special)
     except TokenizerError as error:
         raise TokenizerError(f"line {number:,}: {error}") from error
-    start = [] if tokenizer.stop_id is None else [tokenizer.stop_id]
+    start = start_of_text(tokenizer)
     ids = start + ids
     ids = [*ids[:1], *fit(ids[1:], n_ctx, overflow, what=f"line {number:,}")]
     return list(windows(ids, n_ctx=n_ctx, stride=default_stride(n_ctx)))

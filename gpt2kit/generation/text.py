@@ -31,6 +31,7 @@ from gpt2kit.generation.row import Checked, Row
 from gpt2kit.generation.speculate import Draft, drafter_for
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer
+from gpt2kit.tokenizers.listed import start_of_text
 
 # --- tokens ---------------------------------------------------------------------------------------
 
@@ -292,12 +293,12 @@ def _encode(tokenizer: Tokenizer, text: str, request: Request) -> list[int]:
     ids = tokenizer.encode(text, special=request.special)
     if ids:
         return ids
-    if tokenizer.stop_id is None:
+    if not (start := start_of_text(tokenizer)):
         raise ConfigError(
             "the prompt is empty, and the vocabulary has no <|endoftext|> to start a new text "
             "from; give a prompt"
         )
-    return [tokenizer.stop_id]
+    return start
 
 
 class _TextOfRow:

@@ -56,7 +56,7 @@ def entries(tokenizer: Tokenizer) -> Iterator[TokenEntry]:
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
     """Return the ids of the tokens that no plain text makes."""
-    if isinstance(tokenizer, BPETokenizer):
+    if isinstance(tokenizer, BPETokenizer | ListedTokenizer):
         return set(tokenizer.special.values())
     return set() if tokenizer.stop_id is None else {tokenizer.stop_id}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from gpt2kit.errors import TokenizerError
 from gpt2kit.files import read_json
-from gpt2kit.tokenizers.protocol import END_OF_TEXT
+from gpt2kit.tokenizers.protocol import END_OF_TEXT, Tokenizer
 
 FILE = "gpt2kit_tokenizer.json"  # {"kind": "char", "tokens": ["\n", " ", …]}
 _LARGEST = 2**28  # bytes of that file
@@ -29,6 +30,13 @@ class ListedTokenizer:
     kind: ClassVar[str]
     what: ClassVar[str]  # what messages call a piece
 
+    # What a vocabulary may have beside its pieces; WordTokenizer says more.
+    markers: tuple[str, ...] = ()
+    before: Sequence[int] = ()  # ids that begin each document of a training text
+    after: Sequence[int] = ()  # ids that end each
+    unknown_id: int | None = None  # the id of every piece that is not in the vocabulary
+    needs_whole_text = False  # whether two halves of a text may have other tokens than the whole
+
     def __init__(self, tokens: Sequence[str], *, unknown: Unknown = "error") -> None:
         self.tokens = list(tokens)
         self.unknown: Unknown = unknown
@@ -36,8 +44,10 @@ class ListedTokenizer:
         if not self.tokens or len(self._ids) != len(self.tokens):
             counts = f"{len(self.tokens)} tokens, {len(self._ids)} of them different"
             raise TokenizerError(f"the vocabulary has {counts}; expected each once")
-        for token in self.tokens:
-            if token != END_OF_TEXT and self.cut(token) != [token]:
+        names = (END_OF_TEXT, *self.markers)
+        self.special = {name: self._ids.pop(name) for name in names if name in self._ids}
+        for token in self._ids:
+            if self.cut(token) != [token]:
                 raise TokenizerError(f"{token!r} in the vocabulary is not one {self.what}")
         try:
             self._bytes = [token.encode() for token in self.tokens]
@@ -46,7 +56,7 @@ class ListedTokenizer:
             message = f"{code} in the vocabulary is half a surrogate pair, which is no character"
             raise TokenizerError(message) from None
         self.n_vocab = len(self.tokens)
-        self.stop_id = self._ids.get(END_OF_TEXT)
+        self.stop_id = self.special.get(END_OF_TEXT)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_vocab={self.n_vocab}, stop_id={self.stop_id})"
@@ -65,20 +75,30 @@ class ListedTokenizer:
         """Return the pieces of a text; joined, they are the text."""
         raise NotImplementedError
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text; <|endoftext|> is plain text unless `special`.
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces of a text, each of which becomes one token."""
+        return self.cut(text)
 
-        Raises TokenizerError for a piece that is not in the vocabulary, unless `unknown` is "skip".
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text; <|endoftext|> and markers are plain text unless `special`.
+
+        Raises TokenizerError for a piece that is not in the vocabulary, unless `unknown` is "skip"
+        or the vocabulary has a marker for such pieces.
         """
-        if not special or self.stop_id is None:
+        if not special or not self.special:
             return self._encode(text)
-        first, *rest = map(self._encode, text.split(END_OF_TEXT))
-        return first + [token for ids in rest for token in (self.stop_id, *ids)]
+        names = {END_OF_TEXT: self.stop_id, **self.special}
+        known = {name: [token] for name, token in names.items() if token is not None}
+        parts = re.split(f"({'|'.join(map(re.escape, known))})", text)
+        encoded = [
+            known[part] if index % 2 else self._encode(part) for index, part in enumerate(parts)
+        ]
+        return [token for ids in encoded for token in ids]
 
     def _encode(self, text: str) -> list[int]:
         if self.unknown not in ("error", "skip"):
             raise TokenizerError(f"unknown is {self.unknown!r}, expected error or skip")
-        pieces = self.cut(text)
+        pieces = self.pieces(text)
         try:
             return [self._ids[piece] for piece in pieces]
         except KeyError:
@@ -89,6 +109,8 @@ class ListedTokenizer:
         """Return the id of a piece of a text, or None for one to skip."""
         token = self.id_of(pieces[index])
         if token is None and self.unknown == "error":
+            if self.unknown_id is not None:
+                return self.unknown_id
             offset = sum(map(len, pieces[:index]))
             nearest = ", ".join(map(repr, self.nearest(pieces[index])))
             raise TokenizerError(
@@ -119,8 +141,16 @@ class ListedTokenizer:
 
     def files(self) -> dict[str, bytes]:
         """Return the file that defines the vocabulary: gpt2kit_tokenizer.json."""
-        content = {"kind": self.kind, "tokens": self.tokens}
-        return {FILE: json.dumps(content, ensure_ascii=False).encode()}
+        return {FILE: json.dumps(self.content(), ensure_ascii=False).encode()}
+
+    def content(self) -> dict[str, Any]:
+        """Return the object that is written to gpt2kit_tokenizer.json."""
+        return {"kind": self.kind, "tokens": self.tokens}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Return the tokenizer that the object in gpt2kit_tokenizer.json describes."""
+        return cls(content["tokens"])
 
     def save(self, folder: Path) -> None:
         """Write gpt2kit_tokenizer.json.
@@ -132,9 +162,7 @@ class ListedTokenizer:
             (folder / name).write_bytes(content)
 
 
-def read_listed(
-    folder: Path, kinds: Mapping[str, Callable[[Sequence[str]], ListedTokenizer]]
-) -> ListedTokenizer | None:
+def read_listed(folder: Path, kinds: Mapping[str, type[ListedTokenizer]]) -> ListedTokenizer | None:
     """Read gpt2kit_tokenizer.json in a folder, or return None if there is none.
 
     Raises TokenizerError for a damaged file, also for a link that leads nowhere.
@@ -153,6 +181,21 @@ def read_listed(
         expected = f'{{"kind": {" or ".join(map(repr, kinds))}, "tokens": [texts]}}'
         raise TokenizerError(f"{path}: expected {expected}")
     try:
-        return kinds[kind](tokens)
+        return kinds[kind].from_content(content)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error
+
+
+def start_of_text(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids after which a new text begins: <BOS>, else what ends texts, else none."""
+    if isinstance(tokenizer, ListedTokenizer) and tokenizer.before:
+        return [*tokenizer.before]
+    return [] if tokenizer.stop_id is None else [tokenizer.stop_id]
+
+
+def boundaries(tokenizer: Tokenizer) -> set[int]:
+    """Return the ids that begin and end documents, and are no part of them."""
+    ids = set() if tokenizer.stop_id is None else {tokenizer.stop_id}
+    if isinstance(tokenizer, ListedTokenizer):
+        ids |= {*tokenizer.before, *tokenizer.after}
+    return ids

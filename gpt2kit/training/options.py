@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 
 from gpt2kit.config import Activation, GPT2Config, Head, Mlp, Norm, Positions
 from gpt2kit.errors import ConfigError
-from gpt2kit.fields import check, option, rules, same_option
+from gpt2kit.fields import check, option, rules, same_option, shortened
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.training.config import Dtype, OptimizerName, Schedule, TrainConfig
 
@@ -164,6 +164,19 @@ class TrainOptions(TrainingOptions):
         metavar="MODEL",
     )
     n_vocab: int = option(1024, "With bpe: tokens to learn.", group="Vocabulary", at_least=1)
+    replace: tuple[str, ...] = option(
+        (),
+        "With word: replace what a regular expression finds by a marker, in the corpus and in "
+        "every later prompt: '[0-9]+=<NUM>'. May be repeated.",
+        group="Vocabulary",
+        metavar="REGEX=<NAME>",
+    )
+    markers: str = option(
+        "",
+        "With word: markers to add, some of pad,bos,eos,unk. bos and eos stand around each "
+        "document, eos ends generation, unk stands for unknown words, pad is reserved.",
+        group="Vocabulary",
+    )
 
     n_layer: int = _shape("n_layer", 6)
     n_head: int = _shape("n_head", 6)
@@ -183,9 +196,17 @@ class TrainOptions(TrainingOptions):
     head: Head = _shape("head")
     head_bias: bool = _shape("head_bias")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_list = isinstance(self.replace, tuple | list)  # a list in a recipe, and in run.json
+        if not is_list or not all(isinstance(each, str) for each in self.replace):
+            raise ConfigError(f"replace is {shortened(self.replace)}, expected a list of texts")
+
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""
         idle = super().without_effect()
+        if self.tokenizer != "word":
+            idle |= dict.fromkeys(("replace", "markers"), "it is for --tokenizer word")
         if self.tokenizer != "bpe":
             idle |= dict.fromkeys(("vocabulary", "n_vocab"), "it is for --tokenizer bpe")
         elif self.vocabulary is not None:

@@ -184,6 +184,8 @@ def set_up(
     """
     run = run or RunOptions()
     name = _name(command, given)
+    # As run.json has them, with which they are compared when the run is resumed:
+    given = {name: [*value] if isinstance(value, tuple) else value for name, value in given.items()}
     folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{name}"
     before = _settings_before(command, folder) if run.resume else None
     every = _over(before.options if before else {}, _with_recipe(given))

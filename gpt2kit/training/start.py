@@ -25,6 +25,8 @@ from gpt2kit.tokenizers import (
 )
 from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
+from gpt2kit.tokenizers.word import parse_markers
+from gpt2kit.tokenizers.word_replacements import parse
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 from gpt2kit.training.published import RoughTokenizer, gpt2_vocabulary, published_config
 
@@ -165,10 +167,27 @@ def _new_tokenizer(text: Text | None, options: TrainOptions, locate: Locate) -> 
         )
     if options.tokenizer == "bpe":
         return learn_bpe(train_documents(text, options), options.n_vocab)
-    whole = text.joined
-    if options.val is not None and (held_out := read_source(options.val, options)) is not None:
-        whole += held_out.joined
+    held_out = None if options.val is None else read_source(options.val, options)
+    if options.replace or options.markers:
+        return _words(text, held_out, options)
+    whole = text.joined + ("" if held_out is None else held_out.joined)
     return (CharTokenizer if options.tokenizer == "char" else WordTokenizer).from_text(whole)
+
+
+def _words(text: Text, held_out: Text | None, options: TrainOptions) -> WordTokenizer:
+    """Return a vocabulary of words with replacements or markers.
+
+    It is learned from the documents as training divides them, since a replacement may find more in
+    a whole text than in its two parts.
+    """
+    parts = [*split_documents(text.documents, 0.0 if held_out else options.val_fraction)]
+    parts.append([] if held_out is None else [*held_out.documents])
+    return WordTokenizer.from_documents(
+        [document for part in parts for document in part],
+        separated=len(text.documents) > 1 or len(parts[-1]) > 1,
+        replace=[*map(parse, options.replace)],
+        markers=parse_markers(options.markers),
+    )
 
 
 def _vocabulary_of(model: str, locate: Locate) -> Tokenizer:
@@ -177,8 +196,10 @@ def _vocabulary_of(model: str, locate: Locate) -> Tokenizer:
 
 def _check_known(model: str, tokenizer: ListedTokenizer, text: Text) -> None:
     """Raise TokenizerError if a text has characters or words that a model has no tokens for."""
+    if tokenizer.unknown_id is not None:
+        return
     pieces = dict.fromkeys(
-        piece for document in text.documents for piece in tokenizer.cut(document)
+        piece for document in text.documents for piece in tokenizer.pieces(document)
     )
     if unknown := [piece for piece in pieces if tokenizer.id_of(piece) is None]:
         raise TokenizerError(

@@ -40,6 +40,29 @@ def test_encoding_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         assert encode_documents([text], tokenizer).tolist() == tokenizer.encode(text)
 
 
+def test_markers_stand_around_each_document_and_count_no_bytes() -> None:
+    def tokens(*markers: str) -> list[str]:
+        tokenizer = WordTokenizer.from_text("a b\nc", markers=markers)
+        ids = encode_documents(["a b", "c"], tokenizer)
+        words = [tokenizer.tokens[token] for token in ids]
+        assert text_bytes(ids, tokenizer) == len("a b") + len("c") + words.count("\n")
+        return words
+
+    assert tokens("<BOS>", "<EOS>") == ["<BOS>", "a", " b", "<EOS>", "<BOS>", "c", "<EOS>"]
+    assert tokens("<BOS>") == ["<BOS>", "a", " b", "<BOS>", "c"]
+    assert tokens("<EOS>", "<PAD>") == ["a", " b", "<EOS>", "c", "<EOS>"]
+    assert tokens("<UNK>") == ["a", " b", "\n", "c"]
+
+
+def test_a_text_is_not_encoded_in_pieces_if_a_replacement_might_be_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ids_module, "CHUNK", 10)
+    text = "due donne\nuno " * 20
+    tokenizer = WordTokenizer.from_text(text, replace=[(r"donne\nuno", "<PAIR>")])
+    assert encode_documents([text], tokenizer).tolist() == tokenizer.encode(text)
+
+
 def test_ids_of_a_large_vocabulary_have_four_bytes() -> None:
     tokenizer = CharTokenizer([chr(code) for code in range(0x1_0000, 0x2_0001)])
     assert encode_documents([chr(0x2_0000)], tokenizer).tolist() == [0x1_0000]

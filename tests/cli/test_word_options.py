@@ -1,0 +1,144 @@
+"""train --tokenizer word with --replace and --markers, and what the model does with them later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+from typer.testing import CliRunner
+
+import gpt2kit
+from gpt2kit.checkpoints.load import write_model
+from gpt2kit.cli import app
+from gpt2kit.config import GPT2Config
+from gpt2kit.evaluation.perplexity import text_ids
+from gpt2kit.tokenizers import WordTokenizer, load_tokenizer
+from gpt2kit.training.setup import set_up
+
+TEXT = "<|endoftext|>".join(f"nel {1300 + year} mezzo\ndel cammin {year}\n" for year in range(30))
+OPTIONS = ["--tokenizer", "word", "--replace", "[0-9]+=<NUM>", "--markers", "pad,bos,eos,unk"]
+SMALL = [
+    *("--n_layer", 1, "--n_head", 1, "--n_embd", 16, "--block_size", 12, "--batch_size", 4),
+    *("--max_steps", 40, "--eval_every", 20, "--sample_tokens", 12, "--lr", 0.02, "--seed", 1),
+]
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("years.txt").write_text(TEXT, encoding="utf-8")
+    return "years.txt"
+
+
+def test_a_model_of_words_with_markers_is_trained_saved_and_used(text: str) -> None:
+    said = run("train", text, *OPTIONS, *SMALL, "--out", "run").stderr
+    assert "--- after" in said
+    tokenizer = load_tokenizer(Path("run"))
+    assert isinstance(tokenizer, WordTokenizer)
+    assert tokenizer.tokens[:4] == ["<PAD>", "<BOS>", "<EOS>", "<UNK>"]
+    assert sorted(tokenizer.tokens[4:]) == ["\n", " <NUM>", " cammin", " mezzo", "del", "nel"]
+    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    assert all(not sample["text"].startswith("<BOS>") for sample in samples)
+
+    # prompts are treated as the text was, and unknown words are no error
+    greedy = ("--model", "run", "--temperature", 0, "--no_prompt", "--max_tokens", 30)
+    first = run("generate", "nel 1305 mezzo\n", *greedy).stdout
+    assert first == run("generate", "nel 99 mezzo\n", *greedy).stdout
+    assert run("generate", "nel fondo", *greedy).stdout
+    # the model has learned where documents end, and stops there
+    assert first == "del cammin <NUM>\n\n"
+    assert run("generate", "", *greedy).stdout.startswith("nel <NUM>")
+    # and measures a text in which the markers are no characters
+    result = json.loads(run("evaluate", "run", "--corpus", text, "--json").stdout.splitlines()[0])
+    assert result["tokens"] == 30 * 10 - 1
+    assert 0 < result["perplexity"] < 10
+
+
+def test_a_run_is_resumed_with_the_same_options_typed_again_and_refused_with_others(
+    text: str,
+) -> None:
+    few = [*SMALL, "--max_steps", 2, "--eval_every", 1]
+    run("train", text, *OPTIONS, *few, "--sample_every", 0, "--out", "run")
+    run("train", text, *OPTIONS, "--out", "run", "--resume", "--max_steps", 3)
+    other = [*OPTIONS, "--replace", "del=<D>"]
+    said = run("train", text, *other, "--out", "run", "--resume", "--max_steps", 5, code=1).stderr
+    assert "options.replace was ['[0-9]+=<NUM>'] and is now" in said
+
+
+def test_the_windows_of_corpus_are_those_of_such_a_training(text: str) -> None:
+    shown = run("corpus", text, *OPTIONS, "--block_size", 12, "--windows", 2, "--json").stdout
+    windows = [row["input"] for row in map(json.loads, shown.splitlines()) if "input" in row]
+    given = {"tokenizer": "word", "replace": ("[0-9]+=<NUM>",), "markers": "pad,bos,eos,unk"}
+    setup = set_up("train", text, {**given, "n_embd": 12, "block_size": 12}, with_weights=False)
+    batch = setup.corpus.batch("train", 0, block_size=12, batch_size=2, seed=setup.config.seed)
+    assert windows == batch[:, :-1].tolist()
+    words = json.loads(shown.splitlines()[-1])["words"]
+    assert words == ["nel", " <NUM>", " mezzo"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--replace", "a=<X>"], "--replace has no effect here: it is for --tokenizer word"),
+        (["--markers", "unk"], "--markers has no effect here: it is for --tokenizer word"),
+        (["--tokenizer", "word", "--markers", "end"], "there is no marker <END>"),
+        (["--tokenizer", "word", "--replace", "a"], "expected REGEX=<NAME>"),
+        (["--tokenizer", "word", "--replace", "(=<X>"], "is no regular expression"),
+        (["--tokenizer", "word", "--replace", "nel=<UNK>", "--markers", "unk"], "is a word of the"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "corpus"])
+def test_wrong_options_are_one_line(
+    command: str, options: list[str], message: str, text: str
+) -> None:
+    said = run(command, text, *options, code=1).stderr
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("weights").exists()
+
+
+def test_a_model_that_knows_a_marker_for_unknown_words_is_fine_tuned_on_any_text(
+    text: str,
+) -> None:
+    def write(markers: list[str]) -> None:
+        tokenizer = WordTokenizer.from_text("nel mezzo\ndel", markers=markers)
+        config = GPT2Config(n_vocab=len(tokenizer.tokens), n_ctx=12, n_embd=8, n_head=1, n_layer=1)
+        Path("base").mkdir(exist_ok=True)
+        write_model(Path("base"), make_model(config), tokenizer)
+
+    few = ["--model", "./base", "--max_steps", 1, "--batch_size", 2, "--out", "run"]
+    write([])
+    assert "and not 61 of the text's" in run("finetune", text, *few, code=1).stderr
+    write(["<UNK>"])
+    run("finetune", text, *few)
+
+
+def test_a_replacement_is_made_before_a_text_is_divided(text: str) -> None:
+    # what a replacement finds in the whole text may not be there in one of its two parts
+    Path("pairs.txt").write_text("due tre\n" * 40, encoding="utf-8")
+    options = ["--tokenizer", "word", "--replace", r"tre\ndue=<PAIR>", "--val_fraction", "0.3"]
+    run("corpus", "pairs.txt", *options, "--block_size", 4)
+
+
+def test_an_empty_text_begins_with_the_marker_of_beginnings(text: str) -> None:
+    tokenizer = WordTokenizer.from_text("nel mezzo", markers=["<BOS>", "<EOS>"])
+    ids = text_ids("nel mezzo<|endoftext|>nel", tokenizer)
+    assert [tokenizer.tokens[token] for token in ids] == [
+        *("<BOS>", "nel", " mezzo", "<EOS>", "<BOS>", "nel", "<EOS>")
+    ]
+    config = GPT2Config(n_vocab=4, n_ctx=12, n_embd=8, n_head=1, n_layer=1)
+    model = make_model(config)
+    with torch.no_grad():
+        logits = model(torch.tensor([[0]]))[0, 0]  # after <BOS>, (V,)
+    written = gpt2kit.generate(model, tokenizer, "", max_tokens=1, temperature=0, ignore_eos=True)
+    assert written == tokenizer.decode([int(logits.argmax())])
