@@ -26,7 +26,7 @@ from PIL import Image
 import gpt2kit
 from gpt2kit import plots
 from gpt2kit.files import write_whole
-from gpt2kit.inspection import trace
+from gpt2kit.inspection import Trace, trace
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer
 
@@ -34,6 +34,7 @@ PROMPT = "Nel mezzo del cammin di nostra vita"
 WIDTH = 900  # pixels
 COLORS = 256  # in the palette of a picture, which makes its file a third of the size
 TEXT_TOKENS = 8000  # in the text that the runs are trained on
+FEW = 9  # tokens in the picture of single numbers
 STEPS = 300
 PRESSES = 13  # of the arrow key, to select the token that the page's picture shows
 
@@ -51,7 +52,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = gpt2kit.load("dante", device="cpu")
     assert tokenizer is not None
-    figures = of_a_text(model, tokenizer) | {"losses": plots.losses(train_two(model, tokenizer))}
+    figures = of_a_text(model, tokenizer) | of_runs(train_two(model, tokenizer))
     for kind, figure in figures.items():
         path = out / f"{kind}.png"
         write_small(figure, path)
@@ -76,10 +77,32 @@ def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
         "attention-all": plots.attention(seen, tokens),
         "attention-bars": plots.attention_bars(seen, tokens, layer=5, head=1),
         "updates": plots.updates(seen, tokens),
+        "updates-layer": plots.updates(seen, tokens, layer=3),
+        "layernorm": plots.layernorm(seen, tokens, layer=3),
+        "scores": plots.scores(seen, tokens),
         "mlp": plots.mlp(seen, tokens),
+        "activation": plots.activation(seen, tokens),
+        "mlp-in-out": plots.mlp_in_out(*first_word(seen, tokens), layer=3),
+        "neurons": plots.neurons(seen, tokens),
         "residual": plots.residual(seen, tokens),
+        "stream": plots.stream(*first_word(seen, tokens)),
         "lens": plots.lens(seen, tokens, tokenizer),
         "temperature": plots.temperature(seen.logits[0, -1], tokenizer),
+    }
+
+
+def first_word(seen: Trace, tokens: list[bytes]) -> tuple[Trace, list[bytes]]:
+    """Return the beginning of a text and its trace, in which single numbers have room."""
+    return trace(seen.model, seen.ids[:, :FEW]), tokens[:FEW]
+
+
+def of_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> dict[str, Figure]:
+    """Return a picture of each kind that shows runs."""
+    with_dropout = dict([next(iter(runs.items()))])
+    return {
+        "losses": plots.losses(runs),
+        "losses-apart": plots.losses(runs, apart=True),
+        "gradients": plots.gradients_of_runs(with_dropout),
     }
 
 

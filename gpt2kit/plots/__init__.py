@@ -9,27 +9,37 @@ pyplot or needs a screen. Of a trace of several rows, the first is drawn. Layers
 positions count from 0.
 """
 
+from gpt2kit.plots.backward import gradients_of_runs
 from gpt2kit.plots.canvas import check_picture, readable, save
 from gpt2kit.plots.choices import temperature
-from gpt2kit.plots.heads import attention, attention_bars
+from gpt2kit.plots.heads import attention, attention_bars, scores
 from gpt2kit.plots.inputs import embeddings, norms, positions, tokens
-from gpt2kit.plots.layers import lens, mlp, residual, updates
+from gpt2kit.plots.layers import lens, residual, stream, updates
+from gpt2kit.plots.mlps import activation, mlp, mlp_in_out, neurons
+from gpt2kit.plots.normalization import layernorm
 from gpt2kit.plots.runs import Average, losses
 
 __all__ = [
     "Average",
+    "activation",
     "attention",
     "attention_bars",
     "check_picture",
     "embeddings",
+    "gradients_of_runs",
+    "layernorm",
     "lens",
     "losses",
     "mlp",
+    "mlp_in_out",
+    "neurons",
     "norms",
     "positions",
     "readable",
     "residual",
     "save",
+    "scores",
+    "stream",
     "temperature",
     "tokens",
     "updates",

@@ -44,6 +44,10 @@ _LABEL = 0.16  # inches, height of a line of a label
 _LETTER = 0.085  # inches, width of a letter
 _CELLS = 64  # rows or columns up to which each is drawn sharply
 _LONGEST = 12  # characters of a token's label
+_LUMINANCE = (0.299, 0.587, 0.114)  # how bright red, green and blue are to the eye
+BROAD = 5.0  # points, width of a pale line below another
+_DIGIT = 0.075  # inches, width of a digit in a cell
+_FEW = 60  # positions up to which each has a marker on a line
 _EXTREME = 0.998  # quantile where a color scale ends, so that outliers do not darken the rest
 _BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
@@ -187,6 +191,15 @@ def name_numbers(axes: Axes, which: Literal["x", "y"], n: int, room: float, labe
     axis.set_label_text(label)
 
 
+def name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], room: float) -> None:
+    """Label an axis of points in the residual stream: "start", then as many layers as fit."""
+    crowded = which == "x" and room / len(names) < 0.33  # "start" takes the room of two
+    shown = [0, *range(2 if crowded else 1, len(names), thinned(len(names), room, each=0.2))]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(shown, [names[index] for index in shown], fontsize=8)
+    axis.set_label_text("after layer")
+
+
 def thinned(n: int, room: float, each: float = _LABEL) -> int:
     """Return the smallest step of 1, 2, 5, 10, 20, … at which n labels fit into `room` inches."""
     needed = max(1.0, n * each / room)
@@ -251,6 +264,49 @@ def explain_colors(image: AxesImage, panels: Sequence[Axes], meaning: str) -> No
         plain_numbers(bar.ax.yaxis)
 
 
+def legible_on(image: AxesImage, value: float) -> str:
+    """Return the color, black or white, in which text is legible on the color of a value."""
+    return "white" if np.dot(image.to_rgba(np.array(value))[:3], _LUMINANCE) < 0.45 else "black"
+
+
+def write_numbers(image: AxesImage, width: float, height: float) -> bool:
+    """Write its number into each cell of a heat map, if cells of this size (inches) have room.
+
+    Return whether they have.
+    """
+    values: Array = np.ma.asarray(image.get_array()).filled(0)
+    # As many decimals for all as give a typical number three digits
+    typical = max(float(np.median(np.abs(values))), 1e-6)
+    decimals = max(0, 2 - math.floor(math.log10(typical)))
+    words = {cell: f"{value:.{decimals}f}" for cell, value in np.ndenumerate(values)}
+    longest = max(map(len, words.values()))
+    if width < _DIGIT * (longest + 0.5) or height < _LABEL:
+        return False
+    for (row, column), word in words.items():
+        color = legible_on(image, float(values[row, column]))
+        image.axes.text(column, row, word, ha="center", va="center", fontsize=7, color=color)
+    return True
+
+
+def draw_along(
+    axes: Axes, values: Array, label: str, color: str, marker: str = "o", *, broad: bool = False
+) -> None:
+    """Draw a value of each position as a line: (T,) values; with markers if they are few.
+
+    A broad line is pale, and can still be seen if another lies on it.
+    """
+    few = len(values) <= _FEW
+    axes.plot(
+        values,
+        color=color,
+        alpha=0.4 if broad else 1,
+        marker=marker if few and not broad else "",
+        markersize=4,
+        linewidth=BROAD if broad else 1.5 if few else 0.8,
+        label=label,
+    )
+
+
 def around_zero(values: Array) -> Normalize:
     """Return a color scale for numbers of both signs, with zero in the middle."""
     from matplotlib.colors import Normalize
@@ -291,6 +347,11 @@ def draw_spread(axes: Axes, values: Array, label: str, color: str, marker: str =
     layers = np.arange(len(values))
     axes.plot(layers, middle, color=color, marker=marker, markersize=4, label=label)
     axes.fill_between(layers, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def name_band(tokens: Sequence[Token]) -> str:
+    """Return what `draw_spread` shows of a text, in words; nothing for one token."""
+    return f"median of {len(tokens)} positions; band: their middle half" if len(tokens) > 1 else ""
 
 
 def plain_log(axes: Axes) -> None:

@@ -15,19 +15,23 @@ from gpt2kit.plots.canvas import (
     BLUE,
     ORANGE,
     RED,
+    SEQUENTIAL,
     WIDTH,
     Array,
     name_positions,
     new_figure,
     numbers,
+    plain_numbers,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from gpt2kit.tokenizers import Tokenizer
 
 _SHOWN = 50  # of the most likely tokens
+_LEAST = 1e-5  # probability that the curves show
 
 
 def temperature(
@@ -38,7 +42,7 @@ def temperature(
     top_k: int = 40,
     top_p: float = 0.9,
 ) -> Figure:
-    """Draw the probabilities of the next token at each temperature, and where top-k and top-p cut.
+    """Draw the next token's distribution at each temperature, and where top-k and top-p cut it.
 
     `logits` are those of one position, (V,). As in sampling, top-k comes first, and top-p counts
     within what top-k keeps. Raises ConfigError for the same values as Sampling.
@@ -52,9 +56,12 @@ def temperature(
         tokenizer.token_bytes(token)
         for token in logits.sort(descending=True, stable=True).indices[:n].tolist()
     ]
-    figure = new_figure("How likely each next token is", 1.8 + 1.6 * len(samplings))
-    panels = figure.subplots(len(samplings), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    figure = new_figure("How likely each next token is", 4.3 + 1.6 * len(samplings))
+    ratios = [2.5, *(1.6 for _ in samplings)]
+    above, *panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    _draw_curves(above, logits, temperatures, n)
     for axes, sampling in zip(panels, samplings, strict=True):
+        axes.sharey(panels[0])
         probabilities = distribution(logits, sampling.temperature)  # (V,), descending
         by_k, by_p = kept(logits, sampling)
         axes.bar(
@@ -78,6 +85,22 @@ def temperature(
         f"the {n} most likely of {len(logits):,} tokens" if n < len(logits) else f"the {n} tokens"
     )
     return figure
+
+
+def _draw_curves(axes: Axes, logits: Tensor, temperatures: Sequence[float], n: int) -> None:
+    """Draw the probabilities of the n most likely tokens, a curve for each temperature."""
+    import matplotlib
+
+    colors = matplotlib.colormaps[SEQUENTIAL](np.linspace(0, 0.85, len(temperatures)))
+    for temperature, color in zip(temperatures, colors, strict=True):
+        probabilities = distribution(logits, temperature)[:n]  # (n,)
+        drawn = np.where(probabilities > 0, probabilities, np.nan)
+        axes.plot(drawn, color=color, marker="o", markersize=3, label=f"{temperature:g}")
+    axes.set(yscale="log", ylim=(_LEAST, 1.5), ylabel="probability (logarithmic)")
+    axes.set_title("all temperatures", fontsize=10, loc="left")
+    axes.legend(fontsize=8, title="temperature", title_fontsize=8, loc="upper right")
+    axes.grid(alpha=0.3)
+    plain_numbers(axes.yaxis)
 
 
 def distribution(logits: Tensor, temperature: float) -> Array:

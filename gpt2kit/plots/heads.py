@@ -14,16 +14,19 @@ import torch.nn.functional as F
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.explanation import check_head
+from gpt2kit.inspection.measures import check_layer, score_spreads
 from gpt2kit.plots.canvas import (
     BLUE,
     DIVERGING,
     FONT,
+    GREEN,
     ORANGE,
     WIDTH,
     Array,
     Token,
     around_zero,
     check_tokens,
+    draw_spread,
     explain_colors,
     heat,
     name_numbers,
@@ -31,6 +34,7 @@ from gpt2kit.plots.canvas import (
     new_figure,
     numbers,
     paint,
+    plain_log,
     readable,
     rooted,
 )
@@ -67,13 +71,16 @@ def attention(
 
 def find_layer(trace: Trace, layer: int) -> LayerTrace:
     """Return a layer of a trace; raises ConfigError if the model does not have it."""
-    n = len(trace.layers)
-    if not n:
-        raise ConfigError("this model has no layers, so there is nothing to draw")
-    if not 0 <= layer < n:
-        expected = f"0 to {n - 1}" if n > 1 else "0 alone"
-        raise ConfigError(f"layer is {layer}, expected {expected}")
+    check_layer(trace.model, layer)
     return trace.layers[layer]
+
+
+def find_position(trace: Trace, position: int | None) -> int:
+    """Return a position of a trace, the last for None; raises ConfigError if it is not there."""
+    T = trace.ids.shape[1]
+    if position is not None and not 0 <= position < T:
+        raise ConfigError(f"position is {position}, expected {f'0 to {T - 1}' if T > 1 else '0'}")
+    return T - 1 if position is None else position
 
 
 def hide_later(values: Array) -> Array:
@@ -221,4 +228,50 @@ def attention_bars(trace: Trace, tokens: Sequence[Token], layer: int = 0, head: 
     name_positions(panels[-1], "x", tokens, WIDTH - 2)
     panels[-1].tick_params(axis="x", bottom=True)
     panels[-1].set_xlabel("looks at")
+    return figure
+
+
+# --- the factor of the scores ---------------------------------------------------------------------
+
+
+def scores(trace: Trace, tokens: Sequence[Token]) -> Figure:
+    """Draw the variance of attention scores with and without the division by the root of D.
+
+    Beside it the largest weight, which the division keeps below 1. Lines are medians over the
+    heads, bands their middle half. Raises ConfigError for a model without layers, and for one token
+    alone.
+    """
+    check_tokens(tokens, trace.ids.shape[1])
+    found = score_spreads(trace)
+    size = trace.model.config.head_size
+    lines = {"plain": ("not divided", ORANGE, "^"), "divided": (f"divided by √{size}", BLUE, "o")}
+    own = next((name for name in lines if found[name].factor == found["own"].factor), "own")
+    lines.setdefault(own, ("with another factor", GREEN, "s"))
+    figure = new_figure(
+        f"Attention scores with and without division by √{size}, the root of the head size", 4.6
+    )
+    variance, largest = figure.subplots(1, 2)
+    for name, (words, color, marker) in lines.items():
+        label = f"{words}, as in this model" if name == own else words
+        draw_spread(variance, numbers(found[name].variance), label, color, marker)
+        draw_spread(largest, numbers(found[name].largest), label, color, marker)
+    plain_log(variance)
+    variance.set(ylabel="variance (logarithmic)", title="variance of a head's scores")
+    largest.set(ylabel="weight", ylim=(0, 1.02), title="largest weight of a query, on average")
+    largest.grid(alpha=0.3)
+    for axes in (variance, largest):
+        axes.title.set_fontsize(10)
+        name_numbers(axes, "x", len(trace.layers), WIDTH / 2.6, "layer")
+    H = trace.model.config.n_head
+    band = f"median of {H} heads; band: their middle half" if H > 1 else None
+    handles, labels = variance.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        title=band,
+        title_fontsize=9,
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
     return figure

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpt2kit.errors import ConfigError
 from gpt2kit.plots.canvas import (
     BLUE,
     DIVERGING,
@@ -60,7 +61,12 @@ def tokens(trace: Trace, tokens: Sequence[Token]) -> Figure:
 
 
 def positions(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the embeddings of a text's positions, and the cosine of every two."""
+    """Draw the embeddings of a text's positions, and the cosine of every two.
+
+    Raises ConfigError for a model without position embeddings.
+    """
+    if trace.model.config.positions == "none":
+        raise ConfigError("this model has no position embeddings, so there is nothing to draw")
     table = numbers(trace.position_embeddings)  # (T, C)
     check_tokens(tokens, len(table))
     figure = new_figure(f"Embeddings of the first {len(table):,} positions", 4.5)

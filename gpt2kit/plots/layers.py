@@ -1,99 +1,108 @@
-"""Pictures of the layers: the residual stream, updates of it, MLP activations, the logit lens.
+"""Pictures of the residual stream: its norm, its numbers, updates of it, the logit lens.
 
-B batch (the first row is drawn), T tokens, C width, I width of the MLP's hidden layer,
-L layers, V vocabulary
+B batch (the first row is drawn), T tokens, C width, L layers, V vocabulary
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit import inspection
 from gpt2kit.errors import ConfigError
+from gpt2kit.inspection.measures import has_mlp
 from gpt2kit.plots.canvas import (
     BLUE,
+    DIVERGING,
     FONT,
     GRAY,
-    GREEN,
     ORANGE,
-    RED,
     WIDTH,
     Array,
     Token,
+    around_zero,
     check_tokens,
+    draw_along,
     draw_spread,
     explain_colors,
     heat,
+    legible_on,
     logarithmic,
+    name_band,
     name_numbers,
     name_positions,
+    name_streams,
     new_figure,
     numbers,
     paint,
     plain_log,
     readable,
     rooted,
-    thinned,
+    write_numbers,
 )
-from gpt2kit.plots.heads import find_layer
-from gpt2kit.variants import ACTIVATION
+from gpt2kit.plots.heads import find_layer, find_position
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from gpt2kit.inspection import LayerTrace, Trace
     from gpt2kit.tokenizers import Tokenizer
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # how bright red, green and blue are to the eye
-_DOTS = 4000  # neurons in the picture of the activation
+_NUMBERED = 26  # rows of the residual stream that are written as numbers
 
 
 # --- the residual stream --------------------------------------------------------------------------
 
 
-def updates(trace: Trace, tokens: Sequence[Token]) -> Figure:
-    """Draw the size of attention's and MLP's updates in each layer, beside the residual stream.
+_Measure = tuple[str, Callable[[Array], Array]]
+_MEASURES: tuple[_Measure, _Measure] = (
+    ("Euclidean norm", lambda x: np.linalg.norm(x, axis=-1)),
+    ("variance over the width", lambda x: x.var(axis=-1)),
+)
 
-    Lines are medians over the positions, bands their middle half. Raises ConfigError for a model
-    without layers.
+
+def updates(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figure:
+    """Draw the size of attention's and MLP's updates, beside the residual stream.
+
+    By layer, with medians over the positions and bands of their middle half; or of one layer, by
+    position. Raises ConfigError for a model without layers or without this layer.
     """
-    find_layer(trace, 0)
+    find_layer(trace, layer or 0)
     check_tokens(tokens, trace.ids.shape[1])
-    figure = new_figure("What attention and MLP add to the residual stream", 4.5)
-    parts: tuple[tuple[str, str, str, Callable[[LayerTrace], Tensor]], ...] = (
-        ("residual stream, as it enters", GRAY, "s", lambda layer: layer.before),
-        ("update by attention", BLUE, "o", lambda layer: layer.attention_update),
-        ("update by MLP", ORANGE, "^", lambda layer: layer.mlp_update),
-    )
-    measures: tuple[tuple[str, Callable[[Array], Array]], ...] = (
-        ("Euclidean norm", lambda x: np.linalg.norm(x, axis=-1)),
-        ("variance over the width", lambda x: x.var(axis=-1)),
-    )
-    for axes, (name, measure) in zip(figure.subplots(1, 2), measures, strict=True):
-        for label, color, marker, part in parts:
-            values = np.stack(
-                [measure(numbers(part(layer)[0])) for layer in trace.layers]
-            )  # (L, T)
-            draw_spread(axes, values, label, color, marker)
-        axes.set_ylabel(name)
+    where = "" if layer is None else f" in layer {layer}"
+    figure = new_figure(f"What attention and MLP add to the residual stream{where}", 4.6)
+    for axes, (name, measure) in zip(figure.subplots(1, 2), _MEASURES, strict=True):
+        for label, color, marker, part in _UPDATES if has_mlp(trace.model) else _UPDATES[:2]:
+            values = np.stack([measure(numbers(part(each)[0])) for each in trace.layers])  # (L, T)
+            if layer is None:
+                draw_spread(axes, values, label, color, marker)
+            else:
+                draw_along(axes, values[layer], label, color, marker)
+        axes.set_ylabel(f"{name} (logarithmic)")
         plain_log(axes)
-        name_numbers(axes, "x", len(trace.layers), WIDTH / 2.6, "layer")
+        if layer is None:
+            name_numbers(axes, "x", len(trace.layers), WIDTH / 2.6, "layer")
+        else:
+            name_positions(axes, "x", tokens, WIDTH / 2.6)
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+        *axes.get_legend_handles_labels(),
+        title=name_band(tokens) if layer is None else None,
+        title_fontsize=9,
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
     )
-    axes.set_title(_band(tokens), fontsize=9, loc="right")
     return figure
 
 
-def _band(tokens: Sequence[Token]) -> str:
-    return f"median of {len(tokens)} positions; band: their middle half" if len(tokens) > 1 else ""
+_UPDATES: tuple[tuple[str, str, str, Callable[[LayerTrace], Tensor]], ...] = (
+    ("residual stream, as it enters", GRAY, "s", lambda layer: layer.before),
+    ("update by attention", BLUE, "o", lambda layer: layer.attention_update),
+    ("update by MLP", ORANGE, "^", lambda layer: layer.mlp_update),
+)
 
 
 def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
@@ -114,20 +123,74 @@ def residual(trace: Trace, tokens: Sequence[Token]) -> Figure:
     if len(tokens) > 1:
         left.plot(norms[:, 0], color=ORANGE, marker="s", markersize=4, label="the first position")
     left.set_ylabel("Euclidean norm")
-    left.set_title(_band(tokens[1:]), fontsize=8)
+    left.set_title(name_band(tokens[1:]), fontsize=8)
     plain_log(left)
     left.legend(fontsize=8)
-    _name_streams(left, "x", names, 2.6)
-    heat(
+    name_streams(left, "x", names, 2.6)
+    image = heat(
         right,
         norms,
         "after each layer, at each position",
         "Euclidean norm (logarithmic)",
         norm=logarithmic(norms),
     )
-    _name_streams(right, "y", names, 3.6)
+    write_numbers(image, 4.0 / len(tokens), 3.9 / len(norms))
+    name_streams(right, "y", names, 3.6)
     name_positions(right, "x", tokens, WIDTH / 2.6)
     return figure
+
+
+def stream(
+    trace: Trace,
+    tokens: Sequence[Token],
+    layer: int | None = None,
+    position: int | None = None,
+    dimensions: int = 8,
+) -> Figure:
+    """Draw the residual stream itself: its numbers at every position after one layer.
+
+    With a position its numbers there, after every layer. The first dimensions are also written as
+    numbers, at the last positions. Without layer and position it is the stream after the last
+    layer. Raises ConfigError for a layer or a position that is not there, and for both at once.
+    """
+    check_tokens(tokens, trace.ids.shape[1])
+    rows, where = _rows_of_stream(trace, layer, position)  # (N, C)
+    shown = min(len(rows), _NUMBERED)
+    first = len(rows) - shown
+    part = rows[first:, :dimensions]  # (shown, dimensions)
+    height = 0.2 * shown
+    figure = new_figure(f"The residual stream {where}", 4.6 + height)
+    above, below = figure.subplots(2, 1, height_ratios=(3, height))
+    scale = around_zero(rows)
+    image = paint(above, rows, DIVERGING, scale)
+    above.set_title("all dimensions", fontsize=10)
+    which = f"the first {part.shape[1]} of {rows.shape[1]} dimensions, in numbers"
+    what = "positions" if position is None else "layers"
+    end = f"; the last {shown} of {len(rows)} {what}" if first else ""
+    below.set_title(which + end, fontsize=10)
+    write_numbers(paint(below, part, DIVERGING, scale), (WIDTH - 2) / part.shape[1], 0.2)
+    explain_colors(image, [above], "value")
+    for axes, values, start, room in ((above, rows, 0, 3.0), (below, part, first, height)):
+        name_numbers(axes, "x", values.shape[1], WIDTH - 2, "dimension")
+        if position is None:
+            name_positions(axes, "y", tokens[start : start + len(values)], room, first=start)
+        else:
+            name_streams(axes, "y", [name for name, _ in streams(trace)][start:], room)
+    return figure
+
+
+def _rows_of_stream(trace: Trace, layer: int | None, position: int | None) -> tuple[Array, str]:
+    """Return rows of the residual stream, (N, C), and in words what they are."""
+    points = streams(trace)
+    if position is None:
+        if layer is not None:
+            find_layer(trace, layer)
+        name, found = points[-1 if layer is None else layer + 1]
+        return numbers(found), "at the start" if name == "start" else f"after layer {name}"
+    if layer is not None:
+        raise ConfigError("a layer or a position is drawn, expected one of them, not both")
+    at = find_position(trace, position)
+    return np.stack([numbers(found[at]) for _, found in points]), f"at position {position}"
 
 
 def streams(trace: Trace) -> list[tuple[str, Tensor]]:
@@ -136,107 +199,6 @@ def streams(trace: Trace) -> list[tuple[str, Tensor]]:
         ("start", trace.embeddings[0]),
         *((str(number), layer.after[0]) for number, layer in enumerate(trace.layers)),
     ]
-
-
-def _name_streams(axes: Axes, which: Literal["x", "y"], names: Sequence[str], room: float) -> None:
-    """Label an axis of points in the residual stream: "start", then as many layers as fit."""
-    crowded = which == "x" and room / len(names) < 0.33  # "start" takes the room of two
-    shown = [0, *range(2 if crowded else 1, len(names), thinned(len(names), room, each=0.2))]
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks(shown, [names[index] for index in shown], fontsize=8)
-    axis.set_label_text("after layer")
-
-
-# --- the MLP --------------------------------------------------------------------------------------
-
-
-def mlp(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figure:
-    """Draw the MLP's activations before and after its activation function, and how many are active.
-
-    Of one layer, or of all. A neuron is active if its input to the activation function is above 0.
-    Raises ConfigError for a layer that the model does not have, and for a model without an MLP.
-    """
-    find_layer(trace, layer or 0)
-    check_tokens(tokens, trace.ids.shape[1])
-    if trace.model.config.mlp == "none":
-        raise ConfigError("this model has no MLP, so there is nothing to draw")
-    chosen = trace.layers if layer is None else trace.layers[layer : layer + 1]
-    config = trace.model.config
-    function = "SwiGLU" if config.mlp == "swiglu" else config.activation_function
-    which = (
-        f"layer {layer}"
-        if layer is not None
-        else f"all {len(chosen)} layers"
-        if len(chosen) > 1
-        else "its only layer"
-    )
-    figure = new_figure(f"Activations of the MLP ({function}), {which}", 7)
-    (before, after), (curve, active) = figure.subplots(2, 2)
-    for axes, when, color, part in (
-        (before, "before", BLUE, [layer.mlp_before[0] for layer in chosen]),
-        (after, "after", ORANGE, [layer.mlp_after[0] for layer in chosen]),
-    ):
-        shares, edges = histogram([numbers(values) for values in part])
-        axes.stairs(shares, edges, fill=True, color=color)
-        axes.set(yscale="log", xlabel="activation", ylabel="share of the activations")
-        axes.set_title(f"{when} the activation function", fontsize=10)
-    _draw_curve(curve, trace, chosen)
-    _draw_active(active, trace.layers, tokens)
-    return figure
-
-
-def histogram(parts: Sequence[Array], bins: int = 80) -> tuple[Array, Array]:
-    """Return the share of all values in each bin, and the bins' edges: (bins,), (bins + 1,)."""
-    low, high = min(part.min() for part in parts), max(part.max() for part in parts)
-    edges = np.histogram_bin_edges([low, high], bins=bins)
-    counts = np.stack([np.histogram(part, edges)[0] for part in parts]).sum(axis=0)
-    return counts / sum(part.size for part in parts), edges
-
-
-def _draw_curve(axes: Axes, trace: Trace, chosen: Sequence[LayerTrace]) -> None:
-    """Draw some neurons' values before and after as dots, on the curve of the activation function.
-
-    With SwiGLU the dots are off the curve: they are multiplied by another factor.
-    """
-    every = max(1, sum(layer.mlp_before[0].numel() for layer in chosen) // _DOTS)
-    x = np.concatenate([numbers(layer.mlp_before[0].reshape(-1)[::every]) for layer in chosen])
-    y = np.concatenate([numbers(layer.mlp_after[0].reshape(-1)[::every]) for layer in chosen])
-    axes.plot(
-        x, y, ".", color=GREEN, markersize=3, alpha=0.5, label=f"{len(x):,} of the activations"
-    )
-    grid = torch.linspace(float(x.min()), float(x.max()), 200)
-    gated = trace.model.config.mlp == "swiglu"
-    function = F.silu if gated else ACTIVATION[trace.model.config.activation_function]
-    axes.plot(
-        numbers(grid),
-        numbers(function(grid)),
-        color=GRAY,
-        linewidth=1,
-        label="SiLU, before the gate" if gated else "the function",
-    )
-    axes.set(xlabel="before", ylabel="after")
-    axes.set_title("the activation function", fontsize=10)
-    axes.legend(fontsize=8)
-
-
-def _draw_active(axes: Axes, layers: Sequence[LayerTrace], tokens: Sequence[Token]) -> None:
-    active = [numbers(layer.mlp_before[0] > 0) for layer in layers]  # (T, I) each
-    draw_spread(
-        axes, np.stack([layer.mean(axis=1) for layer in active]), "active, of one token", BLUE
-    )
-    axes.plot(
-        [1 - layer.max(axis=0).mean() for layer in active],
-        color=RED,
-        marker="s",
-        markersize=4,
-        label="never active in this text",
-    )
-    axes.set(ylim=(0, 1), ylabel="share of the neurons")
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    axes.set_title(_band(tokens), fontsize=9)
-    name_numbers(axes, "x", len(layers), WIDTH / 2.6, "layer")
 
 
 # --- the logit lens -------------------------------------------------------------------------------
@@ -258,7 +220,7 @@ def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int 
     axes = figure.add_subplot()
     image = paint(axes, probabilities, norm=rooted(probabilities))
     explain_colors(image, [axes], "its probability (color by square root)")
-    _name_streams(axes, "y", [name for name, _ in streams(trace)], 0.28 * rows)
+    name_streams(axes, "y", [name for name, _ in streams(trace)], 0.28 * rows)
     name_positions(axes, "x", tokens[first:], WIDTH - 2.2, first=first)
     axes.set_xlabel(f"{axes.get_xlabel()} read")
     room = int((WIDTH - 2.2) / T / 0.068)  # letters
@@ -280,9 +242,7 @@ def lens(trace: Trace, tokens: Sequence[Token], tokenizer: Tokenizer, last: int 
             fontsize=8,
             fontfamily=FONT,
             parse_math=False,
-            color="white"
-            if np.dot(image.to_rgba(probabilities[row, column])[:3], _LUMINANCE) < 0.45
-            else "black",
+            color=legible_on(image, float(probabilities[row, column])),
             fontweight="bold"
             if following < len(ids) and ids[following] == said[row, column]
             else "normal",

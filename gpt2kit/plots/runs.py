@@ -11,6 +11,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.plots.canvas import COLORS, ORANGE, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STYLES = ("-", ":", "-.")  # of the averages
@@ -70,46 +71,70 @@ class Average:
 def losses(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     averages: Sequence[Average] = (Average("simple", 20),),
+    *,
+    apart: bool = False,
 ) -> Figure:
-    """Draw training and validation losses by step.
+    """Draw training and validation losses by step, in one panel or apart in two.
 
     `runs` gives the lines of a run's metrics.jsonl by the run's name. Training losses are pale,
     their averages strong. Raises ConfigError for a run without losses.
     """
     figure = new_figure("Losses" if len(runs) != 1 else f"Losses of {next(iter(runs))}", 5)
-    axes = figure.add_subplot()
+    panels = figure.subplots(1, 2 if apart else 1, squeeze=False, sharex=True, sharey=True)[0]
     # Lines by label: matplotlib's own legend leaves out labels that begin with "_".
-    handles: dict[str, Any] = {}
+    handles: list[dict[str, Any]] = [{} for _ in panels]
     for number, (name, metrics) in enumerate(runs.items()):
         color = COLORS[number % len(COLORS)]
-        train, val = curve(metrics, "train_loss"), curve(metrics, "val_loss")
-        if not train[0] and not val[0]:
+        if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
             raise ConfigError(
                 f"{name}: no losses; expected lines with step and train_loss or val_loss"
             )
         prefix = f"{name}: " if len(runs) > 1 else ""
-        if train[0]:
-            handles[f"{prefix}training"] = axes.plot(
-                *train, color=color, alpha=0.25 if averages else 1, linewidth=1
-            )[0]
-        for average, style in zip(averages, _STYLES * len(averages), strict=False):
-            if train[0]:
-                handles[f"{prefix}training, {average}"] = axes.plot(
-                    train[0], average.of(train[1]), color=color, linestyle=style
-                )[0]
-        if val[0]:
-            is_alone = len(runs) == 1
-            handles[f"{prefix}validation"] = axes.plot(
-                *val,
-                color=ORANGE if is_alone else color,
-                linestyle="-" if is_alone else "--",
-                marker="o",
-                markersize=3,
-            )[0]
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend(handles.values(), handles.keys(), fontsize=8)
+        train, val = curve(metrics, "train_loss"), curve(metrics, "val_loss")
+        handles[0] |= _draw_training(panels[0], train, averages, f"{prefix}training", color)
+        alike = curve(metrics, "eval_train_loss")  # measured as the validation loss is
+        handles[0] |= _draw_measured(panels[0], alike, f"{prefix}training, measured", color, "-")
+        is_told_apart = len(runs) > 1 and not apart
+        handles[-1] |= _draw_measured(
+            panels[-1],
+            val,
+            f"{prefix}validation",
+            ORANGE if len(runs) == 1 else color,
+            "--" if is_told_apart else "-",
+        )
+    for axes, lines, title in zip(panels, handles, ("training", "validation"), strict=False):
+        axes.set(xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(lines.values(), lines.keys(), fontsize=8)
+        if apart:
+            axes.set_title(title, fontsize=10)
+    panels[0].set_ylabel("loss (nats per token)")
     return figure
+
+
+_Curve = tuple[list[float], list[float]]  # steps and values
+
+
+def _draw_training(
+    axes: Axes, train: _Curve, averages: Sequence[Average], label: str, color: str
+) -> dict[str, Any]:
+    """Draw training losses and their averages; return the lines by label."""
+    if not train[0]:
+        return {}
+    lines = {label: axes.plot(*train, color=color, alpha=0.25 if averages else 1, linewidth=1)[0]}
+    for average, style in zip(averages, _STYLES * len(averages), strict=False):
+        values = average.of(train[1])
+        lines[f"{label}, {average}"] = axes.plot(train[0], values, color=color, linestyle=style)[0]
+    return lines
+
+
+def _draw_measured(
+    axes: Axes, measured: _Curve, label: str, color: str, style: str
+) -> dict[str, Any]:
+    """Draw losses that were measured at some steps; return the line by its label."""
+    if not measured[0]:
+        return {}
+    return {label: axes.plot(*measured, color=color, linestyle=style, marker="o", markersize=3)[0]}
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:

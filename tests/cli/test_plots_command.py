@@ -29,6 +29,12 @@ KINDS = {  # kind -> the function that draws it
     "residual": "residual",
     "lens": "lens",
     "temperature": "temperature",
+    "scores": "scores",
+    "stream": "stream",
+    "layernorm": "layernorm",
+    "activation": "activation",
+    "mlp-in-out": "mlp_in_out",
+    "neurons": "neurons",
 }
 TEXT = "the end of the end"
 
@@ -52,7 +58,7 @@ def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Note what every drawing function is given, and draw nothing but the title."""
     noted: list[tuple[Any, ...]] = []
-    for name in [*KINDS.values(), "losses"]:
+    for name in [*KINDS.values(), "losses", "gradients_of_runs"]:
 
         def draw(*arguments: Any, name: str = name, **options: Any) -> Any:
             noted.append((name, arguments, options))
@@ -99,6 +105,13 @@ def test_options_of_a_kind_reach_it(model: str, calls: list[tuple[Any, ...]]) ->
     assert given("attention", "--layer", 1, "--head", 0)[1][2:] == (1, 0)
     assert given("attention_bars", "--layer", 1)[1][2:] == (1, 0)
     assert given("mlp", "--layer", 1)[1][2:] == (1,)
+    assert given("updates", "--layer", 1)[1][2:] == (1,)
+    assert given("stream")[1][2:] == (None, None, 8)
+    assert given("stream", "--position", 2, "--dimensions", 3)[1][2:] == (None, 2, 3)
+    assert given("layernorm", "--layer", 1)[1][2:] == (1,)
+    assert given("activation", "--layer", 1)[1][2:] == (1,)
+    assert given("mlp_in_out", "--layer", 1, "--position", 0)[1][2:] == (1, 0)
+    assert given("neurons")[1][2:] == (None,)
     assert given("lens", "--last", 3)[1][3:] == (3,)
     assert given("temperature")[1:][1] == {"top_k": 40, "top_p": 0.9}
     name, arguments, filters = given(
@@ -288,6 +301,27 @@ def test_losses_are_written(tmp_path: Path) -> None:
     result = run("losses", "--run", write_run(tmp_path / "run", 3.0, 2.0), "--out", "both.pdf")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "wrote both.pdf\n")
     assert Path("both.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_losses_are_apart_if_asked(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
+    folder = write_run(tmp_path / "run", 3.0, 2.0)
+    assert run("losses", "--run", folder).exit_code == 0
+    assert run("losses", "--run", folder, "--apart").exit_code == 0
+    assert [options["apart"] for _, _, options in calls] == [False, True]
+
+
+def test_gradients_of_a_run_are_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 3.0, 2.0)
+    refused = run("gradients", "--run", folder)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "run: no norms of gradients" in refused.stderr
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (3, 4):
+            line = {"step": step, "gradient_norm": 2.0, "gradient_norms": {"h.0": 1.0}}
+            file.write(json.dumps(line) + "\n")
+    result = run("gradients", "--run", folder, "--out", "norms.svg")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "wrote norms.svg\n")
+    assert b"layer 0" in Path("norms.svg").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b'{"step": 1}\n'])

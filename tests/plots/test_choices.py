@@ -25,9 +25,12 @@ def seen(small_bpe: BPETokenizer) -> Seen:
 def test_bars_are_the_probabilities_at_each_temperature_likeliest_first(seen: Seen) -> None:
     logits = seen.trace.logits[0, -1]
     figure = plots.temperature(logits, seen.tokenizer, (0.5, 1, 2))
-    for axes, temperature in zip(panels(figure), (0.5, 1, 2), strict=True):
+    curves, *each = panels(figure)
+    for axes, curve, temperature in zip(each, curves.lines, (0.5, 1, 2), strict=True):
         weights = [math.exp(value / temperature) for value in logits.double().tolist()]
         expected = sorted((weight / sum(weights) for weight in weights), reverse=True)[:50]
+        np.testing.assert_allclose(curve.get_ydata(), expected, rtol=1e-4)
+        assert curve.get_label() == f"{temperature:g}"
         np.testing.assert_allclose([bar.get_height() for bar in axes.patches], expected, rtol=1e-4)
         assert axes.get_title(loc="left") == f"temperature {temperature:g}"
     best = plots.readable(seen.tokenizer.token_bytes(int(logits.argmax())))
@@ -52,7 +55,7 @@ def test_what_is_marked_as_kept_is_what_sampling_draws() -> None:
 
 def test_lines_and_colors_mark_what_is_kept(seen: Seen) -> None:
     logits = seen.trace.logits[0, -1]
-    axes = panels(plots.temperature(logits, seen.tokenizer, (1.0,), top_k=12, top_p=0.7))[0]
+    axes = panels(plots.temperature(logits, seen.tokenizer, (1.0,), top_k=12, top_p=0.7))[1]
     by_k, by_p = kept(logits, Sampling(top_k=12, top_p=0.7))
     assert [line.get_xdata()[0] for line in axes.lines] == [by_k - 0.5, by_p - 0.5]
     colors = [bar.get_facecolor() for bar in axes.patches]
@@ -65,7 +68,7 @@ def test_lines_and_colors_mark_what_is_kept(seen: Seen) -> None:
 
 
 def test_at_temperature_0_the_likeliest_has_all(seen: Seen) -> None:
-    axes = panels(plots.temperature(seen.trace.logits[0, -1], seen.tokenizer, (0.0,)))[0]
+    axes = panels(plots.temperature(seen.trace.logits[0, -1], seen.tokenizer, (0.0,)))[1]
     assert [bar.get_height() for bar in axes.patches][:2] == [1, 0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -105,3 +106,39 @@ def test_layers_and_heads_that_are_not_there_are_refused(
     for draw_layers in of_layers:
         with pytest.raises(ConfigError, match="no layers"):
             draw_layers(empty.trace, empty.tokens)
+
+
+@pytest.mark.parametrize("fields", [{}, {"scale_attn_weights": False}])
+def test_scores_are_drawn_with_and_without_the_division(
+    small_bpe: BPETokenizer, fields: dict[str, Any]
+) -> None:
+    seen = look(small_bpe, **fields)
+    figure = plots.scores(seen.trace, seen.tokens)
+    variance, largest = panels(figure)
+    root = math.sqrt(8)  # of the head size
+    for line, factor in zip(variance.lines, (1, 1 / root), strict=True):
+        expected = []
+        for layer in seen.trace.layers:
+            scores = (layer.queries.double() @ layer.keys.double().mT)[0].numpy() * factor
+            expected.append(np.median([head[VISIBLE].var() for head in scores]))
+        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-5)
+    plain, divided = (np.asarray(line.get_ydata()) for line in largest.lines)
+    assert (plain > divided).all()
+    assert (plain <= 1).all()
+    own = "not divided" if fields else "divided by √8"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert f"{own}, as in this model" in labels
+    assert len(labels) == 2
+
+
+def test_another_factor_of_the_scores_is_a_third_line(small_bpe: BPETokenizer) -> None:
+    seen = look(small_bpe, scale_attn_by_inverse_layer_idx=True)
+    figure = plots.scores(seen.trace, seen.tokens)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[2] == "with another factor, as in this model"
+
+
+def test_the_variance_of_a_single_score_is_refused(small_bpe: BPETokenizer) -> None:
+    seen = look(small_bpe, IDS[:1])
+    with pytest.raises(ConfigError, match="the text has 1 token"):
+        plots.scores(seen.trace, seen.tokens)

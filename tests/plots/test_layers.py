@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
-from test_model import VARIANTS
 from trace_builders import IDS, Seen, look, panels
 
 from gpt2kit import plots
 from gpt2kit.errors import ConfigError
-from gpt2kit.plots.layers import histogram
 from gpt2kit.tokenizers import BPETokenizer
 
 T = len(IDS)
@@ -73,43 +70,6 @@ def test_the_residual_stream_is_drawn_by_layer_and_position(seen: Seen) -> None:
     assert [label.get_text() for label in right.get_yticklabels()] == ["start", "0", "1", "2"]
 
 
-def test_histograms_count_every_activation(seen: Seen) -> None:
-    for layer in (None, 1):
-        before, after = panels(plots.mlp(seen.trace, seen.tokens, layer))[:2]
-        chosen = seen.trace.layers if layer is None else [seen.trace.layers[layer]]
-        for axes, part in ((before, "mlp_before"), (after, "mlp_after")):
-            values = np.concatenate([getattr(each, part)[0].numpy().ravel() for each in chosen])
-            shares, edges, _ = axes.patches[0].get_data()
-            assert (edges[0], edges[-1]) == (values.min(), values.max())
-            np.testing.assert_allclose(shares, np.histogram(values, bins=edges)[0] / values.size)
-            assert shares.sum() == pytest.approx(1)
-
-
-def test_a_histogram_of_one_value_has_it() -> None:
-    assert histogram([np.zeros((2, 3))])[0].sum() == 1
-
-
-def test_dots_of_the_activation_lie_on_the_function(seen: Seen) -> None:
-    dots, function = panels(plots.mlp(seen.trace, seen.tokens))[2].lines
-    x, y = (torch.tensor(np.asarray(values)) for values in (dots.get_xdata(), dots.get_ydata()))
-    torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate="tanh"))
-    x, y = (
-        torch.tensor(np.asarray(values)) for values in (function.get_xdata(), function.get_ydata())
-    )
-    torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate="tanh"))
-
-
-def test_the_share_of_active_neurons_is_by_layer(seen: Seen) -> None:
-    lines = drawn(panels(plots.mlp(seen.trace, seen.tokens))[3])
-    active = np.stack([layer.mlp_before[0].numpy() > 0 for layer in seen.trace.layers])  # (L, T, I)
-    np.testing.assert_allclose(
-        lines["active, of one token"], np.median(active.mean(axis=2), axis=1)
-    )
-    np.testing.assert_allclose(
-        lines["never active in this text"], (~active.any(axis=1)).mean(axis=1)
-    )
-
-
 def test_the_lens_shows_the_likeliest_word_and_its_probability(seen: Seen) -> None:
     axes = panels(plots.lens(seen.trace, seen.tokens, seen.tokenizer))[0]
     image, words = (
@@ -164,6 +124,71 @@ def test_the_lens_of_a_long_text_has_colors_and_no_words(small_bpe: BPETokenizer
     assert "--last" in axes.get_title()
 
 
+def test_updates_of_a_layer_are_drawn_by_position(seen: Seen) -> None:
+    norms, variances = panels(plots.updates(seen.trace, seen.tokens, 1))[:2]
+    layer = seen.trace.layers[1]
+    for label, part in (
+        ("residual stream, as it enters", layer.before),
+        ("update by attention", layer.attention_update),
+        ("update by MLP", layer.mlp_update),
+    ):
+        x = part[0].double().numpy()  # (T, C)
+        np.testing.assert_allclose(drawn(norms)[label], np.linalg.norm(x, axis=1), rtol=1e-5)
+        np.testing.assert_allclose(drawn(variances)[label], x.var(axis=1), rtol=1e-5)
+    assert len(norms.get_xticklabels()) == T
+
+
+def test_the_norms_are_written_if_there_is_room(small_bpe: BPETokenizer, seen: Seen) -> None:
+    right = panels(plots.residual(seen.trace, seen.tokens))[1]
+    values = right.images[0].get_array()
+    words = np.array([float(text.get_text()) for text in right.texts]).reshape(values.shape)
+    np.testing.assert_allclose(words, values, atol=0.05)
+    long = look(small_bpe, [position % 500 for position in range(40)])
+    assert not panels(plots.residual(long.trace, long.tokens))[1].texts
+
+
+def test_the_residual_stream_is_drawn_number_by_number(seen: Seen) -> None:
+    points = [seen.trace.embeddings, *(layer.after for layer in seen.trace.layers)]
+    at_4 = np.stack([point[0, 4].numpy() for point in points])  # (L + 1, C)
+    for options, expected in (
+        ({}, points[3][0].numpy()),
+        ({"layer": 0}, points[1][0].numpy()),
+        ({"position": 4, "dimensions": 5}, at_4),
+    ):
+        whole, part = panels(plots.stream(seen.trace, seen.tokens, **options))[:2]
+        np.testing.assert_array_equal(whole.images[0].get_array(), expected)
+        shown = expected[:, : options.get("dimensions", 8)]
+        words = np.array([float(text.get_text()) for text in part.texts]).reshape(shown.shape)
+        np.testing.assert_allclose(words, shown, atol=0.01)
+
+
+def test_the_last_positions_of_a_long_text_are_written_as_numbers(small_bpe: BPETokenizer) -> None:
+    seen = look(small_bpe, [position % 500 for position in range(300)])
+    figure = plots.stream(seen.trace, seen.tokens)
+    whole, part = panels(figure)[:2]
+    assert whole.images[0].get_array().shape == (300, 16)
+    np.testing.assert_array_equal(
+        part.images[0].get_array(), seen.trace.layers[2].after[0, -26:, :8]
+    )
+    assert len(part.texts) == 26 * 8
+    assert "the last 26 of 300 positions" in part.get_title()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": 3}, "layer is 3, expected 0 to 2"),
+        ({"position": 9}, "position is 9, expected 0 to 8"),
+        ({"position": 1, "layer": 1}, "not both"),
+    ],
+)
+def test_a_part_of_the_stream_that_is_not_there_is_refused(
+    seen: Seen, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plots.stream(seen.trace, seen.tokens, **options)
+
+
 DRAWINGS: dict[str, Any] = {
     "tokens": plots.tokens,
     "positions": plots.positions,
@@ -174,8 +199,16 @@ DRAWINGS: dict[str, Any] = {
     "one head": lambda trace, tokens: plots.attention(trace, tokens, layer=0, head=0),
     "attention bars": plots.attention_bars,
     "updates": plots.updates,
+    "updates of a layer": lambda trace, tokens: plots.updates(trace, tokens, 0),
+    "layernorm": plots.layernorm,
     "mlp": plots.mlp,
+    "activation": plots.activation,
+    "mlp-in-out": plots.mlp_in_out,
+    "neurons": plots.neurons,
+    "neurons of a layer": lambda trace, tokens: plots.neurons(trace, tokens, 0),
     "residual": plots.residual,
+    "stream": plots.stream,
+    "stream at a position": lambda trace, tokens: plots.stream(trace, tokens, position=0),
 }
 
 
@@ -195,20 +228,36 @@ def assert_shows_numbers(figure: Figure) -> None:
         assert all(np.isfinite(np.ma.compressed(np.ma.asarray(v))).all() for v in values)
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "post-norm, no residual": {"norm_first": False, "residual": False},
+    "gated": {"mlp": "swiglu", "positions": "sinusoidal", "norm": "rmsnorm"},
+    "attention only": {"mlp": "none", "norm": "none", "positions": "none", "n_head": 1},
+}
+NOTHING_TO_DRAW = {
+    "attention only": {
+        "positions": "no position embeddings",
+        "layernorm": "does not normalize",
+        **dict.fromkeys(
+            ("mlp", "activation", "mlp-in-out", "neurons", "neurons of a layer"), "no MLP"
+        ),
+    }
+}
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "variant", ["post-norm", "swiglu", "sinusoidal", "one head", "attention only"]
-)
+@pytest.mark.parametrize("variant", OTHERS)
 def test_every_picture_can_be_drawn_of_every_kind_of_model(
     small_bpe: BPETokenizer, variant: str
 ) -> None:
-    seen = look(small_bpe, IDS[:5], **{"n_layer": 2, **VARIANTS[variant]})
+    seen = look(small_bpe, IDS[:5], **{"n_layer": 2, **OTHERS[variant]})
+    refused = NOTHING_TO_DRAW.get(variant, {})
     for name, draw in DRAWINGS.items():
-        if name == "mlp" and variant == "attention only":
-            with pytest.raises(ConfigError, match="no MLP"):
+        if name in refused:
+            with pytest.raises(ConfigError, match=refused[name]):
                 draw(seen.trace, seen.tokens)
         else:
             assert_shows_numbers(draw(seen.trace, seen.tokens))
+    assert_shows_numbers(plots.scores(seen.trace, seen.tokens))
     assert_shows_numbers(plots.lens(seen.trace, seen.tokens, small_bpe))
 
 
@@ -229,7 +278,12 @@ def test_every_picture_can_be_drawn_of_one_token(small_bpe: BPETokenizer) -> Non
 @pytest.mark.filterwarnings("error")
 def test_a_model_without_layers_has_inputs_a_stream_and_a_lens(small_bpe: BPETokenizer) -> None:
     seen = look(small_bpe, IDS, n_layer=0)
-    for draw in (plots.tokens, plots.positions, plots.norms, plots.embeddings, plots.residual):
+    draws = plots.tokens, plots.positions, plots.norms, plots.embeddings, plots.residual
+    for draw in (*draws, plots.stream):
         assert_drawn(draw(seen.trace, seen.tokens))
+    needing_layers: Any = plots.updates, plots.scores, plots.layernorm, plots.activation
+    for refused in (*needing_layers, plots.mlp, plots.mlp_in_out, plots.neurons):
+        with pytest.raises(ConfigError, match="no layers, so there is nothing to draw"):
+            refused(seen.trace, seen.tokens)
     lens = panels(plots.lens(seen.trace, seen.tokens, small_bpe))[0]
     assert lens.images[0].get_array().shape == (1, T)

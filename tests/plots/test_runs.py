@@ -95,6 +95,29 @@ def test_several_runs_are_told_apart() -> None:
     assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
+def test_training_and_validation_can_be_drawn_apart() -> None:
+    figure = losses({"first": METRICS, "second": METRICS[:-1]}, apart=True)
+    training, validation = panels(figure)
+    assert (training.get_title(), validation.get_title()) == ("training", "validation")
+    assert training.get_ylim() == validation.get_ylim()
+    assert [list(line.get_ydata()) for line in validation.lines] == [[4, 1], [4]]
+    assert len(training.lines) == 4  # of each run the losses and their average
+    names = [text.get_text() for text in training.get_legend().get_texts()]
+    assert names[:2] == ["first: training", "first: training, mean of 20 steps"]
+
+
+def test_the_training_loss_is_drawn_as_it_was_measured_at_validations() -> None:
+    lines = [
+        {**METRICS[0], "eval_train_loss": 4.1},
+        *METRICS[1:-1],
+        {"step": 30, "eval_train_loss": 0.9},
+    ]
+    (axes,) = panels(losses({"run": lines}, []))
+    measured = next(line for line in axes.lines if line.get_marker() == "o")
+    assert list(measured.get_ydata()) == [4.1, 0.9]
+    assert "training, measured" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_what_is_no_number_is_left_out_and_nothing_at_all_is_refused() -> None:
     lines: list[dict[str, Any]] = [
         {"step": 1, "train_loss": None},
