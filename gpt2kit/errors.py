@@ -161,6 +161,7 @@ class CheckpointMismatchError(CheckpointError):
     """
 
     _SHOWN = 5  # names of each kind in the message; the attributes have all
+    _ADVICE = "Does config.json or hparams.json belong to another model?"
 
     def __init__(
         self,
@@ -169,6 +170,7 @@ class CheckpointMismatchError(CheckpointError):
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+        advice: str | None = None,
     ) -> None:
         self.path = path
         self.missing = sorted(missing)
@@ -189,8 +191,15 @@ class CheckpointMismatchError(CheckpointError):
         ]
         super().__init__(
             f"{path}: the tensors do not fit the configuration: {'; '.join(parts)}. "
-            "Does config.json or hparams.json belong to another model?"
+            f"{self._transposed() or advice or self._ADVICE}"
         )
+
+    def _transposed(self) -> str | None:
+        """Return what to ask if every tensor of another shape is a transposed matrix."""
+        shapes = self.misshapen.values()
+        if shapes and all(found == expected[::-1] for expected, found in shapes):
+            return "The matrices are transposed: is this minGPT's, or another program's nn.Linear?"
+        return None
 
     @classmethod
     def _first(cls, names: Sequence[str]) -> str:

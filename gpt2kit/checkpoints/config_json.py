@@ -83,6 +83,12 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
+def is_transformers(path: Path) -> bool:
+    """Whether a config.json is one of transformers or ours, and not another program's."""
+    raw = read_json(path, error=CheckpointError)
+    return "model_type" in raw or "n_embd" in raw
+
+
 def read_config(path: Path) -> GPT2Config:
     """Read a config.json.
 

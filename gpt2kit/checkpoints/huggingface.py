@@ -13,7 +13,7 @@ import torch
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict, read_config
-from gpt2kit.checkpoints.names import BUFFERS, plain_names
+from gpt2kit.checkpoints.names import BUFFERS, holds_linear, plain_names
 from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, transpose_if_conv1d
 from gpt2kit.config import GPT2Config
@@ -40,13 +40,18 @@ _LARGEST_INDEX = 2**24  # bytes
 def open_directory(path: Path) -> Checkpoint:
     """Open a Hugging Face folder: its configuration, and where each tensor is."""
     config = read_config(path / CONFIG_FILE)
-    found = [path / name for name in _WEIGHTS_FILES if (path / name).exists()]
+    found = weights_in(path)
     if not found:
         message = f"{path}: no weights; expected one of {', '.join(_WEIGHTS_FILES)}"
         raise CheckpointNotFoundError(message, path=path, missing=_WEIGHTS_FILES[:1])
     if found[0].suffix == ".json":
         return _open_shards(found[0], config)
     return open_file(found[0], config)
+
+
+def weights_in(path: Path) -> list[Path]:
+    """Return the files of a folder whose names are those of transformers' weights."""
+    return [path / name for name in _WEIGHTS_FILES if (path / name).exists()]
 
 
 def open_file(path: Path, config: GPT2Config) -> Checkpoint:
@@ -115,7 +120,11 @@ def _checkpoint(
         stored |= tensors
     names = plain_names(stored, path)
     skipped = tuple(sorted(stored.keys() - names.values()))
-    ours = {name: transpose_if_conv1d(name, stored[theirs]) for name, theirs in names.items()}
+    ours = {name: stored[theirs] for name, theirs in names.items()}
+    if holds_linear({name: tensor.shape for name, tensor in ours.items()}):
+        kind += ", matrices of nn.Linear"
+    else:
+        ours = {name: transpose_if_conv1d(name, tensor) for name, tensor in ours.items()}
     tied_copy = ours.pop("lm_head.weight", None) if config.tie_word_embeddings else None
     expected = config.shapes()["wte.weight"]
     if tied_copy is not None and tied_copy.shape != expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2kit import store
-from gpt2kit.checkpoints import huggingface, nanogpt, openai, pickled
+from gpt2kit.checkpoints import huggingface, openai, pickled, torch_files
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, read_config
 from gpt2kit.checkpoints.device import (
     resolve_device,
@@ -20,15 +21,17 @@ from gpt2kit.checkpoints.device import (
 )
 from gpt2kit.checkpoints.int8 import build_int8_model
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
+from gpt2kit.checkpoints.unsaid import Unsaid
+from gpt2kit.checkpoints.vocabularies import load_vocabulary, where_to_look
 from gpt2kit.errors import (
     CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
-    TokenizerError,
+    Gpt2KitWarning,
 )
 from gpt2kit.files import read_start
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import Tokenizer, load_tokenizer
+from gpt2kit.tokenizers import Tokenizer
 
 __all__ = [
     "Checkpoint",
@@ -59,6 +62,9 @@ def load(
     verify: bool = True,
     write_cache: bool = True,
     on_write: Callable[[Path], object] | None = None,
+    vocabulary: str | Path | None = None,
+    n_head: int | None = None,
+    fetch_vocabulary: Callable[[], Path] | None = None,
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model that is on this machine, ready to run, and its tokenizer if it has one.
 
@@ -70,15 +76,22 @@ def load(
     - `write_cache`: keep what the next load can use (int8 weights, which hashes were right) in the
       model's folder if it is a download or a training run, else in the user's cache directory
     - `on_write`: is called with the path of the int8 weights if they were written
+    - `vocabulary`: a model or file to take it from, such as nanoGPT's meta.pkl or the text that the
+      model was trained on; by default the one beside the weights
+    - `n_head`: attention heads, for a file of weights alone that does not say them
+    - `fetch_vocabulary`: gives the folder of GPT-2's vocabulary if it is needed and not here
 
     Every tensor's name, shape and numbers have been checked. Raises CheckpointError, TokenizerError
     or ConfigError.
     """
     torch_device, torch_dtype = resolve_device_and_dtype(device, dtype, quantize)
-    checkpoint = open_checkpoint(store.find(model), verify=verify, write_cache=write_cache)
+    checkpoint = open_checkpoint(
+        store.find(model), verify=verify, write_cache=write_cache, unsaid=Unsaid(n_head=n_head)
+    )
+    source = None if vocabulary is None else store.find(vocabulary)
     # Reading weights is mostly the kernel's work: Python has time for the vocabulary meanwhile.
     with ThreadPoolExecutor(1) as pool:
-        tokenizer = pool.submit(load_vocabulary, checkpoint)
+        tokenizer = pool.submit(load_vocabulary, checkpoint, source, fetch=fetch_vocabulary)
         loaded: GPT2
         if quantize is None:
             loaded = build_model(checkpoint, device=torch_device, dtype=torch_dtype)
@@ -89,37 +102,33 @@ def load(
                 write=write_cache,
                 on_write=on_write,
             )
+        if tokenizer.result() is None and (advice := where_to_look(checkpoint)):
+            warnings.warn(f"{checkpoint.path}: {advice}", Gpt2KitWarning, stacklevel=2)
         return loaded, tokenizer.result()
-
-
-def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
-    """Return the tokenizer beside a checkpoint's weights, or None if there is none.
-
-    Raises TokenizerError if it has more tokens than the model.
-    """
-    tokenizer = load_tokenizer(checkpoint.folder)
-    if tokenizer is not None and tokenizer.n_vocab > checkpoint.config.n_vocab:
-        counts = f"{tokenizer.n_vocab:,} tokens, but the model only {checkpoint.config.n_vocab:,}"
-        advice = "put the model's own vocab.json and merges.txt there"
-        raise TokenizerError(f"{checkpoint.folder}: the vocabulary has {counts}; {advice}")
-    return tokenizer
 
 
 # --- opening --------------------------------------------------------------------------------------
 
 
-def open_checkpoint(path: Path, *, verify: bool = True, write_cache: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, verify: bool = True, write_cache: bool = True, unsaid: Unsaid | None = None
+) -> Checkpoint:
     """Open a folder, a file or the prefix of a TensorFlow checkpoint.
 
     The contents decide the format, not the names.
 
     Only headers are read, except that `verify` compares files of a download with their recorded
-    hashes unless that was done since they changed; `write_cache` records that it was done. Raises
-    CheckpointNotFoundError if there are no weights, CheckpointFormatError for damage, and
-    CheckpointMismatchError if the tensors are not those of the configuration.
+    hashes unless that was done since they changed; `write_cache` records that it was done.
+    `unsaid` is what a file of weights alone does not say. Raises CheckpointNotFoundError if there
+    are no weights, CheckpointFormatError for damage, CheckpointMismatchError if the tensors are not
+    those of the configuration, and ConfigError if `unsaid` lacks something or contradicts the file.
     """
+    unsaid = unsaid or Unsaid()
     if verify:
         store.check_files(path if path.is_dir() else path.parent, record=write_cache)
+    if alone := _alone(path):
+        return torch_files.open_file(alone, unsaid)
+    unsaid.refuse(path)
     if path.is_dir():
         return _open_folder(path)
     prefix = path.with_name(path.name.removesuffix(".index"))
@@ -128,24 +137,32 @@ def open_checkpoint(path: Path, *, verify: bool = True, write_cache: bool = True
     config_file = path.parent / CONFIG_FILE
     if config_file.exists():
         return huggingface.open_file(path, read_config(config_file))
-    if pickled.is_pickled(read_start(path, error=CheckpointError)):
-        return nanogpt.open_file(path)
     message = f"{path}: weights without a configuration; expected {config_file.name} beside them"
     raise CheckpointNotFoundError(message, path=path, missing=[config_file.name])
 
 
+def _alone(path: Path) -> Path | None:
+    """Return a path if it is a file of torch.save, or the only one in a folder without others."""
+    if not path.is_dir():
+        return path if path.is_file() and pickled.is_pickled(_start(path)) else None
+    if (path / openai.HPARAMS_FILE).exists() or huggingface.weights_in(path):
+        return None
+    saved = [each for each in sorted(path.iterdir()) if each.suffix in (".pt", ".pth")]
+    return saved[0] if len(saved) == 1 and saved[0].is_file() else None
+
+
+def _start(path: Path) -> bytes:
+    return read_start(path, error=CheckpointError)
+
+
 def _open_folder(path: Path) -> Checkpoint:
-    """Open a folder by the configuration in it; without one, by its only .pt or .pth file."""
+    """Open a folder by the configuration in it."""
     if (path / CONFIG_FILE).exists():
         return huggingface.open_directory(path)
     if (path / openai.HPARAMS_FILE).exists() or any(path.glob("*.index")):
         return openai.open_directory(path)
-    files = sorted(path.iterdir())
-    saved = [file for file in files if file.suffix in (".pt", ".pth") and file.is_file()]
-    if len(saved) == 1:
-        return nanogpt.open_file(saved[0])
     expected = (
-        "config.json with model.safetensors, hparams.json with model.ckpt.index, or one ckpt.pt"
+        "config.json with model.safetensors, hparams.json with model.ckpt.index, or one .pt or .pth"
     )
     message = store.adapters_alone(path) or f"{path}: no model; expected {expected}"
     raise CheckpointNotFoundError(message, path=path, missing=[CONFIG_FILE])

@@ -5,7 +5,7 @@ One table maps OpenAI's names to ours. Hugging Face's names are ours, often behi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gpt2kit.config import GPT2Config
@@ -47,6 +47,15 @@ BUFFERS = (".attn.bias", ".attn.masked_bias")
 def is_transposed(name: str) -> bool:
     """Whether OpenAI and Hugging Face hold this tensor as (in, out)."""
     return name.endswith(TRANSPOSED)
+
+
+def holds_linear(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether matrices are (out, in), as nn.Linear has them, by shapes under Hugging Face's names.
+
+    attn.c_proj is square and does not tell, but attn.c_attn is three times as high as wide.
+    """
+    found = [shape for name, shape in shapes.items() if name.endswith(TRANSPOSED[0])]
+    return bool(found) and all(len(shape) == 2 and shape[0] == 3 * shape[1] for shape in found)
 
 
 def openai_names(config: GPT2Config) -> dict[str, str]:

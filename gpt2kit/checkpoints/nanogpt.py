@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.names import plain_names
+from gpt2kit.checkpoints.pickled import TorchFile
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import CheckpointFormatError, ConfigError
+from gpt2kit.errors import ConfigError
 
 # nanoGPT's word -> ours
 _MODEL_ARGS = {
@@ -20,24 +21,35 @@ _MODEL_ARGS = {
     "vocab_size": "n_vocab",
 }
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
-def open_file(path: Path) -> Checkpoint:
-    """Open a checkpoint of nanoGPT's train.py; its optimizer state and counters are skipped."""
-    file = pickled.open_file(path)
-    content = file.content
-    model, arguments = content.get("model"), content.get("model_args")
-    if not isinstance(model, dict) or not isinstance(arguments, dict):
-        raise CheckpointFormatError(
-            path, 'expected a nanoGPT checkpoint with "model" and "model_args"'
-        )
-    config = _config(path, arguments)
+
+def is_checkpoint(file: TorchFile) -> bool:
+    """Whether a file has the two parts of nanoGPT's checkpoints that make a model."""
+    return all(isinstance(file.content.get(part), dict) for part in ("model", "model_args"))
+
+
+def checkpoint_of(file: TorchFile) -> Checkpoint:
+    """Return what nanoGPT's train.py saved, without optimizer state and counters."""
+    path, content = file.path, file.content
+    model, settings = content["model"], content.get("config")
+    config = _config(path, content["model_args"])
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
     stored = {
         ours: file.tensor(theirs, model[theirs])
         for ours, theirs in plain_names(map(str, model), path).items()
     }
     skipped = tuple(sorted(str(key) for key in content.keys() - {"model", "model_args"}))
     return Checkpoint(
-        path, "nanoGPT", config, stored, skipped, tied_copy=stored.pop("lm_head.weight", None)
+        path,
+        "nanoGPT",
+        config,
+        stored,
+        skipped,
+        tied_copy=stored.pop("lm_head.weight", None),
+        is_alone=True,
+        # It becomes part of a path, and the file may be hostile.
+        dataset=dataset if isinstance(dataset, str) and _PLAIN.fullmatch(dataset) else None,
     )
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gpt2kit.checkpoints.ranges import read_range
@@ -97,6 +98,22 @@ class TorchFile:
         read = partial(self._read, name, value, record)
         return StoredTensor(value.shape, storage.dtype, read)
 
+    def is_same(self, first: Any, second: Any) -> bool:
+        """Whether two tensors have the same numbers, by their storages or the file's checksums.
+
+        Without checksums both are read. Raises CheckpointFormatError as `tensor` does.
+        """
+        if first == second:  # one view of one storage
+            return True
+        stored = [self.tensor("a head or token embedding", value) for value in (first, second)]
+        if stored[0].shape != stored[1].shape or stored[0].dtype != stored[1].dtype:
+            return False
+        records = [self.records[value.storage.key] for value in (first, second)]
+        is_all = [value.storage.numel == math.prod(value.shape) for value in (first, second)]
+        if all(is_all) and first.stride == second.stride and records[0].crc32 is not None:
+            return records[0][1:] == records[1][1:]
+        return torch.equal(*(each.read() for each in stored))
+
     def _read(
         self, name: str, tensor: PickledTensor, record: Record, buffer: Tensor | None
     ) -> Tensor:
@@ -113,7 +130,9 @@ class TorchFile:
         if record.crc32 not in (None, found):
             detail = f"{name} does not match its checksum; the file is damaged: get it again"
             raise CheckpointFormatError(self.path, detail)
-        return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
+        # as_strided counts from the start of the memory, of which the buffer may be a part.
+        offset = flat.storage_offset() + tensor.offset
+        return flat.as_strided(tensor.shape, tensor.stride, offset)
 
 
 def is_pickled(start: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -96,6 +96,52 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
+def join(parts: Sequence[StoredTensor]) -> StoredTensor:
+    """Return tensors as one, stacked along the first axis; each is read when that is read.
+
+    None of them is transposed.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+    def read(buffer: Tensor | None) -> Tensor:
+        whole = view_into(shape, dtype, buffer)
+        rows = torch.split(whole, [part.shape[0] for part in parts])
+        for part, own in zip(parts, rows, strict=True):
+            tensor = part.read(as_bytes(own) if part.dtype == dtype else None)
+            if tensor.data_ptr() != own.data_ptr():
+                own.copy_(tensor)
+        return whole
+
+    return StoredTensor(shape, dtype, read)
+
+
+def check_tensors(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, StoredTensor],
+    *,
+    advice: str | None = None,
+) -> None:
+    """Raise CheckpointMismatchError unless the tensors have the expected names and shapes."""
+    shared = expected.keys() & tensors.keys()
+    misshapen = {
+        name: (expected[name], tensors[name].shape)
+        for name in shared
+        if expected[name] != tensors[name].shape
+    }
+    if misshapen or expected.keys() != tensors.keys():
+        raise CheckpointMismatchError(
+            path,
+            missing=list(expected.keys() - shared),
+            unexpected=list(tensors.keys() - shared),
+            misshapen=misshapen,
+            advice=advice,
+        )
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """All that is needed to build a model from a folder or file; only headers are read.
@@ -111,22 +157,12 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()  # known but not part of the model: masks, optimizer slots
     # lm_head.weight of a model with a tied head, which must equal wte.weight
     tied_copy: StoredTensor | None = field(default=None, repr=False)
+    # Whether it is a file that a training program saved, without files of a vocabulary beside it
+    is_alone: bool = False
+    dataset: str | None = None  # what nanoGPT calls the folder of its text and vocabulary
 
     def __post_init__(self) -> None:
-        expected = self.config.shapes()
-        shared = expected.keys() & self.tensors.keys()
-        misshapen = {
-            name: (expected[name], self.tensors[name].shape)
-            for name in shared
-            if expected[name] != self.tensors[name].shape
-        }
-        if misshapen or expected.keys() != self.tensors.keys():
-            raise CheckpointMismatchError(
-                self.path,
-                missing=list(expected.keys() - shared),
-                unexpected=list(self.tensors.keys() - shared),
-                misshapen=misshapen,
-            )
+        check_tensors(self.path, self.config.shapes(), self.tensors)
 
     @property
     def folder(self) -> Path:

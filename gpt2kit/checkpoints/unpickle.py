@@ -1,4 +1,4 @@
-"""Interpret the pickles that torch.save writes, without running them.
+"""Interpret the pickles that torch.save writes, and those of plain values, without running them.
 
 A pickle is a program for a small stack machine, and Python's own interpreter lets it call any
 function. This one calls nothing: its opcodes build numbers, texts, lists, tuples and dictionaries,
@@ -11,7 +11,8 @@ opcode is refused.
     MARK                       remember the height of the stack
     TUPLE, APPENDS, SETITEMS   pop everything above the mark; push or fill a container with it
     BINPUT, BINGET             note the top of the stack under a number; push what was noted
-    GLOBAL                     push what "module name" stands for
+    MEMOIZE                    note the top of the stack under the next number
+    GLOBAL, STACK_GLOBAL       push what "module name" stands for
     BINPERSID                  pop ("storage", dtype, key, device, elements); push a Storage
     REDUCE                     pop arguments and function; push the result
     BUILD                      pop attributes of an object, which nobody needs here
@@ -152,7 +153,8 @@ _CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": d
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),  # the latter two are Python 2's
+    *("BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINSTRING", "SHORT_BINSTRING"),  # Python 2's
 }
 
 
@@ -176,6 +178,8 @@ class _Machine:
             stack.append(_CONTAINERS[opcode]())
         elif opcode in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
+        elif opcode == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
         elif opcode in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
         elif opcode == "MARK":
@@ -195,6 +199,8 @@ class _Machine:
                 _set(_require(stack[-1], dict), key, value)
         elif opcode == "GLOBAL":
             stack.append(_named(argument))
+        elif opcode == "STACK_GLOBAL":
+            stack[-2:] = [_named(" ".join(_require(name, str) for name in self._top(2)))]
         elif opcode == "BINPERSID":
             storage = _storage(stack.pop())
             if self.storages.setdefault(storage.key, storage) != storage:
@@ -206,8 +212,8 @@ class _Machine:
             stack.append(_require(stack.pop(), FunctionType)(*arguments))
         elif opcode == "BUILD":
             stack.pop()  # for example the _metadata of a state_dict
-        elif opcode not in ("PROTO", "STOP"):
-            raise Unreadable(f"the pickle in it uses {opcode}, which torch.save does not")
+        elif opcode not in ("PROTO", "FRAME", "STOP"):
+            raise Unreadable(f"the pickle in it uses {opcode}, which plain values do not need")
 
     def _top(self, count: int) -> list[Any]:
         """Return the top elements of the stack, which must be there."""

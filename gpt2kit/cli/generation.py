@@ -178,7 +178,7 @@ def _load_draft(
         return None
     if draft == "lookup":
         return "lookup"
-    model, own = dataclasses.replace(source, model=draft).load()
+    model, own = dataclasses.replace(source, model=draft, vocabulary=None, n_head=None).load()
     if tokenizer and own and identity(tokenizer) != identity(own):
         raise ConfigError(
             f"the draft model {draft} has another vocabulary than {source.model} "

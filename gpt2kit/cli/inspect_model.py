@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2kit.checkpoints.unsaid import Unsaid
 from gpt2kit.cli import options, output
 from gpt2kit.cli.color import fit, visible
+from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import Json, ModelArgument, NoVerify
 from gpt2kit.cli.output import human_size
 
@@ -29,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("inspect")(inspect)
 
 
+@takes(unsaid=Unsaid)
 def inspect(
     model: ModelArgument,
     modules: Annotated[
@@ -47,9 +50,11 @@ def inspect(
     ] = False,
     json: Json = False,
     no_verify: NoVerify = False,
+    *,
+    unsaid: Unsaid,
 ) -> None:
     """Show a model's configuration, tensors, parameters by part and the memory it needs."""
-    checkpoint = options.open_model(model, verify=not no_verify)
+    checkpoint = options.open_model(model, verify=not no_verify, unsaid=unsaid)
     if modules:
         _show_modules(checkpoint, json=json)
     if vocabulary:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gpt2kit.checkpoints.unsaid import Unsaid
 from gpt2kit.cli import output, process
 
 # Until every file of this folder takes these from `output`:
 from gpt2kit.cli.output import as_typed_here as as_typed_here
 from gpt2kit.cli.output import human_size as human_size
 from gpt2kit.cli.output import print_json as print_json
-from gpt2kit.fields import check, option
+from gpt2kit.fields import check, option, same_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,10 @@ _DTYPE_HELP = "float32, bfloat16, float16, float64, or auto: bfloat16 on CUDA, e
 _QUANTIZE_HELP = "Hold matrices in eight bits: smaller, and faster on a CPU."
 _NO_VERIFY_HELP = "Do not compare downloaded files with their recorded hashes."
 _NO_CACHE_HELP = "Write nothing for later starts: no int8 weights, no record of verified files."
+VOCABULARY_HELP = (
+    "Take the vocabulary from this model or file: vocab.json, nanoGPT's meta.pkl, or the text that "
+    "a model of characters was trained on."
+)
 _UNKNOWN_HELP = "What to do with a character or word that the model's vocabulary does not have."
 _ENCODING_HELP = "The encoding of the text, such as utf-8, cp1252 or utf-16."
 
@@ -161,6 +166,8 @@ class ModelOptions:
     device: str = option("auto", _DEVICE_HELP, group=MODEL_GROUP, metavar="DEVICE")
     dtype: str = option("auto", _DTYPE_HELP, group=MODEL_GROUP, metavar="DTYPE")
     quantize: str | None = option(None, _QUANTIZE_HELP, group=MODEL_GROUP, metavar="int8")
+    vocabulary: str | None = option(None, VOCABULARY_HELP, group=MODEL_GROUP, metavar="FILE|MODEL")
+    n_head: int | None = same_option(Unsaid, "n_head")
     unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
     no_verify: bool = option(False, _NO_VERIFY_HELP, group=MODEL_GROUP)
     no_cache: bool = option(False, _NO_CACHE_HELP, group=MODEL_GROUP)
@@ -177,6 +184,8 @@ class ModelOptions:
             self.quantize,
             verify=not self.no_verify,
             write_cache=not self.no_cache,
+            vocabulary=self.vocabulary,
+            n_head=self.n_head,
         )
         set_unknown(tokenizer, self.unknown)
         return model, tokenizer
@@ -215,6 +224,8 @@ def load(
     *,
     verify: bool = True,
     write_cache: bool = True,
+    vocabulary: str | None = None,
+    n_head: int | None = None,
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model, after downloading it if needed; int8 weights that were written are noted.
 
@@ -232,7 +243,18 @@ def load(
         verify=verify,
         write_cache=write_cache,
         on_write=_note_written,
+        vocabulary=vocabulary,
+        n_head=n_head,
+        fetch_vocabulary=fetch_vocabulary,
     )
+
+
+def fetch_vocabulary() -> Path:
+    """Download GPT-2's vocabulary alone, with a note, and return its folder."""
+    from gpt2kit.cli.progress import download_with_bars
+
+    output.note("GPT-2's vocabulary is not on this machine yet: downloading it")
+    return download_with_bars(None)
 
 
 def _note_written(path: Path) -> None:
@@ -260,12 +282,12 @@ def locate(model: str) -> Path:
         return download_with_bars(model)
 
 
-def open_model(model: str, *, verify: bool = True) -> Checkpoint:
+def open_model(model: str, *, verify: bool = True, unsaid: Unsaid | None = None) -> Checkpoint:
     """Open the checkpoint of a model that must be on this machine."""
     from gpt2kit import store
     from gpt2kit.checkpoints.load import open_checkpoint
 
-    return open_checkpoint(store.find(model), verify=verify)
+    return open_checkpoint(store.find(model), verify=verify, unsaid=unsaid)
 
 
 def set_unknown(tokenizer: Tokenizer | None, unknown: Literal["error", "skip"]) -> None:

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 
 def download_with_bars(
-    model: str,
+    model: str | None,
     *,
     source: str = "hub",
     revision: str | None = None,
     force: bool = False,
     verify: bool = True,
 ) -> Path:
-    """Download a model and show its progress."""
-    from gpt2kit.store.download import download
+    """Download a model, or for None GPT-2's vocabulary alone, and show its progress."""
+    from gpt2kit.store.download import download, download_vocabulary
 
     with _Bars() if sys.stderr.isatty() else _Lines() as progress:
+        if model is None:
+            return download_vocabulary(progress=progress)
         return download(
             model, source=source, revision=revision, force=force, verify=verify, progress=progress
         )

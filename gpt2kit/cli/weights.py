@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gpt2kit.checkpoints.unsaid import Unsaid
 from gpt2kit.cli import options, output
+from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import Device, Force, Json, ModelArgument, NoVerify
 from gpt2kit.cli.output import human_size
 
@@ -112,6 +114,7 @@ def rm(
     output.note(f"removed {store.remove(name)}")
 
 
+@takes(unsaid=Unsaid)
 def convert(
     path: Annotated[
         str,
@@ -131,13 +134,15 @@ def convert(
         str | None,
         typer.Option(
             "--vocabulary",
-            metavar="MODEL",
-            help="Take the vocabulary from this model.",
+            metavar="FILE|MODEL",
+            help=options.VOCABULARY_HELP,
             show_default=False,
         ),
     ] = None,
     force: Force = False,
     no_verify: NoVerify = False,
+    *,
+    unsaid: Unsaid,
 ) -> None:
     """Write a model of any format as a folder that transformers loads.
 
@@ -145,24 +150,24 @@ def convert(
     """
     import torch
 
+    from gpt2kit import store
     from gpt2kit.checkpoints.load import load_vocabulary, resolve_dtype, write_checkpoint
+    from gpt2kit.checkpoints.vocabularies import where_to_look
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
-    checkpoint = options.open_model(path, verify=not no_verify)
+    checkpoint = options.open_model(path, verify=not no_verify, unsaid=unsaid)
     check_target(to, force, "--to")
     is_kept = dtype == "auto"
     stored = checkpoint.dtype if is_kept else resolve_dtype(dtype, torch.device("cpu"))
-    tokenizer = load_vocabulary(
-        checkpoint if vocabulary is None else options.open_model(vocabulary)
-    )
+    source = None if vocabulary is None else store.find(vocabulary)
+    tokenizer = load_vocabulary(checkpoint, source, fetch=options.fetch_vocabulary)
     with new_directory(to, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, checkpoint, stored, tokenizer)
     if tokenizer is None:
-        output.note(
-            "no vocabulary was found, so none was written; "
-            "--vocabulary MODEL takes it from another model"
-        )
+        advice = "--vocabulary MODEL takes it from another model"
+        advice = where_to_look(checkpoint) or advice
+        output.note(f"no vocabulary was found, so none was written; {advice}")
     output.result(to)
 
 
@@ -180,7 +185,10 @@ def check_target(to: Path, force: bool, option: str) -> None:
         )
 
 
-def verify(model: ModelArgument, device: Device = "auto", json: Json = False) -> None:
+@takes(unsaid=Unsaid)
+def verify(
+    model: ModelArgument, device: Device = "auto", json: Json = False, *, unsaid: Unsaid
+) -> None:
     """Check that a model's files, tensors and arithmetic are right on this machine."""
     from gpt2kit import store
     from gpt2kit.checkpoints.load import resolve_device
@@ -192,7 +200,7 @@ def verify(model: ModelArgument, device: Device = "auto", json: Json = False) ->
         None: output.style("skip", "yellow"),
     }
     failed = 0
-    for check in checks(store.find(model), device=resolve_device(device)):
+    for check in checks(store.find(model), device=resolve_device(device), unsaid=unsaid):
         failed += check.passed is False
         if json:
             output.print_json(asdict(check))

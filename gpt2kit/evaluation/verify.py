@@ -20,6 +20,7 @@ from gpt2kit import reference, store
 from gpt2kit.checkpoints.int8 import check_int8_file
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.stored import Checkpoint
+from gpt2kit.checkpoints.unsaid import Unsaid
 from gpt2kit.config import SIZES
 from gpt2kit.errors import Gpt2KitError
 from gpt2kit.generation.text import generate
@@ -93,12 +94,17 @@ KNOWN: dict[str, KnownModel] = {
 }
 
 
-def verify(path: Path, *, device: torch.device | str = "cpu") -> Iterator[Check]:
-    """Check a model's files, tensors and arithmetic; a failure does not stop the other checks."""
+def verify(
+    path: Path, *, device: torch.device | str = "cpu", unsaid: Unsaid | None = None
+) -> Iterator[Check]:
+    """Check a model's files, tensors and arithmetic; a failure does not stop the other checks.
+
+    `unsaid` is what a file of weights alone does not say.
+    """
     path = Path(os.path.abspath(path))
     yield from _guarded("files", lambda: check_files(path))
     try:
-        checkpoint = open_checkpoint(path, verify=False)
+        checkpoint = open_checkpoint(path, verify=False, unsaid=unsaid)
         model = build_model(checkpoint)
         tokenizer = load_vocabulary(checkpoint)
     except Gpt2KitError as error:

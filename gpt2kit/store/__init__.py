@@ -17,6 +17,7 @@ from gpt2kit.store.folders import (
     locked,
     staging_dir,
     undo_broken_swap,
+    vocabulary_dir,
     weights_dir,
 )
 from gpt2kit.store.integrity import check_files
@@ -48,5 +49,6 @@ __all__ = [
     "staging_dir",
     "undo_broken_swap",
     "unfinished",
+    "vocabulary_dir",
     "weights_dir",
 ]

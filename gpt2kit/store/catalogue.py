@@ -89,7 +89,8 @@ class Publication:
 
 # GPT-2 has one vocabulary: OpenAI's two files and the Hub's are the same bytes under other names.
 _VOCABULARY = (1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
-_MERGES = (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_MERGES = (456_318, MERGES_SHA256)
 
 _HUB_NAMES = (
     "config.json",

@@ -13,6 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2kit.config import SIZES
@@ -27,7 +28,9 @@ from gpt2kit.store.parts import drop_sidecars
 from gpt2kit.store.retries import Patience, Progress, Silent
 from gpt2kit.store.sources import Plan, openai_plan
 
-__all__ = ["Patience", "Progress", "Silent", "download"]
+__all__ = ["Patience", "Progress", "Silent", "download", "download_vocabulary"]
+
+_VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
 
 def download(
@@ -65,6 +68,27 @@ def download(
         )
         if here is None or here.revision != plan.revision:
             _carry_out(plan, target, force, verify, progress)
+    return target
+
+
+def download_vocabulary(
+    *, progress: Progress | None = None, patience: Patience | None = None
+) -> Path:
+    """Fetch GPT-2's vocabulary without a model, 1.5 MB, and return its folder.
+
+    Raises DownloadError.
+    """
+    progress, patience = progress or Silent(), patience or Patience()
+    target = folders.vocabulary_dir()
+    with _disk_errors(target):
+        folders.undo_broken_swap(target)
+        if _complete(target) is not None:
+            return target
+        _refuse_to_replace(target, force=False)
+        _refuse_offline("GPT-2's vocabulary", target)
+        plan = hub_plan("124M", None, True, patience, progress)
+        needed = [file for file in plan.files if file.name in _VOCABULARY_FILES]
+        _carry_out(replace(plan, files=needed), target, False, True, progress)
     return target
 
 

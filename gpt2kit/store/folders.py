@@ -46,6 +46,11 @@ def _cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("gpt2kit", appauthor=False))
 
 
+def vocabulary_dir() -> Path:
+    """Return the folder of GPT-2's vocabulary alone, for weights that come without one."""
+    return weights_dir() / "gpt2-vocabulary"
+
+
 def holds_model(directory: Path) -> bool:
     """Whether the directory looks like a model, in any format that we read."""
     return any(os.path.isfile(directory / name) for name in MODEL_FILES)

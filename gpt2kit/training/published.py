@@ -13,7 +13,6 @@ from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import ENGLISH_CHARACTERS_PER_TOKEN
 from gpt2kit.errors import CheckpointNotFoundError, TokenizerError
 from gpt2kit.store.catalogue import canonical_size
-from gpt2kit.tokenizers import Tokenizer, load_tokenizer
 
 N_VOCAB = GPT2Config().n_vocab
 
@@ -52,18 +51,6 @@ def published_config(model: str) -> GPT2Config | None:
     """Return the shape of a published model, or None if no such model is known."""
     size = canonical_size(model)
     return None if size is None else SIZES[size]
-
-
-def gpt2_vocabulary() -> Tokenizer | None:
-    """Return GPT-2's vocabulary from any model on this machine, or None."""
-    for model in store.installed():
-        try:
-            tokenizer = load_tokenizer(model.path)
-        except (OSError, TokenizerError):  # another model's vocabulary is no reason to fail
-            continue
-        if tokenizer is not None and tokenizer.n_vocab == N_VOCAB:
-            return tokenizer
-    return None
 
 
 def is_here(model: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
+from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.data.texts import Text, read_texts
@@ -28,7 +29,7 @@ from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.tokenizers.word import parse_markers
 from gpt2kit.tokenizers.word_replacements import parse
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
-from gpt2kit.training.published import RoughTokenizer, gpt2_vocabulary, published_config
+from gpt2kit.training.published import RoughTokenizer, published_config
 
 Locate = Callable[[str], Path]  # finds a model by its name
 

@@ -74,7 +74,8 @@ def test_the_position_is_left_at_the_end_of_the_pickle() -> None:
     ("data", "reason"),
     [
         (b"cos\nsystem\n(X\x02\x00\x00\x00lstR.", r"refers to 'os\.system'"),
-        (b"\x80\x04\x8c\x01a\x94.", "uses SHORT_BINUNICODE, which torch.save does not"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", r"refers to 'os\.system'"),
+        (b"\x80\x04]\x8f.", "uses EMPTY_SET, which plain values do not need"),
         (b"\x80\x02}(G?\xe0\x00\x00\x00\x00\x00\x00K\x01u.", "keys that are neither texts nor"),
         (b"\x80\x02K\x01K\x02e.", "damaged"),  # APPENDS without a MARK
         (b"\x80\x02a.", "damaged"),  # APPEND to an empty stack

@@ -242,7 +242,8 @@ def test_convert_takes_every_format(tmp_path: Path, tiny_model: GPT2, kind: str)
     }[kind]()
     result = run("convert", str(source), "--to", str(tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
-    assert "--vocabulary MODEL takes it from another model" in result.stderr
+    assert "no vocabulary was found" in result.stderr
+    assert "--vocabulary" in result.stderr
     before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
     assert all(
         torch.equal(after.tensors[name].read(), stored.read())

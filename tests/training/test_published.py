@@ -8,17 +8,13 @@ import pytest
 
 from gpt2kit import store
 from gpt2kit.checkpoints.load import write_model
+from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.errors import CheckpointNotFoundError, TokenizerError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, identity
 from gpt2kit.tokenizers.learn import learn_bpe
-from gpt2kit.training.published import (
-    RoughTokenizer,
-    gpt2_vocabulary,
-    is_here,
-    published_config,
-)
+from gpt2kit.training.published import RoughTokenizer, is_here, published_config
 
 
 def test_a_size_and_its_aliases_have_the_published_shape() -> None:
