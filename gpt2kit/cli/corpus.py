@@ -225,9 +225,10 @@ def _cell(piece: bytes) -> str:
 
 def _passage(read: Corpus, begin: Start) -> tuple[str, dict[str, list[bytes] | None]]:
     """Return a passage, and its pieces as letters, words, GPT-2's tokens and this vocabulary's."""
+    from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary
     from gpt2kit.data.census import passage
     from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, WordTokenizer
-    from gpt2kit.training.published import N_VOCAB, gpt2_vocabulary
+    from gpt2kit.training.published import N_VOCAB
 
     tokenizer = begin.tokenizer
     text = passage(
