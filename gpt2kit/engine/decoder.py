@@ -28,7 +28,8 @@ from gpt2kit.model import GPT2
 MOST_TOKENS = 16
 # On a CPU, longer rows are read in pieces that end at multiples of this position: then a piece has
 # the same bits, whoever reads it and whatever is read with it. More pieces would cost more time.
-PIECE = 256
+PIECE = 64
+GPU_PIECE = 256  # on other devices, where no bits are promised
 # Capacities are multiples of this, so that every slot's keys are aligned alike in memory.
 ALIGNMENT = 16
 
@@ -81,6 +82,11 @@ class Decoder:
         # All other tokens, such as long prompts, are torch's.
         return self._torch
 
+    @property
+    def piece(self) -> int:
+        """How many tokens a piece of a prompt has: prompts are cut at multiples of it."""
+        return PIECE if self.model.device.type == "cpu" else GPU_PIECE
+
     def name(self, tokens: int = 1) -> str:
         """Name who reads this many new tokens of each row at once: "torch", "native avx2" ..."""
         native = self._native if self._native and self._native.can_read() else None
@@ -100,20 +106,22 @@ class Decoder:
         cache: KVCache,
         *,
         slots: Sequence[int] | None = None,
-        wanted: int = 1,
+        wanted: int | Sequence[int] = 1,
         most_likely: int = 0,
     ) -> Tensor:
         """Read new tokens into slots of a cache; return the logits after each row's last, (B, V).
 
         `rows` are (B, T) ids, or B lists of them, of any lengths; row b is read into slots[b], or
-        into slot b. With wanted=0 no logits are computed: (0, V). Logits are in float32 or wider.
-        If only the `most_likely` largest of a row matter, the others may be minus infinity.
+        into slot b. With wanted=0, or wanted[b] = 0, there are no logits of the rows, or of row b.
+        Logits are in float32 or wider. If only the `most_likely` largest of a row matter, the
+        others may be minus infinity.
 
         Raises ContextLengthError if the tokens do not fit, IndexError for an unknown id.
         """
         lists = rows.tolist() if isinstance(rows, Tensor) else rows
         slots = range(len(lists)) if slots is None else slots
-        new = [NewTokens(slot, row, wanted) for slot, row in zip(slots, lists, strict=True)]
+        each = [wanted] * len(lists) if isinstance(wanted, int) else wanted
+        new = [NewTokens(*row) for row in zip(slots, lists, each, strict=True)]
         return self._read(new, cache, most_likely)
 
     def read_each(
@@ -132,6 +140,21 @@ class Decoder:
         lengths = [len(row) for row in rows]
         new = [NewTokens(*row) for row in zip(slots, rows, lengths, strict=True)]
         return list(torch.split(self._read(new, cache), lengths))
+
+    def read_scored(self, tokens: Sequence[int], cache: KVCache, slot: int) -> Tensor:
+        """Read a piece of a prompt, and return the logits after each of its tokens, (T, V).
+
+        Whoever reads such a piece without its logits reads it here: what the cache gets and the
+        last logits are the same, bit for bit, as those of `read`.
+        """
+        new = NewTokens(slot, tokens)
+        self._check([new], cache)
+        native = self._native if self._native and self._native.can_read(cache) else None
+        self._read_natively = native is not None
+        engine = self._engine_for(new, native=native, one_for_each=False)
+        if engine is self._torch:
+            return self._torch.read_scored(new, cache)
+        return engine.read([new._replace(wanted=len(tokens))], cache)
 
     def scores_natively(self) -> bool:
         """Whether `score` can be used: int8 weights, read as they are when they generate."""

@@ -36,6 +36,18 @@ class TorchEngine:
         """See Engine.read."""
         return torch.cat([self._read(batch, cache) for batch in self._batches(new, cache)])
 
+    def read_scored(self, new: NewTokens, cache: KVCache) -> Tensor:
+        """Read a row, and return the logits after all of its tokens, (T, V).
+
+        The last ones are computed as `read` does, for torch may add up in another order for
+        another number of tokens.
+        """
+        ids = torch.tensor([new.tokens], device=self._model.device)  # (1, T)
+        hidden = self._model.hidden(ids, cache.view(new.slot, new.slot + 1))[0]  # (T, C)
+        cache.advance(counts([new], cache))
+        last = self._model.head(hidden[None, -1])  # (1, V)
+        return precise(torch.cat([self._model.head(hidden[:-1]), last]))
+
     def _batches(self, new: Sequence[NewTokens], cache: KVCache) -> list[list[NewTokens]]:
         """Split rows into those that are read together; these have consecutive slots."""
         batches: list[list[NewTokens]] = []

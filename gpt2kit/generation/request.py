@@ -158,6 +158,9 @@ class Request:
         at_least=0,
         at_most=100,
     )
+    prompt_logprobs: bool = option(
+        False, "Also give the log-probabilities of the prompt's own tokens."
+    )
     draft_tokens: int | None = option(
         None,
         f"With a draft: tokens proposed at once, at most; {DRAFT_TOKENS} by default.",

@@ -24,7 +24,7 @@ from gpt2kit.generation.sampling import (
 
 
 class Chosen(NamedTuple):
-    """A token that a step chose."""
+    """A token that a step chose, or one of a prompt, with what the model thought of it."""
 
     token: int
     logprob: float | None = None  # natural logarithm of the model's own probability, if asked for
@@ -74,12 +74,15 @@ class Row:
         self.generator = sample_generator(request.drawn_seed, sample)
         self.new: list[Chosen] = []  # what the last step chose
         self.checked: Checked | None = None  # what became of its proposal, if it had one
+        self.prompt_chosen: list[Chosen] = []  # the prompt's own tokens, if asked for, as read
+        self.cached_tokens = 0  # tokens of the prompt that did not have to be read
         self.ahead: int | None = None  # tokens to propose in the next step; None: all that fit
         self.finish_reason: FinishReason | None = None  # None while it is running
         self._stop_id = stop_id
         self._left = request.max_tokens  # tokens that may still be chosen
         self._room = n_ctx if request.overflow != "slide" else None
-        self._finish_if_due()
+        if not request.prompt_logprobs:  # otherwise the prompt has to be read at least
+            self._finish_if_due()
 
     def take(self, chosen: Chosen) -> None:
         """Add a chosen token, and finish if it is the last."""
@@ -95,6 +98,11 @@ class Row:
         """Add a token to the text, without asking whether it is the last."""
         self.history.append(token)
         self.generated[token] += 1
+
+    def ends_with_its_prompt(self) -> bool:
+        """Finish a row that may have no token after its prompt, and say whether it is one."""
+        self._finish_if_due()
+        return self.finish_reason is not None
 
     def _finish_if_due(self) -> None:
         if self._left <= 0:
@@ -146,3 +154,12 @@ def take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
     for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         logprob = own[i] if asked[i] else None
         row.take(Chosen(token, logprob, top[i][: ks[i]] if ks[i] else None))
+
+
+def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[Chosen]:
+    """Return what logits (T, V) say of the T tokens of a text that follow, and of the `top` best."""
+    if not tokens:
+        return []
+    own = log_probabilities(logits, tokens)
+    best = top_log_probabilities(logits, top) if top else [None] * len(tokens)
+    return [Chosen(*each) for each in zip(tokens, own, best, strict=True)]

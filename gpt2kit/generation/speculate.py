@@ -79,9 +79,6 @@ class Drafter:
                 doubled = 2 * (row.ahead or self.most)
                 row.ahead = min(self.most, doubled if accepted == proposed else accepted + 1)
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Continue only the rows in these slots of the batch, in this order."""
-
     def _propose(self, rows: Sequence[Row], counts: Sequence[int]) -> list[Proposal]:
         raise NotImplementedError
 
@@ -117,6 +114,7 @@ def look_up(history: Sequence[int], n: int) -> list[int]:
 class SmallModel(Drafter):
     """Proposes what a smaller model of the same vocabulary would write, sampled the same way.
 
+    It proposes only for the rows that it was made for.
     It has a cache of its own. A text longer than its window is read from an offset that is a
     multiple of half the window, so that it is seldom read again.
     """
@@ -128,32 +126,29 @@ class SmallModel(Drafter):
         self._decoder = Decoder(model)
         capacity = max(row.longest for row in rows) + most
         self._cache = model.new_cache(len(rows), capacity=capacity)
+        self._slots = {row: slot for slot, row in enumerate(rows)}
         self._read: list[list[int]] = [[] for _ in rows]  # the tokens in each slot of the cache
         self._n_vocab = n_vocab
-
-    def keep(self, slots: Sequence[int]) -> None:
-        """Continue only the rows in these slots of the batch, in this order."""
-        self._cache.keep(slots)
-        self._read = [self._read[slot] for slot in slots]
 
     def _propose(self, rows: Sequence[Row], counts: Sequence[int]) -> list[Proposal]:
         drafts = [row.copy() for row in rows]  # the rows with what is proposed
         drawn_from: list[list[Tensor]] = [[] for _ in rows]
+        slots = [self._slots[row] for row in rows]
         unread = self._catch_up(rows, counts)
         for i in range(max(counts)):
-            slots = [slot for slot, count in enumerate(counts) if count > i]
-            found = self._decoder.read_each(unread, self._cache)
-            for read, new in zip(self._read, unread, strict=True):
-                read += new
+            going = [b for b, count in enumerate(counts) if count > i]
+            found = self._decoder.read_each(unread, self._cache, slots=slots)
+            for slot, new in zip(slots, unread, strict=True):
+                self._read[slot] += new
             with self._decoder.quiet():
-                logits = torch.stack([found[slot][-1, : self._n_vocab] for slot in slots])
-                tokens, drawn = _draw([drafts[slot] for slot in slots], logits)
+                logits = torch.stack([found[b][-1, : self._n_vocab] for b in going])
+                tokens, drawn = _draw([drafts[b] for b in going], logits)
             unread = [[] for _ in rows]
-            for slot, token, distribution in zip(slots, tokens, drawn, strict=True):
-                drafts[slot].add(token)
-                drawn_from[slot] += distribution
-                if counts[slot] > i + 1:
-                    unread[slot] = [token]
+            for b, token, distribution in zip(going, tokens, drawn, strict=True):
+                drafts[b].add(token)
+                drawn_from[b] += distribution
+                if counts[b] > i + 1:
+                    unread[b] = [token]
         return [
             Proposal(draft.history[len(row.history) :], own)
             for draft, row, own in zip(drafts, rows, drawn_from, strict=True)
@@ -167,17 +162,17 @@ class SmallModel(Drafter):
         unread: list[list[int]] = [[] for _ in rows]
         lengths = list(self._cache.lengths)
         refills: dict[int, list[int]] = {}
-        for slot, row in enumerate(rows):
-            if not counts[slot]:
+        for b, row in enumerate(rows):
+            if not counts[b]:
                 continue
-            window = self._window(row.history)
+            slot, window = self._slots[row], self._window(row.history)
             known = min(common_length(self._read[slot], window), len(window) - 1)
             if len(window) - known > MOST_TOKENS:  # too many for one step: read as a prompt is
                 refills[slot] = window[:-1]
                 lengths[slot], known = 0, len(window) - 1
             else:
                 lengths[slot] = known
-            self._read[slot], unread[slot] = window[:known], window[known:]
+            self._read[slot], unread[b] = window[:known], window[known:]
         self._cache.truncate(lengths)
         refill(self._decoder, self._cache, refills)
         return unread

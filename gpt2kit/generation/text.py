@@ -114,7 +114,17 @@ def _begin(
     drafter = None
     if draft is not None:
         drafter = drafter_for(rows, draft, request.draft_tokens, n_vocab=n_vocab)
-    return Continuation(model, rows, n_vocab=n_vocab, drafter=drafter, compile=request.compile)
+    state = Continuation(
+        model,
+        slots=len(rows),
+        capacity=max(row.longest for row in rows) + (drafter.most if drafter else 0),
+        n_vocab=n_vocab,
+        drafter=drafter,
+        compile=request.compile,
+    )
+    for row in rows:
+        state.add(row)
+    return state
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -220,8 +230,8 @@ def stream(
 def _pieces(state: Continuation, texts: Sequence[_TextOfRow]) -> Iterator[Piece]:
     """Take steps until every row has ended, and yield what they add to the texts."""
     by_row = {text.row: text for text in texts}
-    while rows := state.step():
-        yield from [piece for row in rows for piece in by_row[row].add_new()]
+    while state.has_work:
+        yield from [piece for row in state.step() for piece in by_row[row].add_new()]
 
 
 def complete(
