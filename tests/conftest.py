@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.errors import ConfigError
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.row import Row
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -88,6 +91,16 @@ def make_model(config: GPT2Config, *, seed: int = 0, dtype: torch.dtype = torch.
                 alpha=0.2,
             )
     return model
+
+
+def begun(model: GPT2, rows: Sequence[Row], **options: Any) -> Continuation:
+    """Return the continuation of some rows, with a slot for each unless `options` say otherwise."""
+    drafter = options.get("drafter")
+    capacity = max(row.longest for row in rows) + (drafter.most if drafter else 0)
+    state = Continuation(model, **{"slots": len(rows), "capacity": capacity, **options})
+    for row in rows:
+        state.add(row)
+    return state
 
 
 @pytest.fixture(scope="session")

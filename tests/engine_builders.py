@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
+from gpt2kit.engine.decoder import Decoder
+from gpt2kit.generation.prompts import PromptReader
+from gpt2kit.generation.request import Request
+from gpt2kit.generation.row import Row
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, quantized_state
 
@@ -57,3 +62,16 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float(
         (found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1)
     )
+
+
+def read_prompts(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache
+) -> tuple[list[Tensor], list[int]]:
+    """Read prompts into free slots; return the logits (V,) after each, and the slots."""
+    config = decoder.model.config
+    reader = PromptReader(decoder, cache, n_vocab=config.n_vocab)
+    rows = [Row(prompt, Request(), config) for prompt in prompts]
+    reader.queue.extend(rows)
+    found = {read.row: read for read in reader.read(None)}
+    logits = [found[row].logits for row in rows]
+    return [each for each in logits if each is not None], [found[row].slot for row in rows]

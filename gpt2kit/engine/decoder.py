@@ -65,7 +65,7 @@ class Decoder:
         """Say who reads the new tokens of a row, given the native step if it can run this model.
 
         Each rule looks only at the row itself, or at what no row can change: so company changes
-        no bits. (On a GPU it may: `one_for_each` asks whether every slot has one new token.)
+        no bits. (On a GPU it may: `one_for_each` asks whether every row has one new token.)
         """
         # Weights in int8 are the native step's, for they are slow in torch.
         if native and self.model.is_quantized:
@@ -76,7 +76,7 @@ class Decoder:
         # So are the tokens of a draft: they must get the bits that they get one at a time.
         if native and row.wanted == len(row.tokens):
             return native
-        # On a GPU, or compiled, one new token for every slot is read in a single call.
+        # On a GPU, or compiled, one new token of every row is read in a single call.
         if self._graph and one_for_each:
             return self._graph
         # All other tokens, such as long prompts, are torch's.

@@ -1,4 +1,4 @@
-"""One new token for every slot, in a step of fixed shapes: a CUDA graph, or compiled.
+"""One new token for each slot, in a step of fixed shapes: a CUDA graph, or compiled.
 
 This has been tested only on a stand-in for CUDA, and never on a GPU.
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit.cache import KVCache
-from gpt2kit.engine.protocol import NewTokens
+from gpt2kit.engine.protocol import NewTokens, counts
 from gpt2kit.engine.snapshot import Snapshot
 from gpt2kit.engine.torch_engine import next_logits
 from gpt2kit.errors import Gpt2KitWarning
@@ -66,18 +66,21 @@ class GraphEngine:
         return _rounded(length)
 
     def can_read(self, new: Sequence[NewTokens], cache: KVCache) -> bool:
-        """Whether it is one token for every slot, at inference, and the cache of a usual size."""
+        """Whether it is one token for each row, at inference, and the cache of a usual size."""
         model = self._found_model()
         return (
-            len(new) == cache.batch_size
-            and all(len(row.tokens) == row.wanted == 1 for row in new)
-            and all(row.slot == b for b, row in enumerate(new))
+            all(len(row.tokens) == row.wanted == 1 for row in new)
             and cache.capacity == min(_rounded(cache.capacity), model.config.n_ctx)
             and not (model.training or torch.is_grad_enabled())
         )
 
     def read(self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0) -> Tensor:
-        """See Engine.read; only after `can_read`."""
+        """See Engine.read; only after `can_read`.
+
+        Every step is for all slots. Those that have no new token get one that is not counted: it is
+        written after what they hold, or over the last token of a slot that is full, which
+        therefore must have no text that goes on.
+        """
         model = self._found_model()
         with self._lock:
             current = self._snapshot.is_current()
@@ -86,15 +89,21 @@ class GraphEngine:
                 self._snapshot = Snapshot(model)
                 current = self._snapshot.is_current()  # false for a model with hooks
             step = self._step(cache)
-            step.prepare([row.tokens[0] for row in new], cache.lengths)
+            tokens = [0] * cache.batch_size
+            for row in new:
+                tokens[row.slot] = row.tokens[0]
+            step.prepare(tokens, [min(length, step.span - 1) for length in cache.lengths])
             if self._captures and step.graph is None and current:
                 self._capture(model, step, cache)
             if step.graph:
                 logits = step.replay()
             else:  # what is compiled may not call hooks
                 logits = self._computed(model, step, cache, compiled=current)
-        cache.advance(1)
-        return logits
+        cache.advance(counts(new, cache))
+        slots = [row.slot for row in new]
+        if slots == list(range(cache.batch_size)):
+            return logits
+        return torch.stack([logits[slot] for slot in slots])  # an index tensor would be waited for
 
     def _found_model(self) -> GPT2:
         model = self._model()

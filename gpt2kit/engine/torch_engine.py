@@ -49,22 +49,28 @@ class TorchEngine:
         return precise(torch.cat([self._model.head(hidden[:-1]), last]))
 
     def _batches(self, new: Sequence[NewTokens], cache: KVCache) -> list[list[NewTokens]]:
-        """Split rows into those that are read together; these have consecutive slots."""
+        """Split rows into those that are read together; these have consecutive slots.
+
+        A few slots between those of short rows get no tokens, but padding.
+        """
         batches: list[list[NewTokens]] = []
         for row in new:
             batch = batches[-1] if batches else []
-            follows = bool(batch) and row.slot == batch[-1].slot + 1
-            if follows and self._match(batch[-1], row) and _fit_padded([*batch, row], cache):
-                batch.append(row)
-            else:
-                batches.append([row])
+            if batch and self._match(batch[-1], row):
+                between = [NewTokens(slot, [], 0) for slot in range(batch[-1].slot + 1, row.slot)]
+                if _fit_padded([*batch, *between, row], cache):
+                    batch += [*between, row]
+                    continue
+            batches.append([row])
         return batches
 
     def _match(self, one: NewTokens, other: NewTokens) -> bool:
-        """Whether two rows may be read together."""
+        """Whether two rows may be read together, the second in a later slot."""
+        distance = other.slot - one.slot
         if max(len(one.tokens), len(other.tokens)) <= SHORT:
-            return True
-        return self._model.device.type != "cpu" and len(one.tokens) == len(other.tokens)
+            return 0 < distance <= SHORT
+        are_equal = len(one.tokens) == len(other.tokens)
+        return distance == 1 and are_equal and self._model.device.type != "cpu"
 
     def _read(self, batch: Sequence[NewTokens], cache: KVCache) -> Tensor:
         """Read rows in consecutive slots at once, and return the logits after the wanted tokens."""

@@ -100,7 +100,8 @@ class Continuation:
 
         Returns the rows that got tokens, which are in `row.new`, and those that ended without one
         because only their prompts were to be read. With a drafter a row may get several tokens.
-        A row gets its first token in the step that completes its prompt.
+        A row gets its first token in the step that completes its prompt. There may be none of them
+        while prompts are being read: `has_work` says whether to go on.
         """
         self._drop_finished()
         with torch.inference_mode():
@@ -108,6 +109,7 @@ class Continuation:
             self._make_room()
             if self._prompts.has_work:
                 rows += self._read_prompts()
+                self._make_room()  # a prompt may fill the whole window
         self._drop_finished()
         return rows
 

@@ -151,17 +151,17 @@ class PromptReader:
         None if another prompt reads it right now: then it can be copied the next time.
         """
         ids, slot = prompt.ids, prompt.slots[0]
-        known = start = self._cache.lengths[slot]
-        # Logits are not kept: where they are asked for, every token is read.
-        if not prompt.is_scored and (found := self.slots.find(ids, start)):
-            known = found[1]
+        start = self._cache.lengths[slot]
+        # Logits are not kept: if they are asked for, every token is read.
+        found = None if prompt.is_scored else self.slots.find(ids, start)
+        holder, known = found or (slot, start)
         end = min(known + self._decoder.piece, len(ids))
         beginning = tuple(ids[:end])
         if end < len(ids) and beginning in being_read and not prompt.is_scored:
             return None
         being_read.add(beginning)
         if known > start:
-            self._cache.fill([slot], self._cache, found[0], known)
+            self._cache.fill([slot], self._cache, holder, known)
             self.slots.note(slot, ids[:known])
             if not prompt.is_window:
                 prompt.rows[0].cached_tokens += known - start
@@ -214,7 +214,9 @@ class PromptReader:
             self._cache.fill(others, self._cache, first)
             for slot in others:
                 self.slots.note(slot, prompt.ids)
-        return [Read(row, slot, logits) for row, slot in zip(prompt.rows, prompt.slots, strict=True)]
+        return [
+            Read(row, slot, logits) for row, slot in zip(prompt.rows, prompt.slots, strict=True)
+        ]
 
     def _hold(self, slot: int, length: int) -> None:
         """Keep only the first tokens of what a slot holds."""

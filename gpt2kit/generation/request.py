@@ -159,7 +159,7 @@ class Request:
         at_most=100,
     )
     prompt_logprobs: bool = option(
-        False, "Also give the log-probabilities of the prompt's own tokens."
+        False, "Also give the log-probabilities of the prompt's own tokens, in `Row.prompt_chosen`."
     )
     draft_tokens: int | None = option(
         None,

@@ -157,7 +157,7 @@ def take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
 
 
 def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[Chosen]:
-    """Return what logits (T, V) say of the T tokens of a text that follow, and of the `top` best."""
+    """Return what logits (T, V) say of the tokens that follow in a text, and of the `top` best."""
     if not tokens:
         return []
     own = log_probabilities(logits, tokens)

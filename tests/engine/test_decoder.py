@@ -18,6 +18,7 @@ from engine_builders import (
     ids_of,
     int8_of,
     model_of,
+    read_prompts,
     torch_logits,
 )
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from gpt2kit.engine.decoder import MOST_TOKENS, PIECE, Decoder
 from gpt2kit.engine.native import library
 from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.generation import row as rows_of_a_batch
-from gpt2kit.generation.prompts import read_prompts
 from gpt2kit.generation.request import Sampling
 from gpt2kit.generation.sampling import sample
 from gpt2kit.generation.text import generate_tokens
@@ -113,7 +113,7 @@ def read_alone(model: GPT2, prompt: Sequence[int]) -> tuple[Tensor, KVCache]:
     """Return the logits after a prompt, (V,), and the cache that it was read into."""
     decoder = Decoder(model)
     cache = decoder.new_cache(1, len(prompt) + 5)
-    return read_prompts(decoder, [prompt], cache, [0])[0], cache
+    return read_prompts(decoder, [prompt], cache)[0][0], cache
 
 
 @compiled
@@ -138,11 +138,11 @@ def test_a_prompt_has_the_same_bits_alone_and_in_any_batch(
     ]
     decoder = Decoder(model)
     cache = decoder.new_cache(len(prompts), max(lengths))
-    logits = read_prompts(decoder, prompts, cache, range(len(prompts)))
-    assert cache.lengths == lengths
-    for slot, (prompt, n) in enumerate(zip(prompts, lengths, strict=True)):
+    logits, slots = read_prompts(decoder, prompts, cache)
+    assert [cache.lengths[slot] for slot in slots] == lengths
+    for found, slot, prompt, n in zip(logits, slots, prompts, lengths, strict=True):
         expected, own = read_alone(model, prompt)
-        assert torch.equal(logits[slot], expected)
+        assert torch.equal(found, expected)
         assert torch.equal(cache.keys[:, slot, :, :n], own.keys[:, 0, :, :n])
         assert torch.equal(cache.values[:, slot, :, :n], own.values[:, 0, :, :n])
 

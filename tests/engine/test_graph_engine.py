@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import begun, make_model
 from fake_cuda import FakeGraph, StorageWeakRef, fake_cuda
 from torch import Tensor, nn
 
@@ -25,7 +25,6 @@ from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.graph_engine import MOST_STEPS, SHORTEST, GraphEngine, graph_engine
 from gpt2kit.engine.protocol import NewTokens
 from gpt2kit.errors import ConfigError, Gpt2KitWarning
-from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.text import generate_tokens
@@ -136,6 +135,27 @@ def test_slots_may_be_cut_dropped_and_refilled_between_steps(
         assert_reads_as_the_model(engine, model, (ours, theirs), 5)
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_slots_without_a_new_token_keep_what_they_hold(
+    model: GPT2, captures: bool, fake_cuda: type[FakeGraph]
+) -> None:
+    engine = plain_or_captured(model, captures=captures)
+    ours, theirs = caches(model, [20, 7, CONFIG.n_ctx, 3])
+    before = ours.keys.clone()
+    for token in (5, 6):
+        found = engine.read([NewTokens(3, [token]), NewTokens(1, [token + 1])], ours)
+        for row, (slot, own) in enumerate(((3, token), (1, token + 1))):
+            view = theirs.view(slot, slot + 1)
+            expected = model(torch.tensor([[own]]), view)[:, -1]
+            theirs.advance(
+                [view.lengths[0] - theirs.lengths[slot] if b == slot else 0 for b in range(4)]
+            )
+            assert largest_difference(found[row : row + 1], expected) < 1e-5
+    assert ours.lengths == theirs.lengths == [20, 9, CONFIG.n_ctx, 5]
+    assert torch.equal(ours.keys[:, 0, :, :20], before[:, 0, :, :20])
+    assert torch.equal(ours.keys[:, 2, :, :-1], before[:, 2, :, :-1])
+
+
 def test_bfloat16_logits_are_those_of_the_model_up_to_its_rounding() -> None:
     model = make_model(CONFIG, dtype=torch.bfloat16)
     engine = plain_or_captured(model)
@@ -156,12 +176,11 @@ def test_every_shape_of_model_is_read(variant: dict[str, Any]) -> None:
     assert_reads_as_the_model(plain_or_captured(model), model, caches(model, [3, 14]), 4)
 
 
-def test_it_reads_one_token_for_every_slot_of_a_cache_of_a_usual_size(model: GPT2) -> None:
+def test_it_reads_one_token_for_each_row_into_a_cache_of_a_usual_size(model: GPT2) -> None:
     engine = plain_or_captured(model)
     usual = model.new_cache(2)
     assert engine.can_read([NewTokens(0, [1]), NewTokens(1, [2])], usual)
-    assert not engine.can_read([NewTokens(1, [1]), NewTokens(0, [2])], usual)
-    assert not engine.can_read([NewTokens(0, [1])], usual)
+    assert engine.can_read([NewTokens(1, [1])], usual)
     assert not engine.can_read([NewTokens(0, [1, 2]), NewTokens(1, [2, 3])], usual)
     sizes = (100, SHORTEST, 140, CONFIG.n_ctx)
     one = [NewTokens(0, [1])]
@@ -433,7 +452,7 @@ def test_a_step_on_a_gpu_waits_once_for_its_tokens(kind: str) -> None:
     model = make_model(CONFIG).cuda()
     request = Request(max_tokens=12, seed=0, sampling=KINDS[kind])
     rows = [Row([1, 2], request, model.config), Row([3, 4], request, model.config, sample=1)]
-    state = Continuation(model, rows)
+    state = begun(model, rows)
     for _ in range(3):
         state.step()
     torch.cuda.set_sync_debug_mode("warn")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compiled, make_model
+from conftest import begun, compiled, make_model
 from torch import Tensor, nn
 
 from gpt2kit.checkpoints.load import load
@@ -19,7 +19,6 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.native import sketch
-from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.text import complete, generate_tokens
@@ -344,9 +343,9 @@ def test_padding_of_the_vocabulary_does_not_displace_tokens() -> None:
         sampling = Sampling(top_k=20, temperature=0.7)
         request = Request(max_tokens=20, seed=1, sampling=sampling, logprobs=logprobs)
         row = Row([3], request, model.config)
-        state = Continuation(model, [row], n_vocab=2960)
-        while state.step():
-            pass
+        state = begun(model, [row], n_vocab=2960)
+        while state.has_work:
+            state.step()
         return row.history[1:]
 
     assert text(logprobs=False) == text(logprobs=True)  # log-probabilities need all logits

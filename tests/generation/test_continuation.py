@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import begun, compiled, make_model
+from engine_builders import int8_of, model_of
 
 from gpt2kit.config import GPT2Config
-from gpt2kit.engine.decoder import Decoder
+from gpt2kit.engine.decoder import PIECE, Decoder
 from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
@@ -25,16 +27,16 @@ PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [400, 401]]
 def finished(model: GPT2, rows: Sequence[Row], **options: Any) -> list[list[int]]:
     """Take all steps, and return what each row got."""
     lengths = [len(row.history) for row in rows]
-    state = Continuation(model, rows, **options)
-    while state.step():
-        pass
+    state = begun(model, rows, **options)
+    while state.has_work:
+        state.step()
     return [row.history[length:] for row, length in zip(rows, lengths, strict=True)]
 
 
 def test_a_step_chooses_one_token_for_every_running_row(tiny_model: GPT2) -> None:
     request = Request(max_tokens=3, seed=1)
     rows = [Row(prompt, request, tiny_model.config) for prompt in PROMPTS]
-    state = Continuation(tiny_model, rows)
+    state = begun(tiny_model, rows)
     for n in (1, 2, 3):
         assert state.step() == rows
         assert [len(row.history) for row in rows] == [len(prompt) + n for prompt in PROMPTS]
@@ -101,7 +103,7 @@ def test_a_row_that_ended_costs_nothing_and_changes_no_other(
 
 def test_a_caller_can_end_a_row(tiny_model: GPT2) -> None:
     rows = [Row(prompt, Request(max_tokens=9, seed=1), tiny_model.config) for prompt in PROMPTS]
-    state = Continuation(tiny_model, rows)
+    state = begun(tiny_model, rows)
     state.step()
     rows[1].finish_reason = "stop_text"
     assert state.step() == [rows[0], rows[2], rows[3]]
@@ -135,9 +137,9 @@ def test_a_full_window_ends_a_row_that_must_not_slide(tiny_model: GPT2, draft: A
 def finished_slid(model: GPT2, rows: Sequence[Row], drafter: Any) -> list[list[int]]:
     """Take all steps, and return what each row got, counted while its window slides."""
     found: dict[Row, list[int]] = {row: [] for row in rows}
-    state = Continuation(model, rows, drafter=drafter)
-    while some := state.step():
-        for row in some:
+    state = begun(model, rows, drafter=drafter)
+    while state.has_work:
+        for row in state.step():
             found[row] += [chosen.token for chosen in row.new]
     return list(found.values())
 
@@ -147,10 +149,11 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(tiny_model: GPT2, d
     request = Request(max_tokens=20, seed=1, logprobs=True, sampling=Sampling(top_k=2))
     row = Row([1, 2, 1, 2], request, tiny_model.config)
     drafter = draft and drafter_for([row], draft, 4, n_vocab=512)
-    state = Continuation(tiny_model, [row], drafter=drafter)
+    state = begun(tiny_model, [row], drafter=drafter)
     found: list[Any] = []
-    while state.step():
-        found += row.new
+    while state.has_work:
+        for each in state.step():
+            found += each.new
     with torch.no_grad():
         logits = tiny_model(torch.tensor([row.history]))[0, 3:-1]  # (20, V)
     expected = logits.log_softmax(dim=-1).gather(1, torch.tensor(row.history[4:])[:, None])[:, 0]
@@ -162,7 +165,7 @@ def test_float64_log_probabilities_are_not_narrowed(tiny_config: GPT2Config) -> 
     # They were computed in float32.
     model = make_model(tiny_config, dtype=torch.float64)
     row = Row([1, 2], Request(max_tokens=1, logprobs=True, sampling=GREEDY), tiny_config)
-    Continuation(model, [row]).step()
+    begun(model, [row]).step()
     with torch.no_grad():
         expected = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(dim=-1)[row.history[-1]].item()
     assert row.new[0].logprob == pytest.approx(expected, abs=1e-13)
@@ -176,3 +179,112 @@ def test_an_id_that_is_padding_is_never_chosen(tiny_config: GPT2Config) -> None:
     (found,) = finished(model, [row], n_vocab=500)
     assert len(found) == 30
     assert max(found) < 500
+
+
+# --- rows that join and leave ---------------------------------------------------------------------
+
+JOINING = GPT2Config(n_vocab=67, n_ctx=3 * PIECE, n_embd=32, n_head=2, n_layer=2)
+KINDS = ("float32", "bfloat16", "int8")
+
+
+def model_to_join(kind: str) -> GPT2:
+    with torch.inference_mode():
+        model = model_of(JOINING, torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        return int8_of(model) if kind == "int8" else model
+
+
+def random_row(rng: random.Random, beginnings: Sequence[Sequence[int]], sample: int) -> Row:
+    """Return a row with a prompt of any length, perhaps with a beginning that others have too."""
+    beginning = rng.choice(beginnings)
+    length = rng.choice((rng.randint(1, 20), rng.randint(1, JOINING.n_ctx)))
+    rest = rng.choices(range(JOINING.n_vocab), k=JOINING.n_ctx)
+    prompt = rng.choice(([*beginning, *rest][:length], rest[:length], beginning[:length] or [1]))
+    sampling = rng.choice(
+        (
+            GREEDY,
+            Sampling(top_k=rng.randint(0, 5), temperature=rng.uniform(0.1, 2)),
+            Sampling(top_p=0.8, repetition_penalty=1.2),
+            Sampling(min_p=0.05, presence_penalty=0.5, logit_bias=((3, 4.0),)),
+        )
+    )
+    request = Request(
+        max_tokens=rng.randint(1, 25),
+        seed=rng.randint(0, 5),
+        overflow=rng.choice(("slide", "stop")),
+        sampling=sampling,
+        logprobs=rng.random() < 0.2,
+        prompt_logprobs=rng.random() < 0.1,
+        top_logprobs=rng.choice((0, 0, 0, 2)),
+    )
+    return Row(prompt, request, JOINING, sample=sample, stop_id=rng.choice((None, 5)))
+
+
+def random_rows(n: int, seed: int) -> list[Row]:
+    rng = random.Random(seed)
+    beginnings = [rng.choices(range(JOINING.n_vocab), k=JOINING.n_ctx) for _ in range(3)]
+    return [random_row(rng, beginnings, sample) for sample in range(n)]
+
+
+def outcome(row: Row, found: Sequence[Any]) -> tuple[Any, ...]:
+    return row.finish_reason, list(found), row.prompt_chosen, row.history
+
+
+def outcomes(model: GPT2, rows: Sequence[Row], **options: Any) -> list[Any]:
+    """Take all steps, and return what became of each row."""
+    found: dict[Row, list[Any]] = {row: [] for row in rows}
+    state = begun(model, rows, **options)
+    while state.has_work:
+        for row in state.step():
+            found[row] += row.new
+    return [outcome(row, found[row]) for row in rows]
+
+
+def check_random_requests(model: GPT2, n: int, seed: int) -> None:
+    """Let n rows join and leave at random turns, and compare each with the same row alone."""
+    rng = random.Random(seed)
+    rows, alone = random_rows(n, seed), random_rows(n, seed)
+    state = Continuation(model, slots=5, pieces_per_step=1)
+    found: dict[Row, list[Any]] = {row: [] for row in rows}
+    cancelled: set[Row] = set()
+    coming = list(rows)
+    while coming or state.has_work:
+        for _ in range(rng.choice((0, 0, 1, 4))):
+            if coming:
+                state.add(coming.pop(0))
+        if rng.random() < 0.1 and (here := [*state.running, *state.waiting]):
+            cancelled.add(gone := rng.choice(here))
+            state.remove(gone)
+            assert gone not in [*state.running, *state.waiting]
+        state.pieces_per_step = rng.choice((1, 1, 1, 2, None))
+        for row in state.step():
+            assert row not in cancelled
+            found[row] += row.new
+        assert len(state.running) <= 5
+    assert not state.running
+    assert not state.waiting
+    for row, own in zip(rows, alone, strict=True):
+        (expected,) = outcomes(model, [own])
+        if row in cancelled:
+            assert found[row] == expected[1][: len(found[row])]
+        else:
+            assert outcome(row, found[row]) == expected
+    assert len(cancelled) > n // 50
+    # No slot was lost: as many rows as there are slots run at the same time.
+    for _ in range(6):
+        state.add(Row([1], Request(max_tokens=3, sampling=GREEDY), JOINING))
+    state.pieces_per_step = None
+    state.step()
+    assert (len(state.running), len(state.waiting)) == (5, 1)
+
+
+@compiled
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_at_random_turns_get_what_they_get_alone(kind: str) -> None:
+    check_random_requests(model_to_join(kind), 50, seed=1)
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_requests_at_random_turns_get_what_they_get_alone(kind: str) -> None:
+    check_random_requests(model_to_join(kind), 1000, seed=2)

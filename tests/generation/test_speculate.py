@@ -270,9 +270,11 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(
     steps: list[int] = []
     read_each = Decoder.read_each
 
-    def counted(self: Decoder, ids: Sequence[Sequence[int]], cache: KVCache) -> list[Tensor]:
+    def counted(
+        self: Decoder, ids: Sequence[Sequence[int]], cache: KVCache, **options: Any
+    ) -> list[Tensor]:
         steps.append(len(ids[0]))
-        return read_each(self, ids, cache)
+        return read_each(self, ids, cache, **options)
 
     monkeypatch.setattr(Decoder, "read_each", counted)
     text = rows(tiny_model, [[5, 6, 7]], 200)[0]

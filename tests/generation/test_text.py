@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_model
+from conftest import GOLDEN, begun, make_model
 
 import gpt2kit
 from gpt2kit.checkpoints.load import build_model, open_checkpoint
@@ -24,7 +24,6 @@ from gpt2kit.errors import (
     Gpt2KitWarning,
     TokenizerError,
 )
-from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.text import StopTexts, complete, generate, generate_tokens, stream
@@ -232,9 +231,9 @@ def test_sample_three_alone_is_sample_three_of_eight(
     assert len({completion.text for completion in eight}) == 8
     ids = small_bpe.encode("a")
     row = Row(ids, Request(max_tokens=20, seed=11), tiny_model.config, sample=3)
-    state = Continuation(tiny_model, [row])
-    while state.step():
-        pass
+    state = begun(tiny_model, [row])
+    while state.has_work:
+        state.step()
     assert row.history[len(ids) :] == eight[3].tokens
 
 
@@ -452,7 +451,7 @@ def test_rows_that_ask_for_different_log_probabilities_each_get_their_own(
     asks: list[dict[str, Any]] = [{"top_logprobs": 4}, {"logprobs": True}, {"top_logprobs": 2}, {}]
     requests = [Request(max_tokens=1, seed=1, **ask) for ask in asks]
     rows = [Row([1, 2], request, tiny_model.config) for request in requests]
-    Continuation(tiny_model, rows).step()
+    begun(tiny_model, rows).step()
     found = [(row.new[0].logprob is None, len(row.new[0].top_logprobs or ())) for row in rows]
     assert found == [(True, 4), (False, 0), (True, 2), (True, 0)]
     assert rows[0].new[0].top_logprobs is not None
