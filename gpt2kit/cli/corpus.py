@@ -108,6 +108,7 @@ def corpus(
     Every figure is that of train or, with --model, of finetune with the same options.
     """
     from gpt2kit.data.census import count_lines
+    from gpt2kit.data.ids import ids_file
     from gpt2kit.data.texts import text_of_bytes
     from gpt2kit.training import start
 
@@ -116,18 +117,25 @@ def corpus(
         source = text_of_bytes(
             sys.stdin.buffer.read(), Path("standard input"), encoding=look.encoding
         )
+    if look.model is None and ids_file(file) is not None:
+        raise ConfigError(
+            f"{file} has token ids; name a model with their vocabulary: --model MODEL"
+        )
     training = look.of_training()
     if isinstance(training, TrainOptions):
         begin = start.from_scratch(source, training, options.locate)
     else:
         begin = start.from_weights(source, training, options.locate)
     read = start.read_corpus(source, begin, training)
+    windows = _windows(read, begin, look)
     lines = None if begin.text is None else count_lines(begin.text.documents)
     show = _show_json if json else _show
-    show(read, begin, look, lines)
+    show(read, begin, look, windows, lines)
 
 
-def _show(read: Corpus, begin: Start, look: LookOptions, lines: int | None) -> None:
+def _show(
+    read: Corpus, begin: Start, look: LookOptions, windows: list[list[int]], lines: int | None
+) -> None:
     """Print everything for people."""
     report = read.report
     what = [output.count(report.documents, "document")]
@@ -139,7 +147,7 @@ def _show(read: Corpus, begin: Start, look: LookOptions, lines: int | None) -> N
     for name, text in rows:
         output.result(f"{name:<10}{output.one_line(text)}")  # a file's name may have a newline
     _show_counts(read, begin.tokenizer, look)
-    _show_windows(read, begin, look)
+    _show_windows(windows, begin.tokenizer)
     _show_passage(read, begin)
 
 
@@ -182,10 +190,10 @@ def _windows(read: Corpus, begin: Start, look: LookOptions) -> list[list[int]]:
     return ids
 
 
-def _show_windows(read: Corpus, begin: Start, look: LookOptions) -> None:
+def _show_windows(windows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
     """Print windows: under each token of the input the one to predict after it."""
-    for number, ids in enumerate(_windows(read, begin, look), 1):
-        cells = [_cell(begin.tokenizer.token_bytes(token)) for token in ids]
+    for number, ids in enumerate(windows, 1):
+        cells = [_cell(tokenizer.token_bytes(token)) for token in ids]
         rows = _aligned(cells[:-1], cells[1:])
         output.result(f"\nwindow {number}, {output.count(len(ids) - 1, 'token')}")
         for inputs, targets in rows[:_ROWS]:
@@ -275,7 +283,9 @@ def _show_passage(read: Corpus, begin: Start) -> None:
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-def _show_json(read: Corpus, begin: Start, look: LookOptions, lines: int | None) -> None:
+def _show_json(
+    read: Corpus, begin: Start, look: LookOptions, windows: list[list[int]], lines: int | None
+) -> None:
     """Print a JSON object for the text, each token, each window, and the passage."""
     from gpt2kit.data.census import count_tokens
 
@@ -293,7 +303,7 @@ def _show_json(read: Corpus, begin: Start, look: LookOptions, lines: int | None)
     output.print_json(about)
     for each in counts[: look.top or None]:
         output.print_json({"id": each.token, "token": _text(each.piece), "count": each.count})
-    for ids in _windows(read, begin, look):
+    for ids in windows:
         text = tokenizer.decode(ids)
         output.print_json({"input": ids[:-1], "target": ids[1:], "text": text})
     passage, shown = _passage(read, begin)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import add_vocabulary, write_hub
 from rich.cells import cell_len
@@ -173,5 +174,15 @@ def test_what_cannot_be_shown_is_one_line_of_error(
 ) -> None:
     result = run(text, *[each.replace("MODEL", model) for each in options])
     assert result.exit_code == 1
+    assert result.stdout == ""  # half of the report used to be there already
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_file_of_ids_is_read_with_the_vocabulary_of_a_model(text: str, model: str) -> None:
+    np.save("ids.npy", np.arange(100, dtype=np.uint16))
+    about, *rest = as_json("ids.npy", "--model", model, "--top", "0", "--windows", "0")
+    assert about["characters"] is None
+    assert about["lines"] is None
+    assert [row["id"] for row in rest[:-1]] == [*range(100)]
+    assert "ids.npy has token ids; name a model" in run("ids.npy").stderr

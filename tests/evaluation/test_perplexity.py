@@ -24,7 +24,7 @@ from gpt2kit.errors import (
 )
 from gpt2kit.evaluation.perplexity import Line, evaluate, score, text_ids
 from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
+from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer
 
 TEXT = (
     "Nel mezzo del cammin di nostra vita\n"
@@ -99,6 +99,22 @@ def test_the_figures_follow_from_the_loss_and_the_text(
     assert found.perplexity_per_word == pytest.approx(math.exp(nats / found.words))
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.bytes)
     assert found.bits_per_character == pytest.approx(nats / math.log(2) / found.characters)
+
+
+def test_markers_around_documents_are_scored_but_are_no_characters_of_the_text() -> None:
+    tokenizer = WordTokenizer.from_text("due donne\ntre", markers=["<BOS>", "<EOS>"])
+    model = make_model(GPT2Config(n_vocab=6, n_ctx=16, n_embd=8, n_head=1, n_layer=1))
+    found = evaluate(model, tokenizer, "due donne<|endoftext|>tre")
+    assert found.tokens == len(["due", " donne", "<EOS>", "<BOS>", "tre", "<EOS>"])
+    assert (found.characters, found.bytes) == (len("due donnetre"), len("due donnetre"))
+    assert found.words == 3
+    (line,) = score(model, tokenizer, ["tre"])
+    with torch.no_grad():
+        logprobs = model(torch.tensor([tokenizer.before]))[0, 0].log_softmax(
+            -1
+        )  # after <BOS>, (V,)
+    (tre,) = tokenizer.encode("tre")
+    assert line.logprob == pytest.approx(float(logprobs[tre]), rel=1e-5)
 
 
 def test_the_standard_error_is_that_of_the_mean(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
