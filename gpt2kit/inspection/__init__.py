@@ -21,6 +21,9 @@ from gpt2kit.inspection.explanation import (
     lens_logits,
 )
 from gpt2kit.inspection.forward import LayerTrace, Trace, trace
+from gpt2kit.inspection.modules import ModuleSummary, module_tree
+from gpt2kit.inspection.neighbors import Neighbor, Term, combine, find_term, nearest, similarity
+from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
 
 __all__ = [
     "Attribution",
@@ -30,16 +33,26 @@ __all__ = [
     "Explanation",
     "LayerTrace",
     "Lens",
+    "ModuleSummary",
+    "Neighbor",
     "TensorSummary",
+    "Term",
     "Trace",
+    "VocabularySummary",
     "attribute",
+    "combine",
     "count_parameters",
     "expectations",
     "explain",
+    "find_term",
     "lens",
     "lens_logits",
     "memory",
+    "module_tree",
+    "nearest",
     "part_of",
+    "similarity",
     "summarize",
+    "summarize_vocabulary",
     "trace",
 ]
