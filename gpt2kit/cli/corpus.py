@@ -58,6 +58,8 @@ class LookOptions:
     text_field: str = same_option(TrainOptions, "text_field", group=TEXT_GROUP)
     block_size: int | None = same_option(TrainOptions, "block_size", group=OUTPUT_GROUP)
     seed: int = same_option(TrainOptions, "seed", group=OUTPUT_GROUP)
+    shuffle: bool = same_option(TrainOptions, "shuffle", group=OUTPUT_GROUP)
+    stride: int | None = same_option(TrainOptions, "stride", group=OUTPUT_GROUP)
     windows: int = option(
         2, "Windows to show: the first ones of a training.", group=OUTPUT_GROUP, at_least=0
     )
@@ -184,7 +186,13 @@ def _windows(read: Corpus, begin: Start, look: LookOptions) -> list[list[int]]:
     elif limit is not None and block_size > limit:
         raise ConfigError(f"block_size is {block_size}, but the model reads at most {limit} tokens")
     windows = read.batch(
-        "train", 0, block_size=block_size, batch_size=look.windows, seed=look.seed
+        "train",
+        0,
+        block_size=block_size,
+        batch_size=look.windows,
+        seed=look.seed,
+        shuffle=look.shuffle,
+        stride=look.stride,
     )  # (B, T + 1)
     ids: list[list[int]] = windows.tolist()
     return ids

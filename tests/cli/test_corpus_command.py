@@ -51,13 +51,16 @@ def model(tmp_path: Path, tiny_model: GPT2) -> str:
     [
         {},
         {"tokenizer": "word", "seed": 3, "block_size": 12},
+        {"shuffle": False, "stride": 3, "block_size": 12},
         {"tokenizer": "bpe", "n_vocab": 300, "val_fraction": 0.2},
         {"val": "other.txt", "block_size": 20},
     ],
 )
 def test_figures_and_windows_are_those_of_the_training(text: str, given: dict[str, Any]) -> None:
     Path("other.txt").write_text(VERSES, encoding="utf-8")
-    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    options = [
+        f"--no_{name}" if value is False else f"--{name}={value}" for name, value in given.items()
+    ]
     about, *rest = as_json(text, *options, "--windows", "3")
     setup = set_up("train", text, {**given, "n_layer": 1, "n_embd": 12}, with_weights=False)
     report = setup.corpus.report
@@ -66,7 +69,13 @@ def test_figures_and_windows_are_those_of_the_training(text: str, given: dict[st
     assert about["vocabulary"]["n_vocab"] == setup.tokenizer.n_vocab
     windows = [row for row in rest if "input" in row]
     batch = setup.corpus.batch(
-        "train", 0, block_size=setup.config.block_size, batch_size=3, seed=setup.config.seed
+        "train",
+        0,
+        block_size=setup.config.block_size,
+        batch_size=3,
+        seed=setup.config.seed,
+        shuffle=setup.config.shuffle,
+        stride=setup.config.stride,
     ).tolist()
     assert [row["input"] for row in windows] == [ids[:-1] for ids in batch]
     assert [row["target"] for row in windows] == [ids[1:] for ids in batch]
