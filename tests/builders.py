@@ -12,7 +12,9 @@ from conftest import GOLDEN
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gpt2kit.checkpoints.layouts import Layout
 from gpt2kit.checkpoints.names import is_transposed
+from gpt2kit.config import GPT2Config
 from gpt2kit.model import GPT2
 
 
@@ -88,6 +90,16 @@ def write_nanogpt(path: Path, model: GPT2, **changes: Any) -> Path:
     content["model"]["_orig_mod.lm_head.weight"] = model.wte.weight.detach()  # type: ignore[index]
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({**content, **changes}, path)
+    return path
+
+
+def write_layout(path: Path, layout: Layout, config: GPT2Config) -> Path:
+    """Write weights alone, small random numbers, as a course's program names them."""
+    state = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 50
+        for name, (_, shape) in layout.expected(config).items()
+    }
+    torch.save(state, path)
     return path
 
 

@@ -15,19 +15,20 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
-from builders import add_vocabulary, write_hub, write_nanogpt
+from builders import add_vocabulary, write_hub, write_layout, write_nanogpt
 from conftest import GOLDEN
 from servers import FakeHub, FakeOpenAI
 from training_builders import VERSES
 from typer.testing import CliRunner
 
+from gpt2kit.checkpoints.courses import LLMS_FROM_SCRATCH, TOY
 from gpt2kit.checkpoints.load import load
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
@@ -182,6 +183,27 @@ def publish(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
 
 
+def write_courses() -> None:
+    """Write the files of two courses: GPT-2's vocabulary without a layer, and a ToyGPT."""
+    shape = GPT2Config(n_vocab=50257, n_ctx=128, n_embd=8, n_head=1, n_layer=0)
+    write_layout(
+        Path("gpt2-small-124M.pth"), LLMS_FROM_SCRATCH, replace(shape, tie_word_embeddings=False)
+    )
+    text = "The dog ate my homework. The cat drank milk."
+    Path("toy.txt").write_text(text)
+    toy = GPT2Config(
+        n_vocab=len(set(text)),
+        n_ctx=32,
+        n_embd=32,
+        n_head=4,
+        n_layer=3,
+        qkv_bias=False,
+        tie_word_embeddings=False,
+        head_bias=True,
+    )
+    write_layout(Path("toy_gpt_model.pth"), TOY, toy)
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with models, texts and checkpoints under the names that the pages use."""
@@ -217,6 +239,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             )
         ),
     )
+    write_courses()
     hub, bucket = FakeHub(), FakeOpenAI()
     publish(weights, monkeypatch, hub, bucket)
     yield tmp_path

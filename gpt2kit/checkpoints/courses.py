@@ -29,7 +29,7 @@ _MODEL_TYPES = {"gopher-44m": 16, "gpt-mini": 6, "gpt-micro": 4, "gpt-nano": 3} 
 _NANOGPT = Layout("nanoGPT state_dict", OURS, fields={"activation_function": "gelu"})
 
 # https://github.com/rasbt/LLMs-from-scratch, from chapter 4 on.
-_LLMS_FROM_SCRATCH = Layout(
+LLMS_FROM_SCRATCH = Layout(
     "LLMs-from-scratch",
     {
         "tok_emb.weight": "wte.weight",
@@ -92,7 +92,7 @@ _LECTURE = Layout(
 )
 
 # A ToyGPT of characters, toy_gpt_model.pth: 3 layers of width 32 have 4 heads in its course.
-_TOY = Layout(
+TOY = Layout(
     "ToyGPT",
     {
         "token_embedding.weight": "wte.weight",
@@ -130,7 +130,7 @@ def mingpt_heads(config_file: Path) -> int | None:
     return _MODEL_TYPES.get(kind) if isinstance(kind, str) else None
 
 
-_OTHERS = (_LLMS_FROM_SCRATCH, _LECTURE, _TOY)
+_OTHERS = (LLMS_FROM_SCRATCH, _LECTURE, TOY)
 FORMATS = ("nanoGPT", "minGPT", *(layout.format for layout in _OTHERS), "a GPT-2 of transformers")
 
 
