@@ -27,7 +27,12 @@ def tokenize(
 
     text = options.read_text(text)
     path = options.locate(model)
-    tokenizer = require_tokenizer(load_tokenizer(path if path.is_dir() else path.parent), model)
+    tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None:  # weights alone, whose program has a vocabulary elsewhere
+        from gpt2kit.checkpoints.load import load_vocabulary
+
+        tokenizer = load_vocabulary(options.open_model(model), fetch=options.fetch_vocabulary)
+    tokenizer = require_tokenizer(tokenizer, model)
     options.set_unknown(tokenizer, unknown)
     ids = tokenizer.encode(text, special=special)
     pieces = {token: tokenizer.token_bytes(token) for token in set(ids)}

@@ -48,10 +48,14 @@ def identity(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def require_tokenizer(tokenizer: Tokenizer | None, model: object) -> Tokenizer:
-    """Return a model's tokenizer; raise TokenizerError, which names the model, if it has none."""
+def require_tokenizer(
+    tokenizer: Tokenizer | None, model: object, advice: str | None = None
+) -> Tokenizer:
+    """Return a model's tokenizer; raise TokenizerError if it has none.
+
+    The error names the model and gives the advice, if there is any.
+    """
     if tokenizer is None:
-        raise TokenizerError(
-            f"{model}: no vocabulary beside the weights; expected vocab.json and merges.txt there"
-        )
+        advice = advice or "expected vocab.json and merges.txt there"
+        raise TokenizerError(f"{model}: no vocabulary beside the weights; {advice}")
     return tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
-from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary
+from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
 from gpt2kit.data.texts import Text, read_texts
@@ -69,7 +69,9 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
     checkpoint = open_checkpoint(locate(options.model))
-    tokenizer = require_tokenizer(load_vocabulary(checkpoint), options.model)
+    tokenizer = require_tokenizer(
+        load_vocabulary(checkpoint), options.model, where_to_look(checkpoint)
+    )
     if text is not None and isinstance(tokenizer, ListedTokenizer):
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)

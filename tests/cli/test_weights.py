@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from builders import add_vocabulary, hub_state, write_hub, write_nanogpt
+from builders import add_vocabulary, hub_state, write_hub, write_layout, write_nanogpt
 from conftest import GOLDEN, make_model
 from servers import FakeHub
 from typer.testing import CliRunner, Result
 
 import gpt2kit
 from gpt2kit import store
+from gpt2kit.checkpoints.courses import TOY
 from gpt2kit.checkpoints.load import open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.cli.options import human_size
@@ -466,3 +468,73 @@ def test_without_a_command_there_is_help_and_exit_code_two() -> None:
 )
 def test_sizes_are_written_as_people_write_them(n: int, shown: str) -> None:
     assert human_size(n) == shown
+
+
+# --- weights alone --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A ToyGPT of five characters, whose two heads no published shape tells."""
+    monkeypatch.chdir(tmp_path)
+    config = GPT2Config(
+        n_vocab=5,
+        n_ctx=16,
+        n_embd=8,
+        n_head=2,
+        n_layer=1,
+        activation_function="relu",
+        qkv_bias=False,
+        tie_word_embeddings=False,
+        head_bias=True,
+    )
+    return write_layout(tmp_path / "toy.pth", TOY, config)
+
+
+def test_weights_alone_need_their_heads_and_the_text_that_they_were_trained_on(toy: Path) -> None:
+    Path("text.txt").write_text("a bad cab", encoding="utf-8")
+    command = ["generate", "cab", "--max_tokens", "3", "--seed", "1", "--model"]
+    assert "add --n_head N, or run: gpt2kit convert toy.pth" in failed(run(*command, "toy.pth"))
+    assert "--n_head N" in failed(run("inspect", "toy.pth"))
+    given = ("--n_head", "2", "--vocabulary", "text.txt")
+    found = run(*command, "toy.pth", *given).stdout
+    assert found.startswith("cab")
+    assert run("convert", "toy.pth", "--to", "folder", *given).exit_code == 0
+    assert run(*command, "folder").stdout == found
+    assert re.search(r"n_head +2\n", run("inspect", "toy.pth", *given[:2]).stdout)
+    assert run("verify", "toy.pth", *given[:2]).exit_code == 0
+
+
+def test_without_a_vocabulary_weights_alone_say_where_to_look(toy: Path) -> None:
+    result = run("convert", "toy.pth", "--to", "folder", "--n_head", "2")
+    assert "so none was written; the vocabulary of 5 tokens is not in the file" in result.stderr
+
+
+def test_another_activation_is_kept_by_the_conversion(toy: Path) -> None:
+    run("convert", "toy.pth", "--to", "folder", "--n_head", "2", "--activation_function", "silu")
+    assert open_checkpoint(Path("folder")).config.activation_function == "silu"
+
+
+def test_what_a_models_own_files_say_cannot_be_given(tmp_path: Path, tiny_model: GPT2) -> None:
+    folder = str(write_hub(tmp_path / "hub", tiny_model))
+    for command in ("inspect", "generate x --model"):
+        result = run(*command.split(), folder, "--n_head", "4")
+        assert "n_head cannot be given" in failed(result)
+
+
+def test_nanogpts_characters_are_found_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = GPT2Config(
+        n_vocab=2, n_ctx=8, n_embd=4, n_head=2, n_layer=1, activation_function="gelu"
+    )
+    write_nanogpt(Path("out/ckpt.pt"), GPT2(config), config={"dataset": "ab"})
+    stdin = run("tokenize", "ab", "--model", "out")
+    assert "no vocabulary beside the weights" in failed(stdin)
+    Path("data/ab").mkdir(parents=True)
+    meta = {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}
+    Path("data/ab/meta.pkl").write_bytes(pickle.dumps(meta))
+    for model in ("out", "out/ckpt.pt"):
+        assert run("tokenize", "ba", "--model", model).stdout.split() == ["1", "'b'", "0", "'a'"]
+        assert run("generate", "ab", "--model", model, "--max_tokens", "2").stdout[:2] == "ab"

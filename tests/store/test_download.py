@@ -28,7 +28,7 @@ from gpt2kit import store
 from gpt2kit.errors import DownloadError, Gpt2KitWarning
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import Publication, PublishedFile
-from gpt2kit.store.download import Patience, Silent, download
+from gpt2kit.store.download import Patience, Silent, download, download_vocabulary
 from gpt2kit.store.integrity import CHECKED
 from gpt2kit.store.transfer import Transfer
 
@@ -253,6 +253,25 @@ def _refused(*words: str) -> Iterator[None]:
 
 
 # Downloads that succeed.
+
+
+def test_gpt2s_vocabulary_is_fetched_without_a_model_and_once(hub: Origin) -> None:
+    folder = download_vocabulary(patience=PATIENCE)
+    assert folder == store.vocabulary_dir()
+    names = {"vocab.json", "merges.txt"}
+    assert {path.name for path in folder.iterdir()} - {CHECKED} == {*names, store.MANIFEST}
+    assert all((folder / name).read_bytes() == HUB_FILES[name] for name in names)
+    assert [model for model in store.installed() if not model.is_bundled] == []
+    hub.server.close()
+    assert download_vocabulary(patience=PATIENCE) == folder
+
+
+def test_offline_the_vocabulary_is_not_asked_for(
+    hub: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with _refused("GPT-2's vocabulary", "HF_HUB_OFFLINE"):
+        download_vocabulary(patience=PATIENCE)
 
 
 def test_a_download_is_whole_and_only_what_is_needed_is_fetched(origin: Origin) -> None:
