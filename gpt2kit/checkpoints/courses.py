@@ -91,6 +91,13 @@ _LECTURE = Layout(
     buffers=(".tril",),
 )
 
+# The lecture's first model, bigram.py: the row of each token is the logits of the next one.
+_BIGRAM = Layout(
+    "Let's build GPT, bigram",
+    {"token_embedding_table.weight": "wte.weight"},
+    fields={"head": "none", "norm": "none", "positions": "none", "mlp": "none", "n_ctx": 1024},
+)
+
 # A ToyGPT of characters, toy_gpt_model.pth: 3 layers of width 32 have 4 heads in its course.
 TOY = Layout(
     "ToyGPT",
@@ -142,5 +149,7 @@ def recognize(shapes: Mapping[str, tuple[int, ...]], *, has_masks: bool) -> Layo
     """
     linear = MINGPT if has_masks else _NANOGPT
     own = linear if holds_linear(shapes) else _HUGGING_FACE
+    if shapes.keys() == _BIGRAM.names.keys():
+        return _BIGRAM
     best = max((own, *_OTHERS), key=lambda layout: len(layout.targets(shapes)))
     return best if best.theirs("wte.weight") in shapes else None

@@ -77,8 +77,8 @@ class Layout:
         return found
 
     def theirs(self, ours: str) -> str:
-        """Return the program's name for a parameter of ours."""
-        return next(theirs for theirs, target in self.names.items() if target == ours)
+        """Return the program's name for a parameter of ours; "" if its models have none."""
+        return next((theirs for theirs, target in self.names.items() if target == ours), "")
 
     def expected(self, config: GPT2Config) -> dict[str, tuple[str, Shape]]:
         """Return the program's names of all tensors, with our name and the shape in the file.
@@ -144,7 +144,7 @@ def _config(
     shapes: dict[str, Shape] = {}  # our name with {layer} -> the shape in the file of the first one
     for name, target in targets.items():
         shapes.setdefault(target.template, stored[name].shape)
-    tables = ("wte.weight", "wpe.weight")
+    tables = [ours for ours in ("wte.weight", "wpe.weight") if ours in layout.names.values()]
     if missing := [layout.theirs(ours) for ours in tables if len(shapes.get(ours, ())) != 2]:
         advice = f"They are the tables of vectors of {layout.format}"
         raise CheckpointMismatchError(path, missing=missing, advice=advice)
@@ -156,7 +156,7 @@ def _config(
         raise ConfigError(f"{path}: n_head is {unsaid.n_head}, but the file has {heads} heads")
     values = {
         "n_vocab": n_vocab,
-        "n_ctx": shapes["wpe.weight"][0],
+        **({"n_ctx": shapes["wpe.weight"][0]} if "wpe.weight" in tables else {}),
         "n_embd": n_embd,
         "n_head": heads or unsaid.n_head or _guessed_heads(path, layout, n_layer, n_embd),
         "n_layer": n_layer,

@@ -76,6 +76,12 @@ def _open_layout(
 
 def _unknown(names: Mapping[str, Any]) -> str:
     """Say what a file holds whose weights are of no program that is known."""
+    if blocks := [name for name in names if name.endswith("self_attn.in_proj_weight")]:
+        what = "the activation, the order of norms and residuals, and the mask of such a block"
+        return (
+            f"{ascii(blocks[0][:80])[1:-1]} is of torch's nn.TransformerEncoderLayer; {what} are "
+            "not in a file of weights, so that it cannot be read"
+        )
     shown = ", ".join(ascii(name[:60])[1:-1] for name in list(names)[:4])
     found = f"{shown}{', …' if len(names) > 4 else ''}" if names else "nothing"
     expected = f"expected the weights of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -481,6 +481,44 @@ def test_weights_of_an_unknown_program_are_refused_with_those_that_are_known(
         open_checkpoint(path)
 
 
+def test_blocks_of_torchs_own_encoder_are_refused_with_the_reason(tmp_path: Path) -> None:
+    layer = nn.TransformerEncoderLayer(C, H)
+    model = nn.ModuleDict(
+        {"embedding": nn.Embedding(V, C), "encoder": nn.TransformerEncoder(layer, 2)}
+    )
+    path = save(tmp_path / "w.pth", model.state_dict())
+    with pytest.raises(
+        CheckpointFormatError, match="the order of norms.* not in a file of weights"
+    ):
+        open_checkpoint(path)
+
+
+def test_the_lectures_bigram_table_is_the_logits(tmp_path: Path) -> None:
+    table = nn.Embedding(V, V)
+    state = {f"token_embedding_table.{name}": value for name, value in table.state_dict().items()}
+    checkpoint = open_checkpoint(save(tmp_path / "w.pth", state))
+    assert checkpoint.config.n_params == V * V
+    assert_same_logits(build_model(checkpoint), table)
+
+
+@FORMATS
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state: dict[str, Any] = dict(made("ToyGPT").state_dict())
+    state["blocks.0.attn.mask"] = Evil()
+    path = save(tmp_path / "toy_gpt_model.pth", state, zipped)
+    with pytest.raises(CheckpointFormatError, match="it refers to"):
+        open_checkpoint(path)
+    assert not Path("called").exists()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("called"),))
+
+
 # --- GPT-2's own names ----------------------------------------------------------------------------
 
 
