@@ -18,6 +18,7 @@ ARCHITECTURE = PACKAGE.parent / "docs/architecture.md"
 LAYERS = """
 __init__ __main__
 cli
+serve
 plots
 evaluation
 inspection
@@ -137,6 +138,10 @@ TESTED_BY = {
     "engine/test_shortlist.py": "engine/native/sketch",
     "generation/test_continuation.py": "generation/row",
     "inspection/test_explanation.py": "inspection/attribution",
+    "serve/test_asgi.py": """
+        serve/answering serve/errors serve/rows serve/service serve/settings
+    """,
+    "serve/test_server.py": "serve/life serve/worker",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",
     "test_lora.py": "checkpoints/adapters",
     "tokenizers/test_bpe.py": "tokenizers/bpe_files",

@@ -3,7 +3,8 @@
 In a console block a line that begins with "$ " is a command, and the lines below it are its output;
 "…" stands for omitted output. No output is shown for a command that needs GPT-2 or a large text:
 here the fixture `desk` provides small files in their place. SHORTER makes trainings short. Commands
-of other programs are listed in ELSEWHERE.
+of other programs are listed in ELSEWHERE. `gpt2kit serve` serves in the background, on a free port
+in place of 8000, until the page's next server or its end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ import torch
 import typer
 from builders import add_vocabulary, write_hub, write_layout, write_nanogpt
 from conftest import GOLDEN
+from serve_builders import Background
 from servers import FakeHub, FakeOpenAI
 from training_builders import VERSES
 from typer.testing import CliRunner
@@ -247,11 +250,25 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     bucket.close()
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Background]:
+    """What `gpt2kit serve` starts, instead of serving until a signal comes."""
+    found = Background()
+    monkeypatch.setattr("gpt2kit.serve.server.run", found.run)
+    monkeypatch.setattr("gpt2kit.serve.server.bind", found.bind)
+    yield found
+    found.close()
+
+
 # --- running what they say ------------------------------------------------------------------------
 
 
-def run(example: Example) -> tuple[int, str]:
+def run(example: Example, server: Background) -> tuple[int, str]:
     """Run a line with its redirections, and return the exit code and what a terminal would show."""
+    if example.words[0] == "curl":
+        words = [server.here(word) for word in example.words]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout
     steps: list[list[str]] = [[]]
     for word in example.words:
         if word == "|":
@@ -279,7 +296,7 @@ def run(example: Example) -> tuple[int, str]:
         if target:
             Path(target).write_text(result.stdout, encoding="utf-8")
             said = result.stderr
-    return code, said
+    return code, server.as_shown(said)
 
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -317,13 +334,15 @@ def missing_line(shown: tuple[str, ...], found: list[str]) -> str | None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_command_runs_and_prints_what_the_page_shows(page: Path, desk: Path) -> None:
+def test_every_command_runs_and_prints_what_the_page_shows(
+    page: Path, desk: Path, server: Background
+) -> None:
     if any("gpt2kit download 124M" in example.command for example in examples(page)):
         shutil.rmtree("weights/124M")  # it comes from the local Hub then
     for example in examples(page):
         if example.words[0] in ELSEWHERE:
             continue
-        code, said = run(example)
+        code, said = run(example, server)
         assert code == example.code, f"$ {example.command}\n{said}"
         if example.shown:
             wrong = missing_line(example.shown, said.rstrip("\n").split("\n"))
@@ -332,14 +351,17 @@ def test_every_command_runs_and_prints_what_the_page_shows(page: Path, desk: Pat
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_python_example_runs(
-    page: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, desk: Path, server: Background, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names: dict[str, object] = {}
-    for block in blocks(page, "python"):
+    found = blocks(page, "python")
+    if any(Background.SHOWN in block for block in found):
+        run(next(each for each in examples(page) if "gpt2kit serve" in each.command), server)
+    for block in found:
         exec(
-            block.replace("max_steps=300", "max_steps=60").replace(
-                "block_size=256", "block_size=16"
-            ),
+            server.here(block)
+            .replace("max_steps=300", "max_steps=60")
+            .replace("block_size=256", "block_size=16"),
             names,
         )
 

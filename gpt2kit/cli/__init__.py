@@ -27,6 +27,7 @@ from gpt2kit.cli import (
     plan,
     plots,
     process,
+    serve,
     tokenize,
     training,
     weights,
@@ -135,7 +136,7 @@ def common(
 
 
 _HEADINGS = {
-    "Write": (generation, tokenize),
+    "Write": (generation, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
     "Measure": (evaluation, comparison, originality),

@@ -224,10 +224,10 @@ def stream(
         for number in range(request.num_samples)
     ]
     state = _begin(model, rows, request, draft, n_vocab)
-    return _pieces(state, [_TextOfRow(i, row, tokenizer) for i, row in enumerate(rows)])
+    return _pieces(state, [TextOfRow(i, row, tokenizer) for i, row in enumerate(rows)])
 
 
-def _pieces(state: Continuation, texts: Sequence[_TextOfRow]) -> Iterator[Piece]:
+def _pieces(state: Continuation, texts: Sequence[TextOfRow]) -> Iterator[Piece]:
     """Take steps until every row has ended, and yield what they add to the texts."""
     by_row = {text.row: text for text in texts}
     while state.has_work:
@@ -311,7 +311,7 @@ def _encode(tokenizer: Tokenizer, text: str, request: Request) -> list[int]:
     return start
 
 
-class _TextOfRow:
+class TextOfRow:
     """The text of a row: whole characters only, and nothing of a stop text."""
 
     def __init__(self, number: int, row: Row, tokenizer: Tokenizer) -> None:

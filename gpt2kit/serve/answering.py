@@ -1,0 +1,206 @@
+"""The answer to one completion: as a whole or as a stream, until the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Send
+
+from gpt2kit.generation.text import Piece
+from gpt2kit.serve import settings
+from gpt2kit.serve.answers import AnswerWriter, ChoiceWriter, EncodedPrompt, Usage
+from gpt2kit.serve.completions import CompletionRequest
+from gpt2kit.serve.errors import Refusal
+from gpt2kit.serve.models import Loaded
+from gpt2kit.serve.worker import Job, Sample
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx passes each event on at once
+]
+
+
+@dataclass
+class Answer:
+    """One completion that is being answered."""
+
+    asked: CompletionRequest
+    loaded: Loaded
+    prompts: Sequence[EncodedPrompt]
+    job: Job
+    writer: AnswerWriter
+    usage: Usage = field(default_factory=Usage)
+
+    async def send_whole(self, send: Send) -> None:
+        """Send the answer once all texts have ended; raises Refusal if they ended early."""
+        pieces: dict[Sample, list[Piece]] = {sample: [] for sample in self.job.samples}
+        async for new in self._news():
+            for sample, more in new:
+                pieces[sample] += more
+        if self.job.cancelled:
+            return
+        choices = [
+            writer.write(
+                pieces[sample] if sample else [],
+                self.job.prompt_logprobs.get(prompt, ()),
+                self._reason_without_pieces,
+            )
+            for writer, prompt, sample in self._choices(pieces)
+        ]
+        body = self.writer.whole(choices, self._count())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await _send_body(send, body, more=False)
+
+    def _choices(
+        self, pieces: dict[Sample, list[Piece]]
+    ) -> Iterator[tuple[ChoiceWriter, int, Sample | None]]:
+        """Yield a writer for each choice, its prompt, and its sample if there is one."""
+        n, samples = self.asked.n, self.asked.samples
+        for index, prompt in enumerate(self.prompts):
+            own: list[Sample | None] = (
+                list(self.job.samples[index * samples : (index + 1) * samples]) or [None] * samples
+            )
+            if samples > n:
+                own.sort(key=lambda sample: -_mean_logprob(pieces[sample]) if sample else 0)
+            for rank, sample in enumerate(own[:n]):
+                writer = ChoiceWriter(index * n + rank, prompt, self.asked, self.loaded.tokenizer)
+                yield writer, index, sample
+
+    async def send_stream(self, send: Send) -> None:
+        """Send events as texts grow; raises Refusal if it has to before the first event."""
+        stream = _Stream(send)
+        if not self.job.samples:
+            await self._send_prompts_alone(stream)
+        writers = [
+            ChoiceWriter(
+                sample.index, self.prompts[sample.prompt], self.asked, self.loaded.tokenizer
+            )
+            for sample in self.job.samples
+        ]
+        held: dict[Sample, list[Piece]] = {}
+        try:
+            async for new in self._news(stream):
+                for sample, pieces in new:
+                    held.setdefault(sample, []).extend(pieces)
+                for sample in list(held):
+                    if self._can_begin(sample):
+                        await stream.send(
+                            self._chunk(writers[sample.index], sample, held.pop(sample))
+                        )
+        except Refusal as refusal:
+            if not stream.has_begun:
+                raise
+            await stream.end(self.writer.error(refusal))
+            return
+        if not self.job.cancelled:
+            await stream.end(self.writer.end(self._count()))
+
+    async def _send_prompts_alone(self, stream: _Stream) -> None:
+        for index, prompt in enumerate(self.prompts):
+            for number in range(self.asked.n):
+                writer = ChoiceWriter(
+                    index * self.asked.n + number, prompt, self.asked, self.loaded.tokenizer
+                )
+                await stream.send(
+                    self.writer.chunk(writer.write([], (), self._reason_without_pieces))
+                )
+
+    def _can_begin(self, sample: Sample) -> bool:
+        """Whether all that a first chunk needs is there: it may begin with another row's scores."""
+        return not self.asked.scores_prompts or sample.prompt in self.job.prompt_logprobs
+
+    def _chunk(self, writer: ChoiceWriter, sample: Sample, pieces: list[Piece]) -> bytes:
+        scores = self.job.prompt_logprobs.get(sample.prompt, ())
+        return self.writer.chunk(writer.write(pieces, scores, self._reason_without_pieces))
+
+    @property
+    def _reason_without_pieces(self) -> str:
+        """Why a text ended that has no piece."""
+        return "context" if self.asked.max_tokens else "max_tokens"
+
+    async def _news(
+        self, stream: _Stream | None = None
+    ) -> AsyncIterator[list[tuple[Sample, list[Piece]]]]:
+        """Yield what comes into the inbox until the job has ended; raises Refusal if it failed.
+
+        Meanwhile a stream that waits gets a comment from time to time.
+        """
+        job = self.job
+        while True:
+            has_ended = job.has_ended  # what came before that is in the inbox by now
+            if new := job.take():
+                yield new
+            if has_ended:
+                break
+            try:
+                async with asyncio.timeout(settings.COMMENT_SECONDS if stream else None):
+                    await job.news()
+            except TimeoutError:
+                assert stream is not None
+                await stream.send(b": waiting\n\n")
+        if job.error is not None and not job.cancelled:
+            raise job.error
+
+    def _count(self) -> Usage:
+        """Count the tokens of the request."""
+        job = self.job
+        self.usage.prompt = sum(len(prompt.ids) for prompt in self.prompts)
+        self.usage.cached = sum(job.cached.values())
+        self.usage.completion = job.generated
+        return self.usage
+
+
+class _Stream:
+    """A response whose status line is sent with its first event."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def send(self, data: bytes, *, more: bool = True) -> None:
+        """Send an event; raises TimeoutError if the client does not take it."""
+        if not self.has_begun:
+            self.has_begun = True
+            start = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+            await self._send(start)
+        await _send_body(self._send, data, more=more)
+
+    async def end(self, data: bytes) -> None:
+        """Send the last event."""
+        await self.send(data, more=False)
+
+
+async def _send_body(send: Send, data: bytes, *, more: bool) -> None:
+    async with asyncio.timeout(settings.UNREAD_SECONDS):
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+@contextlib.asynccontextmanager
+async def cancelled_if_gone(receive: Receive, cancel: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `cancel` if the client closes the connection meanwhile."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cancel()
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _mean_logprob(pieces: Sequence[Piece]) -> float:
+    """Return the mean log-probability of a text's tokens."""
+    values = [piece.logprob for piece in pieces if piece.logprob is not None]
+    return math.fsum(values) / len(values) if values else -math.inf

@@ -1,0 +1,104 @@
+"""The body of a request: JSON of limited size, from clients that may be slow or hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.types import Message, Receive, Scope
+
+from gpt2kit.serve import settings
+from gpt2kit.serve.errors import Refusal
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had sent its request."""
+
+
+def header(scope: Scope, name: str) -> str:
+    """Return the first header with this name, in lower case, or an empty text."""
+    wanted = name.encode()
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), "")
+
+
+async def read_object(scope: Scope, receive: Receive) -> dict[str, Any]:
+    """Return the JSON object that a client sends.
+
+    Raises Refusal for everything else, and ClientGoneError if the client closes the connection.
+    """
+    kind = header(scope, "content-type").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # A page of another site can send forms and plain text without asking, but not this type.
+        raise Refusal(415, f"the content-type is {kind[:60]!r}, expected application/json")
+    try:
+        async with asyncio.timeout(settings.BODY_SECONDS):
+            body = await _read(scope, receive)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            f"the body did not arrive within {settings.BODY_SECONDS:.0f} seconds",
+            headers={"connection": "close"},
+        ) from None
+    return parse_object(body)
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    announced = header(scope, "content-length")
+    if announced.isdecimal() and int(announced[:20]) > settings.BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > settings.BODY_BYTES:
+            raise _too_large()
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large() -> Refusal:
+    return Refusal(
+        413,
+        f"the body has more than {settings.BODY_BYTES:,} bytes; send fewer prompts at once",
+        headers={"connection": "close"},
+    )
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that bytes hold; raises Refusal if they hold none.
+
+    A key that is there twice is refused, and so are NaN and Infinity, which are not JSON.
+    """
+    try:
+        found = json.loads(
+            body, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+        )
+    except RecursionError:
+        raise Refusal(400, "the body's JSON is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise Refusal(400, "the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(
+            400, f"the body is not JSON: {error.msg}, at character {error.pos:,}"
+        ) from None
+    except ValueError:  # a number of more digits than Python converts
+        raise Refusal(400, "a number in the body has too many digits") from None
+    if not isinstance(found, dict):
+        raise Refusal(400, "the body is not a JSON object, such as {}")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise Refusal(400, f"the body has {name}, which is not JSON")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Refusal(400, f"the key {twice[:40]!r} is there twice", param=twice[:40])
+    return found

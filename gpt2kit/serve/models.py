@@ -1,0 +1,236 @@
+"""The models of a server, by name: loaded when they are asked for, let go where memory is short."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import torch
+
+from gpt2kit import __version__, store
+from gpt2kit.checkpoints.load import load, open_checkpoint
+from gpt2kit.config import GPT2Config
+from gpt2kit.engine.decoder import Decoder
+from gpt2kit.errors import ConfigError, Gpt2KitError, OutOfMemoryError, is_out_of_memory
+from gpt2kit.generation.request import Request, Sampling
+from gpt2kit.generation.row import Row
+from gpt2kit.model import GPT2
+from gpt2kit.serve.errors import model_not_found, not_ready
+from gpt2kit.serve.metrics import Metrics
+from gpt2kit.serve.settings import Settings
+from gpt2kit.serve.worker import Batch, Worker
+from gpt2kit.store.catalogue import canonical_size
+from gpt2kit.tokenizers import Tokenizer, require_tokenizer
+from gpt2kit.training.plan import free_memory
+
+Source = str | Path | tuple[GPT2, Tokenizer | None]
+_SHARE_FOR_SLOTS = 0.8  # of the free memory
+Load = Callable[[str | Path], tuple[GPT2, Tokenizer | None]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, ready to answer."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    batch: Batch
+    fingerprint: str  # changes if answers to the same request may change
+    created: int  # seconds since 1970
+
+    @property
+    def dtype(self) -> str:
+        """The type of the numbers that it computes with, or int8."""
+        return dtype_name(self.model)
+
+    @property
+    def engine(self) -> str:
+        """Who computes a step: "torch", "native avx2", ..."""
+        return Decoder(self.model).name()
+
+    @property
+    def n_vocab(self) -> int:
+        """How many ids can be read and chosen; the model may have more, as padding."""
+        return min(self.tokenizer.n_vocab, self.model.config.n_vocab)
+
+
+class Entry:
+    """A model that is served, whether it is in memory or not."""
+
+    def __init__(self, name: str, source: Source, names: set[str]) -> None:
+        self.name = name  # what answers call it
+        self.source = source
+        self.loaded: Loaded | None = None
+        self.used = 0.0  # when it was asked for last
+        self.users = 0  # requests that hold it in memory
+        self.lock: asyncio.Lock | None = None  # of the event loop in which it is first asked for
+        self._names = {each.lower() for each in names}
+
+    def is_called(self, asked: str) -> bool:
+        """Whether a client may mean this model by a name."""
+        return asked.lower() in self._names or (
+            (size := canonical_size(asked)) is not None and size.lower() in self._names
+        )
+
+
+def entries(sources: Sequence[Source], served_names: Sequence[str]) -> list[Entry]:
+    """Return the models to serve, with the names that clients may use for each."""
+    if len(served_names) > len(sources):
+        raise ConfigError(
+            f"served_name is given {len(served_names)} times for {len(sources)} models; "
+            "expected one for each model at most"
+        )
+    found = []
+    for i, source in enumerate(sources):
+        names = _names(source)
+        served = served_names[i] if i < len(served_names) else names[0]
+        found.append(Entry(served, source, {served, *names}))
+    names = [entry.name for entry in found]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two models are called {names}; tell them apart by served_name")
+    return found
+
+
+def _names(source: Source) -> list[str]:
+    """Return what a model may be called, the best name first."""
+    if isinstance(source, tuple):
+        return ["model"]
+    typed = str(source)
+    names = [Path(typed).name] if isinstance(source, Path) or "/" in typed else []
+    return [*names, typed, *([size] if (size := canonical_size(typed)) else [])]
+
+
+class Models:
+    """All models of a server."""
+
+    def __init__(
+        self,
+        found: Sequence[Entry],
+        *,
+        settings: Settings,
+        worker: Worker,
+        metrics: Metrics,
+        load: Load = load,
+    ) -> None:
+        self.entries = list(found)
+        self._settings = settings
+        self._worker = worker
+        self._metrics = metrics
+        self._load = load
+
+    def named(self, asked: str | None) -> Entry:
+        """Return the model that a client asks for, the first one by default; or raise Refusal."""
+        if asked is None:
+            return self.entries[0]
+        for entry in self.entries:
+            if entry.is_called(asked):
+                return entry
+        raise model_not_found(asked, [entry.name for entry in self.entries])
+
+    @contextmanager
+    def holding(self, entry: Entry) -> Iterator[None]:
+        """Keep a model from being let go meanwhile."""
+        entry.users += 1
+        entry.used = time.monotonic()
+        try:
+            yield
+        finally:
+            entry.users -= 1
+
+    async def loaded(self, entry: Entry) -> Loaded:
+        """Return a model in memory, after loading it if needed; or raise Refusal.
+
+        If memory is short, models that no request uses are let go, the least used first.
+        """
+        entry.lock = entry.lock or asyncio.Lock()
+        async with entry.lock:
+            if entry.loaded is None:
+                while not await asyncio.to_thread(self._fits, entry):
+                    if not self._let_one_go():
+                        raise not_ready(
+                            f"there is not enough memory to load {entry.name} now; try again"
+                        )
+                entry.loaded = await asyncio.to_thread(self._make, entry)
+                self._worker.add(entry.loaded.batch)
+            return entry.loaded
+
+    def _fits(self, entry: Entry) -> bool:
+        """Whether there is memory for a model, as far as one can tell; the first always fits."""
+        if isinstance(entry.source, tuple) or not any(other.loaded for other in self.entries):
+            return True
+        free = free_memory(torch.device("cpu"))
+        return free is None or self._bytes_needed(entry.source) <= free
+
+    def _bytes_needed(self, source: str | Path) -> int:
+        config = open_checkpoint(store.find(source)).config
+        slots = self._settings.parallel * slot_bytes(config, torch.float32)
+        return config.n_params * torch.float32.itemsize + slots
+
+    def _let_one_go(self) -> bool:
+        """Let the least used model go that no request uses; return whether there was one."""
+        idle = [
+            each
+            for each in self.entries
+            if each.loaded and not each.users and not isinstance(each.source, tuple)
+        ]
+        if not idle:
+            return False
+        least = min(idle, key=lambda each: each.used)
+        assert least.loaded is not None
+        self._worker.remove(least.loaded.batch)
+        least.loaded = None
+        return True
+
+    def _make(self, entry: Entry) -> Loaded:
+        """Load a model, and let it take a first step."""
+        source = entry.source
+        try:
+            model, vocabulary = source if isinstance(source, tuple) else self._load(source)
+            tokenizer = require_tokenizer(vocabulary, entry.name)
+            n_vocab = min(tokenizer.n_vocab, model.config.n_vocab)
+            slots = slots_that_fit(model, self._settings.parallel)
+            batch = Batch(model, slots=slots, n_vocab=n_vocab, metrics=self._metrics)
+            now = int(time.time())
+            loaded = Loaded(model, tokenizer, batch, fingerprint(model), now)
+        except (Gpt2KitError, OSError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+                raise not_ready(f"there is not enough memory to load {entry.name}") from error
+            raise
+        loaded.batch.warm_up(Row([0], _ONE_TOKEN, model.config))
+        return loaded
+
+
+_ONE_TOKEN = Request(max_tokens=1, seed=0, sampling=Sampling(temperature=0))
+
+
+def slot_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values of one text as long as the window."""
+    return 2 * config.n_layer * config.n_ctx * config.n_embd * dtype.itemsize
+
+
+def slots_that_fit(model: GPT2, most: int) -> int:
+    """Return how many texts can be written at once: `most`, or fewer if memory is short."""
+    free = free_memory(model.device)
+    if free is None:
+        return most
+    return max(1, min(most, int(_SHARE_FOR_SLOTS * free) // slot_bytes(model.config, model.dtype)))
+
+
+def fingerprint(model: GPT2) -> str:
+    """Return a name for this model as it computes here: version, dtype and a sum of its weights."""
+    crc = 0
+    for _, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        data.flags.writeable = False  # google_crc32c takes read-only memory only
+        crc = google_crc32c.extend(crc, data)
+    return f"gpt2kit-{__version__}-{dtype_name(model)}-{crc:08x}"
+
+
+def dtype_name(model: GPT2) -> str:
+    """Return the type of a model's numbers, or int8."""
+    return "int8" if model.is_quantized else str(model.dtype).removeprefix("torch.")

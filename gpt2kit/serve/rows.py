@@ -1,0 +1,120 @@
+"""From what a client asks to rows that the engine can continue."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from gpt2kit.errors import ConfigError, TokenizerError
+from gpt2kit.generation.request import Request, Sampling
+from gpt2kit.generation.row import Row
+from gpt2kit.generation.text import TextOfRow
+from gpt2kit.serve.answers import EncodedPrompt, token_name
+from gpt2kit.serve.completions import CompletionRequest, Prompt
+from gpt2kit.serve.errors import Refusal, too_long
+from gpt2kit.serve.models import Loaded
+from gpt2kit.serve.worker import Job
+
+
+def encode(loaded: Loaded, asked: CompletionRequest) -> list[EncodedPrompt]:
+    """Return the prompts of a request with their ids; raises Refusal for one that cannot be read.
+
+    An empty text begins a new one, after the end marker.
+    """
+    try:
+        asked.request.sampling.check_vocabulary(loaded.n_vocab)
+    except ConfigError as error:
+        raise Refusal(400, str(error), param="logit_bias") from None
+    prompts = [_encoded(loaded, prompt, special=asked.special) for prompt in asked.prompt]
+    n_ctx = loaded.model.config.n_ctx
+    for prompt in prompts:
+        n = len(prompt.ids)
+        if asked.overflow == "error" and n + asked.max_tokens > n_ctx:
+            raise too_long(n_ctx, n, asked.max_tokens)
+        if n > n_ctx and (asked.overflow == "stop" or asked.scores_prompts):
+            raise too_long(n_ctx, n, asked.max_tokens)
+    return prompts
+
+
+def _encoded(loaded: Loaded, prompt: Prompt, *, special: bool) -> EncodedPrompt:
+    tokenizer = loaded.tokenizer
+    if isinstance(prompt, str):
+        ids = encode_text(loaded, prompt, special=special)
+        if ids:
+            return EncodedPrompt(prompt, tuple(ids))
+        if tokenizer.stop_id is None:
+            raise Refusal(
+                400,
+                "the prompt is empty, and the vocabulary has no <|endoftext|> to start a new text "
+                "from; send a prompt",
+                param="prompt",
+            )
+        return EncodedPrompt(prompt, (tokenizer.stop_id,))
+    check_ids(loaded, prompt, "prompt")
+    return EncodedPrompt(tokenizer.decode(list(prompt)), prompt)
+
+
+def encode_text(loaded: Loaded, text: str, *, special: bool) -> list[int]:
+    """Return the ids of a text; raises Refusal if the vocabulary cannot express it."""
+    try:
+        return loaded.tokenizer.encode(text, special=special)
+    except TokenizerError as error:
+        raise Refusal(400, str(error), param="prompt") from None
+
+
+def check_ids(loaded: Loaded, ids: Sequence[int], param: str) -> None:
+    """Raise Refusal for an id that the vocabulary does not have."""
+    for token in ids:
+        if not 0 <= token < loaded.n_vocab:
+            raise Refusal(
+                400,
+                f"the id {token} is not in the vocabulary of {loaded.n_vocab:,}, expected ids "
+                f"from 0 to {loaded.n_vocab - 1:,}",
+                param=param,
+            )
+
+
+def add_rows(
+    job: Job, loaded: Loaded, asked: CompletionRequest, prompts: Sequence[EncodedPrompt]
+) -> None:
+    """Add a row to a job for each sample of each prompt, with the random streams of `complete`.
+
+    Of the samples of a prompt, only the first also gives the probabilities of the prompt's tokens.
+    """
+    if asked.max_tokens == 0 and asked.echo and not asked.scores_prompts:
+        return  # there is nothing to compute
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    for index, prompt in enumerate(prompts):
+        is_full = asked.overflow == "stop" and len(prompt.ids) == config.n_ctx
+        only_reads = is_full or asked.max_tokens == 0
+        request = reading_only(asked.request) if only_reads else asked.request
+        scoring = dataclasses.replace(request, prompt_logprobs=asked.scores_prompts)
+        for sample in range(asked.samples):
+            row = Row(
+                prompt.ids[-config.n_ctx :],
+                request if sample else scoring,
+                config,
+                sample=sample,
+                stop_id=None if asked.ignore_eos else tokenizer.stop_id,
+            )
+            text = TextOfRow(len(job.samples), row, tokenizer)
+            job.add(row, text, prompt=index, only_reads=only_reads)
+
+
+def reading_only(request: Request) -> Request:
+    """Return a request whose rows are read; the one token that they choose is to be dropped."""
+    return dataclasses.replace(
+        request, max_tokens=1, overflow="slide", stop=(), sampling=Sampling(temperature=0)
+    )
+
+
+def tokens_needed(prompts: Sequence[EncodedPrompt], asked: CompletionRequest) -> int:
+    """Return how many tokens a request needs at most, once its prompts are encoded."""
+    return (
+        sum(len(prompt.ids) for prompt in prompts) * asked.samples + asked.rows * asked.max_tokens
+    )
+
+
+def names(loaded: Loaded, ids: Sequence[int]) -> list[str]:
+    """Return the text of each token, as log-probabilities have it."""
+    return [token_name(loaded.tokenizer.token_bytes(token)) for token in ids]

@@ -1,0 +1,73 @@
+"""How much is accepted: rows, requests, tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpt2kit.serve.completions import parse
+from gpt2kit.serve.errors import Refusal
+from gpt2kit.serve.limits import Limits
+from gpt2kit.serve.metrics import Metrics
+from gpt2kit.serve.settings import Settings
+
+
+def limits(**settings: int) -> Limits:
+    return Limits(Settings(**settings), Metrics())  # type: ignore[arg-type]
+
+
+def test_as_many_requests_are_accepted_as_run_and_wait() -> None:
+    found = limits(parallel=1, queue=1)
+    asked = parse({"prompt": "a"})
+    with found.reserve(asked, 64), found.reserve(asked, 64):
+        assert found.requests == 2
+        with pytest.raises(Refusal) as caught, found.reserve(asked, 64):
+            pass
+        assert caught.value.status == 429
+        assert (caught.value.retry_after or 0) >= 1
+    assert found.requests == 0
+    with found.reserve(asked, 64):
+        pass
+
+
+def test_a_request_of_too_many_texts_is_refused_for_good() -> None:
+    found = limits(max_rows=6)
+    for body, param in (
+        ({"prompt": ["a", "b"], "n": 4}, "prompt"),
+        ({"n": 7}, "n"),
+        ({"best_of": 7}, "n"),
+        ({"prompt": [[1]] * 7}, "prompt"),
+    ):
+        with pytest.raises(Refusal, match="at most 6") as caught, found.reserve(parse(body), 64):
+            pass
+        assert (caught.value.status, caught.value.param) == (400, param)
+        assert caught.value.retry_after is None
+    with found.reserve(parse({"prompt": ["a", "b"], "n": 3}), 64):
+        pass
+
+
+def test_tokens_are_counted_before_a_prompt_is_encoded_and_corrected_after() -> None:
+    """A text may have a token for each byte, but the window holds no more than n_ctx."""
+    found = limits(queue_tokens=100)
+    with found.reserve(parse({"prompt": "a" * 30, "max_tokens": 10}), 64) as first:
+        assert first.tokens == 40
+        with found.reserve(parse({"prompt": [1] * 50, "max_tokens": 10}), 64) as second:
+            assert second.tokens == 60
+            with (
+                pytest.raises(Refusal) as caught,
+                found.reserve(parse({"prompt": "a", "max_tokens": 1}), 64),
+            ):
+                pass
+            assert caught.value.status == 429
+            first.tokens = 20
+            with found.reserve(parse({"prompt": "a", "max_tokens": 1}), 64):
+                pass
+    with found.reserve(parse({"prompt": "é" * 5000, "max_tokens": 10, "n": 1}), 64) as long:
+        assert long.tokens == 74
+
+
+def test_a_request_that_never_fits_is_told_so() -> None:
+    found = limits(queue_tokens=100)
+    asked = parse({"prompt": "a", "max_tokens": 60, "n": 2})
+    with pytest.raises(Refusal, match="122 tokens") as caught, found.reserve(asked, 64):
+        pass
+    assert caught.value.status == 400

@@ -1,0 +1,442 @@
+"""The server behind a real port: the official client, raw sockets, disconnects, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+from builders import add_vocabulary, write_hub
+from serve_builders import CONFIG, ENDLESS, events_of, running, tiny, wait_until
+
+from gpt2kit.errors import ConfigError
+from gpt2kit.serve import settings as limits
+from gpt2kit.serve.asgi import Application, application
+from gpt2kit.serve.server import Server, bind, run, url_of
+from gpt2kit.serve.settings import Address, Settings
+
+PLAIN = {"prompt": "The dog", "max_tokens": 6, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def app() -> Application:
+    return application(tiny(), settings=Settings(parallel=4))
+
+
+@pytest.fixture(scope="module")
+def url(app: Application) -> Iterator[str]:
+    with running(app=app) as found:
+        yield found
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as found:
+        yield found
+
+
+def connect(url: str) -> socket.socket:
+    at = urlsplit(url)
+    assert at.hostname
+    assert at.port
+    return socket.create_connection((at.hostname, at.port), timeout=20)
+
+
+def raw_request(body: Any, *, length: int | None = None) -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content) if length is None else length}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+def post(url: str, body: Any) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
+    )
+    answer = connection.getresponse()
+    found = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+    connection.close()
+    return found
+
+
+def is_idle(app: Application) -> bool:
+    """Whether the server has no request, and the engine no row."""
+    batch = app.service.models.entries[0].loaded.batch  # type: ignore[union-attr]
+    return not app.service.limits.requests and not batch.has_work and not batch.running
+
+
+class Started:
+    """A server in a thread, to be stopped by the test."""
+
+    def __init__(self, app: Application, bound: socket.socket | None = None) -> None:
+        bound = bound or bind(Address(port=0))
+        self.url = url_of(bound)
+        self.server = Server(app)
+        self._codes: list[int] = []
+        work = self.server.run_until_end(bound)
+        self._thread = threading.Thread(target=lambda: self._codes.append(asyncio.run(work)))
+        self._thread.start()
+        wait_until(lambda: app.service.life.state == "ready")
+
+    @property
+    def code(self) -> int:
+        """The exit code, once the server has ended."""
+        self._thread.join(20)
+        return self._codes[0]
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Return what comes until the connection ends."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+# --- the official client --------------------------------------------------------------------------
+
+
+def test_the_official_client_gets_completions(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="model",
+        prompt=["The dog", "A"],
+        n=2,
+        max_tokens=5,
+        seed=1,
+        logprobs=2,
+        logit_bias={"7": 1},
+        stop=["zz"],
+        user="me",
+    )
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 20
+    assert found.choices[0].logprobs is not None
+    assert len(found.choices[0].logprobs.tokens or []) == 5
+
+
+def test_the_official_client_gets_streams(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "model", "prompt": "The dog", "max_tokens": 20, "seed": 1}
+    whole = client.completions.create(**asked)
+    chunks = list(
+        client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+
+
+def test_the_official_client_knows_the_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length") as caught:
+        client.completions.create(model="model", prompt="a " * 400)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.NotFoundError, match="no chat template"):
+        client.chat.completions.create(model="model", messages=[{"role": "user", "content": "a"}])
+    assert [model.id for model in client.models.list()] == ["model"]
+
+
+def test_the_official_client_waits_and_tries_again_if_the_queue_is_full() -> None:
+    settings = Settings(parallel=1, queue=0)
+    app = application(tiny(), settings=settings)
+    with running(app=app) as url, connect(url) as busy:
+        busy.sendall(raw_request(ENDLESS))
+        wait_until(lambda: app.service.limits.requests == 1)
+        status, headers, body = post(url, PLAIN)
+        assert status == 429
+        assert int(headers["retry-after"]) >= 1
+        assert json.loads(body)["error"]["type"] == "rate_limit_error"
+
+        def let_in() -> None:
+            wait_until(lambda: app.service.metrics.refused.value(reason="queue") == 2)
+            busy.close()
+
+        threading.Thread(target=let_in).start()
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=3) as client:
+            assert client.completions.create(model="model", prompt="a").choices
+
+
+# --- streams, byte by byte ------------------------------------------------------------------------
+
+
+def test_a_stream_ends_at_once_and_says_so_to_proxies(url: str) -> None:
+    status, headers, body = post(url, {**PLAIN, "stream": True})
+    assert status == 200
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-accel-buffering"] == "no"
+    assert "server" not in headers
+    text = "".join(event["choices"][0]["text"] for event in events_of(body.decode()))
+    assert text == json.loads(post(url, PLAIN)[2])["choices"][0]["text"]
+
+
+def test_a_waiting_stream_gets_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COMMENT_SECONDS", 0.02)
+    app = application(tiny(), settings=Settings(parallel=1))
+    with running(app=app) as url, connect(url) as busy, connect(url) as waiting:
+        busy.sendall(raw_request(ENDLESS))
+        wait_until(lambda: app.service.limits.requests == 1)
+        waiting.sendall(raw_request({**PLAIN, "stream": True}))
+        received = b""
+        while b": waiting\n\n" not in received:
+            received += waiting.recv(1000)
+        assert received.startswith(b"HTTP/1.1 200")
+        busy.close()
+        while b"[DONE]" not in received:
+            received += waiting.recv(10_000)
+
+
+def test_a_request_that_waits_too_long_is_refused() -> None:
+    app = application(tiny(), settings=Settings(parallel=1, queue_timeout=0.1))
+    with running(app=app) as url, connect(url) as busy:
+        busy.sendall(raw_request(ENDLESS))
+        wait_until(lambda: app.service.limits.requests == 1)
+        status, headers, body = post(url, PLAIN)
+        assert (status, "retry-after" in headers) == (503, True)
+        assert "waited too long" in json.loads(body)["error"]["message"]
+
+
+# --- clients that leave ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_client_that_leaves_frees_its_slot(
+    url: str, app: Application, stream: bool, reset: bool
+) -> None:
+    """Others go on writing for clients that have left, above all if nothing was sent yet."""
+    before = app.service.metrics.cancelled.value()
+    with connect(url) as left:
+        left.sendall(raw_request({**ENDLESS, "n": 6, "stream": stream}))  # two of them wait
+        wait_until(lambda: not is_idle(app))
+        if stream:
+            assert left.recv(100)
+        if reset:
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: is_idle(app), seconds=5)
+    wait_until(lambda: app.service.metrics.cancelled.value() == before + 1)
+
+
+def test_a_client_that_leaves_before_its_turn_is_forgotten() -> None:
+    app = application(tiny(), settings=Settings(parallel=1))
+    with running(app=app) as url, connect(url) as busy:
+        busy.sendall(raw_request(ENDLESS))
+        wait_until(lambda: app.service.limits.requests == 1)
+        with connect(url) as waiting:
+            waiting.sendall(raw_request(PLAIN))
+            wait_until(lambda: app.service.limits.requests == 2)
+        wait_until(lambda: app.service.limits.requests == 1, seconds=5)
+
+
+def test_half_a_body_costs_nothing_and_is_given_up(
+    url: str, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.1)
+    with connect(url) as half:
+        half.sendall(raw_request(PLAIN, length=1000))
+        received = b""
+        while data := half.recv(1000):
+            received += data
+    assert received.startswith(b"HTTP/1.1 408")
+    assert is_idle(app)
+
+
+def test_a_connection_without_a_request_is_closed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
+    with connect(url) as silent, contextlib.suppress(ConnectionResetError):
+        silent.sendall(b"POST /v1/compl")
+        assert silent.recv(100) == b""
+
+
+def test_a_client_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine waits for nobody, and what a client does not take is not kept for ever."""
+    monkeypatch.setattr(limits, "UNREAD_SECONDS", 0.2)
+    app = application(tiny(), settings=Settings(parallel=4, drain=0))
+    bound = bind(Address(port=0))
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections have that, too
+    started = Started(app, bound)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(bound.getsockname())
+        slow.sendall(raw_request({**ENDLESS, "n": 4, "stream": True, "logprobs": 100}))
+        wait_until(lambda: not is_idle(app))
+        wait_until(lambda: is_idle(app))
+        # The connection is gone; it does not wait until everything was taken.
+        rest_of(slow)
+    started.server.stop()
+    assert started.code == 0
+
+
+def test_what_is_no_http_is_answered_in_the_shape_of_all_errors(url: str) -> None:
+    long = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 20_000
+    for data in (b"GARBAGE\r\n\r\n", long):
+        with connect(url) as raw:
+            raw.sendall(data)
+            received = b""
+            with contextlib.suppress(ConnectionResetError):
+                while more := raw.recv(10_000):
+                    received += more
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+# --- under load -----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_text_under_load(url: str) -> None:
+    """Elsewhere other requests change the text of the same seed."""
+    asked = [
+        {"prompt": f"The {'dog ' * (i % 7)}", "max_tokens": 5 + i % 20, "seed": i, "n": 1 + i % 3}
+        for i in range(12)
+    ]
+    alone = [json.loads(post(url, body)[2])["choices"] for body in asked]
+    together: dict[int, Any] = {}
+
+    def ask(index: int) -> None:
+        together[index] = json.loads(post(url, asked[index])[2])["choices"]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[i] for i in range(len(asked))] == alone
+
+
+def test_a_request_of_many_texts_does_not_hold_up_a_small_one(app: Application, url: str) -> None:
+    """In the order of arrival, the small request would wait for all texts of the large one."""
+    with connect(url) as large:
+        large.sendall(raw_request({**ENDLESS, "max_tokens": 200, "n": 120}))
+        wait_until(lambda: not is_idle(app))
+        assert post(url, PLAIN)[0] == 200
+        assert not is_idle(app)
+    wait_until(lambda: is_idle(app))
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_stopping_lets_running_answers_end() -> None:
+    app = application(tiny())
+    started = Started(app)
+    with connect(started.url) as last, connect(started.url) as late:
+        last.sendall(raw_request({**ENDLESS, "max_tokens": 500, "stream": True}))
+        assert last.recv(100)
+        started.server.stop()
+        wait_until(lambda: app.service.life.state == "draining")
+        late.sendall(raw_request(PLAIN))
+        assert late.recv(1000).startswith(b"HTTP/1.1 503")
+        assert b"[DONE]" in rest_of(last)
+    assert started.code == 0
+
+
+def test_what_does_not_end_in_time_is_cut_with_an_error() -> None:
+    app = application(tiny(), settings=Settings(drain=0.05))
+    started = Started(app)
+    with connect(started.url) as last, connect(started.url) as whole:
+        last.sendall(raw_request({**ENDLESS, "stream": True}))
+        whole.sendall(raw_request(ENDLESS))
+        assert last.recv(100)
+        wait_until(lambda: app.service.limits.requests == 2)
+        started.server.stop()
+        received = rest_of(last)
+        assert b'"the server stops, and the answer was cut; ask again"' in received
+        assert b"[DONE]" not in received
+        assert whole.recv(1000).startswith(b"HTTP/1.1 503")
+    assert started.code == 0
+
+
+def test_a_failing_engine_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others answer on with status 200 from /health while nothing works any more."""
+    app = application(tiny())
+    started = Started(app)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    with connect(started.url) as first, connect(started.url) as second:
+        first.sendall(raw_request({**ENDLESS, "stream": True}))
+        second.sendall(raw_request(ENDLESS))
+        assert first.recv(100)
+        wait_until(lambda: app.service.limits.requests == 2)
+        monkeypatch.setattr("gpt2kit.serve.worker.Continuation.step", fail)
+        assert b'"code":"engine_failed"' in rest_of(first)
+        assert second.recv(1000).startswith(b"HTTP/1.1 500")
+    assert started.code == 1
+
+
+def test_an_address_in_use_is_one_line() -> None:
+    with bind(Address(port=0)) as bound:
+        port = bound.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: .*; choose another --port"):
+            bind(Address(port=port))
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        bind(Address(host="no.such.host.invalid"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGTERM], 0),
+        ([signal.SIGINT], 0),
+        ([signal.SIGTERM] * 2, 143),
+        ([signal.SIGINT] * 2, 130),
+    ],
+)
+def test_signals_end_the_process(weights: Path, signals: list[int], code: int) -> None:
+    model, _ = tiny()
+    add_vocabulary(write_hub(weights / "tiny", model, n_ctx=CONFIG.n_ctx))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2kit", "serve", "--model", "tiny", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    url = line.split(" at ")[1].split(";")[0]
+    with connect(url) as running_one:
+        body = ENDLESS if len(signals) > 1 else {**ENDLESS, "max_tokens": 3000}
+        running_one.sendall(raw_request({**body, "stream": True}))
+        received = running_one.recv(100)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.3)
+        with contextlib.suppress(ConnectionResetError):
+            while data := running_one.recv(65536):
+                received += data
+    assert process.wait(20) == code
+    assert (b"[DONE]" in received) == (len(signals) == 1)
+
+
+def test_run_gives_back_the_errors_of_loading() -> None:
+    with bind(Address(port=0)) as bound, pytest.raises(ConfigError):
+
+        def load(_: object) -> Any:
+            raise ConfigError("no such device")
+
+        run(application("x", load=load), bound)
