@@ -86,6 +86,7 @@ def of_a_text(model: GPT2, tokenizer: Tokenizer) -> dict[str, Figure]:
         "neurons": plots.neurons(seen, tokens),
         "residual": plots.residual(seen, tokens),
         "stream": plots.stream(*first_word(seen, tokens)),
+        "gradients": plots.gradients(seen, tokens),
         "lens": plots.lens(seen, tokens, tokenizer),
         "temperature": plots.temperature(seen.logits[0, -1], tokenizer),
     }
@@ -102,7 +103,7 @@ def of_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> dict[str, Figure]:
     return {
         "losses": plots.losses(runs),
         "losses-apart": plots.losses(runs, apart=True),
-        "gradients": plots.gradients_of_runs(with_dropout),
+        "gradients-run": plots.gradients_of_runs(with_dropout),
     }
 
 

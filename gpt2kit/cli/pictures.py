@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -37,6 +37,7 @@ Prompt = Annotated[
         rich_help_panel=TEXT_GROUP,
     ),
 ]
+OptionalPrompt = Annotated[str | None, *get_args(Prompt)[1:]]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option(
@@ -98,7 +99,7 @@ Read = Callable[[], Reading]
 
 
 def _read(
-    prompt: str,
+    prompt: str | None,
     model: str,
     overflow: Literal["slide", "stop", "error"],
     special: bool,
@@ -107,6 +108,8 @@ def _read(
     dtype: str,
 ) -> Reading:
     """Load a model, and encode as much of a text as fits into its window."""
+    if prompt is None:
+        raise typer.BadParameter("Missing option '--prompt' or '--run'")
     process.import_torch()
     from gpt2kit.data.window import check_ids, fit
     from gpt2kit.tokenizers import require_tokenizer
@@ -137,17 +140,20 @@ def _options_of_a_picture(out: Out = None, dpi: Dpi = 150, title: Title = None) 
 
 
 def kind(
-    name: str, *, of_text: bool = True
+    name: str, *, of_text: bool = True, needs_text: bool = True
 ) -> Callable[[Callable[..., Picture]], Callable[..., Picture]]:
     """Make a command of a function that draws; it gets the options of a text and of a picture too.
 
     A function that draws a text takes as its first argument a function that returns the Reading, so
-    that it can check its own options before a model is loaded.
+    that it can check its own options before a model is loaded. With `needs_text=False` it may draw
+    something else instead: then `--prompt` is required only if the Reading is asked for.
     """
 
     def decorate(draw: Callable[..., Picture]) -> Callable[..., Picture]:
         own = dict(list(_parameters(draw).items())[of_text:])
         text = _parameters(_options_of_a_text) if of_text else {}
+        if text and not needs_text:
+            text["prompt"] = text["prompt"].replace(default=None, annotation=OptionalPrompt)
 
         def run(**given: Any) -> None:
             from gpt2kit.plots import check_picture, save

@@ -59,6 +59,7 @@ Dimensions = Annotated[
 Times = "; may be given several times"
 _RUN = typer.Option("--run", metavar="DIR", help=f"A run's folder or its metrics.jsonl{Times}.")
 Runs = Annotated[list[Path], _RUN]
+OptionalRuns = Annotated[list[Path] | None, _RUN]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -219,6 +220,21 @@ def temperature(
     return plots.temperature(logits, reading.tokenizer, chosen, top_k=top_k, top_p=top_p)
 
 
+@kind("gradients", needs_text=False)
+def gradients(read: Read, run: OptionalRuns = None) -> Picture:
+    """The gradient by layer: of a text, with and without residual connections, or of trainings.
+
+    Give --prompt for the gradient of the loss in predicting a text, or --run for the norms that a
+    training recorded at every step.
+    """
+    from gpt2kit import plots
+
+    if run:
+        return plots.gradients_of_runs(dict(_named_metrics(run)))
+    reading = read()
+    return plots.gradients(reading.trace, reading.tokens)
+
+
 # --- of runs -------------------------------------------------------------------------------------
 
 
@@ -245,14 +261,6 @@ def losses(
     typed = [] if average == ["none"] else average or ["simple:20"]
     averages = [plots.Average.parse(text) for text in typed]
     return plots.losses(dict(_named_metrics(run)), averages, apart=apart)
-
-
-@kind("gradients", of_text=False)
-def gradients(run: Runs) -> Picture:
-    """The norm of the gradient at every step of a training, by layer."""
-    from gpt2kit import plots
-
-    return plots.gradients_of_runs(dict(_named_metrics(run)))
 
 
 def _named_metrics(paths: list[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -21,6 +21,15 @@ from gpt2kit.inspection.explanation import (
     lens_logits,
 )
 from gpt2kit.inspection.forward import LayerTrace, Trace, trace
+from gpt2kit.inspection.gradients import GradientNorms, gradient_norms
+from gpt2kit.inspection.measures import (
+    NormTrace,
+    ScoreSpread,
+    active_shares,
+    mlp_input,
+    norms_of,
+    score_spreads,
+)
 from gpt2kit.inspection.modules import ModuleSummary, module_tree
 from gpt2kit.inspection.neighbors import Neighbor, Term, combine, find_term, nearest, similarity
 from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
@@ -31,26 +40,34 @@ __all__ = [
     "Expectation",
     "ExplainOptions",
     "Explanation",
+    "GradientNorms",
     "LayerTrace",
     "Lens",
     "ModuleSummary",
     "Neighbor",
+    "NormTrace",
+    "ScoreSpread",
     "TensorSummary",
     "Term",
     "Trace",
     "VocabularySummary",
+    "active_shares",
     "attribute",
     "combine",
     "count_parameters",
     "expectations",
     "explain",
     "find_term",
+    "gradient_norms",
     "lens",
     "lens_logits",
     "memory",
+    "mlp_input",
     "module_tree",
     "nearest",
+    "norms_of",
     "part_of",
+    "score_spreads",
     "similarity",
     "summarize",
     "summarize_vocabulary",

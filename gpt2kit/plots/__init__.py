@@ -9,7 +9,7 @@ pyplot or needs a screen. Of a trace of several rows, the first is drawn. Layers
 positions count from 0.
 """
 
-from gpt2kit.plots.backward import gradients_of_runs
+from gpt2kit.plots.backward import gradients, gradients_of_runs
 from gpt2kit.plots.canvas import check_picture, readable, save
 from gpt2kit.plots.choices import temperature
 from gpt2kit.plots.heads import attention, attention_bars, scores
@@ -26,6 +26,7 @@ __all__ = [
     "attention_bars",
     "check_picture",
     "embeddings",
+    "gradients",
     "gradients_of_runs",
     "layernorm",
     "lens",

@@ -1,4 +1,4 @@
-"""A picture of gradients over the steps of training runs, by part of the model."""
+"""Pictures of gradients: by layer for one text, and over the steps of training runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.inspection.gradients import gradient_norms
 from gpt2kit.plots.canvas import (
+    BLUE,
     COLORS,
+    ORANGE,
     SEQUENTIAL,
+    WIDTH,
+    Array,
+    Token,
+    check_tokens,
+    name_numbers,
+    name_streams,
     new_figure,
+    numbers,
     plain_log,
 )
 from gpt2kit.plots.runs import curve
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from gpt2kit.inspection import Trace
 
 _MOST_NAMED = 12  # layers up to which each is in the legend
 _NAME = re.compile(r"[\w.]+")  # of a part; others are no names of this program
@@ -31,6 +42,48 @@ _OUTSIDE = {
     "lm_head": "head",
 }
 _RECORDED = "gradient_norms"  # in metrics.jsonl: norms by part of the model
+
+
+def gradients(trace: Trace, tokens: Sequence[Token]) -> Figure:
+    """Draw the gradient of a text's loss by layer, with and without residual connections.
+
+    Raises ConfigError for a model without layers, and for one token alone.
+    """
+    check_tokens(tokens, trace.ids.shape[1])
+    found = gradient_norms(trace.model, trace.ids[:1])
+    figure = new_figure("Gradients of the loss, with and without residual connections", 4.8)
+    left, right = figure.subplots(1, 2)
+    for residual, color, marker in ((True, BLUE, "o"), (False, ORANGE, "s")):
+        own = ", as in this model" if residual == trace.model.config.residual else ""
+        norms, words = found[residual], "with" if residual else "without"
+        label = f"{words} residual connections{own} (loss {norms.loss:.2f})"
+        for axes, tensor in ((left, norms.stream), (right, norms.weights)):
+            values = _above_zero(numbers(tensor))
+            axes.plot(values, color=color, marker=marker, markersize=4, label=label)
+    left.set_ylabel("Euclidean norm (logarithmic)")
+    left.set_title("of the residual stream", fontsize=10)
+    right.set_title("of all weights of a layer", fontsize=10)
+    L = len(trace.layers)
+    for axes in (left, right):
+        plain_log(axes)
+    name_streams(left, "x", ["start", *map(str, range(L))], WIDTH / 2.6)
+    name_numbers(right, "x", L, WIDTH / 2.6, "layer")
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        title="the same weights, the same text",
+        title_fontsize=9,
+        loc="outside lower center",
+        frameon=False,
+    )
+    return figure
+
+
+def _above_zero(values: Array) -> Array:
+    """Return values for a logarithmic axis, on which 0 is not drawn."""
+    return np.where(values > 0, values, np.nan)
+
+
+# --- over the steps of a run ----------------------------------------------------------------------
 
 
 def gradients_of_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

@@ -127,7 +127,9 @@ CASES: list[list[str]] = [
     ["neighbors", NAME, "--model", MODEL],
     ["plot", "tokens", "--model", MODEL, "--prompt", ESCAPES, "--out", f"{NAME}.png"],
     ["plot", "tokens", "--model", MODEL, "--prompt", ESCAPES, "--out", f"{NAME}.gif"],
+    ["plot", "mlp-in-out", "--model", MODEL, "--prompt", ESCAPES, "--out", f"{NAME}.png"],
     ["plot", "losses", "--run", f"none{NAME}"],
+    ["plot", "gradients", "--run", f"none{NAME}"],
     # usage errors, which typer would print by itself
     [NAME],
     ["generate", f"--{NAME}"],

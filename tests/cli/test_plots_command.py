@@ -35,6 +35,7 @@ KINDS = {  # kind -> the function that draws it
     "activation": "activation",
     "mlp-in-out": "mlp_in_out",
     "neurons": "neurons",
+    "gradients": "gradients",
 }
 TEXT = "the end of the end"
 
@@ -308,6 +309,12 @@ def test_losses_are_apart_if_asked(tmp_path: Path, calls: list[tuple[Any, ...]])
     assert run("losses", "--run", folder).exit_code == 0
     assert run("losses", "--run", folder, "--apart").exit_code == 0
     assert [options["apart"] for _, _, options in calls] == [False, True]
+
+
+def test_gradients_are_those_of_a_text_or_of_runs() -> None:
+    result = run("gradients")
+    assert result.exit_code == 2
+    assert "Missing option '--prompt' or '--run'" in result.output
 
 
 def test_gradients_of_a_run_are_written(tmp_path: Path) -> None:

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from trace_builders import panels
+from trace_builders import look, panels
 
 from gpt2kit import plots
 from gpt2kit.errors import ConfigError
+from gpt2kit.inspection.gradients import gradient_norms
+from gpt2kit.tokenizers import BPETokenizer
 
 STEPS: list[dict[str, Any]] = [
     {"step": 0, "val_loss": 4.0},
     {"step": 1, "gradient_norm": 5.0, "gradient_norms": {"wte": 3.0, "h.0": 4.0}},
     {"step": 2, "gradient_norm": 1.3, "gradient_norms": {"wte": 0.5, "h.0": 1.2}},
 ]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_gradients_of_a_text_are_drawn_with_and_without_residual_connections(
+    small_bpe: BPETokenizer, residual: bool
+) -> None:
+    seen = look(small_bpe, residual=residual)
+    figure = plots.gradients(seen.trace, seen.tokens)
+    stream, weights = panels(figure)
+    found = gradient_norms(seen.trace.model, seen.trace.ids)
+    for number, each in enumerate((found[True], found[False])):
+        np.testing.assert_allclose(stream.lines[number].get_ydata(), each.stream, rtol=1e-6)
+        np.testing.assert_allclose(weights.lines[number].get_ydata(), each.weights, rtol=1e-6)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [", as in this model" in label for label in labels] == [residual, not residual]
 
 
 def test_norms_over_the_steps_are_drawn_by_part() -> None:
