@@ -173,14 +173,14 @@ def _config(
 
 
 def _counts(path: Path, targets: Mapping[str, Target]) -> tuple[int, int]:
-    """Return how many layers and heads the names have; 0 if none has a number."""
+    """Return how many layers and heads the names have; 0 if none has an index."""
     n_layer = max(
         (1 + target.layer for target in targets.values() if target.layer is not None), default=0
     )
     heads = max(
         (1 + target.head for target in targets.values() if target.head is not None), default=0
     )
-    # A name with a huge number must not make us expect that many tensors.
+    # A name with a huge index must not make us expect that many tensors.
     if n_layer * max(heads, 1) > len(targets):
         last = max(targets, key=lambda name: (targets[name].head or 0, targets[name].layer or 0))
         raise CheckpointMismatchError(
@@ -202,6 +202,6 @@ def _guessed_heads(path: Path, layout: Layout, n_layer: int, n_embd: int) -> int
             f"add --n_head N, or run: gpt2kit convert {path} --to DIR --n_head N"
         )
     heads = n_embd // _HEAD_SIZE
-    message = f"{what}; {heads} of width {_HEAD_SIZE} are assumed, and --n_head N says otherwise"
+    message = f"{what}; {heads} of width {_HEAD_SIZE} assumed, --n_head N says otherwise"
     warnings.warn(message, Gpt2KitWarning, stacklevel=4)
     return heads

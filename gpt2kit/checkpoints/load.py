@@ -22,7 +22,7 @@ from gpt2kit.checkpoints.device import (
 from gpt2kit.checkpoints.int8 import build_int8_model
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.checkpoints.unsaid import Unsaid
-from gpt2kit.checkpoints.vocabularies import load_vocabulary, where_to_look
+from gpt2kit.checkpoints.vocabularies import find_vocabulary, load_vocabulary, where_to_look
 from gpt2kit.errors import (
     CheckpointError,
     CheckpointFormatError,
@@ -88,7 +88,7 @@ def load(
     checkpoint = open_checkpoint(
         store.find(model), verify=verify, write_cache=write_cache, unsaid=Unsaid(n_head=n_head)
     )
-    source = None if vocabulary is None else store.find(vocabulary)
+    source = None if vocabulary is None else find_vocabulary(vocabulary)
     # Reading weights is mostly the kernel's work: Python has time for the vocabulary meanwhile.
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(load_vocabulary, checkpoint, source, fetch=fetch_vocabulary)

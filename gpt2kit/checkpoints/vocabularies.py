@@ -17,7 +17,7 @@ from gpt2kit import store
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.checkpoints.unpickle import Unreadable, unpickle
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import TokenizerError
+from gpt2kit.errors import CheckpointNotFoundError, TokenizerError
 from gpt2kit.files import read_bytes, read_start
 from gpt2kit.store.catalogue import MERGES_SHA256
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
@@ -59,10 +59,10 @@ def load_vocabulary(
 
 def _of_program(checkpoint: Checkpoint, fetch: Callable[[], Path] | None) -> Tokenizer | None:
     """Return the vocabulary that the program which saved the weights would use."""
-    places = [checkpoint.folder / META_FILE]
+    paths = [checkpoint.folder / META_FILE]
     if checkpoint.dataset is not None:  # nanoGPT's folders out-NAME and data/NAME lie side by side
-        places.append(checkpoint.folder.absolute().parent / "data" / checkpoint.dataset / META_FILE)
-    for path in places:
+        paths.append(checkpoint.folder.absolute().parent / "data" / checkpoint.dataset / META_FILE)
+    for path in paths:
         if path.is_file():
             return read_vocabulary(path, checkpoint.config.n_vocab)
     if checkpoint.config.n_vocab not in GPT2_ROWS:
@@ -105,6 +105,15 @@ def _is_gpt2s(tokenizer: Tokenizer) -> bool:
     """Whether the merges are GPT-2's: other languages have vocabularies of the same size."""
     merges = tokenizer.files().get("merges.txt", b"")
     return tokenizer.n_vocab == _N_VOCAB and hashlib.sha256(merges).hexdigest() == MERGES_SHA256
+
+
+def find_vocabulary(source: str | Path) -> Path:
+    """Return the path of a vocabulary, a file or a model; raise TokenizerError if there is none."""
+    try:
+        return store.find(source)
+    except CheckpointNotFoundError as error:
+        expected = "a file such as meta.pkl, the text of the training, or a model on this machine"
+        raise TokenizerError(f"there is no vocabulary {source}; expected {expected}") from error
 
 
 # --- files of other programs ----------------------------------------------------------------------

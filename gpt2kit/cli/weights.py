@@ -150,9 +150,8 @@ def convert(
     """
     import torch
 
-    from gpt2kit import store
     from gpt2kit.checkpoints.load import load_vocabulary, resolve_dtype, write_checkpoint
-    from gpt2kit.checkpoints.vocabularies import where_to_look
+    from gpt2kit.checkpoints.vocabularies import find_vocabulary, where_to_look
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
@@ -160,7 +159,7 @@ def convert(
     check_target(to, force, "--to")
     is_kept = dtype == "auto"
     stored = checkpoint.dtype if is_kept else resolve_dtype(dtype, torch.device("cpu"))
-    source = None if vocabulary is None else store.find(vocabulary)
+    source = None if vocabulary is None else find_vocabulary(vocabulary)
     tokenizer = load_vocabulary(checkpoint, source, fetch=options.fetch_vocabulary)
     with new_directory(to, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, checkpoint, stored, tokenizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from builders import hub_state, write_hub
 from torch import Tensor, nn
 
+from gpt2kit.checkpoints.courses import LLMS_FROM_SCRATCH
 from gpt2kit.checkpoints.load import build_model, load, open_checkpoint, write_checkpoint
 from gpt2kit.checkpoints.unsaid import Unsaid
+from gpt2kit.config import SIZES
 from gpt2kit.errors import (
     CheckpointFormatError,
     CheckpointMismatchError,
@@ -329,14 +332,18 @@ def test_the_folder_that_it_is_converted_to_is_the_same_model(tmp_path: Path, co
 
 def test_a_published_shape_has_its_published_heads(tmp_path: Path) -> None:
     # 12 layers of width 768 have 12 heads: no option, and no warning.
-    theirs = Scratch(n_vocab=2, width=768, n=12, layers=12).state_dict()
-    checkpoint = open_checkpoint(save(tmp_path / "w.pth", theirs))
-    assert checkpoint.config.n_head == 12
+    config = replace(SIZES["124M"], n_vocab=2, n_ctx=4)
+    zeros = torch.zeros(4 * 768 * 768)  # one storage for all tensors keeps the file small
+    state = {
+        name: zeros[: math.prod(shape)].view(shape)
+        for name, (_, shape) in LLMS_FROM_SCRATCH.expected(config).items()
+    }
+    assert open_checkpoint(save(tmp_path / "w.pth", state)).config == config
 
 
 def test_other_widths_that_64_divides_have_heads_of_64_with_a_warning(tmp_path: Path) -> None:
     path = save(tmp_path / "w.pth", Scratch(width=128, n=2).state_dict())
-    with pytest.warns(Gpt2KitWarning, match="2 of width 64 are assumed, and --n_head N"):
+    with pytest.warns(Gpt2KitWarning, match="2 of width 64 assumed, --n_head N"):
         assert open_checkpoint(path).config.n_head == 2
 
 

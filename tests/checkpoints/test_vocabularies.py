@@ -154,6 +154,11 @@ def test_another_text_than_the_models_own_is_refused(tmp_path: Path, checkpoint:
         load(checkpoint, device="cpu", vocabulary=path)
 
 
+def test_a_vocabulary_that_is_not_there_is_not_called_a_model(checkpoint: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"there is no vocabulary nope\.txt; expected a file"):
+        load(checkpoint, device="cpu", vocabulary="nope.txt")
+
+
 @pytest.mark.parametrize("given", ["folder", "vocab.json", "model.safetensors"])
 def test_the_vocabulary_of_another_model_is_taken(
     tmp_path: Path, tiny_model: GPT2, given: str
