@@ -38,10 +38,11 @@ class EncodedPrompt:
 class LogprobsWriter:
     """Writes log-probabilities in the shape that OpenAI's completions have, token after token."""
 
-    def __init__(self, tokenizer: Tokenizer, offset: int) -> None:
-        """Begin at an offset in the text, in characters."""
+    def __init__(self, tokenizer: Tokenizer, offset: int, *, with_ids: bool = False) -> None:
+        """Begin at an offset in the text, in characters; perhaps with the alternatives' ids."""
         self._tokenizer = tokenizer
         self._offset = offset
+        self._with_ids = with_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(self, tokens: Iterable[Chosen]) -> dict[str, list[Any]]:
@@ -52,12 +53,17 @@ class LogprobsWriter:
             "top_logprobs": [],
             "text_offset": [],
         }
+        if self._with_ids:
+            written["top_token_ids"] = []
         for chosen in tokens:
             name = self._name(chosen.token)
             written["tokens"].append(name)
             written["token_logprobs"].append(chosen.logprob)
             written["top_logprobs"].append(self._alternatives(chosen, name))
             written["text_offset"].append(self._offset)
+            if self._with_ids:
+                ids = [chosen.token, *(token for token, _ in chosen.top_logprobs or ())]
+                written["top_token_ids"].append({self._name(token): token for token in ids})
             # A token that ends within a character and the next one begin at the same offset.
             self._offset += len(self._utf8.decode(self._tokenizer.token_bytes(chosen.token)))
         return written
@@ -96,8 +102,9 @@ class ChoiceWriter:
         self._is_first = True
         self._logprobs = None
         if asked.logprobs is not None:
-            self._of_prompt = LogprobsWriter(tokenizer, 0)
-            self._logprobs = LogprobsWriter(tokenizer, len(prompt.text))
+            with_ids = asked.return_token_ids
+            self._of_prompt = LogprobsWriter(tokenizer, 0, with_ids=with_ids)
+            self._logprobs = LogprobsWriter(tokenizer, len(prompt.text), with_ids=with_ids)
 
     def write(
         self,

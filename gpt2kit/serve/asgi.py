@@ -25,6 +25,7 @@ from gpt2kit.serve.access import HostCheck, KeyCheck, read_keys, refuse, with_co
 from gpt2kit.serve.body import ClientGoneError, header
 from gpt2kit.serve.errors import Refusal
 from gpt2kit.serve.models import Load, Source, entries
+from gpt2kit.serve.page import page
 from gpt2kit.serve.service import Service
 from gpt2kit.serve.settings import Settings
 
@@ -47,7 +48,7 @@ _PATHS = {
         for name in ("tokenize", "detokenize", "tokenizer_info")
     ),
 }
-_ROUTES = "POST /v1/completions, GET /v1/models, POST /tokenize, POST /detokenize"
+_ROUTES = "GET /, POST /v1/completions, GET /v1/models, POST /tokenize, POST /detokenize"
 
 
 def application(
@@ -180,6 +181,7 @@ def _routes(service: Service) -> Router:
     """Return all routes; those of the tokenizer are there under /v1 too, where clients differ."""
     return Router(
         [
+            Route("/", _page),
             Route("/v1/completions", _Raw(service.complete), methods=["POST"]),
             Route("/v1/chat/completions", _no_chat, methods=["GET", "POST"]),
             Route("/v1/models", service.list_models),
@@ -198,6 +200,18 @@ def _routes(service: Service) -> Router:
             ),
         ]
     )
+
+
+async def _page(request: Request) -> Response:
+    data, policy = page()
+    headers = {
+        "content-type": "text/html; charset=utf-8",
+        "content-security-policy": policy,
+        "cache-control": "no-cache",  # so that a newer server is not asked by an older page
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    return Response(data, headers=headers)
 
 
 async def _no_chat(request: Request) -> Response:

@@ -63,6 +63,16 @@ def test_the_alternatives_hold_the_token_itself_with_the_same_float() -> None:
     ]
 
 
+def test_the_alternatives_have_ids_if_they_are_asked_for() -> None:
+    # A name such as bytes:\xf0 does not say which token it is, so nobody could go on from it.
+    small = tokenizer()
+    chosen = Chosen(66, -3.5, [(64, -0.25), (172, -2.0)])
+    found = LogprobsWriter(small, 0, with_ids=True).write([chosen])
+    assert found["top_token_ids"] == [{"c": 66, "a": 64, token_name(small.token_bytes(172)): 172}]
+    assert found["top_token_ids"][0].keys() == found["top_logprobs"][0].keys()
+    assert "top_token_ids" not in LogprobsWriter(small, 0).write([chosen])
+
+
 def test_usage_has_the_fields_of_openai() -> None:
     assert Usage(prompt=7, completion=5, cached=3).as_json() == {
         "prompt_tokens": 7,
