@@ -64,8 +64,8 @@ class LoadOptions:
 def serve(model: Models = None, *, address: Address, settings: Settings, how: LoadOptions) -> None:
     """Answer programs on this machine: OpenAI's completions over HTTP.
 
-    Needs gpt2kit[serve]. Ctrl-C or SIGTERM ends it after the running answers. One line for each
-    request goes to stderr, without any of its text.
+    Needs the extra named serve. Ctrl-C or SIGTERM ends it after the running answers. One line for
+    each request goes to stderr, without any of its text.
     """
     from gpt2kit.serve import require_packages
 
@@ -107,11 +107,12 @@ def _log_to_stderr() -> None:
 
 
 class _Notes(logging.Handler):
-    """Shows each record as a note, and tracebacks as they are."""
+    """Shows each record as a note, errors as such, and tracebacks as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = self.format(record)
         if record.exc_info:
-            output.note_text(message)
+            output.note_text(self.format(record))
+        elif record.levelno >= logging.ERROR:
+            output.error(record.getMessage())
         else:
-            output.note(message)
+            output.note(record.getMessage())

@@ -23,7 +23,7 @@ class Life:
         self._worker = worker
 
     def fail(self, error: BaseException) -> None:
-        """End all hope: the process should end."""
+        """Note that nothing can be answered any more: the process should end."""
         self.state, self.error = "failed", error
         self.ended.set()
 

@@ -35,8 +35,9 @@ def bind(address: Address) -> socket.socket:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {shown}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not the name of a machine"
+        raise ConfigError(f"cannot listen on {shown}: {reason}") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
@@ -61,7 +62,7 @@ def run(
     """Serve until a signal comes or the engine fails, and return the process's exit code.
 
     The first SIGINT or SIGTERM lets running requests end: 0. A second one ends at once: 130 or 143.
-    A model that cannot be loaded raises its error; a failure of the engine gives 1.
+    If the first model cannot be loaded or the engine fails, the log says why: 1.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -104,10 +105,7 @@ class Server(uvicorn.Server):
         watch = asyncio.create_task(self._watch())
         await self.serve(sockets=[bound])
         watch.cancel()
-        life = self._app.service.life
-        if life.error is not None and life.error is not self._app.service.worker.failure:
-            raise life.error
-        return self._code or int(life.state == "failed")
+        return self._code or int(self._app.service.life.state == "failed")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gpt2kit.errors import Gpt2KitError
 from gpt2kit.serve import rows
 from gpt2kit.serve.answering import Answer, cancelled_if_gone
 from gpt2kit.serve.answers import AnswerWriter, compact
@@ -62,10 +63,9 @@ class Service:
 
     async def _load_first(self) -> None:
         try:
-            await self.models.loaded(self.models.entries[0])
-        except Exception as error:
-            log.exception("%s cannot be loaded", self.models.entries[0].name)
-            self.life.fail(error)
+            await self._loaded(self.models.entries[0])
+        except Refusal as refusal:
+            self.life.fail(refusal)
             return
         if self.life.state == "loading":
             self.life.state = "ready"
@@ -147,14 +147,18 @@ class Service:
             raise refusal
 
     async def _loaded(self, entry: Entry) -> Loaded:
+        """Return a model in memory, or raise Refusal; the log says why it cannot be loaded."""
         try:
             return await self.models.loaded(entry)
-        except Refusal:
+        except Refusal as refusal:
+            log.error("%s", refusal)
             raise
-        except Exception as error:
+        except Gpt2KitError as error:
             log.error("%s cannot be loaded: %s", entry.name, error)
-            message = f"the model {entry.name} cannot be loaded; the server's log says why"
-            raise Refusal(500, message, code="model_failed") from None
+        except Exception:
+            log.exception("%s cannot be loaded", entry.name)
+        message = f"the model {entry.name} cannot be loaded; the server's log says why"
+        raise Refusal(500, message, code="model_failed")
 
     # --- models and tokenizers --------------------------------------------------------------------
 

@@ -395,6 +395,8 @@ def test_an_address_in_use_is_one_line() -> None:
             bind(Address(port=port))
     with pytest.raises(ConfigError, match="cannot listen on"):
         bind(Address(host="no.such.host.invalid"))
+    with pytest.raises(ConfigError, match="not the name of a machine"):
+        bind(Address(host="\x9b"))
 
 
 @pytest.mark.slow
@@ -433,10 +435,11 @@ def test_signals_end_the_process(weights: Path, signals: list[int], code: int) -
     assert (b"[DONE]" in received) == (len(signals) == 1)
 
 
-def test_run_gives_back_the_errors_of_loading() -> None:
-    with bind(Address(port=0)) as bound, pytest.raises(ConfigError):
+def test_a_model_that_cannot_be_loaded_ends_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    def load(_: object) -> Any:
+        raise ConfigError("no such device")
 
-        def load(_: object) -> Any:
-            raise ConfigError("no such device")
-
-        run(application("x", load=load), bound)
+    with bind(Address(port=0)) as bound:
+        assert run(application("x", load=load), bound) == 1
+    assert "x cannot be loaded: no such device" in caplog.text
+    assert "Traceback" not in caplog.text
