@@ -5,6 +5,7 @@ B batch (the first row is drawn), T tokens, C width, I width of the MLP's hidden
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _Function = Callable[[Tensor], Tensor]
 _DOTS = 4000  # at most, in a picture of single values
+_MOST_BINS = 25
 _NAMED = 6  # dimensions, at most, whose dots have their number
 _APART = 0.05  # share of the axes by which these are apart, at least
 
@@ -274,9 +276,10 @@ def _name_largest(axes: Axes, x: Array, y: Array) -> None:
 # --- neurons --------------------------------------------------------------------------------------
 
 
-def _bins_of_shares(T: int) -> Array:
-    """Return edges of bins for shares of T positions; of few positions a bin for each share."""
-    return (np.arange(T + 2) - 0.5) / T if T < 20 else np.linspace(0, 1, 21)
+def bins_of_shares(T: int) -> Array:
+    """Return edges of bins for shares of T positions; each holds equally many possible shares."""
+    wide = math.ceil((T + 1) / _MOST_BINS)
+    return (np.arange(0, T + 1 + wide, wide) - 0.5) / T
 
 
 def neurons(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> Figure:
@@ -301,11 +304,13 @@ def neurons(trace: Trace, tokens: Sequence[Token], layer: int | None = None) -> 
         left.set(ylim=(-0.02, 1.02), ylabel="share of the positions")
         left.set_title("each neuron", fontsize=10)
         name_numbers(left, "x", chosen.size, WIDTH / 2.2, "neuron")
-    counts, edges = np.histogram(chosen, bins=_bins_of_shares(T))
+    counts, edges = np.histogram(chosen, bins=bins_of_shares(T))
     right.stairs(counts / chosen.size, edges, fill=True, color=ORANGE)
     right.set(xlabel="share of the positions", ylabel="share of the neurons")
     never, always = float((chosen == 0).mean()), float((chosen == 1).mean())
     right.set_title(f"never active: {never:.0%}; always: {always:.0%}", fontsize=10)
+    from matplotlib.ticker import PercentFormatter
+
     for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter("{x:.0%}")
+        axis.set_major_formatter(PercentFormatter(1))
     return figure

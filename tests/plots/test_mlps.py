@@ -13,7 +13,7 @@ from trace_builders import IDS, Seen, look, panels
 from gpt2kit import plots
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.measures import mlp_input
-from gpt2kit.plots.mlps import histogram
+from gpt2kit.plots.mlps import bins_of_shares, histogram
 from gpt2kit.tokenizers import BPETokenizer
 
 T = len(IDS)
@@ -127,3 +127,13 @@ def test_neurons_are_drawn_with_the_share_of_positions_at_which_they_are_active(
     np.testing.assert_allclose(left.lines[0].get_ydata(), shares[1], rtol=1e-6)
     with pytest.raises(ConfigError, match="layer is 3"):
         plots.neurons(seen.trace, seen.tokens, 3)
+
+
+def testbins_of_shares_hold_equally_many_of_those_that_are_possible() -> None:
+    # 35 positions in 20 bins gave bins for one share beside bins for two, and false gaps.
+    for T in (1, 9, 24, 35, 500):
+        edges = bins_of_shares(T)
+        counts, _ = np.histogram(np.arange(T + 1) / T, bins=edges)
+        assert counts.sum() == T + 1
+        assert len(set(counts[:-1])) <= 1
+        assert len(counts) <= 26
