@@ -25,6 +25,7 @@ from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.graph_engine import MOST_STEPS, SHORTEST, GraphEngine, graph_engine
 from gpt2kit.engine.protocol import NewTokens
 from gpt2kit.errors import ConfigError, Gpt2KitWarning
+from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.text import generate_tokens
@@ -329,6 +330,29 @@ def test_generation_gives_the_same_tokens(
         by_graph(monkeypatch)
     assert list(generate_tokens(model, PROMPTS, compile=True, **options)) == plain
     assert fake_cuda.log.count("capture") == (2 if captures else 0)  # 128 keys, and 160
+
+
+def test_rows_that_join_and_leave_are_read_by_graphs_of_all_slots(
+    model: GPT2, fake_cuda: type[FakeGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def texts(**options: Any) -> list[list[int]]:
+        request = Request(max_tokens=90, seed=2, sampling=Sampling(top_k=5))
+        rows = [Row(prompt, request, CONFIG, sample=i) for i, prompt in enumerate(2 * PROMPTS)]
+        state = Continuation(model, slots=3, pieces_per_step=1, **options)
+        found: dict[Row, list[int]] = {row: [] for row in rows}
+        coming = list(rows)
+        while coming or state.has_work:
+            if coming:
+                state.add(coming.pop(0))
+            for each in state.step():
+                found[each] += [chosen.token for chosen in each.new]
+        return list(found.values())
+
+    plain = texts()
+    by_graph(monkeypatch)
+    assert texts(compile=True) == plain
+    assert fake_cuda.log.count("capture") == 2  # 128 keys, and 160
+    assert fake_cuda.log.count("replay") > 90
 
 
 @pytest.mark.parametrize("captures", [False, True])

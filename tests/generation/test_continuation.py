@@ -14,6 +14,7 @@ from engine_builders import int8_of, model_of
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import PIECE, Decoder
+from gpt2kit.evaluation.surprisal import Window, surprisals
 from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
@@ -198,7 +199,8 @@ def random_row(rng: random.Random, beginnings: Sequence[Sequence[int]], sample: 
     beginning = rng.choice(beginnings)
     length = rng.choice((rng.randint(1, 20), rng.randint(1, JOINING.n_ctx)))
     rest = rng.choices(range(JOINING.n_vocab), k=JOINING.n_ctx)
-    prompt = rng.choice(([*beginning, *rest][:length], rest[:length], beginning[:length] or [1]))
+    shared = [*beginning[: rng.randint(100, JOINING.n_ctx)], *rest][:length]
+    prompt = rng.choice((shared, shared, beginning[:length], rest[:length]))
     sampling = rng.choice(
         (
             GREEDY,
@@ -212,7 +214,7 @@ def random_row(rng: random.Random, beginnings: Sequence[Sequence[int]], sample: 
         seed=rng.randint(0, 5),
         overflow=rng.choice(("slide", "stop")),
         sampling=sampling,
-        logprobs=rng.random() < 0.2,
+        logprobs=rng.random() < 0.8,  # they show every bit
         prompt_logprobs=rng.random() < 0.1,
         top_logprobs=rng.choice((0, 0, 0, 2)),
     )
@@ -221,7 +223,7 @@ def random_row(rng: random.Random, beginnings: Sequence[Sequence[int]], sample: 
 
 def random_rows(n: int, seed: int) -> list[Row]:
     rng = random.Random(seed)
-    beginnings = [rng.choices(range(JOINING.n_vocab), k=JOINING.n_ctx) for _ in range(3)]
+    beginnings = [rng.choices(range(JOINING.n_vocab), k=JOINING.n_ctx) for _ in range(2)]
     return [random_row(rng, beginnings, sample) for sample in range(n)]
 
 
@@ -269,6 +271,10 @@ def check_random_requests(model: GPT2, n: int, seed: int) -> None:
         else:
             assert outcome(row, found[row]) == expected
     assert len(cancelled) > n // 50
+    hits = [
+        row for row in rows if row.cached_tokens and row.cached_tokens % Decoder(model).piece == 0
+    ]
+    assert len(hits) >= n // 50
     # No slot was lost: as many rows as there are slots run at the same time.
     for _ in range(6):
         state.add(Row([1], Request(max_tokens=3, sampling=GREEDY), JOINING))
@@ -288,3 +294,177 @@ def test_requests_at_random_turns_get_what_they_get_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_requests_at_random_turns_get_what_they_get_alone(kind: str) -> None:
     check_random_requests(model_to_join(kind), 1000, seed=2)
+
+
+def long_prompt(n: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(JOINING.n_vocab), k=n)
+
+
+def test_rows_join_in_the_order_in_which_they_came() -> None:
+    rows = [
+        Row(long_prompt(n, seed=n), Request(max_tokens=4, sampling=GREEDY), JOINING)
+        for n in (PIECE + 9, 3, 2 * PIECE + 20, 5, 1, PIECE)
+    ]
+    state = Continuation(model_to_join("float32"), slots=2, pieces_per_step=1)
+    for row in rows:
+        state.add(row)
+    first: list[Row] = []
+    while state.has_work:
+        assert state.waiting == [row for row in rows if not row.new]
+        first += [row for row in state.step() if row not in first]
+    assert first == rows
+
+
+def tokens_read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return a list that gets, for every call of the decoder, how many tokens each row has."""
+    read: list[list[int]] = []
+    original = Decoder.read
+
+    def counted(self: Decoder, rows: Any, *arguments: Any, **options: Any) -> Any:
+        read.append([len(row) for row in rows])
+        return original(self, rows, *arguments, **options)
+
+    monkeypatch.setattr(Decoder, "read", counted)
+    return read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_prompt_holds_up_a_running_row_by_one_piece_at_most(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_to_join(kind)
+    state = Continuation(model, slots=3, pieces_per_step=1)
+    running = Row([1, 2], Request(max_tokens=60, sampling=GREEDY), JOINING)
+    # Its window is full at once, and half of it is read again.
+    sliding = Row(long_prompt(JOINING.n_ctx), Request(max_tokens=9, sampling=GREEDY), JOINING)
+    coming = [sliding, *(Row([3] * n, Request(max_tokens=2), JOINING) for n in (150, 9, 150, 8))]
+    state.add(running)
+    state.step()
+    for row in coming:
+        state.add(row)
+    read = tokens_read(monkeypatch)
+    while running.finish_reason is None:
+        read.clear()
+        assert running in state.step()
+        decoded, *pieces = read
+        assert set(decoded) == {1}
+        assert sum(sum(piece) for piece in pieces) <= Decoder(model).piece
+    assert all(row.finish_reason for row in coming)
+
+
+def test_a_window_that_is_read_again_in_pieces_gives_the_same_tokens() -> None:
+    model = model_to_join("bfloat16")
+
+    def rows() -> list[Row]:
+        request = Request(max_tokens=JOINING.n_ctx, seed=1, sampling=Sampling(top_k=5))
+        return [Row(long_prompt(n, seed=n), request, JOINING) for n in (170, 150, 192)]
+
+    assert outcomes(model, rows(), pieces_per_step=1) == outcomes(model, rows())
+
+
+def test_beginnings_that_a_slot_holds_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_to_join("float32")
+    prompt = long_prompt(2 * PIECE)
+    state = Continuation(model, slots=2)
+    read = tokens_read(monkeypatch)
+    # From a slot that has ended, from one that runs, and up to the last whole piece only.
+    for row, cached, expected in (
+        (Row([*prompt, 1], Request(max_tokens=1), JOINING), 0, [PIECE, PIECE, 1]),
+        (Row([*prompt, 2], Request(max_tokens=50), JOINING), 2 * PIECE, [1]),
+        (Row([*prompt, 3, 3], Request(max_tokens=1), JOINING), 2 * PIECE, [2]),
+        (Row(prompt, Request(max_tokens=1), JOINING), PIECE, [PIECE]),
+        (Row(prompt[1:], Request(max_tokens=1), JOINING), 0, [PIECE, PIECE - 1]),
+    ):
+        running = bool(state.running)
+        read.clear()
+        state.add(row)
+        state.step()
+        assert [n for each in read[running:] for n in each] == expected
+        assert row.cached_tokens == cached
+
+
+def test_equal_prompts_are_read_once_and_share_their_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = tokens_read(monkeypatch)
+    rows = [Row([1, 2, 3], Request(max_tokens=1), JOINING, sample=i) for i in range(4)]
+    state = begun(model_to_join("float32"), rows, pieces_per_step=1)
+    assert state.step() == rows
+    assert read == [[3]]
+    assert [row.cached_tokens for row in rows] == [0, 3, 3, 3]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_removed_row_frees_its_slot_whether_it_waits_is_read_or_runs(turns: int) -> None:
+    rows = [Row(long_prompt(150), Request(max_tokens=9), JOINING, sample=i) for i in range(3)]
+    state = Continuation(model_to_join("float32"), slots=2, pieces_per_step=1)
+    for row in rows:
+        state.add(row)
+    for _ in range(turns):
+        state.step()
+    for row in rows:
+        state.remove(row)
+        state.remove(row)  # it is gone already
+        assert row not in [*state.running, *state.waiting]
+    assert not state.has_work
+    state.pieces_per_step = None
+    for _ in range(3):
+        state.add(Row([1], Request(max_tokens=3, sampling=GREEDY), JOINING))
+    state.step()
+    assert (len(state.running), len(state.waiting)) == (2, 1)
+
+
+# --- the log-probabilities of prompts -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_prompts_are_scored_as_evaluation_does_and_go_on_as_without(
+    kind: str, max_tokens: int
+) -> None:
+    model = model_to_join(kind)
+    lengths = (1, 2, 10, PIECE, PIECE + 1, 2 * PIECE + 30, JOINING.n_ctx)
+    prompts = [long_prompt(n, seed=n) for n in lengths]
+
+    def rows(**options: Any) -> list[Row]:
+        request = Request(max_tokens=max_tokens, seed=1, overflow="stop", **options)
+        return [Row(prompt, request, JOINING) for prompt in prompts]
+
+    scored = rows(prompt_logprobs=True, top_logprobs=3)
+    found = outcomes(model, [*scored, *rows(prompt_logprobs=True)], pieces_per_step=1, slots=2)
+    plain = outcomes(model, rows())
+    for prompt, row, one, other in zip(prompts, scored, found, plain, strict=False):
+        assert one[0] == other[0]
+        assert [chosen.token for chosen in one[1]] == [chosen.token for chosen in other[1]]
+        assert [chosen.token for chosen in row.prompt_chosen] == prompt
+        assert row.prompt_chosen[0].logprob is None
+        assert row.cached_tokens == 0
+        if len(prompt) == 1:
+            continue
+        (expected,) = surprisals(model, [Window(prompt, len(prompt) - 1)])
+        logprobs = [chosen.logprob for chosen in row.prompt_chosen[1:]]
+        tolerance = 0.2 if kind == "bfloat16" else 1e-5
+        assert logprobs == pytest.approx((-expected.nats).tolist(), abs=tolerance)
+        for chosen, greedy in zip(row.prompt_chosen[1:], expected.greedy.tolist(), strict=True):
+            assert chosen.top_logprobs is not None
+            assert len(chosen.top_logprobs) == 3
+            assert kind == "bfloat16" or (chosen.top_logprobs[0][0] == chosen.token) == greedy
+            assert dict(chosen.top_logprobs).get(chosen.token, chosen.logprob) == chosen.logprob
+
+
+def test_the_logits_of_a_scored_prompt_are_never_in_memory_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n_logits: list[int] = []
+    original = Decoder.read_scored
+
+    def counted(self: Decoder, *arguments: Any) -> Any:
+        logits = original(self, *arguments)
+        n_logits.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(Decoder, "read_scored", counted)
+    request = Request(max_tokens=0, prompt_logprobs=True)
+    outcomes(model_to_join("float32"), [Row(long_prompt(JOINING.n_ctx), request, JOINING)])
+    assert sum(n_logits) == JOINING.n_ctx
+    assert max(n_logits) == PIECE
