@@ -46,7 +46,17 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a small GPT from scratch."""
-    _train("train", corpus, given, run, tensorboard=tensorboard, json=json)
+    from gpt2kit.cli.training_steps import train_in_turn
+    from gpt2kit.training import recipes
+
+    def train_one(given: dict[str, Any], run: RunOptions, *, json: bool = False) -> None:
+        _train("train", corpus, given, run, tensorboard=tensorboard, json=json)
+
+    recipe = recipes.read(given["recipe"]) if "recipe" in given else None
+    if recipe is not None and recipe.steps:
+        train_in_turn(recipe, corpus, given, run, train_one, json=json)
+    else:
+        train_one(given, run, json=json)
 
 
 @takes(run=RunOptions)
@@ -73,17 +83,19 @@ def list_recipes(
     """List the recipes of `train --recipe`, or show one."""
     from gpt2kit.training import recipes
 
+    width = max(map(len, recipes.names())) + 2
     for recipe in map(recipes.read, recipes.names() if name is None else [name]):
         if json:
-            output.print_json(
-                {"name": recipe.name, "about": recipe.about, "options": recipe.options}
-            )
+            shown = {"name": recipe.name, "about": recipe.about, "options": recipe.options}
+            output.print_json(shown | ({"steps": recipe.steps} if recipe.steps else {}))
         elif name is None:
-            output.result(f"{recipe.name:<18}{recipe.about.splitlines()[0]}")
+            output.result(f"{recipe.name:<{width}}{recipe.about.splitlines()[0]}")
         else:
             output.result(recipe.about + "\n")
             for option, value in recipe.options.items():
                 output.result(f"  {option:<24}{value}")
+            for step in recipe.steps:
+                output.result(f"  {step}")
 
 
 def merge(

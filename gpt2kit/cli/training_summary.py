@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,26 @@ def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) ->
             summary[name] = measured_alike | loss_figures(
                 line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters
             )
+        if _overfits(best, measured[-1]):
+            summary["overfitting"] = {
+                name: {key: line[key] for key in ("step", "val_loss", "eval_train_loss")}
+                for name, line in (("best", best), ("end", measured[-1]))
+            }
     return summary
+
+
+def _overfits(best: Mapping[str, Any], end: Mapping[str, Any]) -> bool:
+    """Whether a model went on learning its training text when it no longer got better elsewhere.
+
+    Both are records of validations: the best one and the last one. A rise of less than 0.5% may
+    be chance.
+    """
+    if "eval_train_loss" not in best or "eval_train_loss" not in end:
+        return False
+    return bool(
+        end["val_loss"] > 1.005 * best["val_loss"]
+        and end["eval_train_loss"] < best["eval_train_loss"]
+    )
 
 
 def _last_sample(setup: Setup, model: GPT2, ending: Ending) -> dict[str, Any]:
@@ -145,6 +164,14 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         loss = f"{'loss of the batches':<22}{'':>10}{summary['train_loss']:>10.3f}"
         recent = output.count(min(_RECENT, summary["steps"]), "step")
         lines.append(f"{loss}   mean of the last {recent}")
+    if "overfitting" in summary:
+        best, end = (summary["overfitting"][name] for name in ("best", "end"))
+        lines.append(
+            f"overfitting: after step {best['step']:,} the validation loss rose from "
+            f"{best['val_loss']:.3f} to {end['val_loss']:.3f}, while the training loss fell from "
+            f"{best['eval_train_loss']:.3f} to {end['eval_train_loss']:.3f}. The weights of step "
+            f"{best['step']:,} are kept. More text, a smaller model or more --dropout would help"
+        )
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"

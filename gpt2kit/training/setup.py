@@ -249,7 +249,15 @@ def _settings_before(command: Command, folder: Path) -> Settings:
 
 def _with_recipe(given: Given) -> Given:
     """Return the given options over those of the recipe among them."""
-    return _over(recipes.read(given["recipe"]).options, given) if "recipe" in given else given
+    if "recipe" not in given:
+        return given
+    recipe = recipes.read(given["recipe"])
+    if recipe.steps:
+        raise ConfigError(
+            f"recipe is {recipe.name!r}, a series that gpt2kit train runs in turn; "
+            f"expected one of its recipes: {', '.join(recipe.steps)}"
+        )
+    return _over(recipe.options, given)
 
 
 def _over(lower: Given, upper: Given) -> dict[str, Any]:
