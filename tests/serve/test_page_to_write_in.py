@@ -551,6 +551,11 @@ def test_nothing_is_wider_than_a_telephone_and_all_can_be_reached(browser: Chrom
     write(browser, "At night " + "unbreakable" * 20, seed=0, n=3)
     browser.until(FINISHED)
     assert browser.run("document.documentElement.scrollWidth") == 360
+    right = f"[...{CARDS}[0].querySelectorAll('.piece')].find(piece => piece.offsetLeft > 180)"
+    browser.run(f"{CARDS}[0].scrollIntoView({{block: 'center'}})")
+    browser.point(right)
+    browser.until("!at('popup').hidden")
+    assert browser.run("at('popup').getBoundingClientRect().right") <= 360
     browser.press("F1")
     assert browser.run("at('help').open")
 
