@@ -86,6 +86,10 @@ class CompletionRequest:
         """How many texts are generated in all."""
         return len(self.prompt) * self.samples
 
+    def most_new_tokens(self, n_ctx: int) -> int:
+        """Return how many tokens may be generated for each text, at most."""
+        return self.max_tokens if self.overflow == "slide" else min(self.max_tokens, n_ctx)
+
     @property
     def scores_prompts(self) -> bool:
         """Whether the probabilities of the prompts' tokens are asked for."""

@@ -49,7 +49,7 @@ class Limits:
                 param="prompt" if len(asked.prompt) > 1 else "n",
             )
         tokens = sum(_most_tokens(prompt, n_ctx) for prompt in asked.prompt) * asked.samples
-        tokens += asked.rows * asked.max_tokens
+        tokens += asked.rows * asked.most_new_tokens(n_ctx)
         if tokens > settings.queue_tokens:
             raise Refusal(
                 400,

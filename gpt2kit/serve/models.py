@@ -29,7 +29,7 @@ from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 from gpt2kit.training.plan import free_memory
 
 Source = str | Path | tuple[GPT2, Tokenizer | None]
-_SHARE_FOR_SLOTS = 0.8  # of the free memory
+_SHARE_FOR_SLOTS = 0.8  # of the memory that is left beside the weights
 Load = Callable[[str | Path], tuple[GPT2, Tokenizer | None]]
 
 
@@ -54,6 +54,12 @@ class Loaded:
         return Decoder(self.model).name()
 
     @property
+    def n_bytes(self) -> int:
+        """The memory of its weights and slots."""
+        slots = self.batch.slots * slot_bytes(self.model.config, self.model.dtype)
+        return weight_bytes(self.model) + slots
+
+    @property
     def n_vocab(self) -> int:
         """How many ids can be read and chosen; the model may have more, as padding."""
         return min(self.tokenizer.n_vocab, self.model.config.n_vocab)
@@ -68,7 +74,6 @@ class Entry:
         self.loaded: Loaded | None = None
         self.used = 0.0  # when it was asked for last
         self.users = 0  # requests that hold it in memory
-        self.lock: asyncio.Lock | None = None  # of the event loop in which it is first asked for
         self._names = {each.lower() for each in names}
 
     def is_called(self, asked: str) -> bool:
@@ -122,6 +127,7 @@ class Models:
         self._worker = worker
         self._metrics = metrics
         self._load = load
+        self._loading: asyncio.Lock | None = None  # of the event loop that first needs it
 
     def named(self, asked: str | None) -> Entry:
         """Return the model that a client asks for, the first one by default; or raise Refusal."""
@@ -147,8 +153,10 @@ class Models:
 
         If memory is short, models that no request uses are let go, the least used first.
         """
-        entry.lock = entry.lock or asyncio.Lock()
-        async with entry.lock:
+        if entry.loaded is not None:
+            return entry.loaded
+        self._loading = self._loading or asyncio.Lock()
+        async with self._loading:
             if entry.loaded is None:
                 while not await asyncio.to_thread(self._fits, entry):
                     if not self._let_one_go():
@@ -159,17 +167,23 @@ class Models:
                 self._worker.add(entry.loaded.batch)
             return entry.loaded
 
-    def _fits(self, entry: Entry) -> bool:
-        """Whether there is memory for a model, as far as one can tell; the first always fits."""
-        if isinstance(entry.source, tuple) or not any(other.loaded for other in self.entries):
-            return True
-        free = free_memory(torch.device("cpu"))
-        return free is None or self._bytes_needed(entry.source) <= free
+    def _in_memory(self) -> list[Loaded]:
+        return [entry.loaded for entry in self.entries if entry.loaded is not None]
 
-    def _bytes_needed(self, source: str | Path) -> int:
-        config = open_checkpoint(store.find(source)).config
-        slots = self._settings.parallel * slot_bytes(config, torch.float32)
-        return config.n_params * torch.float32.itemsize + slots
+    def _fits(self, entry: Entry) -> bool:
+        """Whether there is memory for one more model, as far as one can tell.
+
+        It will have the device and the dtype of the others. The first always fits.
+        """
+        others = self._in_memory()
+        if isinstance(entry.source, tuple) or not others:
+            return True
+        model = others[0].model
+        free = free_memory(model.device)
+        config = open_checkpoint(store.find(entry.source)).config
+        slots = self._settings.parallel * slot_bytes(config, model.dtype)
+        needed = config.n_params * model.dtype.itemsize + slots
+        return free is None or needed + sum(other.n_bytes for other in others) <= free
 
     def _let_one_go(self) -> bool:
         """Let the least used model go that no request uses; return whether there was one."""
@@ -193,7 +207,8 @@ class Models:
             model, vocabulary = source if isinstance(source, tuple) else self._load(source)
             tokenizer = require_tokenizer(vocabulary, entry.name)
             n_vocab = min(tokenizer.n_vocab, model.config.n_vocab)
-            slots = slots_that_fit(model, self._settings.parallel)
+            held = sum(other.n_bytes for other in self._in_memory())
+            slots = slots_that_fit(model, self._settings.parallel, held=held)
             batch = Batch(model, slots=slots, n_vocab=n_vocab, metrics=self._metrics)
             now = int(time.time())
             loaded = Loaded(model, tokenizer, batch, fingerprint(model), now)
@@ -213,12 +228,21 @@ def slot_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
     return 2 * config.n_layer * config.n_ctx * config.n_embd * dtype.itemsize
 
 
-def slots_that_fit(model: GPT2, most: int) -> int:
-    """Return how many texts can be written at once: `most`, or fewer if memory is short."""
-    free = free_memory(model.device)
+def weight_bytes(model: GPT2) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def slots_that_fit(model: GPT2, most: int, *, held: int = 0) -> int:
+    """Return how many texts a model can write at once: `most`, or fewer if memory is short.
+
+    `held` are bytes that other models have.
+    """
+    free = free_memory(model.device)  # with what this process has already
     if free is None:
         return most
-    return max(1, min(most, int(_SHARE_FOR_SLOTS * free) // slot_bytes(model.config, model.dtype)))
+    room = int(_SHARE_FOR_SLOTS * (free - held - weight_bytes(model)))
+    return max(1, min(most, room // slot_bytes(model.config, model.dtype)))
 
 
 def fingerprint(model: GPT2) -> str:

@@ -108,11 +108,12 @@ def reading_only(request: Request) -> Request:
     )
 
 
-def tokens_needed(prompts: Sequence[EncodedPrompt], asked: CompletionRequest) -> int:
+def tokens_needed(
+    loaded: Loaded, asked: CompletionRequest, prompts: Sequence[EncodedPrompt]
+) -> int:
     """Return how many tokens a request needs at most, once its prompts are encoded."""
-    return (
-        sum(len(prompt.ids) for prompt in prompts) * asked.samples + asked.rows * asked.max_tokens
-    )
+    new = asked.rows * asked.most_new_tokens(loaded.model.config.n_ctx)
+    return sum(len(prompt.ids) for prompt in prompts) * asked.samples + new
 
 
 def names(loaded: Loaded, ids: Sequence[int]) -> list[str]:

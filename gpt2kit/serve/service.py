@@ -104,7 +104,7 @@ class Service:
         with self.limits.reserve(asked, n_ctx) as reservation, self.models.holding(entry):
             loaded = await self._loaded(entry)
             prompts = await asyncio.to_thread(rows.encode, loaded, asked)
-            reservation.tokens = rows.tokens_needed(prompts, asked)
+            reservation.tokens = rows.tokens_needed(loaded, asked, prompts)
             job = Job(seconds_to_wait=self.settings.queue_timeout)
             await asyncio.to_thread(rows.add_rows, job, loaded, asked, prompts)
             writer = AnswerWriter(

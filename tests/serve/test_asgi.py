@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from serve_builders import CONFIG, Client, connected, tiny
+from serve_builders import CONFIG, Client, connected, tiny, wait_until
 
 from gpt2kit.evaluation.surprisal import Window, surprisals
 from gpt2kit.generation.text import complete
@@ -342,6 +343,30 @@ def test_a_model_that_cannot_be_loaded_is_no_healthy_server() -> None:
         assert client.get("/health").status_code == 503
         assert client.get("/health/live").status_code == 503
         assert "cannot be loaded" in str(client.app.service.life.error)
+
+
+def test_an_engine_that_does_not_move_is_no_healthy_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a load balancer sends it requests for ever."""
+    moves = threading.Event()
+
+    def step(_: object) -> list[object]:
+        moves.wait(20)
+        return []
+
+    with connected() as client:
+        monkeypatch.setattr("gpt2kit.serve.worker.BEAT_SECONDS", 0.05)
+        assert client.get("/health").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr("gpt2kit.serve.worker.Continuation.step", step)
+            thread = threading.Thread(target=lambda: client.post("/v1/completions", PLAIN))
+            thread.start()
+            wait_until(lambda: client.get("/health").status_code == 503)
+            assert client.get("/health/live").status_code == 200
+        moves.set()
+        thread.join(20)
+        assert client.get("/health").status_code == 200
 
 
 def test_the_log_has_a_line_for_each_request_and_no_text(

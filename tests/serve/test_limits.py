@@ -67,7 +67,14 @@ def test_tokens_are_counted_before_a_prompt_is_encoded_and_corrected_after() -> 
 
 def test_a_request_that_never_fits_is_told_so() -> None:
     found = limits(queue_tokens=100)
-    asked = parse({"prompt": "a", "max_tokens": 60, "n": 2})
+    asked = parse({"prompt": "a", "max_tokens": 60, "n": 2, "overflow": "slide"})
     with pytest.raises(Refusal, match="122 tokens") as caught, found.reserve(asked, 64):
         pass
     assert caught.value.status == 400
+
+
+def test_what_cannot_fit_into_the_window_is_not_counted() -> None:
+    """A client whose default is many tokens is told about the window, not about the queue."""
+    found = limits(queue_tokens=100)
+    with found.reserve(parse({"prompt": "a", "max_tokens": 4096}), 64) as reservation:
+        assert reservation.tokens == 65

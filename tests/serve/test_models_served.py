@@ -13,7 +13,7 @@ from serve_builders import CONFIG, Client, connected, tiny
 from gpt2kit.checkpoints.load import load
 from gpt2kit.errors import ConfigError
 from gpt2kit.serve.asgi import application
-from gpt2kit.serve.models import entries, fingerprint, slot_bytes, slots_that_fit
+from gpt2kit.serve.models import entries, fingerprint, slot_bytes, slots_that_fit, weight_bytes
 from gpt2kit.serve.settings import Settings
 
 
@@ -72,18 +72,13 @@ def test_the_least_used_model_is_let_go_where_memory_is_short(
         client.texts(prompt="a", model="124M", max_tokens=1)
         kept = client.app.service.models.entries[0].loaded
 
-        def free(_: object) -> int:
-            return 0 if len(loaded_now(client)) > 1 else 10**12
-
-        monkeypatch.setattr("gpt2kit.serve.models.free_memory", free)
+        assert kept is not None
+        # Enough for two of these models, which are equally large, and not for three.
+        monkeypatch.setattr("gpt2kit.serve.models.free_memory", lambda _: int(2.5 * kept.n_bytes))
         client.texts(prompt="a", model="poems", max_tokens=1)
         assert loaded(client) == ["124M", "poems"]
         assert client.app.service.models.entries[0].loaded is kept
         assert client.texts(prompt="The", seed=1, max_tokens=9)
-
-
-def loaded_now(client: Client) -> list[str]:
-    return [entry.name for entry in client.app.service.models.entries if entry.loaded]
 
 
 def test_a_model_that_is_in_use_stays(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +122,12 @@ def test_there_are_fewer_slots_if_memory_is_short(monkeypatch: pytest.MonkeyPatc
     one = slot_bytes(CONFIG, model.dtype)
     assert one == 2 * 2 * 64 * 16 * 4
     assert slots_that_fit(model, 8) == 8
-    for free, expected in ((10 * one, 8), (5 * one, 4), (0, 1)):
-        monkeypatch.setattr("gpt2kit.serve.models.free_memory", lambda _, free=free: free)
+    own = weight_bytes(model)
+    assert own > 4 * 512 * 16
+    for room, expected in ((10 * one, 8), (5 * one, 4), (0, 1), (-own, 1)):
+        monkeypatch.setattr("gpt2kit.serve.models.free_memory", lambda _, free=own + room: free)
         assert slots_that_fit(model, 8) == expected
+        assert slots_that_fit(model, 8, held=10**9) == 1
 
 
 def test_the_fingerprint_depends_on_weights_and_dtype() -> None:
