@@ -39,6 +39,7 @@ class Model:
         self.vocabulary: list[bytes] = []
         self.asked: list[dict[str, Any]] = []
         self.key: str | None = None
+        self.authorizations: list[str | None] = []
         self.seconds = 0.0  # between two tokens
         self.gone = threading.Event()  # a client left before its stream had ended
 
@@ -132,6 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"error": {"message": message}}, status)
 
     def is_refused(self) -> bool:
+        self.model.authorizations.append(self.headers["authorization"])
         if self.model.key and self.headers["authorization"] != f"Bearer {self.model.key}":
             self.refuse(401, "the API key is missing or wrong")
             return True
@@ -533,6 +535,15 @@ def test_a_key_is_asked_for_when_the_server_wants_one(
         browser.type("secret")
         browser.press("Enter")
         browser.until("at('model').value && at('access').hidden && at('message').hidden")
+    assert model.authorizations[-1] == "Bearer secret"
+
+
+@pytest.mark.browser
+def test_without_a_key_none_is_sent(browser: Chromium, model: Model) -> None:
+    # A method of the browser's storage was taken for the key, and Firefox sent no request at all.
+    write(browser, "At night", seed=0, n=1)
+    browser.until(f"{TEXT}.endsWith('Then')")
+    assert set(model.authorizations) == {None}
 
 
 @pytest.mark.browser
