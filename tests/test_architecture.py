@@ -141,7 +141,7 @@ TESTED_BY = {
     "serve/test_asgi.py": """
         serve/answering serve/errors serve/rows serve/service serve/settings
     """,
-    "serve/test_server.py": "serve/life serve/worker",
+    "serve/test_server.py": "serve/life",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",
     "test_lora.py": "checkpoints/adapters",
     "tokenizers/test_bpe.py": "tokenizers/bpe_files",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -77,7 +78,7 @@ class Answer:
 
     async def send_stream(self, send: Send) -> None:
         """Send events as texts grow; raises Refusal if it has to before the first event."""
-        stream = _Stream(send)
+        stream = _Stream(send, self.job)
         if not self.job.samples:
             await self._send_prompts_alone(stream)
         writers = [
@@ -162,8 +163,9 @@ class Answer:
 class _Stream:
     """A response whose status line is sent with its first event."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, job: Job) -> None:
         self._send = send
+        self._job = job
         self.has_begun = False
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
@@ -172,7 +174,9 @@ class _Stream:
             self.has_begun = True
             start = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
             await self._send(start)
+        self._job.sending_since = time.monotonic()
         await _send_body(self._send, data, more=more)
+        self._job.sending_since = None
 
     async def end(self, data: bytes) -> None:
         """Send the last event."""

@@ -158,15 +158,25 @@ class _Connection(H11Protocol):
             await app({**scope, "gpt2kit.abort": transport.abort}, receive, send)
 
         self.app = with_abort
-        self._deadline = self.loop.call_later(settings.BODY_SECONDS, transport.abort)
+        self._start_clock()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_clock()  # for the next request of a connection
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         super().connection_lost(exc)
 
+    def _start_clock(self) -> None:
+        """Cut the connection after a while, unless a request has come by then."""
+        self._deadline = self.loop.call_later(settings.BODY_SECONDS, self.transport.abort)
+
     def _stop_clock(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+            self._deadline = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, in the shape that all errors have."""

@@ -24,6 +24,7 @@ from gpt2kit.serve.settings import BEAT_SECONDS, UNREAD_BYTES
 
 log = logging.getLogger("gpt2kit.serve")
 
+_STUCK_SECONDS = 1.0  # of one send; shorter ones happen if the event loop has much to do
 _PIECE_BYTES, _ALTERNATIVE_BYTES = 200, 40  # in an answer, about
 
 
@@ -66,6 +67,7 @@ class Job:
         self.error: Refusal | None = None  # why it ended early
         self.inbox: deque[tuple[Sample, list[Piece]]] = deque()
         self.unread = 0  # bytes of an answer that the inbox stands for, about
+        self.sending_since: float | None = None  # when the reader began to send to its client
         self.cancelled = False
         self.cached: dict[int, int] = {}  # by prompt: tokens that were not read again
         self.prompt_logprobs: dict[int, Sequence[Chosen]] = {}  # by prompt
@@ -100,12 +102,14 @@ class Job:
         return list(found.items())
 
     def put(self, sample: Sample, pieces: list[Piece]) -> None:
-        """Fill the inbox; a client that leaves too much of an answer untaken loses its request."""
+        """Fill the inbox; a client that takes nothing of a long answer loses its request."""
         self.inbox.append((sample, pieces))
         self.generated += len(pieces)
         alternatives = sum(len(piece.top_logprobs or ()) for piece in pieces)
         self.unread += _PIECE_BYTES * len(pieces) + _ALTERNATIVE_BYTES * alternatives
-        if self.unread > UNREAD_BYTES:
+        since = self.sending_since
+        is_stuck = since is not None and time.monotonic() - since > _STUCK_SECONDS
+        if self.unread > UNREAD_BYTES and is_stuck:
             self.error = Refusal(408, "the client takes its answer too slowly", code="slow_client")
 
     def end(self, error: Refusal) -> None:

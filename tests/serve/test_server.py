@@ -268,6 +268,14 @@ def test_a_connection_without_a_request_is_closed(
     with connect(url) as silent, contextlib.suppress(ConnectionResetError):
         silent.sendall(b"POST /v1/compl")
         assert silent.recv(100) == b""
+    with connect(url) as second:  # the same holds for the second request of a connection
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        while b'"ok"}' not in received:
+            received += second.recv(1000)
+        second.sendall(b"GET /hea")
+        with contextlib.suppress(ConnectionResetError):
+            assert second.recv(100) == b""
 
 
 def test_a_client_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
