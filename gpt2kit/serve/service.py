@@ -45,6 +45,7 @@ class Service:
         )
         self.loop: asyncio.AbstractEventLoop | None = None  # in which it was started
         self._jobs: set[Job] = set()
+        self._is_cut = False  # whether running requests were ended, because the server stops
         self._loading: asyncio.Task[None] | None = None
         self._add_gauges()
 
@@ -80,6 +81,7 @@ class Service:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain):
                 await self._until_idle()
+        self._is_cut = True
         self.worker.end_all(not_ready("the server stops, and the answer was cut; ask again"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
@@ -126,6 +128,8 @@ class Service:
                 self.worker.cancel(job)
                 Job.wake([job])
 
+        if self._is_cut:  # its prompts were being encoded when the others were ended
+            raise not_ready("the server is about to stop; try another one")
         self._jobs.add(job)
         if job.samples:
             self.worker.submit(answer.loaded.batch, job)

@@ -25,6 +25,7 @@ from builders import add_vocabulary, write_hub
 from serve_builders import CONFIG, ENDLESS, events_of, running, tiny, wait_until
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.serve import rows
 from gpt2kit.serve import settings as limits
 from gpt2kit.serve.asgi import Application, application
 from gpt2kit.serve.server import Server, bind, run, url_of
@@ -379,6 +380,30 @@ def test_what_does_not_end_in_time_is_cut_with_an_error() -> None:
         assert b'"the server stops, and the answer was cut; ask again"' in received
         assert b"[DONE]" not in received
         assert whole.recv(1000).startswith(b"HTTP/1.1 503")
+    assert started.code == 0
+
+
+def test_a_request_that_was_accepted_but_has_not_begun_is_refused_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It came to the engine after the others were cut, and was cut off without an answer."""
+    app = application(tiny(), settings=Settings(drain=0))
+    started = Started(app)
+    may_go_on, encode = threading.Event(), rows.encode
+
+    def slow(*arguments: Any) -> Any:
+        may_go_on.wait(10)
+        return encode(*arguments)
+
+    monkeypatch.setattr(rows, "encode", slow)
+    with connect(started.url) as late:
+        late.sendall(raw_request(ENDLESS))
+        wait_until(lambda: app.service.limits.requests == 1)
+        started.server.stop()
+        wait_until(lambda: app.service.life.state == "draining")
+        time.sleep(0.1)  # until the others would have been cut
+        may_go_on.set()
+        assert late.recv(1000).startswith(b"HTTP/1.1 503")
     assert started.code == 0
 
 
