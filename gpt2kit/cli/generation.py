@@ -111,7 +111,7 @@ class OutputOptions:
 
 
 @takes(
-    without=("first_sample", "logprobs", "logit_bias"),
+    without=("first_sample", "logprobs", "prompt_logprobs", "logit_bias", "logits_processors"),
     request=Request,
     speed=SpeedOptions,
     shown=OutputOptions,
@@ -137,7 +137,9 @@ def generate(
     request.check_draft(speed.draft)
     if request.top_logprobs and not shown.json:
         raise typer.BadParameter("--top_logprobs is shown with --json; add it")
-    request = dataclasses.replace(request, logprobs=shown.json or shown.in_color)
+    request = dataclasses.replace(
+        request, logprobs=shown.json or shown.in_color, ban=_bans(request.ban)
+    )
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompts = [] if asks else _prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
@@ -220,8 +222,36 @@ def _one_token(typed: str, tokenizer: Tokenizer) -> int:
         raise typer.BadParameter(
             f"--bias takes one token, and the text {typed!r} has {len(ids)}"
             + (f": {listed}" if ids else "")
+            + _with_space(typed, tokenizer)
         )
     return ids[0]
+
+
+def _with_space(typed: str, tokenizer: Tokenizer) -> str:
+    """Return the end of an error: with a space before it, the text may be one token."""
+    from gpt2kit.errors import TokenizerError
+
+    with contextlib.suppress(TokenizerError):
+        if not typed.startswith(" ") and len(ids := tokenizer.encode(f" {typed}")) == 1:
+            return f"; {' ' + typed!r}, the word with the space before it, is one token, {ids[0]}"
+    return ""
+
+
+def _bans(typed: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts that were typed, with the lines of a file in place of @FILE."""
+    from gpt2kit.errors import Gpt2KitError
+
+    texts: list[str] = []
+    for each in typed:
+        if not each.startswith("@"):
+            texts.append(each)
+            continue
+        file = Path(each[1:])
+        lines = [line.removesuffix("\r") for line in _text_of(file).split("\n")]
+        if not any(lines):
+            raise Gpt2KitError(f"{file}: no texts to ban; expected one on each line")
+        texts += [line for line in lines if line]
+    return tuple(texts)
 
 
 # --- prompts --------------------------------------------------------------------------------------

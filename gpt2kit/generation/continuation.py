@@ -202,7 +202,7 @@ class Continuation:
             _choose_along(checks)
         lengths = list(self._cache.lengths)
         for row, proposal, slot in zip(rows, proposals, slots, strict=True):
-            row.checked = Checked(len(proposal.tokens), len(row.new) - 1)
+            row.checked = Checked(len(proposal.tokens), max(0, len(row.new) - 1))
             lengths[slot] = len(row.history) - 1
         self._cache.truncate(lengths)
         drafter.learn(rows)

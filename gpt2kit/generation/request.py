@@ -17,8 +17,10 @@ from typing import Any, Literal, TypedDict
 from gpt2kit.data.window import Overflow
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import Rule, check, check_value, option, rules, shortened
+from gpt2kit.generation.shaping.processors import LogitsProcessor, as_processors
 
-FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context"]
+# A row that has come to a dead end raises its error instead of telling the reason.
+FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context", "dead_end"]
 
 DRAFT_TOKENS = 7  # with the newest token, the model reads eight for little more than one
 MOST_DRAFT_TOKENS = 64
@@ -56,6 +58,21 @@ class Sampling:
         group="Sampling",
         at_least=0,
         at_most=1,
+    )
+    typical_p: float = option(
+        1.0,
+        "Sample from the tokens whose surprisal is nearest to the expected one and that together "
+        "reach this probability (Meister et al. 2023); 1 keeps all.",
+        group="Sampling",
+        above=0,
+        at_most=1,
+    )
+    no_repeat_ngram: int = option(
+        0,
+        "Never write the same n tokens twice, those of the prompt included; 0 allows it.",
+        group="Sampling",
+        at_least=0,
+        at_most=10**6,
     )
     repetition_penalty: float = option(
         1.0,
@@ -97,9 +114,10 @@ class Sampling:
         """How many of the largest logits are enough to choose a token; 0 if all are needed.
 
         This is top_k where nothing but the largest logits matters: 1 for greedy decoding, and 0
-        with a bias or a penalty, which can lift any token among the largest.
+        with a bias or a penalty, which can lift any token among the largest, and if repeated
+        n-grams are forbidden, which may be any of them.
         """
-        if self.adjusts_logits:
+        if self.adjusts_logits or self.no_repeat_ngram:
             return 0
         return 1 if self.temperature == 0 else self.top_k
 
@@ -126,6 +144,20 @@ class Request:
         group="Text",
         metavar="TEXT",
     )
+    min_tokens: int = option(
+        0,
+        "New tokens, at least: before that neither <|endoftext|> nor a stop text ends the text.",
+        group="Text",
+        at_least=0,
+        at_most=10**9,
+    )
+    ban: tuple[str, ...] = option(  # a single text, a list and None are accepted too
+        (),
+        "Never write this text, however it is cut into tokens; may be given several times. @FILE "
+        "has one on each line.",
+        group="Text",
+        metavar="TEXT|@FILE",
+    )
     ignore_eos: bool = option(False, "Go on after <|endoftext|>.", group="Text")
     special: bool = option(
         False,
@@ -150,6 +182,9 @@ class Request:
         at_most=2**64 - 1,
     )
     sampling: Sampling = field(default_factory=Sampling)
+    logits_processors: tuple[LogitsProcessor, ...] = option(  # one, a list and None, too
+        (), "Functions that change the logits before anything else does; see LogitsProcessor."
+    )
     logprobs: bool = option(False, "Also give the log-probability of each token.")
     top_logprobs: int = option(
         0,
@@ -177,7 +212,15 @@ class Request:
 
     def __post_init__(self) -> None:
         check(self)
-        object.__setattr__(self, "stop", _stop_texts(self.stop))
+        object.__setattr__(self, "stop", _texts("stop", self.stop, "a stop text"))
+        object.__setattr__(self, "ban", _texts("ban", self.ban, "a banned text"))
+        object.__setattr__(self, "logits_processors", as_processors(self.logits_processors))
+        _check_bans(self.ban)
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(
+                f"min_tokens is {self.min_tokens:,}, expected at most max_tokens, "
+                f"{self.max_tokens:,}; raise max_tokens"
+            )
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))  # short enough to be typed
 
@@ -190,7 +233,11 @@ class Request:
     @property
     def most_likely(self) -> int:
         """How many of the largest logits are enough for what is asked; 0 if all are needed."""
-        return 0 if self.logprobs or self.top_logprobs else self.sampling.most_likely
+        if self.logprobs or self.top_logprobs or self.ban or self.logits_processors:
+            return 0
+        # min_tokens forbids one token, which may be among the largest.
+        most_likely = self.sampling.most_likely
+        return most_likely + 1 if most_likely and self.min_tokens else most_likely
 
     def check_draft(self, draft: object) -> None:
         """Raise ConfigError for an option that does not go with `draft`, which is None for none."""
@@ -218,14 +265,31 @@ def as_request(request: Request | None, options: Mapping[str, Any]) -> Request:
     return Request(sampling=Sampling(**sampling), **others)
 
 
-def _stop_texts(stop: Any) -> tuple[str, ...]:
-    """Return one stop text, several or None as a tuple."""
-    texts = (stop,) if isinstance(stop, str) else stop or ()
+def _texts(name: str, given: Any, each: str) -> tuple[str, ...]:
+    """Return one text, several or None as a tuple; `each` is what an error calls one of them."""
+    texts = (given,) if isinstance(given, str) else given or ()
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"stop is {shortened(stop)}, expected a text or several")
+        raise ConfigError(f"{name} is {shortened(given)}, expected a text or several")
     if not all(texts):
-        raise ConfigError("a stop text is empty; expected one character at least")
+        raise ConfigError(f"{each} is empty; expected one character at least")
     return tuple(texts)
+
+
+def _check_bans(texts: Sequence[str]) -> None:
+    """Raise ConfigError for a banned text that is not bytes of its own."""
+    for text in texts:
+        if "\ufffd" in text:
+            raise ConfigError(
+                f"the banned text {shortened(text)} has U+FFFD, which stands for bytes that are no "
+                "text; expected characters"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"the banned text {shortened(text)} has half of a surrogate pair, expected whole "
+                "characters"
+            ) from None
 
 
 def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
@@ -249,10 +313,12 @@ class TokenOptions(TypedDict, total=False):
     """What `generate_tokens` takes by keyword; Request has the meanings and the defaults."""
 
     max_tokens: int
+    min_tokens: int
     seed: int | None
     overflow: Overflow
     draft_tokens: int | None
     compile: bool
+    logits_processors: LogitsProcessor | Sequence[LogitsProcessor] | None
 
 
 class Options(TokenOptions, total=False):
@@ -265,11 +331,14 @@ class Options(TokenOptions, total=False):
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    no_repeat_ngram: int
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None
     stop: str | Sequence[str] | None
+    ban: str | Sequence[str] | None
     num_samples: int
     first_sample: int
     special: bool

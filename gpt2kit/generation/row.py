@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.data.window import check_ids, check_length, fit
+from gpt2kit.engine.torch_engine import precise
+from gpt2kit.errors import GenerationError
 from gpt2kit.generation.request import FinishReason, Request
 from gpt2kit.generation.sampling import (
     adjusted,
@@ -21,6 +24,8 @@ from gpt2kit.generation.sampling import (
     sample_generator,
     top_log_probabilities,
 )
+from gpt2kit.generation.shaping.limits import Limit, left_without_a_token
+from gpt2kit.generation.shaping.processors import RowView, processed
 
 
 class Chosen(NamedTuple):
@@ -52,8 +57,11 @@ class Row:
         *,
         sample: int = 0,
         stop_id: int | None = None,
+        limits: Sequence[Limit] = (),
     ) -> None:
         """Begin after a prompt, with the random stream of (seed, sample), to end at `stop_id`.
+
+        `limits` are those of `limits_for`; the request alone does not limit a row.
 
         If prompt and new tokens outgrow the model's window, `request.overflow` decides. With
         `slide`, a prompt that is too long keeps its end, with a warning. `stop` raises
@@ -69,7 +77,12 @@ class Row:
             check_length(n, n_ctx, f"the prompt with {request.max_tokens:,} new tokens")
         shown = fit(prompt, n_ctx, request.overflow, what="the prompt", slides=False)
         self.request = request
-        self.history = list(shown)  # the prompt, then what was chosen
+        self.history = list(shown)  # what the model reads: the prompt, then what was chosen
+        self.tokens = list(shown)  # the same, but from the beginning after the window has slid
+        self.prompt_length = len(shown)
+        self.sample = sample
+        self.limits = tuple(limits)
+        self.memory: dict[Any, Any] = {}  # see RowView
         self.generated: Counter[int] = Counter()  # how often each token was chosen
         self.generator = sample_generator(request.drawn_seed, sample)
         self.new: list[Chosen] = []  # what the last step chose
@@ -78,6 +91,7 @@ class Row:
         self.cached_tokens = 0  # tokens of the prompt that did not have to be read
         self.ahead: int | None = None  # tokens to propose in the next step; None: all that fit
         self.finish_reason: FinishReason | None = None  # None while it is running
+        self.error: GenerationError | None = None  # why it cannot go on, if its limits end it
         self._stop_id = stop_id
         self._left = request.max_tokens  # tokens that may still be chosen
         self._room = n_ctx if request.overflow != "slide" else None
@@ -97,7 +111,12 @@ class Row:
     def add(self, token: int) -> None:
         """Add a token to the text, without asking whether it is the last."""
         self.history.append(token)
+        self.tokens.append(token)
         self.generated[token] += 1
+
+    def view(self) -> RowView:
+        """Return what limits and logits processors are told about the row."""
+        return RowView(tuple(self.tokens), self.prompt_length, self.sample, self.memory)
 
     def ends_with_its_prompt(self) -> bool:
         """Finish a row that may have no token after its prompt, and say whether it is one."""
@@ -119,6 +138,7 @@ class Row:
         """Return a row with the same tokens and the same random stream, to be continued apart."""
         other = copy.copy(self)
         other.history, other.new = list(self.history), []
+        other.tokens, other.memory = list(self.tokens), dict(self.memory)
         other.generated = self.generated.copy()
         return other
 
@@ -126,7 +146,7 @@ class Row:
 def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     """Choose the next token of each row from its logits (B, V), as the row's request says."""
     sampling = rows[0].request.sampling
-    if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
+    if _are_asked_differently(rows):
         return [choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
     return sample(_adjusted(rows, logits), sampling, [row.generator for row in rows])
 
@@ -134,24 +154,67 @@ def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
 def distributions(rows: Sequence[Row], logits: Tensor) -> Tensor:
     """Return the probabilities with which `choose` takes each token: (B, V) -> (B, V)."""
     sampling = rows[0].request.sampling
-    if len(rows) > 1 and any(row.request.sampling is not sampling for row in rows):
+    if _are_asked_differently(rows):
         return torch.cat([distributions([row], logits[i : i + 1]) for i, row in enumerate(rows)])
     return full_distribution(_adjusted(rows, logits), sampling)
 
 
+def _are_asked_differently(rows: Sequence[Row]) -> bool:
+    """Return whether the rows have different ways to choose a token, and so are taken one by one.
+
+    Samplings are compared by identity, processors by equality: there may be none.
+    """
+    first = rows[0].request
+    return any(
+        row.request.sampling is not first.sampling
+        or row.request.logits_processors != first.logits_processors
+        for row in rows[1:]
+    )
+
+
 def _adjusted(rows: Sequence[Row], logits: Tensor) -> Tensor:
-    """Apply bias and penalties to the logits (B, V) of rows with one and the same sampling."""
+    """Apply all that changes the logits (B, V) of rows that are asked for in one way, in order.
+
+    First come the caller's processors, then the limits of each row, then bias and penalties.
+    """
+    processors = rows[0].request.logits_processors
+    if processors or any(row.limits for row in rows):
+        views = [row.view() for row in rows]
+        logits = processed(precise(logits), processors, views)
+        logits = _limited(rows, logits, views)
     histories, generated = [row.history for row in rows], [row.generated for row in rows]
     return adjusted(logits, rows[0].request.sampling, histories, generated)
 
 
+def _limited(rows: Sequence[Row], logits: Tensor, views: Sequence[RowView]) -> Tensor:
+    """Apply its limits to each row of logits (B, V).
+
+    A row that has no token left gets an error and its unlimited logits: what is chosen is dropped.
+    """
+    limited = logits.clone()
+    for i, (row, view) in enumerate(zip(rows, views, strict=True)):
+        for limit in row.limits:
+            limit.forbid(limited[i], view)
+        if row.limits and limited[i].amax().item() == -math.inf:
+            n_new = len(view.tokens) - view.prompt_length
+            row.error = GenerationError(left_without_a_token(row.limits, n_new))
+            limited[i] = logits[i]
+    return limited
+
+
 def take(rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> None:
-    """Add a token to each row, with the log-probabilities under logits (B, V) that it asks for."""
+    """Add a token to each row, with the log-probabilities under logits (B, V) that it asks for.
+
+    A row with an error gets none, and has ended.
+    """
     asked = [row.request.logprobs for row in rows]
     ks = [row.request.top_logprobs for row in rows]
     own = log_probabilities(logits, tokens) if any(asked) else []
     top = top_log_probabilities(logits, max(ks)) if any(ks) else []
     for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        if row.error is not None:
+            row.finish_reason = "dead_end"
+            continue
         logprob = own[i] if asked[i] else None
         row.take(Chosen(token, logprob, top[i][: ks[i]] if ks[i] else None))
 

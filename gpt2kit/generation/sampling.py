@@ -1,9 +1,9 @@
 """From one row of logits to one token.
 
 The order is fixed: bias, repetition penalty, presence and frequency penalties, temperature, top-k,
-top-p, min-p, then one draw. Each step is a small pure function; `adjusted` puts those together that
-change logits, and `sample` the others. Logits are computed with in float32, or in float64 if they
-are float64.
+top-p, min-p, typical-p, then one draw. Each step is a small pure function; `adjusted` puts those
+together that change logits, and `sample` the others. Logits are computed with in float32, or in
+float64 if they are float64. Processors and limits (see shaping/) come before.
 
     B batch, V vocabulary, K candidates: tokens that can still be drawn
 """
@@ -71,6 +71,8 @@ def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         probabilities = keep_min_p(probabilities, sampling.min_p)
+    if sampling.typical_p < 1:
+        probabilities = keep_typical_p(probabilities, sampling.typical_p)
     return probabilities, ids
 
 
@@ -193,6 +195,22 @@ def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
     """
     largest = probabilities.amax(dim=-1, keepdim=True)  # (B, 1)
     return probabilities.masked_fill(probabilities < min_p * largest, 0.0)
+
+
+def keep_typical_p(probabilities: Tensor, typical_p: float) -> Tensor:
+    """Zero all but the most typical tokens that together reach typical_p, as in `keep_top_p`.
+
+    (B, K) -> (B, K), unnormalized. The most typical token is the one whose surprisal is nearest to
+    the entropy, the expected surprisal of the tokens that are left (Meister et al. 2023, Locally
+    Typical Sampling, section 4). NaN stays, for `draw` to find.
+    """
+    shares = probabilities / probabilities.sum(dim=-1, keepdim=True)  # (B, K)
+    surprisals = -shares.log()  # (B, K), infinite for tokens that are gone
+    entropy = torch.special.entr(shares).sum(dim=-1, keepdim=True)  # (B, 1)
+    order = (surprisals - entropy).abs().argsort(dim=-1, stable=True)  # (B, K)
+    ordered = shares.gather(1, order)  # (B, K)
+    dropped = ordered.cumsum(dim=-1) - ordered >= typical_p  # (B, K)
+    return probabilities.masked_fill(dropped.scatter(1, order, dropped), 0.0)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> list[int]:

@@ -8,6 +8,7 @@ and `generate` collect what `stream` yields. Nothing here reads files or prints.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from gpt2kit.generation.request import (
     as_request,
 )
 from gpt2kit.generation.row import Checked, Row
+from gpt2kit.generation.shaping.limits import limits_for
 from gpt2kit.generation.speculate import Draft, drafter_for
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer
@@ -55,13 +57,14 @@ def generate_tokens(
 
     Raises ConfigError for an invalid option or ids of another shape, TokenizerError for an id
     outside the vocabulary, ContextLengthError as `Row` says, and GenerationError if the logits
-    are not finite.
+    are not finite, if a logits processor returns what cannot be used, or if no token is allowed.
     """
     if unknown := options.keys() - TokenOptions.__annotations__.keys():
         raise TypeError(f"generate_tokens() got an unexpected option {min(unknown)!r}")
-    request = Request(sampling=sampling or Sampling(), **options)
+    request = dataclasses.replace(as_request(None, options), sampling=sampling or Sampling())
+    limits = limits_for(request, None, stop_id)
     rows = [
-        Row(prompt, request, model.config, sample=sample, stop_id=stop_id)
+        Row(prompt, request, model.config, sample=sample, stop_id=stop_id, limits=limits)
         for sample, prompt in enumerate(_prompts(ids))
     ]
     state = _begin(model, rows, request, draft, model.config.n_vocab)
@@ -70,6 +73,8 @@ def generate_tokens(
     while True:
         while any(row.finish_reason is None and not tokens for row, tokens in waiting.items()):
             for row in state.step():
+                if row.error is not None:
+                    raise row.error
                 waiting[row].extend(chosen.token for chosen in row.new)
         ended = [row for row, tokens in waiting.items() if not tokens]
         if len(ended) == len(rows) or any(row.finish_reason != "end_of_text" for row in ended):
@@ -201,7 +206,8 @@ def stream(
 
     Raises at the call, before the first piece is asked for: ConfigError for an invalid option,
     TokenizerError without a vocabulary or for a text that it cannot represent, ContextLengthError
-    as `Row` says. Raises GenerationError between pieces if the logits are not finite.
+    as `Row` says. Raises GenerationError between pieces if the logits are not finite, if a logits
+    processor returns what cannot be used, or if a row has no token that is allowed.
     """
     request = as_request(request, options)
     tokenizer = require_tokenizer(tokenizer, "the model")
@@ -212,13 +218,16 @@ def stream(
     request.sampling.check_vocabulary(n_vocab)
     if not encoded or request.max_tokens == 0:
         return iter(())
+    stop_id = None if request.ignore_eos else tokenizer.stop_id
+    limits = limits_for(request, tokenizer, stop_id)
     rows = [
         Row(
             ids,
             request,
             model.config,
             sample=request.first_sample + number,
-            stop_id=None if request.ignore_eos else tokenizer.stop_id,
+            stop_id=stop_id,
+            limits=limits,
         )
         for ids in encoded
         for number in range(request.num_samples)
@@ -319,9 +328,15 @@ class TextOfRow:
         self._number = number
         self._decoder = StreamDecoder(tokenizer.token_bytes)
         self._stop = StopTexts(row.request.stop)
+        self._n_tokens = 0
 
     def add_new(self) -> list[Piece]:
-        """Return the pieces that the row's newest tokens add; finish the row at a stop text."""
+        """Return the pieces that the row's newest tokens add; finish the row at a stop text.
+
+        Raises the row's error if it has one.
+        """
+        if self.row.error is not None:
+            raise self.row.error
         pieces: list[Piece] = []
         for chosen in self.row.new:
             is_last = len(pieces) == len(self.row.new) - 1
@@ -350,9 +365,12 @@ class TextOfRow:
 
         An end marker adds no text of its own.
         """
-        text = "" if reason == "end_of_text" else self._stop.feed(self._decoder.feed(token))
+        self._n_tokens += 1
+        may_stop = self._n_tokens > self.row.request.min_tokens
+        decoded = "" if reason == "end_of_text" else self._decoder.feed(token)
+        text = self._stop.feed(decoded, may_stop=may_stop)
         if reason:
-            text += self._stop.feed(self._decoder.finish()) + self._stop.finish()
+            text += self._stop.feed(self._decoder.finish(), may_stop=may_stop) + self._stop.finish()
         return text
 
 
@@ -364,15 +382,18 @@ class StopTexts:
         self._held = ""
         self.found = False
 
-    def feed(self, text: str) -> str:
+    def feed(self, text: str, *, may_stop: bool = True) -> str:
         """Return what is certain not to belong to a stop text.
 
-        Sets `found` once a stop text is complete; after it there is no text.
+        Sets `found` once a stop text is complete; after it there is no text. Unless it `may_stop`,
+        a stop text that this text completes is let through.
         """
         if self.found:
             return ""
+        before = len(self._held)
         text = self._held + text
-        starts = [start for start in map(text.find, self._stops) if start >= 0]
+        found = [text.find(stop, max(0, before - len(stop) + 1)) for stop in self._stops]
+        starts = [start for start in found if start >= 0 and may_stop]
         self.found = bool(starts)
         # The longest end of the text that begins a stop text may still become that stop text.
         held = max(

@@ -16,7 +16,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check_value, declared_types, option, rules, same_option, shortened
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.serve.errors import Refusal
-from gpt2kit.serve.settings import MOST_LOGPROBS, MOST_STOPS
+from gpt2kit.serve.settings import MOST_BANS, MOST_LOGPROBS, MOST_STOPS
 
 T = TypeVar("T")
 Prompt = str | tuple[int, ...]  # a text, or ids
@@ -28,6 +28,8 @@ _OF_SAMPLING = (
     "top_k",
     "top_p",
     "min_p",
+    "typical_p",
+    "no_repeat_ngram",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -61,6 +63,10 @@ class CompletionRequest:
     # Our own, with vLLM's names if it has one.
     top_k: int = same_option(Sampling, "top_k", 0)
     min_p: float = same_option(Sampling, "min_p")
+    typical_p: float = same_option(Sampling, "typical_p")
+    no_repeat_ngram: int = same_option(Sampling, "no_repeat_ngram")
+    min_tokens: int = same_option(Request, "min_tokens")
+    ban: tuple[str, ...] = ()
     repetition_penalty: float = same_option(Sampling, "repetition_penalty")
     ignore_eos: bool = False
     special: bool = True
@@ -117,10 +123,20 @@ class CompletionRequest:
     def _make_request(self) -> Request:
         values = {name: getattr(self, name) for name in _OF_SAMPLING}
         sampling = _refuse_if_wrong("logit_bias", Sampling, **values)
+        if self.min_tokens > self.max_tokens:
+            raise Refusal(
+                400,
+                f"min_tokens is {self.min_tokens:,}, expected at most max_tokens, "
+                f"{self.max_tokens:,}",
+                param="min_tokens",
+            )
+        _refuse_if_wrong("ban", Request, ban=self.ban)
         return _refuse_if_wrong(
             "stop",
             Request,
             max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            ban=self.ban,
             stop=self.stop,
             ignore_eos=self.ignore_eos,
             special=self.special,
@@ -224,13 +240,12 @@ def _one_prompt(index: int, value: Any) -> Prompt:
         raise Refusal(400, message, param="prompt") from None
 
 
-def _stop_texts(value: Any) -> tuple[str, ...]:
+def _texts(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """Return one text or a list of them as a tuple; raises Refusal for more than `most`."""
     texts = value if isinstance(value, list) else [value]
-    if len(texts) > MOST_STOPS:
-        raise Refusal(
-            400, f"stop has {len(texts)} texts, expected at most {MOST_STOPS}", param="stop"
-        )
-    return tuple(as_text("stop", text) for text in texts)
+    if len(texts) > most:
+        raise Refusal(400, f"{name} has {len(texts)} texts, expected at most {most}", param=name)
+    return tuple(as_text(name, text) for text in texts)
 
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:
@@ -277,7 +292,8 @@ def _include_usage(value: Any) -> bool:
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model": lambda value: as_text("model", value),
     "prompt": _prompts,
-    "stop": _stop_texts,
+    "stop": lambda value: _texts("stop", value, MOST_STOPS),
+    "ban": lambda value: _texts("ban", value, MOST_BANS),
     "logit_bias": _bias,
     "logprobs": _logprobs,
 }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gpt2kit.errors import ConfigError, TokenizerError
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
+from gpt2kit.generation.shaping.limits import limits_for
 from gpt2kit.generation.text import TextOfRow
 from gpt2kit.serve.answers import EncodedPrompt, token_name
 from gpt2kit.serve.completions import CompletionRequest, Prompt
@@ -84,6 +85,8 @@ def add_rows(
     if asked.max_tokens == 0 and asked.echo and not asked.scores_prompts:
         return  # there is nothing to compute
     config, tokenizer = loaded.model.config, loaded.tokenizer
+    stop_id = None if asked.ignore_eos else tokenizer.stop_id
+    limits = limits_for(asked.request, tokenizer, stop_id)
     for index, prompt in enumerate(prompts):
         is_full = asked.overflow == "stop" and len(prompt.ids) == config.n_ctx
         only_reads = is_full or asked.max_tokens == 0
@@ -95,7 +98,8 @@ def add_rows(
                 request if sample else scoring,
                 config,
                 sample=sample,
-                stop_id=None if asked.ignore_eos else tokenizer.stop_id,
+                stop_id=stop_id,
+                limits=() if only_reads else limits,
             )
             text = TextOfRow(len(job.samples), row, tokenizer)
             job.add(row, text, prompt=index, only_reads=only_reads)
@@ -104,7 +108,13 @@ def add_rows(
 def reading_only(request: Request) -> Request:
     """Return a request whose rows are read; the one token that they choose is to be dropped."""
     return dataclasses.replace(
-        request, max_tokens=1, overflow="slide", stop=(), sampling=Sampling(temperature=0)
+        request,
+        max_tokens=1,
+        min_tokens=0,
+        overflow="slide",
+        stop=(),
+        ban=(),
+        sampling=Sampling(temperature=0),
     )
 
 

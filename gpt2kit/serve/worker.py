@@ -198,6 +198,9 @@ class Batch:
     def _take(self, sample: Sample, now: float) -> None:
         """Put what a step brought to a text into the inbox of its job."""
         job, row = sample.job, sample.row
+        if row.error is not None:  # nothing that the request allows can come next
+            job.end(Refusal(400, str(row.error), code="no_token_allowed"))
+            return
         if sample.last is None:
             self._note_prompt(sample)
         else:

@@ -25,8 +25,8 @@ def test_keyword_options_are_the_fields_of_request_and_sampling() -> None:
     options = get_type_hints(Options)
     assert options.keys() == fields.keys()
     assert get_type_hints(TokenOptions).items() <= options.items()
-    # As options, `stop` can be a single text, and `logit_bias` a mapping.
-    for name in options.keys() - {"stop", "logit_bias"}:
+    # As options, these can be a single one, and `logit_bias` a mapping.
+    for name in options.keys() - {"stop", "ban", "logit_bias", "logits_processors"}:
         assert options[name] == fields[name], name
 
 
@@ -47,6 +47,17 @@ def test_every_option_has_a_default_and_a_help() -> None:
         ("stop", [""]),
         ("stop", 3),
         ("stop", [3]),
+        ("ban", [""]),
+        ("ban", 3),
+        ("ban", ["a", "\ufffd"]),
+        ("ban", ["\ud800"]),
+        ("min_tokens", -1),
+        ("min_tokens", 101),
+        ("logits_processors", 3),
+        ("logits_processors", [3]),
+        ("typical_p", 0.0),
+        ("typical_p", 1.1),
+        ("no_repeat_ngram", -1),
         ("seed", -1),
         ("seed", 2**64),
         ("special", 1),

@@ -1,0 +1,1 @@
+"""Which tokens may come next: bans, n-grams, minimum lengths, processors of the caller's own."""
