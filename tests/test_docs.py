@@ -226,6 +226,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("letter", "prompts", "sentences"):
         Path(f"{name}.txt").write_text("The dog\nThe cat sat\n")
     first = "Nel mezzo del cammin di nostra vita"
+    Path("forbidden.txt").write_text("Vergilius\nvita\n")
     lines = (first, first.replace("cammin", "camino"), "vita nostra di cammin del mezzo Nel")
     Path("lines.txt").write_text("".join(f"{line}\n" for line in lines))
     Path("lambada.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")

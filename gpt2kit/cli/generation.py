@@ -243,7 +243,7 @@ def _bans(typed: Sequence[str]) -> tuple[str, ...]:
 
     texts: list[str] = []
     for each in typed:
-        if not each.startswith("@"):
+        if not each.startswith("@") or each == "@":
             texts.append(each)
             continue
         file = Path(each[1:])

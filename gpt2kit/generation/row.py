@@ -24,7 +24,7 @@ from gpt2kit.generation.sampling import (
     sample_generator,
     top_log_probabilities,
 )
-from gpt2kit.generation.shaping.limits import Limit, left_without_a_token
+from gpt2kit.generation.shaping.forbidding import Limit, left_without_a_token
 from gpt2kit.generation.shaping.processors import RowView, processed
 
 

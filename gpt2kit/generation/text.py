@@ -29,7 +29,7 @@ from gpt2kit.generation.request import (
     as_request,
 )
 from gpt2kit.generation.row import Checked, Row
-from gpt2kit.generation.shaping.limits import limits_for
+from gpt2kit.generation.shaping.forbidding import limits_for
 from gpt2kit.generation.speculate import Draft, drafter_for
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpt2kit.errors import ConfigError, TokenizerError
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
-from gpt2kit.generation.shaping.limits import limits_for
+from gpt2kit.generation.shaping.forbidding import limits_for
 from gpt2kit.generation.text import TextOfRow
 from gpt2kit.serve.answers import EncodedPrompt, token_name
 from gpt2kit.serve.completions import CompletionRequest, Prompt

@@ -96,6 +96,9 @@ CHANGES: list[list[str]] = [
     ["--repetition_penalty", "50"],
     ["--presence_penalty", "2"],
     ["--frequency_penalty", "2"],
+    ["--typical_p", "0.1"],
+    ["--no_repeat_ngram", "1"],
+    ["--ban", "e", "--ban", "a"],
     ["--bias", "64:100"],
     ["--bias", " the:100"],
     ["--seed", "2"],
@@ -143,6 +146,7 @@ def test_a_token_with_a_bias_is_given_as_its_id_or_as_its_text(model: str) -> No
         ("abc", "has no number at its end"),
         ("a:b", "has no number at its end"),
         ("az:5", "takes one token, and the text 'az' has 2: 64 'a', 89 'z'"),
+        ("with:5", "' with', the word with the space before it, is one token"),
         (":5", "takes one token, and the text '' has 0"),
         ("a:101", "from -100 to 100"),
         ("a:nan", "from -100 to 100"),
@@ -154,6 +158,37 @@ def test_a_bias_that_is_none_is_refused_in_one_line(model: str, bias: str, messa
     assert refused.exit_code in (1, 2)
     assert refused.stdout == ""
     assert message in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_texts_to_ban_come_from_the_command_line_and_from_a_file(
+    model: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "words.txt"
+    file.write_bytes(b" t\r\n\na\n")
+    options = ["--max_tokens", "40", "--no_prompt", "--ignore_eos"]
+    found = text(model, "x", "--ban", f"@{file}", *options)
+    assert found == text(model, "x", "--ban", " t", "--ban", "a", *options)
+    assert " t" not in found
+    assert "a" not in found
+    file.write_text("\n")
+    refused = generate(model, "x", "--ban", f"@{file}")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "no texts to ban; expected one on each line" in refused.stderr
+
+
+def test_a_text_has_the_least_number_of_tokens(model: str) -> None:
+    marker = ["--bias", "511:100", "--no_prompt", "--json"]
+    assert len(json.loads(text(model, "x", *marker))["tokens"]) == 1
+    assert len(json.loads(text(model, "x", *marker, "--min_tokens", "7"))["tokens"]) == 8
+
+
+def test_a_text_that_nothing_may_follow_ends_in_one_line(model: str) -> None:
+    letters = [word for i in range(256) for word in ("--ban", chr(i)) if chr(i).isprintable()]
+    lengths = ["--min_tokens", "600", "--max_tokens", "600"]
+    refused = generate(model, "x", *lengths, "--no_repeat_ngram", "1", *letters)
+    assert refused.exit_code == 1
+    last = refused.stderr.strip().split("\n")[-1]
+    assert "ban and no_repeat_ngram and min_tokens leave no token to go on with" in last
 
 
 def test_stop_texts_and_markers_are_obeyed(model: str) -> None:

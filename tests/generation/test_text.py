@@ -328,6 +328,22 @@ def test_a_stop_text_that_begins_with_itself_is_found(
     assert say("xaaabx", tiny_config, small_bpe, stop="aab").text == "xa"
 
 
+def test_a_stop_text_that_one_of_the_least_tokens_completes_stays_in_the_text(
+    tiny_config: GPT2Config, small_bpe: BPETokenizer
+) -> None:
+    ids = small_bpe.encode("one END two END three")
+    ends = [i + 1 for i in range(len(ids)) if small_bpe.decode(ids[: i + 1]).endswith("END")]
+
+    def said(least: int) -> str:
+        return say(
+            "one END two END three", tiny_config, small_bpe, stop="END", min_tokens=least
+        ).text
+
+    assert said(ends[0] - 1) == "one "
+    assert said(ends[0]) == said(ends[1] - 1) == "one END two "
+    assert said(ends[1]) == "one END two END three"
+
+
 def test_what_may_begin_a_stop_text_is_held_back() -> None:
     stops = StopTexts(["END"])
     shown = [stops.feed(piece) for piece in ("a E", "N", "x E", "ND b")]

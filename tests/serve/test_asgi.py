@@ -54,6 +54,8 @@ def test_an_answer_has_the_fields_of_openai(client: Client) -> None:
         {"presence_penalty": 1.5, "frequency_penalty": -0.5},
         {"logit_bias": {"100": 50.0}},
         {"stop": ["e"]},
+        {"ban": ["e", "a"], "no_repeat_ngram": 2, "typical_p": 0.9},
+        {"ban": "e", "min_tokens": 15, "stop": ["a", "t"]},
         {"overflow": "slide", "max_tokens": 90},
         {"overflow": "stop", "max_tokens": 90},
         {"ignore_eos": True, "special": False},
@@ -77,6 +79,16 @@ def test_texts_are_those_of_complete_with_the_same_options(
     assert [choice["finish_reason"] for choice in choices] == [
         reasons.get(each.finish_reason, "length") for each in expected
     ]
+
+
+def test_a_request_that_forbids_everything_is_refused_and_others_go_on(client: Client) -> None:
+    asked: dict[str, Any] = {"prompt": "x", "max_tokens": 600, "min_tokens": 600}
+    asked["no_repeat_ngram"] = 1
+    asked |= {"ban": [chr(i) for i in range(256)], "overflow": "slide"}
+    status, error = client.error(**asked)
+    assert (status, error["code"]) == (400, "no_token_allowed")
+    assert "leave no token to go on with" in error["message"]
+    assert client.complete(**PLAIN)["choices"]
 
 
 def test_a_stream_joined_is_the_whole_answer(client: Client) -> None:
