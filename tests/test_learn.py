@@ -1,0 +1,44 @@
+"""docs/learn: what the pages quote is the code as it is, and the notebook has the pages' cells."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+LEARN = Path(__file__).parent.parent / "docs" / "learn"
+QUOTED = [
+    (page.name, *found)
+    for page in sorted(LEARN.glob("*.md"))
+    for found in re.findall(
+        r"^```py\n# (gpt2kit/\S+)\.py: ([\w.]+)\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+]
+
+
+def test_every_page_quotes_the_code() -> None:
+    pages = {page.name for page in LEARN.glob("[0-9]*.md")}
+    assert len(pages) == 8
+    assert {page for page, *_ in QUOTED} == pages
+
+
+@pytest.mark.parametrize(("page", "module", "name", "quoted"), QUOTED)
+def test_what_a_page_quotes_is_in_the_code(page: str, module: str, name: str, quoted: str) -> None:
+    """Runs of lines between two "…" stand together in the source of what the first line names."""
+    found = importlib.import_module(module.replace("/", "."))
+    for part in name.split("."):
+        found = getattr(found, part)
+    source = textwrap.dedent(inspect.getsource(found))  # type: ignore[arg-type]
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    runs = re.split(r"^\s*…\n", quoted, flags=re.MULTILINE)
+    assert any(run.strip() for run in runs), f"{page} quotes nothing of {name}"
+    for run in runs:
+        wanted = [line.strip() for line in run.splitlines() if line.strip()]
+        there = [lines[i : i + len(wanted)] for i in range(len(lines))]
+        assert not wanted or wanted in there, f"{page}: not in {name}:\n{run}"
