@@ -40,7 +40,8 @@ from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import Publication, PublishedFile
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("learn/*.md"))]
 THEIRS = GOLDEN / "tf" / "micro-deep"  # instead of OpenAI's 124M
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -408,11 +409,24 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
             assert (ROOT / words[1]).exists(), example.command
 
 
+def test_every_command_in_the_tables_of_courses_can_be_typed() -> None:
+    """They are parsed, not run: the pages that explain them do that."""
+    page = DOCS / "learn" / "courses.md"
+    found = re.findall(r"`(gpt2kit [^`]+)`", page.read_text(encoding="utf-8"))
+    assert len(found) > 40
+    for line in found:
+        words = [word for word in Example(line, ()).words if word not in ("<", ">", "|")][1:]
+        command: Any = typer.main.get_command(app)
+        while below := getattr(command, "commands", {}):
+            command = below[words.pop(0)]
+        command.make_context(line, words)
+
+
 def test_every_command_of_the_program_is_on_a_page() -> None:
     run_there = [
         " ".join(example.words)
         for page in PAGES
-        if page.parent.name == "docs"
+        if page.is_relative_to(DOCS)
         for example in examples(page)
     ]
     for command in commands().keys() - {"", "plot"}:
@@ -422,13 +436,10 @@ def test_every_command_of_the_program_is_on_a_page() -> None:
 
 
 def test_every_page_and_every_picture_is_shown() -> None:
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     everything = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for page in PAGES:
+        index = (page.parent / "README.md").read_text(encoding="utf-8")
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
     assert all(
-        f"({page.name})" in index
-        for page in PAGES
-        if page.parent.name == "docs" and page.name != "README.md"
-    )
-    assert all(
-        f"images/{path.name})" in everything for path in (ROOT / "docs" / "images").iterdir()
+        f"images/{path.name})" in everything for path in (DOCS / "images").iterdir()
     )
