@@ -1,124 +1,120 @@
-"""Write docs/learn/course.ipynb: the pages of docs/learn as one notebook, with the outputs of its cells.
+"""Write docs/learn/course.ipynb: the pages of docs/learn as one notebook, with outputs.
 
     python scripts/make_notebook.py [--check]
 
-A command on a page becomes a cell that runs it, a plot is shown, and Python examples are cells as they
-are. Commands that need GPT-2's own weights are shown, not run. `--check` writes nothing and exits
-with 1 if the notebook does not have the cells of today's pages. Running the cells needs
-`pip install '.[plots,notebook]'`, tinyshakespeare.txt, names.txt and the-verdict.txt in the working
-folder (`python scripts/fetch_corpora.py`), and about half an hour.
+A command on a page becomes a cell that runs it, a plot is shown, and Python examples are cells as
+they are. Commands that need GPT-2's own weights are text. The cells are run in the working folder,
+which needs tinyshakespeare.txt, names.txt and the-verdict.txt (`python scripts/fetch_corpora.py`);
+it takes about half an hour. `--check` writes nothing; its exit code is 1 if the notebook does not
+have the cells of today's pages.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 LEARN = Path(__file__).parent.parent / "docs" / "learn"
 NOTEBOOK = LEARN / "course.ipynb"
-INTRODUCTION = """# How a GPT works
+TITLE = """# How a GPT works
 
-The eight pages of [docs/learn](README.md) as a notebook. Lines that begin with `!` are commands of a terminal."""
+The eight pages of [docs/learn](README.md) as a notebook. A line that begins with `!` is a command
+of a terminal; `pip install 'gpt2kit[plots]'` brings all that the cells need."""
 
 # A command with one of these words needs GPT-2's weights, or a file that only the reader has.
 NOT_RUN = ("124M", "gpt2-small", "divina", "letter.txt", "--version")
 
-
-def pages() -> list[Path]:
-    """Return the pages in the order in which they are read."""
-    return sorted(LEARN.glob("[0-9]*.md"))
+Cell = dict[str, Any]  # as the notebook format, version 4.5, has it
 
 
-def cells(page: str) -> list[Any]:
+def cells(page: str) -> list[Cell]:
     """Return the cells of one page: its text, its commands and its Python examples."""
     found = []
-    for part in re.split(
-        r"^(```(?:console|python)\n.*?^```)$", page, flags=re.MULTILINE | re.DOTALL
-    ):
+    blocks = r"^(```(?:console|python)\n.*?^```)$"
+    for part in re.split(blocks, page, flags=re.MULTILINE | re.DOTALL):
         if part.startswith("```python"):
-            found.append(nbformat.v4.new_code_cell(_inside(part)))
+            found.append(_code("\n".join(part.splitlines()[1:-1])))
         elif part.startswith("```console") and (commands := _commands(part)):
-            found += [nbformat.v4.new_code_cell(command) for command in commands]
+            found += [_code(command) for command in commands]
         elif text := _text(part):
-            found.append(nbformat.v4.new_markdown_cell(text))
+            found.append({"cell_type": "markdown", "metadata": {}, "source": text})
     return found
 
 
-def _inside(block: str) -> str:
-    return "\n".join(block.splitlines()[1:-1])
+def _code(source: str) -> Cell:
+    empty: Cell = {"execution_count": None, "metadata": {}, "outputs": []}
+    return {"cell_type": "code", "source": source, **empty}
 
 
 def _commands(block: str) -> list[str]:
-    """Return the cells for the commands of a console block; none if they cannot be run everywhere."""
+    """Return the cells for the commands of a console block; none if one needs what is not here."""
     lines = [line[2:] for line in block.splitlines() if line.startswith("$ ")]
     if any(word in line for line in lines for word in NOT_RUN):
         return []
-    return [_cell(line.partition("    #")[0]) for line in lines]
+    return [_shell(line.partition("    #")[0]) for line in lines]
 
 
-def _cell(command: str) -> str:
-    """Return the cell that runs a command, and shows the picture if it makes one."""
+def _shell(command: str) -> str:
+    """Return the source of a cell that runs a command, and shows the picture if it makes one."""
     words = shlex.split(command)
     if words[:2] != ["gpt2kit", "plot"]:
         return f"!{command}"
-    out = words[words.index("--out") + 1] if "--out" in words else f"{words[2]}.png"
-    named = command if "--out" in words else f"{command} --out {out}"
-    return f'!{named}\n\nfrom IPython.display import Image\n\nImage("{out}", width=800)'
+    if "--out" not in words:
+        command += f" --out {words[2]}.png"
+    picture = shlex.split(command)[-1]
+    return f'!{command}\n\nfrom IPython.display import Image\n\nImage("{picture}", width=800)'
 
 
 def _text(part: str) -> str:
-    """Return the text between two blocks, without pictures: the cells make them."""
-    text = re.sub(r"^!\[.*\n?", "", part, flags=re.MULTILINE)
-    text = re.sub(r"^Next: .*\n?", "", text, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    """Return the text between two blocks, without the pictures, which the cells make."""
+    without = re.sub(r"^(!\[|Next: ).*\n?", "", part, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", without).strip()
 
 
-def build() -> Any:
+def build() -> dict[str, Any]:
     """Return the notebook of today's pages, without outputs."""
-    notebook = nbformat.v4.new_notebook()
-    notebook.cells = [nbformat.v4.new_markdown_cell(INTRODUCTION)]
-    for page in pages():
-        notebook.cells += cells(page.read_text(encoding="utf-8"))
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"  # the same in every build, unlike the random ones
-    notebook.metadata.kernelspec = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
+    found: list[Cell] = [{"cell_type": "markdown", "metadata": {}, "source": TITLE}]
+    for page in sorted(LEARN.glob("[0-9]*.md")):
+        found += cells(page.read_text(encoding="utf-8"))
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {
+        "cells": [{"id": f"cell-{number}", **cell} for number, cell in enumerate(found)],
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
     }
-    return notebook
 
 
-def is_current() -> bool:
-    """Return whether the notebook has the cells of today's pages."""
-    if not NOTEBOOK.exists():
-        return False
-    written = nbformat.read(NOTEBOOK, as_version=4)
-    return [cell.source for cell in written.cells] == [cell.source for cell in build().cells]
+def sources(notebook: dict[str, Any]) -> list[str]:
+    """Return the source of each cell; in a file it may be a list of lines."""
+    return ["".join(cell["source"]) for cell in notebook["cells"]]
+
+
+def run(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Return the notebook with the outputs of its cells; raises the error of a cell that fails."""
+    import nbclient
+    import nbformat
+
+    ran = nbclient.NotebookClient(nbformat.from_dict(notebook), timeout=3600).execute()  # type: ignore[no-untyped-call]
+    for cell in ran.cells:
+        cell.metadata.pop("execution", None)  # times of this machine
+    return json.loads(nbformat.writes(ran))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="compare only; exit code 1 if it is old"
-    )
-    if parser.parse_args().check:
-        sys.exit(
-            0 if is_current() else "docs/learn/course.ipynb is older than the pages: make it anew"
-        )
-    from nbclient import NotebookClient
-
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare only; exit code 1 if old")
     notebook = build()
-    NotebookClient(notebook, timeout=3600).execute()
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of this machine
-    nbformat.write(notebook, NOTEBOOK)
+    if parser.parse_args().check:
+        old = sources(json.loads(NOTEBOOK.read_text(encoding="utf-8"))) != sources(notebook)
+        sys.exit("the pages have changed; run scripts/make_notebook.py" if old else 0)
+    text = json.dumps(run(notebook), indent=1, ensure_ascii=False, sort_keys=True)
+    NOTEBOOK.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -446,6 +446,4 @@ def test_every_page_and_every_picture_is_shown() -> None:
     for page in PAGES:
         index = (page.parent / "README.md").read_text(encoding="utf-8")
         assert page.name == "README.md" or f"({page.name})" in index, page.name
-    assert all(
-        f"images/{path.name})" in everything for path in (DOCS / "images").iterdir()
-    )
+    assert all(f"images/{path.name})" in everything for path in (DOCS / "images").iterdir())

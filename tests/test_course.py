@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import textwrap
-from pathlib import Path
 
+import make_notebook
 import pytest
 
-LEARN = Path(__file__).parent.parent / "docs" / "learn"
+LEARN = make_notebook.LEARN
 QUOTED = [
     (page.name, *found)
     for page in sorted(LEARN.glob("*.md"))
@@ -34,7 +35,7 @@ def test_what_a_page_quotes_is_in_the_code(page: str, module: str, name: str, qu
     found = importlib.import_module(module.replace("/", "."))
     for part in name.split("."):
         found = getattr(found, part)
-    source = textwrap.dedent(inspect.getsource(found))  # type: ignore[arg-type]
+    source = textwrap.dedent(inspect.getsource(found))
     lines = [line.strip() for line in source.splitlines() if line.strip()]
     runs = re.split(r"^\s*…\n", quoted, flags=re.MULTILINE)
     assert any(run.strip() for run in runs), f"{page} quotes nothing of {name}"
@@ -42,3 +43,13 @@ def test_what_a_page_quotes_is_in_the_code(page: str, module: str, name: str, qu
         wanted = [line.strip() for line in run.splitlines() if line.strip()]
         there = [lines[i : i + len(wanted)] for i in range(len(lines))]
         assert not wanted or wanted in there, f"{page}: not in {name}:\n{run}"
+
+
+def test_the_notebook_has_the_cells_of_the_pages_and_their_outputs() -> None:
+    written = json.loads(make_notebook.NOTEBOOK.read_text(encoding="utf-8"))
+    assert make_notebook.sources(written) == make_notebook.sources(make_notebook.build())
+    ran = [cell for cell in written["cells"] if cell["cell_type"] == "code"]
+    assert len(ran) > 20
+    for cell in ran:
+        assert cell["outputs"], "".join(cell["source"])
+        assert all(output["output_type"] != "error" for output in cell["outputs"])
