@@ -27,6 +27,13 @@
     python scripts/benchmark.py evaluate [--against hf]
         tokens/s of scoring a text, in batches of 4 windows that overlap by half; transformers runs
         the loop of its own documentation
+    python scripts/benchmark.py serve    [--against llama,hf]
+        tokens/s of 8 clients together, or --batch_size, each with a stream of its own; seconds to
+        the median first token (first_s) and to the last one (last_first_s), and the median gap
+        between two pieces; the longest gap of four streams while a long prompt arrives (stall_ms);
+        seconds to the first token of that prompt (long_first_s), of one alone (alone_first_s), and
+        of that one again with another end (warm_first_s); `of_complete` compares tokens/s with
+        those of gpt2kit.complete for the same prompts; peak_GB is the server's
     python scripts/benchmark.py train    [--against hf]
         tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
         plain training loop
@@ -106,6 +113,7 @@ WORKS = {
     "load": Work("hf"),
     "cold": Work("hf"),
     "evaluate": Work("hf", tokens=2560, batch=4),
+    "serve": Work("llama hf", batch=8, long_prompt=True),
     "train": Work("hf", tokens=6),
     "plan": Work(tokens=STEPS),
 }
@@ -137,10 +145,11 @@ class Contestant:
 
 
 def in_this_process(engine: str, task: Task) -> Figures:
-    """Return the engine's figures and the peak memory of this process."""
+    """Return the engine's figures and, unless it gives its own, the peak memory of this process."""
     family, kind = engine.split("-", 1)
     measure = importlib.import_module(f"measures.{MODULES.get(task['what'], task['what'])}")
-    return {**getattr(measure, family)(kind, task), "peak_GB": peak_memory() / 1e9}
+    figures: Figures = getattr(measure, family)(kind, task)
+    return figures | {"peak_GB": figures.get("peak_GB", peak_memory() / 1e9)}
 
 
 def in_its_own_process(engine: str, task: Task) -> Figures:
@@ -398,6 +407,8 @@ def with_everything(options: argparse.Namespace) -> list[Contestant]:
         "batch": options.batch_size or work.batch,
         "threads": options.threads,
         "device": options.device,
+        "llama_server": options.llama_server,
+        "transformers": options.transformers,
     }
     if options.what == "scale":
         return [
@@ -473,10 +484,18 @@ def parser() -> argparse.ArgumentParser:
         "--prompt_tokens",
         type=int,
         default=1000,
-        help="length of the long prompt in prefill, context and prefix",
+        help="length of the long prompt in prefill, context, prefix and serve",
     )
     parser.add_argument(
-        "--batch_size", type=int, help="for batch and prefix, 8 by default; for evaluate, 4"
+        "--batch_size",
+        type=int,
+        help="for batch, prefix and serve (the clients), 8 by default; for evaluate, 4",
+    )
+    parser.add_argument(
+        "--llama_server", default="llama-server", metavar="PROGRAM", help="for serve"
+    )
+    parser.add_argument(
+        "--transformers", default="transformers", metavar="PROGRAM", help="for serve"
     )
     parser.add_argument(
         "--device",

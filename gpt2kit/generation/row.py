@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -145,31 +145,34 @@ class Row:
 
 def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     """Choose the next token of each row from its logits (B, V), as the row's request says."""
-    sampling = rows[0].request.sampling
-    if _are_asked_differently(rows):
-        return [choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
-    return sample(_adjusted(rows, logits), sampling, [row.generator for row in rows])
+    tokens = [0] * len(rows)
+    for at in _asked_alike(rows):
+        own = [rows[i] for i in at]
+        found = logits if len(at) == len(rows) else logits[at]  # (own, V)
+        generators = [row.generator for row in own]
+        chosen = sample(_adjusted(own, found), own[0].request.sampling, generators)
+        for i, token in zip(at, chosen, strict=True):
+            tokens[i] = token
+    return tokens
 
 
 def distributions(rows: Sequence[Row], logits: Tensor) -> Tensor:
     """Return the probabilities with which `choose` takes each token: (B, V) -> (B, V)."""
-    sampling = rows[0].request.sampling
-    if _are_asked_differently(rows):
-        return torch.cat([distributions([row], logits[i : i + 1]) for i, row in enumerate(rows)])
-    return full_distribution(_adjusted(rows, logits), sampling)
+    found: dict[int, Tensor] = {}
+    for at in _asked_alike(rows):
+        own = [rows[i] for i in at]
+        shares = full_distribution(_adjusted(own, logits[at]), own[0].request.sampling)  # (own, V)
+        found |= dict(zip(at, shares, strict=True))
+    return torch.stack([found[i] for i in range(len(rows))])
 
 
-def _are_asked_differently(rows: Sequence[Row]) -> bool:
-    """Return whether the rows have different ways to choose a token, and so are taken one by one.
-
-    Samplings are compared by identity, processors by equality: there may be none.
-    """
-    first = rows[0].request
-    return any(
-        row.request.sampling is not first.sampling
-        or row.request.logits_processors != first.logits_processors
-        for row in rows[1:]
-    )
+def _asked_alike(rows: Sequence[Row]) -> Collection[list[int]]:
+    """Return groups of rows that choose a token in the same way, so that one call does for each."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        processors = map(id, row.request.logits_processors)  # they need not be hashable
+        groups.setdefault((row.request.sampling, *processors), []).append(i)
+    return groups.values()
 
 
 def _adjusted(rows: Sequence[Row], logits: Tensor) -> Tensor:

@@ -158,12 +158,29 @@ def candidates(logits: Tensor, top_k: int, *, sorted_: bool) -> tuple[Tensor, Te
     V = logits.shape[-1]
     if 0 < top_k < V:
         values, ids = logits.topk(top_k + 1, dim=-1)
-        if not _has_equals(values):
-            return values[:, :top_k], ids[:, :top_k]
-    if sorted_ or 0 < top_k < V:
-        values, ids = logits.sort(dim=-1, descending=True, stable=True)
-        return values[:, : top_k or V], ids[:, : top_k or V]
+        if _has_equals(values):
+            return _first_among_equals(logits, values[:, :top_k])
+        return values[:, :top_k], ids[:, :top_k]
+    if sorted_:
+        return logits.sort(dim=-1, descending=True, stable=True)
     return logits, torch.arange(V, device=logits.device).expand_as(logits)
+
+
+def _first_among_equals(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the `largest` K of (B, V) logits and their ids, the lower ids among equals: (B, K).
+
+    Sorting only what is not less than the smallest of them takes a fraction of the time of sorting
+    whole rows. Logits in bfloat16, which have few values, have equals in most rows.
+    """
+    B, K = largest.shape
+    # Not `>=`, which would leave out NaN: that counts as larger than all other values.
+    rows, ids = (~(logits < largest[:, -1:])).nonzero(as_tuple=True)  # (N,), (N,)
+    order = logits[rows, ids].argsort(descending=True, stable=True)  # (N,)
+    order = order[rows[order].argsort(stable=True)]  # (N,): row by row, the largest first
+    first = rows.bincount(minlength=B).cumsum(0).roll(1)  # (B,): where each row begins
+    first[0] = 0
+    kept = order[first[:, None] + torch.arange(K)]  # (B, K)
+    return logits[rows, ids][kept], ids[kept]
 
 
 def _has_equals(values: Tensor) -> bool:

@@ -51,9 +51,9 @@ def gpu_bandwidth(device: str) -> float:
     return max(20 * block.nbytes / seconds(read) for _ in range(5))
 
 
-def peak_memory() -> int:
-    """Return the peak memory of this process in bytes."""
-    status = Path("/proc/self/status")
+def peak_memory(process: int | str = "self") -> int:
+    """Return the peak memory of a process in bytes; only of this one where there is no /proc."""
+    status = Path(f"/proc/{process}/status")
     if status.exists():  # getrusage also counts the parent before the exec
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     import resource

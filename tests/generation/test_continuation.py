@@ -18,6 +18,7 @@ from gpt2kit.evaluation.surprisal import Window, surprisals
 from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
+from gpt2kit.generation.sampling import sample
 from gpt2kit.generation.speculate import drafter_for
 from gpt2kit.model import GPT2
 
@@ -46,6 +47,28 @@ def test_a_step_chooses_one_token_for_every_running_row(tiny_model: GPT2) -> Non
         ]
     assert state.step() == []
     assert {row.finish_reason for row in rows} == {"max_tokens"}
+
+
+def test_rows_with_equal_sampling_are_chosen_for_at_once(
+    tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Requests of several clients have equal samplings that are not the same object: each of their
+    # rows was sampled by a call of its own.
+    sizes = []
+
+    def counting(logits: torch.Tensor, *others: Any) -> list[int]:
+        sizes.append(len(logits))
+        return sample(logits, *others)
+
+    samplings = [Sampling(), GREEDY, Sampling(), Sampling()]
+    requests = [Request(max_tokens=1, seed=1, sampling=each) for each in samplings]
+    rows = [
+        Row(prompt, request, tiny_model.config)
+        for prompt, request in zip(PROMPTS, requests, strict=True)
+    ]
+    monkeypatch.setattr("gpt2kit.generation.row.sample", counting)
+    begun(tiny_model, rows).step()
+    assert sizes == [3, 1]
 
 
 def test_rows_with_requests_of_their_own_are_what_they_are_alone(tiny_model: GPT2) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import benchmark
 import pytest
 from benchmark import Contestant, engines_of, medians, with_ratios
+from measures.serve import llama
 
 from gpt2kit import store
 from gpt2kit.checkpoints.load import open_checkpoint
@@ -59,6 +60,11 @@ def run(work: Path, *words: str) -> dict[str, Any]:
         ("load", {"seconds"}),
         ("evaluate --tokens 600 --batch_size 2", {"tokens_per_second"}),
         ("train --tokens 2", {"tokens_per_second"}),
+        (
+            "serve --tokens 6 --batch_size 3 --prompt_tokens 60 --engines kit-float32",
+            {"tokens_per_second", "first_s", "last_first_s", "gap_ms", "stall_ms", "long_first_s"}
+            | {"alone_first_s", "warm_first_s", "of_complete"},
+        ),
     ],
 )
 def test_every_kind_of_work_gives_its_figures(
@@ -162,6 +168,18 @@ def test_a_process_reports_its_own_memory_and_not_that_of_the_one_that_started_i
     assert 10_000_000 < int(done.stdout) < len(block) / 2
 
 
+def test_a_server_that_does_not_start_is_an_error_with_what_it_said(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho out of luck >&2; exit 1\n")
+    program.chmod(0o755)
+    (tmp_path / "gpt2-f32.gguf").touch()
+    task = {"model": str(store.find("dante")), "work": str(tmp_path), "threads": 1}
+    with pytest.raises(RuntimeError, match="the server did not start: out of luck"):
+        llama("f32", {**task, "llama_server": str(program)})
+    with pytest.raises(FileNotFoundError, match="the program nowhere was not found"):
+        llama("f32", {**task, "llama_server": "nowhere"})
+
+
 def test_trainings_are_planned_and_measured(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +233,7 @@ def test_only_peers_that_can_do_the_work_take_part() -> None:
 
 
 def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="for batch, prefix, evaluate, not for decode"):
+    with pytest.raises(SystemExit, match="for batch, prefix, evaluate, serve, not for decode"):
         run(tmp_path, "decode", "--model", "dante", "--batch_size", "4")
 
 
