@@ -12,6 +12,8 @@ have the cells of today's pages.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import re
 import shlex
@@ -101,9 +103,40 @@ def run(notebook: dict[str, Any]) -> dict[str, Any]:
     import nbformat
 
     ran = nbclient.NotebookClient(nbformat.from_dict(notebook), timeout=3600).execute()  # type: ignore[no-untyped-call]
-    for cell in ran.cells:
-        cell.metadata.pop("execution", None)  # times of this machine
-    return json.loads(nbformat.writes(ran))  # type: ignore[no-any-return, no-untyped-call]
+    done: dict[str, Any] = json.loads(nbformat.writes(ran))  # type: ignore[no-untyped-call]
+    for cell in done["cells"]:
+        cell["metadata"] = {}  # times of this machine
+        cell["outputs"] = compact(cell.get("outputs", []))
+    return done
+
+
+def compact(outputs: list[Cell]) -> list[Cell]:
+    """Return the outputs of a cell as they look at its end: one text, and smaller pictures."""
+    texts = ["".join(each["text"]) for each in outputs if each["output_type"] == "stream"]
+    others = [each for each in outputs if each["output_type"] != "stream"]
+    for each in others:
+        if png := each.get("data", {}).get("image/png"):
+            each["data"]["image/png"] = _fewer_colors(png)
+    text = as_shown("".join(texts))
+    return [{"name": "stdout", "output_type": "stream", "text": text}] * bool(text) + others
+
+
+def as_shown(text: str) -> str:
+    """Return what a terminal shows in the end: no colors, and only the last state of each line."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r\n", "\n")
+    lines = [line.rpartition("\r")[2].rstrip() for line in plain.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def _fewer_colors(png: str) -> str:
+    """Return a base64 PNG with 64 colors, which is a third of its size."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(64).save(
+        small, "PNG", optimize=True
+    )
+    return base64.b64encode(small.getvalue()).decode("ascii")
 
 
 def main() -> None:

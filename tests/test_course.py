@@ -53,3 +53,8 @@ def test_the_notebook_has_the_cells_of_the_pages_and_their_outputs() -> None:
     for cell in ran:
         assert cell["outputs"], "".join(cell["source"])
         assert all(output["output_type"] != "error" for output in cell["outputs"])
+
+
+def test_a_progress_bar_is_written_once_as_it_ended() -> None:
+    said = "\x1b[2mread\x1b[0m\r\n 0/9\r\x1b[2K 9/9 loss 2.1\r\n\r\n\r\n\r\ndone\r\n"
+    assert make_notebook.as_shown(said) == "read\n 9/9 loss 2.1\n\ndone\n"
