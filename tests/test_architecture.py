@@ -136,7 +136,14 @@ TESTED_BY = {
     "engine/test_decoder.py": "engine/native_engine engine/protocol engine/torch_engine",
     "engine/test_native.py": "engine/native/library",
     "engine/test_shortlist.py": "engine/native/sketch",
+    "generation/test_constraints.py": """
+        generation/constraints/automaton generation/constraints/constraint
+        generation/constraints/entries generation/constraints/lines generation/constraints/pattern
+        generation/constraints/regular generation/constraints/utf8
+        generation/constraints/vocabulary
+    """,  # from a pattern to the tokens that it allows
     "generation/test_continuation.py": "generation/row",
+    "generation/test_text.py": "generation/stop_texts",
     "inspection/test_explanation.py": "inspection/attribution",
     "serve/test_asgi.py": """
         serve/answering serve/errors serve/rows serve/service serve/settings

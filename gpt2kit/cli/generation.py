@@ -62,6 +62,29 @@ Bias = Annotated[
 ]
 
 
+Allow = Annotated[
+    Path | None,
+    typer.Option(
+        "--allow",
+        metavar="FILE",
+        help="The continuation has to be one of the lines of this file.",
+        show_default=False,
+        rich_help_panel="Constraints",
+    ),
+]
+Forbid = Annotated[
+    Path | None,
+    typer.Option(
+        "--forbid",
+        metavar="FILE",
+        help="No line of the text may be one of the lines of this file; the first line of the text "
+        "is the prompt's last.",
+        show_default=False,
+        rich_help_panel="Constraints",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
     """What makes generation faster or slower; the texts stay as good."""
@@ -111,7 +134,10 @@ class OutputOptions:
 
 
 @takes(
-    without=("first_sample", "logprobs", "prompt_logprobs", "logit_bias", "logits_processors"),
+    without=(
+        *("first_sample", "logprobs", "prompt_logprobs", "logit_bias", "logits_processors"),
+        *("allow", "forbid"),
+    ),
     request=Request,
     speed=SpeedOptions,
     shown=OutputOptions,
@@ -123,6 +149,8 @@ def generate(
     prompts_file: PromptsFile = None,
     *,
     bias: Bias = None,
+    allow: Allow = None,
+    forbid: Forbid = None,
     request: Request,
     speed: SpeedOptions,
     shown: OutputOptions,
@@ -138,7 +166,11 @@ def generate(
     if request.top_logprobs and not shown.json:
         raise typer.BadParameter("--top_logprobs is shown with --json; add it")
     request = dataclasses.replace(
-        request, logprobs=shown.json or shown.in_color, ban=_bans(request.ban)
+        request,
+        logprobs=shown.json or shown.in_color,
+        ban=_bans(request.ban),
+        allow=_lines(allow) if allow else None,
+        forbid=_lines(forbid) if forbid else None,
     )
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
     prompts = [] if asks else _prompts(options.as_typed(prompt), prompts_file)
@@ -269,6 +301,16 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     if not lines:
         raise Gpt2KitError(f"{prompts_file}: no prompts; expected one on each line")
     return [line.removesuffix("\r") for line in lines]
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    """Return the lines of a file that are not empty."""
+    from gpt2kit.errors import Gpt2KitError
+
+    lines = [line.removesuffix("\r") for line in _text_of(file).split("\n")]
+    if not any(lines):
+        raise Gpt2KitError(f"{file}: no lines; expected one at least that is not empty")
+    return tuple(lines)
 
 
 def _text_of(file: Path) -> str:

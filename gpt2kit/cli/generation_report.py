@@ -36,6 +36,7 @@ class Writer:
     color: bool
     stats: Stats | None
     _texts: int = 0  # begun since the last report
+    _cut: int = 0  # of them, those that ended before they met their constraints
 
     def write(self, prompts: Sequence[str], request: Request) -> None:
         """Continue these prompts together."""
@@ -52,6 +53,8 @@ class Writer:
                 values = dataclasses.asdict(completion)
                 if not request.top_logprobs:
                     del values["top_logprobs"]
+                if not request.constraints:
+                    del values["matches"]
                 output.print_json(values)
             return
         try:
@@ -73,6 +76,7 @@ class Writer:
         for piece in pieces:
             text = texts[piece.row]
             part = text.add(piece, in_color=self.color)
+            self._cut += piece.matches is False
             if text is live:
                 self._show(part)
             while live.ended and (following := next(waiting, None)):
@@ -97,6 +101,12 @@ class Writer:
         if self.color:
             output.note()
             output.note(*color.legend())
+        if self._cut:
+            output.warn(
+                f"{output.count(self._cut, 'text')} ended before the constraint was met; give more "
+                "--max_tokens"
+            )
+            self._cut = 0
         if seed is not None:
             output.note(f"seed {seed}", dim=True)
         if self.stats is not None:

@@ -17,10 +17,14 @@ from typing import Any, Literal, TypedDict
 from gpt2kit.data.window import Overflow
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import Rule, check, check_value, option, rules, shortened
+from gpt2kit.generation.constraints.entries import checked_lines
+from gpt2kit.generation.constraints.pattern import parse
 from gpt2kit.generation.shaping.processors import LogitsProcessor, as_processors
 
 # A row that has come to a dead end raises its error instead of telling the reason.
-FinishReason = Literal["end_of_text", "stop_text", "max_tokens", "context", "dead_end"]
+FinishReason = Literal[
+    "end_of_text", "stop_text", "max_tokens", "context", "constraint", "dead_end"
+]
 
 DRAFT_TOKENS = 7  # with the newest token, the model reads eight for little more than one
 MOST_DRAFT_TOKENS = 64
@@ -181,6 +185,23 @@ class Request:
         at_least=0,
         at_most=2**64 - 1,
     )
+    regex: str | None = option(
+        None,
+        "The continuation has to match all of this pattern, in the syntax of Python's re.",
+        group="Constraints",
+        metavar="PATTERN",
+    )
+    allow: tuple[str, ...] | None = option(  # a list is accepted too
+        None, "The continuation has to be one of these lines."
+    )
+    forbid: tuple[str, ...] | None = option(  # a list is accepted too
+        None, "No line of the text may be one of these; its first begins in the prompt."
+    )
+    valid_utf8: bool = option(
+        False,
+        "Write whole characters only, never a part of one. Other constraints imply it.",
+        group="Constraints",
+    )
     sampling: Sampling = field(default_factory=Sampling)
     logits_processors: tuple[LogitsProcessor, ...] = option(  # one, a list and None, too
         (), "Functions that change the logits before anything else does; see LogitsProcessor."
@@ -221,6 +242,10 @@ class Request:
                 f"min_tokens is {self.min_tokens:,}, expected at most max_tokens, "
                 f"{self.max_tokens:,}; raise max_tokens"
             )
+        object.__setattr__(self, "allow", checked_lines("allow", self.allow))
+        object.__setattr__(self, "forbid", checked_lines("forbid", self.forbid))
+        if self.regex is not None:
+            parse(self.regex)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))  # short enough to be typed
 
@@ -233,11 +258,24 @@ class Request:
     @property
     def most_likely(self) -> int:
         """How many of the largest logits are enough for what is asked; 0 if all are needed."""
-        if self.logprobs or self.top_logprobs or self.ban or self.logits_processors:
+        if self.logprobs or self.top_logprobs or self.ban:
+            return 0
+        if self.logits_processors or self.constraints:
             return 0
         # min_tokens forbids one token, which may be among the largest.
         most_likely = self.sampling.most_likely
         return most_likely + 1 if most_likely and self.min_tokens else most_likely
+
+    @property
+    def constraints(self) -> str:
+        """The names of the constraints that are asked for: "regex and forbid", "" for none."""
+        asked = {
+            "regex": self.regex is not None,
+            "allow": self.allow,
+            "forbid": self.forbid,
+            "valid_utf8": self.valid_utf8,
+        }
+        return " and ".join(name for name, value in asked.items() if value)
 
     def check_draft(self, draft: object) -> None:
         """Raise ConfigError for an option that does not go with `draft`, which is None for none."""
@@ -343,5 +381,9 @@ class Options(TokenOptions, total=False):
     first_sample: int
     special: bool
     ignore_eos: bool
+    regex: str | None
+    allow: Sequence[str] | None
+    forbid: Sequence[str] | None
+    valid_utf8: bool
     logprobs: bool
     top_logprobs: int

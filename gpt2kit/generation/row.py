@@ -14,7 +14,8 @@ from torch import Tensor
 from gpt2kit.config import GPT2Config
 from gpt2kit.data.window import check_ids, check_length, fit
 from gpt2kit.engine.torch_engine import precise
-from gpt2kit.errors import GenerationError
+from gpt2kit.errors import ConfigError, GenerationError
+from gpt2kit.generation.constraints.constraint import Progress
 from gpt2kit.generation.request import FinishReason, Request
 from gpt2kit.generation.sampling import (
     adjusted,
@@ -58,10 +59,12 @@ class Row:
         sample: int = 0,
         stop_id: int | None = None,
         limits: Sequence[Limit] = (),
+        progress: Progress | None = None,
     ) -> None:
         """Begin after a prompt, with the random stream of (seed, sample), to end at `stop_id`.
 
-        `limits` are those of `limits_for`; the request alone does not limit a row.
+        `limits` are those of `limits_for`; the request alone does not limit a row. `progress` is
+        where the row begins in the request's constraints, if it has some.
 
         If prompt and new tokens outgrow the model's window, `request.overflow` decides. With
         `slide`, a prompt that is too long keeps its end, with a warning. `stop` raises
@@ -70,6 +73,10 @@ class Row:
         n_ctx = config.n_ctx
         check_ids(prompt, config.n_vocab, "the prompt")
         request.sampling.check_vocabulary(config.n_vocab)
+        if request.constraints and progress is None:
+            raise ConfigError(
+                f"{request.constraints} needs a vocabulary; use stream, complete or generate"
+            )
         if request.overflow == "stop":
             check_length(len(prompt), n_ctx, "the prompt")
         elif request.overflow == "error":
@@ -81,7 +88,6 @@ class Row:
         self.tokens = list(shown)  # the same, but from the beginning after the window has slid
         self.prompt_length = len(shown)
         self.sample = sample
-        self.limits = tuple(limits)
         self.memory: dict[Any, Any] = {}  # see RowView
         self.generated: Counter[int] = Counter()  # how often each token was chosen
         self.generator = sample_generator(request.drawn_seed, sample)
@@ -92,6 +98,8 @@ class Row:
         self.ahead: int | None = None  # tokens to propose in the next step; None: all that fit
         self.finish_reason: FinishReason | None = None  # None while it is running
         self.error: GenerationError | None = None  # why it cannot go on, if its limits end it
+        self.progress = progress  # in the constraints
+        self._limits = tuple(limits)
         self._stop_id = stop_id
         self._left = request.max_tokens  # tokens that may still be chosen
         self._room = n_ctx if request.overflow != "slide" else None
@@ -113,6 +121,13 @@ class Row:
         self.history.append(token)
         self.tokens.append(token)
         self.generated[token] += 1
+        if self.progress is not None:
+            self.progress = self.progress.after(token)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What limits its next token: its constraints, then the others."""
+        return self._limits if self.progress is None else (self.progress, *self._limits)
 
     def view(self) -> RowView:
         """Return what limits and logits processors are told about the row."""
@@ -123,8 +138,15 @@ class Row:
         self._finish_if_due()
         return self.finish_reason is not None
 
+    @property
+    def matches(self) -> bool | None:
+        """Whether its text is complete by the request's constraints; None without any."""
+        return None if self.progress is None else self.progress.may_end
+
     def _finish_if_due(self) -> None:
-        if self._left <= 0:
+        if self.progress is not None and self.progress.must_end:
+            self.finish_reason = "constraint"
+        elif self._left <= 0:
             self.finish_reason = "max_tokens"
         elif self._room is not None and len(self.history) >= self._room:
             self.finish_reason = "context"

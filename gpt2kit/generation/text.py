@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
+from gpt2kit.generation.constraints.constraint import constraints_for
 from gpt2kit.generation.continuation import Continuation
 from gpt2kit.generation.request import (
     FinishReason,
@@ -31,6 +32,7 @@ from gpt2kit.generation.request import (
 from gpt2kit.generation.row import Checked, Row
 from gpt2kit.generation.shaping.forbidding import limits_for
 from gpt2kit.generation.speculate import Draft, drafter_for
+from gpt2kit.generation.stop_texts import StopTexts
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder, Tokenizer, require_tokenizer
 from gpt2kit.tokenizers.listed import start_of_text
@@ -149,7 +151,10 @@ class Piece:
                    the likeliest first; None unless `top_logprobs` was asked for
     finish_reason  in a row's last piece, why it ended: "end_of_text", the model chose its end
                    marker; "stop_text", a stop text was found; "max_tokens", it has that many new
-                   tokens; "context", the window is full and `overflow` is not "slide"
+                   tokens; "context", the window is full and `overflow` is not "slide";
+                   "constraint", the text is complete, and the constraint allows nothing more
+    matches        in a row's last piece, whether what was generated is complete by the request's
+                   constraints: max_tokens may have cut it short; None without constraints
     checked        in the first piece of a step with a draft: how many tokens were proposed, and
                    how many of them accepted
     """
@@ -160,6 +165,7 @@ class Piece:
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] | None = None
     finish_reason: FinishReason | None = None
+    matches: bool | None = None
     checked: Checked | None = None
 
 
@@ -171,6 +177,7 @@ class Completion:
     text           the continuation, without the prompt and without the stop text that ended it
     tokens         the ids of all new tokens, those of an end marker or a stop text included
     finish_reason  why it ended: see Piece
+    matches        whether it is complete by the request's constraints: see Piece
     seed           the seed that gives this text again, together with `sample`
     sample         the sample's number among those of its prompt, from `first_sample` on
     logprobs       natural logarithm of each token's probability: see Piece; None unless asked for
@@ -185,6 +192,7 @@ class Completion:
     sample: int
     logprobs: list[float] | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
+    matches: bool | None = None
 
 
 def stream(
@@ -204,7 +212,8 @@ def stream(
     rounding, which hardly ever changes a text in float32 and often does in bfloat16. For `draft`, a
     smaller model or "lookup", see speculate.py.
 
-    Raises at the call, before the first piece is asked for: ConfigError for an invalid option,
+    Raises at the call, before the first piece is asked for: ConfigError for an invalid option and
+    for constraints that no text meets,
     TokenizerError without a vocabulary or for a text that it cannot represent, ContextLengthError
     as `Row` says. Raises GenerationError between pieces if the logits are not finite, if a logits
     processor returns what cannot be used, or if a row has no token that is allowed.
@@ -220,6 +229,7 @@ def stream(
         return iter(())
     stop_id = None if request.ignore_eos else tokenizer.stop_id
     limits = limits_for(request, tokenizer, stop_id)
+    constraints = constraints_for(request, tokenizer, n_vocab, stop_id)
     rows = [
         Row(
             ids,
@@ -228,6 +238,7 @@ def stream(
             sample=request.first_sample + number,
             stop_id=stop_id,
             limits=limits,
+            progress=constraints.after(ids) if constraints else None,
         )
         for ids in encoded
         for number in range(request.num_samples)
@@ -282,6 +293,7 @@ def collect(pieces: Iterable[Piece], prompts: Sequence[str], request: Request) -
             top_logprobs=[piece.top_logprobs or [] for piece in own]
             if request.top_logprobs
             else None,
+            matches=own[-1].matches if own else None,
         )
         for i, own in enumerate(rows)
     ]
@@ -353,6 +365,7 @@ class TextOfRow:
                     logprob=chosen.logprob,
                     top_logprobs=chosen.top_logprobs,
                     finish_reason=reason,
+                    matches=self.row.matches if reason else None,
                     checked=checked,
                 )
             )
@@ -372,39 +385,3 @@ class TextOfRow:
         if reason:
             text += self._stop.feed(self._decoder.finish(), may_stop=may_stop) + self._stop.finish()
         return text
-
-
-class StopTexts:
-    """Let text through up to the first stop text, holding back what may be the beginning of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-
-    def feed(self, text: str, *, may_stop: bool = True) -> str:
-        """Return what is certain not to belong to a stop text.
-
-        Sets `found` once a stop text is complete; after it there is no text. Unless it `may_stop`,
-        a stop text that this text completes is let through.
-        """
-        if self.found:
-            return ""
-        before = len(self._held)
-        text = self._held + text
-        found = [text.find(stop, max(0, before - len(stop) + 1)) for stop in self._stops]
-        starts = [start for start in found if start >= 0 and may_stop]
-        self.found = bool(starts)
-        # The longest end of the text that begins a stop text may still become that stop text.
-        held = max(
-            (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
-            default=0,
-        )
-        end = min(starts) if starts else len(text) - held
-        self._held = text[end:]
-        return text[:end]
-
-    def finish(self) -> str:
-        """Return what was held back and did not become a stop text."""
-        held, self._held = self._held, ""
-        return "" if self.found else held

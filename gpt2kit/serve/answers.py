@@ -22,6 +22,7 @@ from gpt2kit.tokenizers import Tokenizer
 _REASONS = {
     "end_of_text": "stop",
     "stop_text": "stop",
+    "constraint": "stop",
     "max_tokens": "length",
     "context": "length",
 }

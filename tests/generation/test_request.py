@@ -25,8 +25,9 @@ def test_keyword_options_are_the_fields_of_request_and_sampling() -> None:
     options = get_type_hints(Options)
     assert options.keys() == fields.keys()
     assert get_type_hints(TokenOptions).items() <= options.items()
-    # As options, these can be a single one, and `logit_bias` a mapping.
-    for name in options.keys() - {"stop", "ban", "logit_bias", "logits_processors"}:
+    # As options, these can be a single one or a list, and `logit_bias` a mapping.
+    free = {"stop", "ban", "logit_bias", "logits_processors", "allow", "forbid"}
+    for name in options.keys() - free:
         assert options[name] == fields[name], name
 
 

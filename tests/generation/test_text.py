@@ -26,7 +26,8 @@ from gpt2kit.errors import (
 )
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
-from gpt2kit.generation.text import StopTexts, complete, generate, generate_tokens, stream
+from gpt2kit.generation.stop_texts import StopTexts
+from gpt2kit.generation.text import complete, generate, generate_tokens, stream
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
