@@ -26,7 +26,10 @@ def lower_bounds(pyproject: Path) -> list[str]:
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     return [
-        line.replace(">=", "==") for group in groups for line in group if re.search(r"\w>=\d", line)
+        line.replace(">=", "==")
+        for group in groups
+        for line in group
+        if re.search(r"[\w\]]>=\d", line)
     ]
 
 

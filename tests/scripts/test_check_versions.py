@@ -21,6 +21,7 @@ def test_a_bound_becomes_an_exact_version(tmp_path: Path) -> None:
     file = tmp_path / "pyproject.toml"
     file.write_text(
         '[project]\ndependencies = ["torch>=2.10"]\n'
-        '[project.optional-dependencies]\ndev = ["gpt2kit[plots]", "pytest>=8.4"]\n'
+        "[project.optional-dependencies]\n"
+        'dev = ["gpt2kit[plots]", "ray[serve]>=2.60", "pytest>=8.4"]\n'
     )
-    assert lower_bounds(file) == ["torch==2.10", "pytest==8.4"]
+    assert lower_bounds(file) == ["torch==2.10", "ray[serve]==2.60", "pytest==8.4"]
