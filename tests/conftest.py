@@ -47,7 +47,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_weights_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Give every test an empty weights folder and cache, whatever is on this machine."""
+    """Give every test empty folders of weights, caches and data, whatever is on this machine."""
+    monkeypatch.setenv("GPT2KIT_DATA", str(tmp_path_factory.mktemp("data")))
     monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -20,6 +20,7 @@ from gpt2kit.cli import (
     evaluation,
     explain,
     generation,
+    history,
     inspect_model,
     neighbors,
     originality,
@@ -27,6 +28,7 @@ from gpt2kit.cli import (
     plan,
     plots,
     process,
+    replay,
     serve,
     tokenize,
     training,
@@ -136,7 +138,7 @@ def common(
 
 
 _HEADINGS = {
-    "Write": (generation, serve, tokenize),
+    "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
     "Measure": (evaluation, comparison, originality),

@@ -44,6 +44,8 @@ def takes(
 
 
 def takes_given(
+    *,
+    without: tuple[str, ...] = (),
     **dataclasses: type | tuple[type, ...],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command whose options are fields of dataclasses, and that gets only those typed.
@@ -52,8 +54,9 @@ def takes_given(
         def train(corpus: Corpus, *, given: dict[str, Any], json: Json = False) -> None: ...
 
     The function gets a dictionary, not a dataclass: options that are not typed may come from
-    elsewhere before the dataclass is made. A field that several dataclasses have is one option. A
-    choice with the value "none" has a short form: `--no_x` is `--x none`.
+    elsewhere before the dataclass is made. A field that several dataclasses have is one option;
+    fields named in `without` are none. A choice with the value "none" has a short form: `--no_x` is
+    `--x none`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -63,7 +66,7 @@ def takes_given(
             for kind in kinds if isinstance(kinds, tuple) else (kinds,):
                 for each in (*parameters(kind, two_ways=True), *_short_forms(kind)):
                     named.setdefault(each.name, each)
-            options[argument] = list(named.values())
+            options[argument] = [each for each in named.values() if each.name not in without]
 
         def run(_context: typer.Context, **typed: Any) -> None:
             made: dict[str, Any] = {}

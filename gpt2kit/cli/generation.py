@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2kit.cli import color, options, output, process
+from gpt2kit.cli import color, history, options, output, process
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.generation_report import Stats, Writer
 from gpt2kit.cli.options import OUTPUT_GROUP, SPEED_GROUP, TEXT_GROUP, ModelOptions
+from gpt2kit.cli.receipts import check_folder, loaded_from, write_receipt
 from gpt2kit.fields import check, option
 from gpt2kit.generation.request import Request
 
@@ -121,11 +122,23 @@ class OutputOptions:
         False, "Print one JSON object per text, with its tokens.", group=OUTPUT_GROUP
     )
     stats: bool = option(False, "Report speed and memory on stderr.", group=OUTPUT_GROUP)
+    receipt: str | None = option(
+        None,
+        "Write what is needed to write the same texts again: digests, options, seed, versions. See "
+        "gpt2kit replay.",
+        group=OUTPUT_GROUP,
+        metavar="FILE",
+    )
+    receipt_text: bool = option(
+        False, "The receipt also has the prompts and the texts.", group=OUTPUT_GROUP
+    )
 
     def __post_init__(self) -> None:
         check(self)
         if self.json and self.color == "always":
             raise typer.BadParameter("--json has no colors; its logprobs say the same")
+        if self.receipt_text and self.receipt is None:
+            raise typer.BadParameter("--receipt_text is for --receipt FILE; add it")
 
     @property
     def in_color(self) -> bool:
@@ -173,7 +186,11 @@ def generate(
         forbid=_lines(forbid) if forbid else None,
     )
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
-    prompts = [] if asks else _prompts(options.as_typed(prompt), prompts_file)
+    if shown.receipt is not None:
+        if asks:
+            raise typer.BadParameter("--receipt needs a prompt or --prompts_file")
+        check_folder(shown.receipt)
+    prompts = [] if asks else read_prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
     model, tokenizer = source.load()
     if bias:
@@ -182,23 +199,31 @@ def generate(
     writer = Writer(
         model,
         tokenizer,
-        _load_draft(speed.draft, source, tokenizer),
+        load_draft(speed.draft, source, tokenizer),
         json=shown.json,
         no_prompt=shown.no_prompt,
         color=shown.in_color,
         stats=Stats(time.perf_counter() - started, request.compile) if shown.stats else None,
+        keeps_texts=shown.receipt is not None or history.is_on(),
     )
     is_drawn = request.sampling.temperature > 0 and not options.is_typed(context, "seed")
     show_seed = is_drawn and not shown.json
     if asks:
         _prompt_loop(writer, request, show_seed)
+        history.keep(writer.completions, source.model)
         return
-    for some, part in _batches(prompts, request, speed.batch_size):
+    for some, part in batches(prompts, request, speed.batch_size):
         writer.write(some, part)
     writer.report(request.drawn_seed if show_seed else None)
+    history.keep(writer.completions, source.model)
+    if shown.receipt is not None:
+        made = writer.receipt(
+            request, loaded_from(source, speed.draft, speed.batch_size), shown.receipt_text
+        )
+        write_receipt(shown.receipt, made)
 
 
-def _load_draft(
+def load_draft(
     draft: str | None, source: ModelOptions, tokenizer: Tokenizer | None
 ) -> Draft | None:
     """Return the draft that was named, if any.
@@ -289,7 +314,7 @@ def _bans(typed: Sequence[str]) -> tuple[str, ...]:
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
+def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     """Return the prompts: one that was typed, standard input, or the lines of a file."""
     if prompts_file is None:
         return [options.read_stdin() if prompt is None or prompt == "-" else prompt]
@@ -327,7 +352,7 @@ def _text_of(file: Path) -> str:
         ) from error
 
 
-def _batches(
+def batches(
     prompts: Sequence[str], request: Request, batch_size: int
 ) -> Iterator[tuple[Sequence[str], Request]]:
     """Split the work so that at most batch_size texts are written at once.

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2kit.cli import color, output
 from gpt2kit.cli.output import Part
@@ -16,7 +16,7 @@ from gpt2kit.cli.output import Part
 if TYPE_CHECKING:
     from gpt2kit.generation.request import Request
     from gpt2kit.generation.speculate import Draft
-    from gpt2kit.generation.text import Piece
+    from gpt2kit.generation.text import Completion, Piece
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
@@ -35,6 +35,8 @@ class Writer:
     no_prompt: bool
     color: bool
     stats: Stats | None
+    keeps_texts: bool = False  # in `completions`, for a receipt
+    completions: list[Completion] = field(default_factory=list)
     _texts: int = 0  # begun since the last report
     _cut: int = 0  # of them, those that ended before they met their constraints
 
@@ -48,6 +50,8 @@ class Writer:
         if self.stats is not None:
             self.stats.rows = len(prompts) * request.num_samples
             pieces = self.stats.watch(pieces, self._prompt_tokens(prompts, request))
+        if self.keeps_texts:
+            pieces = self._kept(pieces, prompts, request)
         if self.json:
             for completion in collect(pieces, prompts, request):
                 values = dataclasses.asdict(completion)
@@ -62,6 +66,35 @@ class Writer:
         except (Exception, KeyboardInterrupt):
             self._end_line()
             raise
+
+    def _kept(
+        self, pieces: Iterable[Piece], prompts: Sequence[str], request: Request
+    ) -> Iterator[Piece]:
+        """Pass pieces on, and add their texts to `completions`."""
+        from gpt2kit.generation.text import collect
+
+        kept = []
+        for piece in pieces:
+            kept.append(piece)
+            yield piece
+        self.completions += collect(kept, prompts, request)
+
+    def receipt(
+        self, request: Request, source: Mapping[str, Any], with_text: bool
+    ) -> dict[str, Any]:
+        """Return the receipt of the texts that were kept."""
+        from gpt2kit.generation.receipts.receipt import receipt
+
+        assert self.tokenizer is not None  # `stream` has required it
+        return receipt(
+            self.model,
+            self.tokenizer,
+            request,
+            self.completions,
+            draft=self.draft,
+            source=source,
+            with_text=with_text,
+        )
 
     def _prompt_tokens(self, prompts: Sequence[str], request: Request) -> int:
         """Return how many tokens the model reads before it writes."""

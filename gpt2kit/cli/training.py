@@ -111,9 +111,9 @@ def merge(
     from gpt2kit import lora
     from gpt2kit.checkpoints import adapters
     from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
+    from gpt2kit.engine.snapshot import weights_sha256
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
-    from gpt2kit.training.start import weights_sha256
 
     about = adapters.read_adapters(run)
     checkpoint = open_checkpoint(options.locate(str(about["base"])))

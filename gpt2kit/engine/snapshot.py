@@ -6,8 +6,10 @@ to cost microseconds: the comparisons run in C, over lists made once.
 
 from __future__ import annotations
 
+import hashlib
 from operator import is_
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,3 +46,12 @@ class Snapshot:
             and all(map(is_, map(dict.get, self._weight_owners, self._weight_names), self._weights))
             and [*map(Tensor.data_ptr, self._tensors)] == self._addresses
         )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the sha256 of all parameters, trainable or not."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -19,6 +19,7 @@ from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
 from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
 from gpt2kit.data.corpus import Corpus
+from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
 from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
@@ -208,7 +209,7 @@ def set_up(
     n_ctx = corpus.fit_block_size(options.block_size or options.BLOCK_SIZE)
     if with_weights:
         model = begin.build(n_ctx).to(device)
-        sha256 = start.weights_sha256(model)
+        sha256 = weights_sha256(model)
     else:
         model, sha256 = begin.outline(n_ctx), ""
     files = _prepare(model, options, sha256, begin.tokenizer, ranks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,15 +138,6 @@ def corpus_name(source: str) -> str:
         path = Path(*path.parts[:whole]).resolve()
     name = path.name if path.is_dir() else path.stem
     return name or path.resolve().name or "corpus"
-
-
-def weights_sha256(model: GPT2) -> str:
-    """Return the sha256 of all parameters, trainable or not."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def can_write(tokenizer: Tokenizer, text: str) -> bool:

@@ -57,6 +57,8 @@ def desk(weights: Path) -> Path:
     desk = weights.parent
     (desk / NAME).write_text(TEXT, newline="")
     (desk / f"{NAME}.jsonl").write_text(json.dumps({ESCAPES: 1}))
+    kept = {"time": ESCAPES, "model": NAME, "prompt": ESCAPES, "text": f"a\n{ESCAPES}"}
+    Path(os.environ["GPT2KIT_DATA"], "history.jsonl").write_text(json.dumps(kept))
     return desk
 
 
@@ -72,6 +74,13 @@ CASES: list[list[str]] = [
     ["generate", "the", "--model", f"none/{NAME}"],
     ["generate", "--model", MODEL, "--prompts_file", NAME, "--max_tokens", "9"],
     ["generate", ESCAPES, "--model", MODEL, "--max_tokens", "60", "--json"],
+    ["generate", "the", "--model", MODEL, "--ban", f"@none{NAME}"],
+    ["generate", "the", "--model", MODEL, "--receipt", f"none{NAME}/{NAME}"],
+    ["replay", NAME],
+    ["replay", f"{NAME}.jsonl", ESCAPES],
+    ["history"],
+    ["history", ESCAPES],
+    ["history", "--json"],
     ["serve", "--model", BROKEN, "--port", "0"],
     ["serve", "--model", f"none{NAME}"],
     ["serve", "--model", MODEL, "--host", ESCAPES],
