@@ -201,8 +201,14 @@ def keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
 
     Probabilities (B, K) must be in descending order. NaN stays, for `draw` to find.
     """
-    before = probabilities.cumsum(dim=-1) - probabilities  # (B, K): sum of the likelier ones
-    return probabilities.masked_fill(before >= top_p, 0.0)
+    return probabilities.masked_fill(_already_reached(probabilities, top_p), 0.0)
+
+
+def _already_reached(ordered: Tensor, share: float) -> Tensor:
+    """Return for each of (B, K) probabilities whether those before it reach a share together."""
+    before = ordered.cumsum(dim=-1) - ordered  # (B, K)
+    # A share below what the dtype can hold would be 0, and drop the first token too.
+    return before >= max(share, torch.finfo(before.dtype).tiny)
 
 
 def keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:
@@ -225,8 +231,7 @@ def keep_typical_p(probabilities: Tensor, typical_p: float) -> Tensor:
     surprisals = -shares.log()  # (B, K), infinite for tokens that are gone
     entropy = torch.special.entr(shares).sum(dim=-1, keepdim=True)  # (B, 1)
     order = (surprisals - entropy).abs().argsort(dim=-1, stable=True)  # (B, K)
-    ordered = shares.gather(1, order)  # (B, K)
-    dropped = ordered.cumsum(dim=-1) - ordered >= typical_p  # (B, K)
+    dropped = _already_reached(shares.gather(1, order), typical_p)  # (B, K)
     return probabilities.masked_fill(dropped.scatter(1, order, dropped), 0.0)
 
 

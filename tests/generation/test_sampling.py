@@ -81,8 +81,12 @@ def test_top_p_keeps_the_token_that_crosses_p() -> None:
     )
 
 
-def test_a_tiny_top_p_keeps_the_most_likely_token() -> None:
-    assert shares(LOGITS, Sampling(top_p=1e-9)) == [1, 0, 0, 0]
+@pytest.mark.parametrize("share", [1e-9, 1e-300])
+def test_a_tiny_share_keeps_one_token(share: float) -> None:
+    """A share that float32 rounds to 0 dropped all tokens: one request ended a whole server."""
+    assert shares(LOGITS, Sampling(top_p=share)) == [1, 0, 0, 0]
+    # The entropy is 1.17, and -log 0.25 is 1.39.
+    assert shares(LOGITS, Sampling(typical_p=share)) == [0, 0, 1, 0]
 
 
 def test_min_p_drops_what_is_unlikely_beside_the_most_likely() -> None:
