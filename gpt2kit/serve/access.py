@@ -113,8 +113,9 @@ class HostCheck:
         server = scope.get("server")
         if not server or not is_loopback(server[0]):
             return True
+        # A browser always tells the name; HTTP/1.0, in which HAProxy checks health, needs none.
         name = host_name(header(scope, "host"))
-        return name in self._allowed or is_loopback(name)
+        return not name or name in self._allowed or is_loopback(name)
 
 
 def host_name(host: str) -> str:
@@ -128,9 +129,12 @@ def host_name(host: str) -> str:
 def is_loopback(address: str) -> bool:
     """Whether an address can be reached from this machine only; a name is none."""
     try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address == "localhost"
+    # A socket that listens on :: sees 127.0.0.1 as ::ffff:127.0.0.1.
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
