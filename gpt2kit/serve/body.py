@@ -31,6 +31,8 @@ async def read_object(scope: Scope, receive: Receive) -> dict[str, Any]:
     if kind != "application/json":
         # A page of another site can send forms and plain text without asking, but not this type.
         raise Refusal(415, f"the content-type is {kind[:60]!r}, expected application/json")
+    if coding := header(scope, "content-encoding").strip().lower().replace("identity", ""):
+        raise Refusal(415, f"the content-encoding is {coding[:60]!r}; send the body uncompressed")
     try:
         async with asyncio.timeout(settings.BODY_SECONDS):
             body = await _read(scope, receive)
@@ -74,7 +76,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(
-            body, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+            body.decode("utf-8-sig"),  # json itself would guess UTF-16 and UTF-32 too
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_duplicates,
         )
     except RecursionError:
         raise Refusal(400, "the body's JSON is nested too deeply") from None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
+from serve_builders import connected
 
 from gpt2kit.serve.body import parse_object
 from gpt2kit.serve.errors import Refusal
@@ -26,7 +29,8 @@ def test_an_object_is_parsed() -> None:
         (b'{"a": ' + b"1" * 5000 + b"}", "too many digits"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"a": "\xff"}', "not UTF-8"),
-        (b"\xff\xfe{}", ""),
+        (b"\xff\xfe{}", "not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),  # json guesses, and read it
     ],
 )
 def test_a_body_that_is_no_object_is_refused(body: bytes, message: str) -> None:
@@ -34,3 +38,13 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, message: str) -> None:
         parse_object(body)
     assert caught.value.status == 400
     assert message in str(caught.value)
+
+
+def test_a_compressed_body_is_refused_by_name() -> None:
+    """The answer was that the body is not UTF-8."""
+    with connected() as client:
+        response = client.post(
+            "/v1/completions", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"}
+        )
+    assert response.status_code == 415
+    assert "content-encoding is 'gzip'" in response.json()["error"]["message"]
