@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import google_crc32c
 import torch
@@ -28,6 +32,7 @@ from gpt2kit.store.catalogue import canonical_size
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 from gpt2kit.training.plan import free_memory
 
+T = TypeVar("T")
 Source = str | Path | tuple[GPT2, Tokenizer | None]
 _SHARE_FOR_SLOTS = 0.8  # of the memory that is left beside the weights
 Load = Callable[[str | Path], tuple[GPT2, Tokenizer | None]]
@@ -163,7 +168,7 @@ class Models:
                         raise not_ready(
                             f"there is not enough memory to load {entry.name} now; try again"
                         )
-                entry.loaded = await asyncio.to_thread(self._make, entry)
+                entry.loaded = await _in_daemon_thread(functools.partial(self._make, entry))
                 self._worker.add(entry.loaded.batch)
             return entry.loaded
 
@@ -218,6 +223,24 @@ class Models:
             raise
         loaded.batch.warm_up(Row([0], _ONE_TOKEN, model.config))
         return loaded
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """Return what work returns; the process may end meanwhile, but not while asyncio's threads run.
+
+    Loading takes long, and nobody needs the model of a server that stops.
+    """
+    found: Future[T] = Future()
+
+    def run() -> None:
+        found.set_running_or_notify_cancel()
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="gpt2kit-load", daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 _ONE_TOKEN = Request(max_tokens=1, seed=0, sampling=Sampling(temperature=0))

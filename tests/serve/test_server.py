@@ -28,6 +28,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.serve import rows
 from gpt2kit.serve import settings as limits
 from gpt2kit.serve.asgi import Application, application
+from gpt2kit.serve.life import State
 from gpt2kit.serve.server import Server, bind, run, url_of
 from gpt2kit.serve.settings import Address, Settings
 
@@ -87,7 +88,9 @@ def is_idle(app: Application) -> bool:
 class Started:
     """A server in a thread, to be stopped by the test."""
 
-    def __init__(self, app: Application, bound: socket.socket | None = None) -> None:
+    def __init__(
+        self, app: Application, bound: socket.socket | None = None, *, state: State = "ready"
+    ) -> None:
         bound = bound or bind(Address(port=0))
         self.url = url_of(bound)
         self.server = Server(app)
@@ -95,12 +98,12 @@ class Started:
         work = self.server.run_until_end(bound)
         self._thread = threading.Thread(target=lambda: self._codes.append(asyncio.run(work)))
         self._thread.start()
-        wait_until(lambda: app.service.life.state == "ready")
+        wait_until(lambda: app.service.life.state == state)
 
     @property
     def code(self) -> int:
         """The exit code, once the server has ended."""
-        self._thread.join(20)
+        self._thread.join(15)
         return self._codes[0]
 
 
@@ -405,6 +408,25 @@ def test_a_request_that_was_accepted_but_has_not_begun_is_refused_at_the_end(
         may_go_on.set()
         assert late.recv(1000).startswith(b"HTTP/1.1 503")
     assert started.code == 0
+
+
+def test_stopping_does_not_wait_for_a_model_that_is_being_loaded() -> None:
+    """Even a second signal waited until the model was loaded."""
+    loads, may_go_on = threading.Event(), threading.Event()
+
+    def load(_: object) -> Any:
+        loads.set()
+        may_go_on.wait(20)
+        return tiny()
+
+    started = Started(application("x", load=load), state="loading")
+    try:
+        assert loads.wait(10)
+        started.server.stop()
+        assert started.code == 0
+        assert not may_go_on.is_set()
+    finally:
+        may_go_on.set()
 
 
 def test_a_failing_engine_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
