@@ -16,7 +16,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check_value, declared_types, option, rules, same_option, shortened
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.serve.errors import Refusal
-from gpt2kit.serve.settings import MOST_BANS, MOST_LOGPROBS, MOST_STOPS
+from gpt2kit.serve.settings import MOST_BANS, MOST_LINES, MOST_LOGPROBS, MOST_STOPS
 
 T = TypeVar("T")
 Prompt = str | tuple[int, ...]  # a text, or ids
@@ -67,6 +67,10 @@ class CompletionRequest:
     no_repeat_ngram: int = same_option(Sampling, "no_repeat_ngram")
     min_tokens: int = same_option(Request, "min_tokens")
     ban: tuple[str, ...] = ()
+    regex: str | None = same_option(Request, "regex")
+    allow: tuple[str, ...] | None = None
+    forbid: tuple[str, ...] | None = None
+    valid_utf8: bool = False
     repetition_penalty: float = same_option(Sampling, "repetition_penalty")
     ignore_eos: bool = False
     special: bool = True
@@ -130,13 +134,18 @@ class CompletionRequest:
                 f"{self.max_tokens:,}",
                 param="min_tokens",
             )
-        _refuse_if_wrong("ban", Request, ban=self.ban)
+        for name in ("ban", "regex", "allow", "forbid"):
+            _refuse_if_wrong(name, Request, **{name: getattr(self, name)})
         return _refuse_if_wrong(
             "stop",
             Request,
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
             ban=self.ban,
+            regex=self.regex,
+            allow=self.allow,
+            forbid=self.forbid,
+            valid_utf8=self.valid_utf8,
             stop=self.stop,
             ignore_eos=self.ignore_eos,
             special=self.special,
@@ -294,6 +303,9 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "prompt": _prompts,
     "stop": lambda value: _texts("stop", value, MOST_STOPS),
     "ban": lambda value: _texts("ban", value, MOST_BANS),
+    "regex": lambda value: as_text("regex", value),
+    "allow": lambda value: _texts("allow", value, MOST_LINES),
+    "forbid": lambda value: _texts("forbid", value, MOST_LINES),
     "logit_bias": _bias,
     "logprobs": _logprobs,
 }

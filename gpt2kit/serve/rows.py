@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gpt2kit.errors import ConfigError, TokenizerError
+from gpt2kit.generation.constraints.constraint import Constraints, Progress, constraints_for
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.shaping.forbidding import limits_for
@@ -87,10 +88,12 @@ def add_rows(
     config, tokenizer = loaded.model.config, loaded.tokenizer
     stop_id = None if asked.ignore_eos else tokenizer.stop_id
     limits = limits_for(asked.request, tokenizer, stop_id)
+    constraints = _constraints(loaded, asked, stop_id)
     for index, prompt in enumerate(prompts):
         is_full = asked.overflow == "stop" and len(prompt.ids) == config.n_ctx
         only_reads = is_full or asked.max_tokens == 0
         request = reading_only(asked.request) if only_reads else asked.request
+        progress = None if only_reads else _progress(constraints, prompt)
         scoring = dataclasses.replace(request, prompt_logprobs=asked.scores_prompts)
         for sample in range(asked.samples):
             row = Row(
@@ -100,9 +103,29 @@ def add_rows(
                 sample=sample,
                 stop_id=stop_id,
                 limits=() if only_reads else limits,
+                progress=progress,
             )
             text = TextOfRow(len(job.samples), row, tokenizer)
             job.add(row, text, prompt=index, only_reads=only_reads)
+
+
+def _constraints(
+    loaded: Loaded, asked: CompletionRequest, stop_id: int | None
+) -> Constraints | None:
+    """Return the constraints of a request; raises Refusal if no text meets them."""
+    try:
+        return constraints_for(asked.request, loaded.tokenizer, loaded.n_vocab, stop_id)
+    except ConfigError as error:
+        raise Refusal(400, str(error), param=asked.request.constraints.split()[0]) from None
+
+
+def _progress(constraints: Constraints | None, prompt: EncodedPrompt) -> Progress | None:
+    """Return where the constraints begin after a prompt; raises Refusal if no text meets them."""
+    try:
+        return None if constraints is None else constraints.after(prompt.ids)
+    except ConfigError as error:
+        assert constraints is not None
+        raise Refusal(400, str(error), param=constraints.names.split()[0]) from None
 
 
 def reading_only(request: Request) -> Request:
@@ -114,6 +137,10 @@ def reading_only(request: Request) -> Request:
         overflow="slide",
         stop=(),
         ban=(),
+        regex=None,
+        allow=None,
+        forbid=None,
+        valid_utf8=False,
         sampling=Sampling(temperature=0),
     )
 

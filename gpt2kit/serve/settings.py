@@ -10,6 +10,7 @@ from gpt2kit.fields import check, option
 MOST_LOGPROBS = 100
 MOST_STOPS = 16
 MOST_BANS = 256
+MOST_LINES = 4096  # of allow and of forbid
 BODY_BYTES = 2**20
 BODY_SECONDS = 30.0  # for a client to send its request
 UNREAD_BYTES = 2**20  # of an answer that a client has not taken yet

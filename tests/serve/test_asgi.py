@@ -56,6 +56,9 @@ def test_an_answer_has_the_fields_of_openai(client: Client) -> None:
         {"stop": ["e"]},
         {"ban": ["e", "a"], "no_repeat_ngram": 2, "typical_p": 0.9},
         {"ban": "e", "min_tokens": 15, "stop": ["a", "t"]},
+        {"regex": r"[a-z]{2,6}( [a-z]{1,4}){2}\.", "temperature": 0.8},
+        {"allow": ["one", "two words", "three"]},
+        {"forbid": ["e", "a"], "valid_utf8": True},
         {"overflow": "slide", "max_tokens": 90},
         {"overflow": "stop", "max_tokens": 90},
         {"ignore_eos": True, "special": False},
@@ -75,7 +78,7 @@ def test_texts_are_those_of_complete_with_the_same_options(
     choices = client.complete(**asked)["choices"]
     assert [choice["index"] for choice in choices] == list(range(6))
     assert [choice["text"] for choice in choices] == [each.text for each in expected]
-    reasons = {"end_of_text": "stop", "stop_text": "stop"}
+    reasons = {"end_of_text": "stop", "stop_text": "stop", "constraint": "stop"}
     assert [choice["finish_reason"] for choice in choices] == [
         reasons.get(each.finish_reason, "length") for each in expected
     ]
@@ -229,6 +232,23 @@ def test_too_long_a_prompt_is_told_what_to_do(client: Client) -> None:
     assert client.complete(prompt=[1] * 100, overflow="slide", max_tokens=2)
     scored = {"prompt": [1] * 100, "overflow": "slide", "echo": True, "logprobs": 1}
     assert client.error(**scored)[1]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"regex": "[^\\s\\S]"}, "regex"),
+        ({"allow": ["a"], "regex": "b"}, "regex"),
+        ({"forbid": ["xb"], "allow": ["b"], "prompt": "x"}, "allow"),
+    ],
+)
+def test_constraints_that_no_text_meets_are_refused(
+    client: Client, asked: dict[str, Any], param: str
+) -> None:
+    answer = client.post("/v1/completions", {"prompt": "a", **asked})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert "no text is allowed by" in answer.json()["error"]["message"]
 
 
 def test_ids_that_the_vocabulary_lacks_are_refused(client: Client) -> None:

@@ -152,7 +152,7 @@ class Constraints:
     ) -> None:
         self._tokenizer, self._stop_id = tokenizer, stop_id
         self._spelling = spelling_of(tokenizer, n_vocab)
-        self._names = request.constraints
+        self.names = request.constraints
         self._whole = self._continuation(request)
         has_lines = request.forbid or self._whole is None
         self._lines = none(request.forbid or ()) if has_lines else None
@@ -186,18 +186,18 @@ class Constraints:
     def _constraint(self, key: int, automaton: Automaton) -> Constraint:
         if key not in self._made:
             if not automaton.start:
-                raise ConfigError(f"no text is allowed by {self._names}")
+                raise ConfigError(f"no text is allowed by {self.names}")
             self._made[key] = Constraint(over_bytes(automaton), self._spelling, self._stop_id)
         return self._made[key]
 
     def _checked(self, constraint: Constraint, state: int) -> Progress:
-        progress = Progress(self._names, constraint, state)
+        progress = Progress(self.names, constraint, state)
         if not constraint.can_be_met(state):
             raise ConfigError(
-                f"the vocabulary cannot write any text that is allowed by {self._names}"
+                f"the vocabulary cannot write any text that is allowed by {self.names}"
             )
         if progress.must_end:
-            raise ConfigError(f"only the empty text is allowed by {self._names}")
+            raise ConfigError(f"only the empty text is allowed by {self.names}")
         return progress
 
     def _after_line(self, constraint: Constraint, prompt: Sequence[int]) -> int:
