@@ -181,9 +181,9 @@ def generate(
     request = dataclasses.replace(
         request,
         logprobs=shown.json or shown.in_color,
-        ban=_bans(request.ban),
-        allow=_lines(allow) if allow else None,
-        forbid=_lines(forbid) if forbid else None,
+        ban=read_bans(request.ban),
+        allow=read_lines(allow) if allow else None,
+        forbid=read_lines(forbid) if forbid else None,
     )
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
     if shown.receipt is not None:
@@ -294,7 +294,7 @@ def _with_space(typed: str, tokenizer: Tokenizer) -> str:
     return ""
 
 
-def _bans(typed: Sequence[str]) -> tuple[str, ...]:
+def read_bans(typed: Sequence[str]) -> tuple[str, ...]:
     """Return the texts that were typed, with the lines of a file in place of @FILE."""
     from gpt2kit.errors import Gpt2KitError
 
@@ -328,7 +328,7 @@ def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _lines(file: Path) -> tuple[str, ...]:
+def read_lines(file: Path) -> tuple[str, ...]:
     """Return the lines of a file that are not empty."""
     from gpt2kit.errors import Gpt2KitError
 

@@ -10,7 +10,16 @@ import typer
 
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.fields import takes_given
-from gpt2kit.cli.generation import PromptsFile, batches, load_draft, read_prompts
+from gpt2kit.cli.generation import (
+    Allow,
+    Forbid,
+    PromptsFile,
+    batches,
+    load_draft,
+    read_bans,
+    read_lines,
+    read_prompts,
+)
 from gpt2kit.cli.options import OUTPUT_GROUP, Json, ModelOptions
 from gpt2kit.cli.receipts import loaded_from, read_receipt
 from gpt2kit.fields import build
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 _NOT_HERE = (
     *("first_sample", "num_samples", "logprobs", "prompt_logprobs", "top_logprobs"),
+    *("allow", "forbid"),  # which are files here
     *("logit_bias", "logits_processors", "compile", "draft_tokens", "no_verify", "no_cache"),
 )
 
@@ -45,6 +55,8 @@ def replay(
     ] = None,
     prompts_file: PromptsFile = None,
     *,
+    allow: Allow = None,
+    forbid: Forbid = None,
     changed: dict[str, Any],
     source: dict[str, Any],
     no_prompt: Annotated[
@@ -73,6 +85,11 @@ def replay(
     if prompt is not None or prompts_file is not None:
         given = read_prompts(options.as_typed(prompt), prompts_file)
     prompts = prompts_of(found, given)
+    for name, file in (("allow", allow), ("forbid", forbid)):
+        if file is not None:
+            changed[name] = read_lines(file)
+    if "ban" in changed:
+        changed["ban"] = read_bans(changed["ban"])
     request = request_of(found, **changed)
     how, draft, batch_size = _how(found["source"], source)
     model, tokenizer = how.load()

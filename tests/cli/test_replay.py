@@ -82,6 +82,24 @@ def test_every_kind_of_generation_replays(model: str, file: str, options: list[s
     assert "different" not in again.stderr
 
 
+def test_lines_that_constrain_a_text_are_kept_by_their_digest(
+    model: str, file: str, tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one town\nanother town\n")
+    write(model, file, "--allow", str(lines))
+    assert "town" not in Path(file).read_text()
+    assert "give them again: --allow FILE" in replayed(file, PROMPT).stderr
+    again = replayed(file, PROMPT, "--allow", str(lines))
+    assert again.stderr == "the text is the same\n"
+    lines.write_text("one village\n")
+    changed = replayed(file, PROMPT, "--allow", str(lines))
+    assert changed.exit_code == 1
+    assert "different now: allow: " in changed.stderr
+    write(model, file, "--regex", "[a-z]{5,9}")
+    assert replayed(file, PROMPT).stderr == "the text is the same\n"
+
+
 def test_several_prompts_replay_from_their_file(model: str, file: str, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the\nan end\nthe\n")

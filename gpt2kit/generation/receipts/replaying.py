@@ -74,8 +74,8 @@ def request_of(found: Mapping[str, Any], **changed: Any) -> Request:
     for name in LINES:
         if isinstance(options.get(name), Mapping):
             raise ConfigError(
-                f"the receipt has only the digest of the lines of {name}; write it with "
-                "--receipt_text to replay it"
+                f"the receipt has only the digest of the lines of {name}; give them again: "
+                f"--{name} FILE"
             )
     if found["processors"] and not options.get("logits_processors"):
         names = ", ".join(map(str, found["processors"]))

@@ -45,13 +45,18 @@ def random_request(rng: random.Random) -> dict[str, Any]:
         "logit_bias": {rng.randrange(511): rng.uniform(-9, 9) for _ in range(4)},
         "stop": rng.choice(["e", ["th", " a"]]),
         "ban": ["o", "in"],
+        "regex": "[a-z ]+",
+        "valid_utf8": True,
         "ignore_eos": True,
         "special": True,
         "num_samples": rng.randint(2, 4),
         "first_sample": rng.randint(0, 9),
         "seed": rng.randrange(2**64),
     }
-    return {name: value for name, value in choices.items() if rng.random() < 0.5}
+    options = {name: value for name, value in choices.items() if rng.random() < 0.5}
+    if {"regex", "ban"} <= options.keys():  # together with n-grams they may leave no token
+        del options["regex"]
+    return options
 
 
 def replays(model: GPT2, small: GPT2, tokenizer: BPETokenizer, numbers: range) -> None:
@@ -93,14 +98,14 @@ def small_model(tiny_config: Any) -> GPT2:
 def test_random_requests_of_every_kind_replay_to_the_same_texts(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    replays(tiny_model, small_model, small_bpe, range(20))
+    replays(tiny_model, small_model, small_bpe, range(12))
 
 
 @pytest.mark.slow
 def test_a_hundred_random_requests_replay_to_the_same_texts(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    replays(tiny_model, small_model, small_bpe, range(20, 120))
+    replays(tiny_model, small_model, small_bpe, range(12, 112))
 
 
 @pytest.fixture
