@@ -88,22 +88,23 @@ class Answer:
             for sample in self.job.samples
         ]
         held: dict[Sample, list[Piece]] = {}
-        try:
-            async for new in self._news(stream):
-                for sample, pieces in new:
-                    held.setdefault(sample, []).extend(pieces)
-                for sample in list(held):
-                    if self._can_begin(sample):
-                        await stream.send(
-                            self._chunk(writers[sample.index], sample, held.pop(sample))
-                        )
-        except Refusal as refusal:
-            if not stream.has_begun:
-                raise
-            await stream.end(self.writer.error(refusal))
-            return
-        if not self.job.cancelled:
-            await stream.end(self.writer.end(self._count()))
+        async with stream.watched():
+            try:
+                async for new in self._news(stream):
+                    for sample, pieces in new:
+                        held.setdefault(sample, []).extend(pieces)
+                    for sample in list(held):
+                        if self._can_begin(sample):
+                            await stream.send(
+                                self._chunk(writers[sample.index], sample, held.pop(sample))
+                            )
+            except Refusal as refusal:
+                if not stream.has_begun:
+                    raise
+                await stream.end(self.writer.error(refusal))
+                return
+            if not self.job.cancelled:
+                await stream.end(self.writer.end(self._count()))
 
     async def _send_prompts_alone(self, stream: _Stream) -> None:
         for index, prompt in enumerate(self.prompts):
@@ -142,12 +143,9 @@ class Answer:
                 yield new
             if has_ended:
                 break
-            try:
-                async with asyncio.timeout(settings.COMMENT_SECONDS if stream else None):
-                    await job.news()
-            except TimeoutError:
-                assert stream is not None
+            if stream and stream.silent >= settings.COMMENT_SECONDS:
                 await stream.send(b": waiting\n\n")
+            await job.news()
         if job.error is not None and not job.cancelled:
             raise job.error
 
@@ -166,21 +164,54 @@ class _Stream:
     def __init__(self, send: Send, job: Job) -> None:
         self._send = send
         self._job = job
+        self._last = time.monotonic()  # when the last event was sent
+        self._timer: asyncio.TimerHandle | None = None
         self.has_begun = False
 
+    @property
+    def silent(self) -> float:
+        """The seconds since the last event."""
+        return time.monotonic() - self._last
+
     async def send(self, data: bytes, *, more: bool = True) -> None:
-        """Send an event; raises TimeoutError if the client does not take it."""
+        """Send an event; one that the client does not take is for `watched` to end."""
         if not self.has_begun:
             self.has_begun = True
             start = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
             await self._send(start)
-        self._job.sending_since = time.monotonic()
-        await _send_body(self._send, data, more=more)
+        self._job.sending_since = self._last = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._job.sending_since = None
 
     async def end(self, data: bytes) -> None:
         """Send the last event."""
         await self.send(data, more=False)
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Wake whoever waits for news too long; raises TimeoutError if an event is not taken.
+
+        One timer looks from time to time. A timeout around each wait and each event, as one would
+        write it, takes a quarter of the time of the thread that speaks to the clients.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = min(settings.COMMENT_SECONDS, settings.UNREAD_SECONDS) / 2
+
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> None:
+                self._timer = loop.call_later(seconds, look)
+                if self._job.sending_since is None:
+                    self._job.remind()
+                elif self.silent > settings.UNREAD_SECONDS:
+                    limit.reschedule(loop.time())
+
+            look()
+            try:
+                yield
+            finally:
+                assert self._timer is not None
+                self._timer.cancel()
 
 
 async def _send_body(send: Send, data: bytes, *, more: bool) -> None:

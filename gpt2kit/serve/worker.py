@@ -88,9 +88,13 @@ class Job:
         return self.left == 0 or self.error is not None or self.cancelled
 
     async def news(self) -> None:
-        """Wait until the inbox was filled, the job was started, or it ended."""
+        """Wait until the inbox was filled, the job was started, it ended, or a reminder came."""
         await self._news.wait()
         self._news.clear()
+
+    def remind(self) -> None:
+        """Let `news` return, in the event loop of the job, though there may be none."""
+        self._news.set()
 
     def take(self) -> list[tuple[Sample, list[Piece]]]:
         """Return what is in the inbox, and empty it; pieces of one text are joined."""

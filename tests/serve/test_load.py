@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,8 +17,13 @@ from conftest import make_model
 from serve_builders import events_of, running, tiny, wait_until
 
 from gpt2kit.config import GPT2Config
+from gpt2kit.generation.request import Request
+from gpt2kit.generation.row import Row
+from gpt2kit.generation.text import TextOfRow
 from gpt2kit.serve.asgi import Application, application
+from gpt2kit.serve.metrics import Metrics
 from gpt2kit.serve.settings import Settings
+from gpt2kit.serve.worker import Batch, Job
 
 # A window of several pieces, so that beginnings of prompts are shared and read in parts.
 CONFIG = GPT2Config(n_vocab=512, n_ctx=256, n_embd=16, n_head=2, n_layer=2)
@@ -122,6 +128,29 @@ def test_random_requests_get_the_same_answers_under_load_as_alone() -> None:
     batch = app.service.models.entries[0].loaded.batch  # type: ignore[union-attr]
     assert not batch.running
     assert not batch.has_work
+
+
+def test_clients_get_their_first_tokens_in_the_order_in_which_they_came() -> None:
+    model, tokenizer = tiny()
+    request = Request(max_tokens=8, seed=1)
+
+    async def firsts() -> list[int]:
+        batch = Batch(model, slots=4, n_vocab=model.config.n_vocab, metrics=Metrics())
+        for index in range(64):
+            job = Job(seconds_to_wait=60)
+            for sample in range(20 if index == 0 else 1):
+                row = Row([5, 6, index], request, model.config, sample=sample)
+                text = TextOfRow(sample, row, tokenizer)
+                job.add(row, text, prompt=0, only_reads=False)
+            batch.jobs.append(job)
+        jobs, found = list(batch.jobs), []
+        while batch.has_work:
+            batch.turn()
+            found += [i for i, job in enumerate(jobs) if job.first is not None and i not in found]
+        return found
+
+    # The first one asks for many texts, and does not keep all slots to itself.
+    assert asyncio.run(firsts()) == list(range(64))
 
 
 @pytest.mark.slow
