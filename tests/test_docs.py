@@ -71,6 +71,9 @@ OTHERS_OPTIONS = {
     "--without",
     "--engines",
     "--tokens",
+    "--minutes",
+    "--llama_server",
+    "--transformers",
 }
 
 
