@@ -147,7 +147,7 @@ TESTED_BY = {
     "generation/test_text.py": "generation/stop_texts",
     "inspection/test_explanation.py": "inspection/attribution",
     "serve/test_asgi.py": """
-        serve/answering serve/errors serve/rows serve/service serve/settings
+        serve/answering serve/errors serve/receipts serve/rows serve/service serve/settings
     """,
     "serve/test_server.py": "serve/life",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",

@@ -17,6 +17,7 @@ from gpt2kit.serve.answers import AnswerWriter, ChoiceWriter, EncodedPrompt, Usa
 from gpt2kit.serve.completions import CompletionRequest
 from gpt2kit.serve.errors import Refusal
 from gpt2kit.serve.models import Loaded
+from gpt2kit.serve.receipts import receipt_of
 from gpt2kit.serve.worker import Job, Sample
 
 _STREAM_HEADERS = [
@@ -35,6 +36,7 @@ class Answer:
     prompts: Sequence[EncodedPrompt]
     job: Job
     writer: AnswerWriter
+    model: str  # its name, for a receipt
     usage: Usage = field(default_factory=Usage)
 
     async def send_whole(self, send: Send) -> None:
@@ -53,7 +55,12 @@ class Answer:
             )
             for writer, prompt, sample in self._choices(pieces)
         ]
-        body = self.writer.whole(choices, self._count())
+        receipt = None
+        if self.asked.receipt:  # hashing the weights takes a while, the first time
+            receipt = await asyncio.to_thread(
+                receipt_of, self.loaded, self.asked, self.model, self.prompts, pieces
+            )
+        body = self.writer.whole(choices, self._count(), receipt)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -9,7 +9,7 @@ import codecs
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,9 +178,15 @@ class AnswerWriter:
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
-        """Return the body of an answer that is not streamed."""
-        return compact({**self._common, "choices": choices, "usage": usage.as_json()})
+    def whole(
+        self,
+        choices: Sequence[dict[str, Any]],
+        usage: Usage,
+        receipt: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Return the body of an answer that is not streamed, with its receipt if there is one."""
+        more = {} if receipt is None else {"receipt": receipt}
+        return compact({**self._common, "choices": choices, "usage": usage.as_json(), **more})
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         """Return an event of a stream."""

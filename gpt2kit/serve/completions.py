@@ -76,6 +76,7 @@ class CompletionRequest:
     special: bool = True
     overflow: Overflow = option("error")
     return_token_ids: bool = False
+    receipt: bool = False
     request: Request = field(init=False)  # what generation is asked for each row
 
     def __post_init__(self) -> None:
@@ -117,6 +118,14 @@ class CompletionRequest:
                 "leave out stream or best_of",
                 param="best_of",
             )
+        if self.receipt and (self.stream or not self.max_tokens):
+            raise Refusal(
+                400,
+                "a receipt is of whole texts; leave out stream, and ask for one token at least",
+                param="receipt",
+            )
+        if self.receipt and not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise Refusal(400, "a receipt needs prompts that are texts, not ids", param="receipt")
         if self.include_usage and not self.stream:
             raise Refusal(
                 400,

@@ -20,6 +20,7 @@ from gpt2kit import __version__, store
 from gpt2kit.checkpoints.load import load, open_checkpoint
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import Decoder
+from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.errors import ConfigError, Gpt2KitError, OutOfMemoryError, is_out_of_memory
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
@@ -47,6 +48,11 @@ class Loaded:
     batch: Batch
     fingerprint: str  # changes if answers to the same request may change
     created: int  # seconds since 1970
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """The digest of its weights, for receipts; it takes about a second for each GB."""
+        return weights_sha256(self.model)
 
     @property
     def dtype(self) -> str:

@@ -112,7 +112,7 @@ class Service:
             writer = AnswerWriter(
                 asked.model or entry.name, loaded.fingerprint, include_usage=asked.include_usage
             )
-            answer = Answer(asked, loaded, prompts, job, writer)
+            answer = Answer(asked, loaded, prompts, job, writer, asked.model or entry.name)
             try:
                 await self._work(answer, receive, send, scope)
             finally:

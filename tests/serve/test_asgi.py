@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve_builders import CONFIG, Client, connected, tiny, wait_until
 
 from gpt2kit.evaluation.surprisal import Window, surprisals
+from gpt2kit.generation.receipts.replaying import check_receipt, compare, prompts_of, request_of
 from gpt2kit.generation.text import complete
 from gpt2kit.serve.asgi import application
 from gpt2kit.serve.settings import Settings
@@ -92,6 +94,23 @@ def test_a_request_that_forbids_everything_is_refused_and_others_go_on(client: C
     assert (status, error["code"]) == (400, "no_token_allowed")
     assert "leave no token to go on with" in error["message"]
     assert client.complete(**PLAIN)["choices"]
+
+
+def test_a_receipt_of_an_answer_replays_to_its_texts(client: Client) -> None:
+    model, tokenizer = tiny()
+    asked: dict[str, Any] = {"prompt": ["The dog", ""], "n": 2, "max_tokens": 9, "top_k": 5}
+    answer = client.complete(**asked, receipt=True)
+    found = answer["receipt"]
+    check_receipt(found)
+    assert "The dog" not in json.dumps(found)
+    again = complete(model, tokenizer, prompts_of(found, asked["prompt"]), request_of(found))
+    assert [each.text for each in again] == [choice["text"] for choice in answer["choices"]]
+    for entry, completion in zip(found["texts"], again, strict=True):
+        assert compare(entry, completion, tokenizer.decode).equal
+    assert "receipt" not in client.complete(**asked)
+    for change in ({"stream": True}, {"max_tokens": 0}, {"prompt": [1, 2]}):
+        status, error = client.error(**{**asked, "receipt": True, **change})
+        assert (status, error["param"]) == (400, "receipt")
 
 
 def test_a_stream_joined_is_the_whole_answer(client: Client) -> None:
