@@ -103,17 +103,19 @@ class Application:
         """Answer a request, then count and log it."""
         sent = header(scope, "x-request-id")
         number = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
-        path = scope["path"].rstrip("/") or "/"
+        # Another application may have this one under a prefix, which no check or route knows.
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/") or "/"
+        own = {"path": path, "raw_path": path.encode(), "root_path": ""}
         # With an "app", Starlette raises what it would answer in plain text.
-        scope = {**scope, "path": path, "raw_path": path.encode(), "app": self, _FACTS: {}}
+        scope = {**scope, **own, "app": self, _FACTS: {}}
         status, began = 0, time.monotonic()
 
         async def numbered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = (b"x-request-id", number.encode())
-                message = {**message, "headers": [*message.get("headers", []), own]}
+                added = (b"x-request-id", number.encode())
+                message = {**message, "headers": [*message.get("headers", []), added]}
             await send(message)
 
         try:

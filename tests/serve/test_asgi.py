@@ -8,10 +8,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from serve_builders import CONFIG, Client, connected, tiny, wait_until
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from gpt2kit.evaluation.surprisal import Window, surprisals
 from gpt2kit.generation.receipts.replaying import check_receipt, compare, prompts_of, request_of
@@ -470,3 +473,20 @@ def test_settings_out_of_their_range_are_refused() -> None:
         Settings(parallel=0)
     with pytest.raises(ValueError, match="served_name has an empty value"):
         Settings(served_name=("",))
+
+
+def test_another_application_may_have_this_one_under_a_prefix() -> None:
+    """The page redirected to itself, health asked for a key, and all routes counted as unknown."""
+    settings = Settings(api_key=("k",))
+    with connected(application(tiny(), settings=settings), start=False) as client:
+        outer = httpx2.ASGITransport(Starlette(routes=[Mount("/gpt", client.app)]))
+
+        async def status(path: str) -> int:
+            async with httpx2.AsyncClient(transport=outer, base_url="http://localhost") as http:
+                return (await http.get(path)).status_code
+
+        assert client.run(status("/gpt/")) == 200
+        assert client.run(status("/gpt/health/live/")) == 200
+        assert client.run(status("/gpt/v1/models")) == 401
+        requests = client.app.service.metrics.requests
+        assert requests.value(route="/health/live", code="200") == 1
