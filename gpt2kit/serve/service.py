@@ -47,6 +47,7 @@ class Service:
         self._jobs: set[Job] = set()
         self._is_cut = False  # whether running requests were ended, because the server stops
         self._loading: asyncio.Task[None] | None = None
+        self._loads: set[asyncio.Future[Loaded]] = set()  # what requests wait for
         self._add_gauges()
 
     # --- life -------------------------------------------------------------------------------------
@@ -66,7 +67,8 @@ class Service:
         try:
             await self._loaded(self.models.entries[0])
         except Refusal as refusal:
-            self.life.fail(refusal)
+            if self.life.state == "loading":
+                self.life.fail(refusal)
             return
         if self.life.state == "loading":
             self.life.state = "ready"
@@ -83,6 +85,8 @@ class Service:
                 await self._until_idle()
         self._is_cut = True
         self.worker.end_all(not_ready("the server stops, and the answer was cut; ask again"))
+        for load in self._loads:
+            load.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._until_idle()
@@ -129,7 +133,7 @@ class Service:
                 Job.wake([job])
 
         if self._is_cut:  # its prompts were being encoded when the others were ended
-            raise not_ready("the server is about to stop; try another one")
+            raise _about_to_stop()
         self._jobs.add(job)
         if job.samples:
             self.worker.submit(answer.loaded.batch, job)
@@ -152,8 +156,14 @@ class Service:
 
     async def _loaded(self, entry: Entry) -> Loaded:
         """Return a model in memory, or raise Refusal; the log says why it cannot be loaded."""
+        load = asyncio.ensure_future(self.models.loaded(entry))
+        self._loads.add(load)
         try:
-            return await self.models.loaded(entry)
+            return await load
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            raise _about_to_stop() from None
         except Refusal as refusal:
             log.error("%s", refusal)
             raise
@@ -161,6 +171,8 @@ class Service:
             log.error("%s cannot be loaded: %s", entry.name, error)
         except Exception:
             log.exception("%s cannot be loaded", entry.name)
+        finally:
+            self._loads.discard(load)
         message = f"the model {entry.name} cannot be loaded; the server's log says why"
         raise Refusal(500, message, code="model_failed")
 
@@ -286,6 +298,11 @@ class Service:
                 }
                 found[tuple(labels.items())] = 1
         return found
+
+
+def _about_to_stop() -> Refusal:
+    """Return the refusal of an accepted request that has not begun when the server stops."""
+    return not_ready("the server is about to stop; try another one")
 
 
 def _facts(entry: Entry, answer: Answer) -> dict[str, object]:

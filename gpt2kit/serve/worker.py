@@ -242,7 +242,8 @@ class Batch:
         """Take jobs that have ended, were cancelled or waited too long out of the batch."""
         now, touched = time.monotonic(), set()
         for job in self.jobs:
-            if job.started is None and now > job.deadline:
+            if job.started is None and not job.has_ended and now > job.deadline:
+                self._metrics.refused.add(reason="queue_timeout")
                 job.end(not_ready("the request waited too long for its turn; try again"))
             if job.has_ended:
                 touched.add(job)

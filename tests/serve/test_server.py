@@ -223,6 +223,7 @@ def test_a_request_that_waits_too_long_is_refused() -> None:
         status, headers, body = post(url, PLAIN)
         assert (status, "retry-after" in headers) == (503, True)
         assert "waited too long" in json.loads(body)["error"]["message"]
+        assert app.service.metrics.refused.value(reason="queue_timeout") == 1
 
 
 # --- clients that leave ---------------------------------------------------------------------------
@@ -427,6 +428,31 @@ def test_stopping_does_not_wait_for_a_model_that_is_being_loaded() -> None:
         assert not may_go_on.is_set()
     finally:
         may_go_on.set()
+
+
+def test_a_request_that_waits_for_a_model_when_the_server_stops_is_refused(weights: Path) -> None:
+    """Its answer was a plain "Internal Server Error"."""
+    add_vocabulary(write_hub(weights / "novel", tiny()[0], n_ctx=CONFIG.n_ctx))
+    loads, may_go_on = threading.Event(), threading.Event()
+
+    def load(_: object) -> Any:
+        loads.set()
+        may_go_on.wait(20)
+        return tiny()
+
+    app = application(tiny(), "novel", load=load, settings=Settings(drain=0))
+    started = Started(app)
+    try:
+        with connect(started.url) as waiting:
+            waiting.sendall(raw_request({**PLAIN, "model": "novel"}))
+            assert loads.wait(10)
+            started.server.stop()
+            received = rest_of(waiting)
+    finally:
+        may_go_on.set()
+    assert received.startswith(b"HTTP/1.1 503")
+    assert b'"code": "unavailable"' in received
+    assert started.code == 0
 
 
 def test_a_failing_engine_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
