@@ -20,6 +20,12 @@
         tokens/s of generating with a draft and without, for a list, code and prose; `cost_of_8` is
         the time to read eight tokens at once divided by the time to read one. It needs a trained
         model: --model dante
+    python scripts/benchmark.py constrain
+        tokens/s of generating under a pattern that comes to new states with each token, with
+        valid_utf8, without a constraint but with all logits, and without either; `added` is the
+        share of time that the pattern adds to a token with all logits; `tables_s` and
+        `forbid_30000_s` are the seconds until a pattern or a list of 30,000 lines is ready,
+        `kept_s` those of the second time. It needs a vocabulary: --model 124M
     python scripts/benchmark.py load     [--against hf]
         seconds to load a model, and the memory used
     python scripts/benchmark.py cold     [--against hf]
@@ -110,6 +116,7 @@ WORKS = {
     "prefill": Work("hf ct2 llama", tokens=1, long_prompt=True),
     "prefix": Work(tokens=1, batch=8, long_prompt=True),
     "draft": Work(),
+    "constrain": Work(),
     "load": Work("hf"),
     "cold": Work("hf"),
     "evaluate": Work("hf", tokens=2560, batch=4),

@@ -16,7 +16,7 @@ import torch
 from conftest import make_model
 
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import ConfigError
+from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation.constraints.constraint import Progress, constraints_for
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row, choose, distributions
@@ -489,6 +489,13 @@ def test_why_a_constrained_text_ended_is_told(small_bpe: BPETokenizer, tiny_mode
     assert ended(regex="(abc)*d*", max_tokens=60, logit_bias={511: 100}) == ("end_of_text", True)
     assert ended(regex="[a-z ]*x", stop="a", max_tokens=90)[0] == "stop_text"
     assert ended(max_tokens=3) == ("max_tokens", None)
+
+
+def test_a_ban_that_leaves_nothing_of_a_pattern_is_an_error_with_both_names(
+    small_bpe: BPETokenizer, tiny_model: GPT2
+) -> None:
+    with pytest.raises(GenerationError, match="regex and ban leave no token"):
+        complete(tiny_model, small_bpe, "a", regex="[0-9]{2}x", ban="x", seed=1)
 
 
 def test_after_the_end_marker_is_ignored_it_is_text_like_any_other(

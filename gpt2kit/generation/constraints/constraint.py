@@ -129,6 +129,7 @@ class Progress:
         if self.state and not self.must_end:
             mask = self.constraint.forbidden(self.state)
             logits[: len(mask)].masked_fill_(mask.to(logits.device), -math.inf)
+            logits[len(mask) :] = -math.inf  # padding of the embedding
 
     @property
     def may_end(self) -> bool:
