@@ -95,6 +95,25 @@ def test_min_p_drops_what_is_unlikely_beside_the_most_likely() -> None:
     )
 
 
+def test_typical_p_keeps_the_tokens_nearest_to_the_entropy_as_numpy_finds_them() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (30, 20))
+    for typical_p, top_k in itertools.product((0.2, 0.7, 0.95), (0, 6)):
+        found = full_distribution(
+            torch.tensor(logits), Sampling(top_k=top_k, typical_p=typical_p)
+        ).numpy()
+        for own, row in zip(found, logits, strict=True):
+            p = np.exp(row) * (row >= np.sort(row)[-(top_k or 20)])
+            p /= p.sum()
+            kept = p[p > 0]
+            entropy = -(kept * np.log(kept)).sum()
+            expected = np.zeros(20)
+            for token in np.argsort(np.abs(-np.log(np.where(p > 0, p, 1e-300)) - entropy)):
+                if expected.sum() < typical_p:
+                    expected[token] = p[token]
+            np.testing.assert_allclose(own, expected / expected.sum(), atol=1e-12)
+
+
 def test_filters_act_in_their_documented_order() -> None:
     # top-k first: of the two left, 0.5 is 2/3 and reaches top_p 0.6 alone. In the other order both
     # would stay.

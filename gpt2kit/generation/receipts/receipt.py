@@ -117,14 +117,14 @@ def versions() -> dict[str, str]:
 def computed_by(model: GPT2, request: Request, draft: Draft | None) -> dict[str, Any]:
     """Return who computes: engine, device, dtype, threads, processor."""
     decoder = Decoder(model, compile=request.compile)
-    on_cpu = model.device.type == "cpu"
+    on_cuda = model.device.type == "cuda"
     return {
         "engine": decoder.name(1 if draft is None else 2),
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantize": "int8" if model.is_quantized else None,
         "threads": torch.get_num_threads(),
-        "processor": _processor() if on_cpu else torch.cuda.get_device_name(),
+        "processor": torch.cuda.get_device_name() if on_cuda else _processor(),
     }
 
 

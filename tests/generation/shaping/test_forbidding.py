@@ -16,8 +16,16 @@ from conftest import make_model
 from gpt2kit import complete, generate_tokens
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import GenerationError
-from gpt2kit.generation.request import Sampling
-from gpt2kit.generation.shaping.forbidding import Bans, Limit, MinTokens, NoRepeatedNgrams
+from gpt2kit.generation.continuation import Continuation
+from gpt2kit.generation.request import Sampling, as_request
+from gpt2kit.generation.row import Row
+from gpt2kit.generation.shaping.forbidding import (
+    Bans,
+    Limit,
+    MinTokens,
+    NoRepeatedNgrams,
+    limits_for,
+)
 from gpt2kit.generation.shaping.processors import RowView
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer, CharTokenizer
@@ -229,3 +237,35 @@ def test_a_row_that_nothing_may_follow_is_one_clear_error(tiny_config: GPT2Confi
     for draft in ("lookup", small):
         with pytest.raises(GenerationError, match="after 2 new tokens no_repeat_ngram leaves"):
             complete(model, tokenizer, "a", no_repeat_ngram=1, draft=draft)
+
+
+def test_rows_with_limits_of_their_own_share_steps_without_touching_each_other(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    """Rows of different requests join at different times; one of them comes to a dead end."""
+    everything = [chr(i) for i in range(256)]
+    asked: list[dict[str, Any]] = [
+        {"ban": ["e", "t"]},
+        {"no_repeat_ngram": 1, "min_tokens": 80},
+        {"ban": everything, "no_repeat_ngram": 1, "max_tokens": 600, "min_tokens": 600},
+        {"typical_p": 0.3, "stop": "a"},
+        {},
+    ]
+
+    def row(options: dict[str, Any]) -> Row:
+        request = as_request(None, {"max_tokens": 80, "seed": 3, **options})
+        limits = limits_for(request, small_bpe, small_bpe.stop_id)
+        stop_id = small_bpe.stop_id
+        return Row([64], request, tiny_model.config, stop_id=stop_id, limits=limits)
+
+    def run(rows: list[Row], slots: int) -> list[tuple[list[int], str | None, str]]:
+        state = Continuation(tiny_model, slots=slots)
+        for each in rows:
+            state.add(each)
+        while state.has_work:
+            state.step()
+        return [(each.tokens, each.finish_reason, str(each.error)) for each in rows]
+
+    together = run([row(options) for options in asked], slots=3)
+    assert together == [run([row(options)], slots=1)[0] for options in asked]
+    assert [reason for _, reason, _ in together].count("dead_end") == 1
