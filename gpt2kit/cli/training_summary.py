@@ -193,4 +193,13 @@ def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -
     if getattr(setup.options, "lora_rank", 0):
         lines.append(f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged")
         made += "-merged"
-    return [*lines, f"now try: gpt2kit generate {shlex.quote(ending.prompt)} --model {made}"]
+    return [*lines, f"now try: gpt2kit generate {_shell_word(ending.prompt)} --model {made}"]
+
+
+def _shell_word(text: str) -> str:
+    """Return the text as one word of a shell, with line ends and the like as in $'\\n'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escapes = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t"}
+    shown = (c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return "$'" + "".join(escapes.get(c, e) for c, e in zip(text, shown, strict=True)) + "'"

@@ -579,6 +579,17 @@ def test_no_control_character_of_a_text_reaches_the_terminal(book: Path, tmp_pat
     assert sample["text"].startswith(escape)
 
 
+def test_the_command_to_type_next_has_a_prompt_that_a_shell_reads_as_it_was(
+    book: Path, tmp_path: Path
+) -> None:
+    # A line end was shown in plain quotes, as '\n', which a shell reads as a backslash and an n.
+    prompt = "d'oro\n"
+    said = run("train", book, *SMALL_OPTIONS, "--prompt", prompt, "--out", tmp_path / "r").stderr
+    word = said.split("now try: gpt2kit generate ")[1].split(" --model ")[0]
+    read = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert read.stdout.decode() == prompt
+
+
 def test_a_folder_whose_name_is_not_utf8_is_trained_in(book: Path, tmp_path: Path) -> None:
     # The picture's title was an error, after everything was saved: a traceback and no summary.
     out = os.fsdecode(os.fsencode(tmp_path) + b"/r\xff")
