@@ -81,16 +81,16 @@ def test_only_the_user_may_read_the_file(model: str) -> None:
 def test_the_older_half_goes_when_there_is_too_much(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST", 600)
+    monkeypatch.setattr(module, "LARGEST", 1500)
     run("history", "--on")
-    for number in range(7):
-        write(model, f"text {number}")
+    for number in range(9):
+        write(model, f"text {number}", "--seed", str(number))
     found = kept()
-    assert found[-1] == "text 6"
-    assert 1 < len(found) < 7
-    assert found == [f"text {number}" for number in range(7 - len(found), 7)]
+    assert found[-1] == "text 8"
+    assert 1 < len(found) < 9
+    assert found == [f"text {number}" for number in range(9 - len(found), 9)]
     (file,) = Path(os.environ["GPT2KIT_DATA"]).iterdir()
-    assert file.stat().st_size <= 600
+    assert file.stat().st_size <= 1500
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 

@@ -98,14 +98,14 @@ def small_model(tiny_config: Any) -> GPT2:
 def test_random_requests_of_every_kind_replay_to_the_same_texts(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    replays(tiny_model, small_model, small_bpe, range(12))
+    replays(tiny_model, small_model, small_bpe, range(6))
 
 
 @pytest.mark.slow
 def test_a_hundred_random_requests_replay_to_the_same_texts(
     tiny_model: GPT2, small_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    replays(tiny_model, small_model, small_bpe, range(12, 112))
+    replays(tiny_model, small_model, small_bpe, range(6, 106))
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_limited_texts_are_the_same_alone_in_a_batch_and_with_a_lookup_draft(
 def test_a_ban_leaves_the_models_distribution_renormalized_and_its_log_probabilities(
     tiny_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    n = 3000
+    n = 1500
     with torch.no_grad():
         logits = tiny_model(torch.tensor([small_bpe.encode("ab")]))[0, -1, : small_bpe.n_vocab]
     logprobs = logits.double().log_softmax(dim=-1)
