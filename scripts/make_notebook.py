@@ -26,7 +26,7 @@ NOTEBOOK = LEARN / "course.ipynb"
 TITLE = """# How a GPT works
 
 The eight pages of [docs/learn](README.md) as a notebook. A line that begins with `!` is a command
-of a terminal; `pip install 'gpt2kit[plots]'` brings all that the cells need."""
+of a terminal; `pip install '.[plots]'` in gpt2kit's folder brings all that the cells need."""
 
 # A command with one of these words needs GPT-2's weights, or a file that only the reader has.
 NOT_RUN = ("124M", "gpt2-small", "divina", "letter.txt", "--version")
