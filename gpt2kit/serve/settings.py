@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from gpt2kit.errors import ConfigError
@@ -17,6 +18,8 @@ UNREAD_BYTES = 2**20  # of an answer that a client has not taken yet
 UNREAD_SECONDS = 60.0
 COMMENT_SECONDS = 15.0  # between two comments in a stream that waits
 BEAT_SECONDS = 10.0  # without a step, while there is work, before the server counts as stuck
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,12 @@ class Settings:
             if not all(isinstance(text, str) and text for text in texts):
                 raise ConfigError(f"{name} has an empty value, expected texts")
             object.__setattr__(self, name, texts)
+        for origin in self.cors_origin:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origin is {origin!r}, expected what a browser sends: a scheme, a name "
+                    "in lower case and perhaps a port, such as https://example.com, or *"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

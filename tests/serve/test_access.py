@@ -107,6 +107,14 @@ def test_no_site_may_call_unless_it_was_named() -> None:
         assert plain.status_code in (415, 503)
 
 
+@pytest.mark.parametrize("origin", ["https://example.com/", "example.com", "https://Example.com"])
+def test_a_site_that_no_browser_names_so_is_refused(origin: str) -> None:
+    """With a slash at its end it was accepted, and its pages were refused."""
+    with pytest.raises(ConfigError, match="cors_origin is .*, such as https://example.com, or"):
+        Settings(cors_origin=(origin,))
+    assert Settings(cors_origin=("http://localhost:3000", "*")).cors_origin
+
+
 def test_a_named_site_may_call_with_every_header_and_reads_errors() -> None:
     settings = Settings(cors_origin=("https://example.com",), api_key=("k",))
     with connected(application(tiny(), settings=settings), start=False) as client:
