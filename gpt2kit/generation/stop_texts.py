@@ -28,7 +28,12 @@ class StopTexts:
         self.found = bool(starts)
         # The longest end of the text that begins a stop text may still become that stop text.
         held = max(
-            (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            (
+                n
+                for stop in self._stops
+                for n in range(1, min(len(stop), len(text) + 1))
+                if text.endswith(stop[:n])
+            ),
             default=0,
         )
         end = min(starts) if starts else len(text) - held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -623,3 +624,11 @@ def test_a_model_without_a_vocabulary_says_what_to_do(tiny_model: GPT2) -> None:
         TokenizerError, match=r"no vocabulary beside the weights; expected vocab\.json"
     ):
         generate(tiny_model, None, "a")
+
+
+def test_a_long_stop_text_does_not_slow_the_text_down() -> None:
+    """Every beginning of it was compared with a few characters: seconds for each token."""
+    stops = StopTexts(["a" * 1_000_000])
+    began = time.process_time()
+    assert [stops.feed("ba"), stops.feed("b"), stops.finish()] == ["b", "ab", ""]
+    assert time.process_time() - began < 1
