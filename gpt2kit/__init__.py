@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from gpt2kit.errors import TrainingError as TrainingError
     from gpt2kit.evaluation.perplexity import Evaluation as Evaluation
     from gpt2kit.evaluation.perplexity import evaluate as evaluate
+    from gpt2kit.evaluation.word_options import WordOptions as WordOptions
+    from gpt2kit.evaluation.words import Word as Word
+    from gpt2kit.evaluation.words import words as words
     from gpt2kit.generation.request import Sampling as Sampling
     from gpt2kit.generation.text import Completion as Completion
     from gpt2kit.generation.text import Piece as Piece
@@ -76,6 +79,8 @@ _EXPORTS = {
     "TokenizerError": "gpt2kit.errors",
     "TrainConfig": "gpt2kit.training.config",
     "TrainingError": "gpt2kit.errors",
+    "Word": "gpt2kit.evaluation.words",
+    "WordOptions": "gpt2kit.evaluation.word_options",
     "complete": "gpt2kit.generation.text",
     "download": "gpt2kit.store.download",
     "evaluate": "gpt2kit.evaluation.perplexity",
@@ -86,6 +91,7 @@ _EXPORTS = {
     "load_corpus": "gpt2kit.data.corpus",
     "stream": "gpt2kit.generation.text",
     "train": "gpt2kit.training.loop",
+    "words": "gpt2kit.evaluation.words",
 }
 
 __all__ = sorted(_EXPORTS)

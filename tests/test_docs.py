@@ -231,6 +231,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         Path(f"{name}.txt").write_text(VERSES * 6 + "ROMEO:\n", encoding="utf-8")
     for name in ("letter", "prompts", "sentences"):
         Path(f"{name}.txt").write_text("The dog\nThe cat sat\n")
+    Path("reading.csv").write_text(
+        "item,position,word,rt\n1,2,mezzo,402\n1,1,Nel,310\n1,3,del,280\n2,1,vita,333\n"
+    )
+    Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
+    Path("texts.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     first = "Nel mezzo del cammin di nostra vita"
     Path("forbidden.txt").write_text("Vergilius\nvita\n")
     lines = (first, first.replace("cammin", "camino"), "vita nostra di cammin del mezzo Nel")

@@ -30,6 +30,7 @@ from gpt2kit.cli import (
     process,
     replay,
     serve,
+    surprisal,
     tokenize,
     training,
     weights,
@@ -141,7 +142,7 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
-    "Measure": (evaluation, comparison, originality),
+    "Measure": (evaluation, surprisal, comparison, originality),
     "Look inside": (explain, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

@@ -25,6 +25,9 @@ from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
 from gpt2kit.model import GPT2
 
 Progress = Callable[[int, int], None]  # called with what is done and the total
+# Called with logits (N, V) and the tokens that came (N,); returns tensors (N, …) about each of
+# them, of which the first are the surprisals in nats.
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 BATCH_SIZE = 8
 # Logits in memory at once: beyond 32 MiB the C library would map new pages for every piece.
@@ -80,6 +83,17 @@ def surprisals(
 ) -> Iterator[Surprisal]:
     """Yield the surprisal of each window, in order, reading `batch_size` windows at once.
 
+    Raises the errors of `measured`.
+    """
+    for nats, greedy in measured(model, work, _score, batch_size=batch_size):
+        yield Surprisal(nats, greedy)
+
+
+def measured(
+    model: GPT2, work: Iterable[Window], measure: Measure, *, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what `measure` returns about the scored tokens of each window, on the CPU, in order.
+
     Shorter windows are padded at their end; attention looks back only, so that this changes nothing
     beyond rounding. Quantized models read as they do when they generate. Raises ContextLengthError
     for a window that is too long, GenerationError for logits that are not finite.
@@ -91,15 +105,17 @@ def surprisals(
         for window in some:
             _check(window, model.config.n_ctx)
         with torch.inference_mode():
-            pieces = [_score(logits, targets) for logits, targets in _logits(decoder, some)]
-        nats, greedy = (torch.cat(parts).cpu() for parts in zip(*pieces, strict=True))
-        if not torch.isfinite(nats).all():
+            pieces = [
+                measure(precise(logits), targets) for logits, targets in _logits(decoder, some)
+            ]
+        found = [torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)]
+        if not torch.isfinite(found[0]).all():
             raise GenerationError(
                 "the model's logits are not finite: its weights are damaged, or too large for "
                 "--dtype float16"
             )
         ends = [0, *torch.tensor([window.scored for window in some]).cumsum(0).tolist()]
-        yield from (Surprisal(nats[start:end], greedy[start:end]) for start, end in pairwise(ends))
+        yield from (tuple(each[start:end] for each in found) for start, end in pairwise(ends))
 
 
 def by_length(
@@ -110,12 +126,25 @@ def by_length(
     progress: Progress = ignore,
 ) -> list[Surprisal]:
     """Return the surprisal of each window, in order; windows of similar length share a batch."""
+    found = measured_by_length(model, work, _score, batch_size=batch_size, progress=progress)
+    return [Surprisal(nats, greedy) for nats, greedy in found]
+
+
+def measured_by_length(
+    model: GPT2,
+    work: Sequence[Window],
+    measure: Measure,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = ignore,
+) -> list[tuple[Tensor, ...]]:
+    """Return what `measured` yields, in order; windows of similar length share a batch."""
     # The longest first: if memory does not suffice, that shows at once.
     order = sorted(range(len(work)), key=lambda index: -len(work[index].ids))
-    in_order = surprisals(model, (work[index] for index in order), batch_size=batch_size)
-    found: dict[int, Surprisal] = {}
-    for index, surprisal in zip(order, in_order, strict=True):
-        found[index] = surprisal
+    in_order = measured(model, (work[index] for index in order), measure, batch_size=batch_size)
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for index, each in zip(order, in_order, strict=True):
+        found[index] = each
         progress(len(found), len(work))
     return [found[index] for index in range(len(work))]
 
@@ -146,7 +175,6 @@ def _check(window: Window, n_ctx: int) -> None:
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the targets' surprisals and which are the most likely: (N, V), (N,) -> (N,), (N,)."""
-    logits = precise(logits)
     # Not logsumexp: it takes torch five times as long on a CPU.
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 
