@@ -110,7 +110,7 @@ def test_any_text_is_cut_into_tokens_that_all_have_a_word(
     pieces = token_pieces(small_bpe, text, ids)
     assert "".join(token_texts(small_bpe, ids)) == text
     for punctuation in ("keep", "split", "drop"):
-        passage = split(text, punctuation)  # type: ignore[arg-type]
+        passage = split(text, punctuation)
         found = spans(passage, pieces)
         assert sum(each.end - each.first for each in found) + _trailing(text, pieces) == len(
             ids
