@@ -28,6 +28,7 @@ FinishReason = Literal[
 
 DRAFT_TOKENS = 7  # with the newest token, the model reads eight for little more than one
 MOST_DRAFT_TOKENS = 64
+MOST_BANNED = 1000  # characters of a text: its table grows with the square of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,8 +315,13 @@ def _texts(name: str, given: Any, each: str) -> tuple[str, ...]:
 
 
 def _check_bans(texts: Sequence[str]) -> None:
-    """Raise ConfigError for a banned text that is not bytes of its own."""
+    """Raise ConfigError for a banned text that is too long, or is not bytes of its own."""
     for text in texts:
+        if len(text) > MOST_BANNED:
+            raise ConfigError(
+                f"the banned text {shortened(text)} has {len(text):,} characters, expected at most "
+                f"{MOST_BANNED:,}"
+            )
         if "\ufffd" in text:
             raise ConfigError(
                 f"the banned text {shortened(text)} has U+FFFD, which stands for bytes that are no "

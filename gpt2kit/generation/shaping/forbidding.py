@@ -111,15 +111,17 @@ class Bans:
         self._stop_id = stop_id
         self._rests: dict[bytes, list[bytes]] = {}  # the beginning of a ban: what completes it
         for ban in sorted(bans):
-            for i in range(1, len(ban)):
+            # A rest that is longer than every token is completed by none.
+            for i in range(max(1, len(ban) - self._tokens.longest), len(ban)):
                 self._rests.setdefault(ban[:i], []).append(ban[i:])
+        self._lengths = sorted({len(begun) for begun in self._rests})
         self._completing: dict[bytes, Tensor] = {}
 
     def forbid(self, logits: Tensor, row: RowView) -> None:
         _forbid(logits, self._inside)
         end = self._end_of(row)
-        for n in range(1, len(end) + 1):
-            if (begun := end[-n:]) in self._rests:
+        for n in self._lengths:
+            if n <= len(end) and (begun := end[-n:]) in self._rests:
                 _forbid(logits, self._that_complete(begun))
 
     def _end_of(self, row: RowView) -> bytes:
@@ -146,6 +148,7 @@ class _TokenBytes:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes = [tokenizer.token_bytes(token) for token in range(tokenizer.n_vocab)]
         self._sorted = sorted((data, token) for token, data in enumerate(self._bytes))
+        self.longest = max(map(len, self._bytes))
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes of a token; of one beyond the vocabulary, none."""

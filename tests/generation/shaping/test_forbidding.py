@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from conftest import make_model
 
 from gpt2kit import complete, generate_tokens
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import GenerationError
+from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation.continuation import Continuation
-from gpt2kit.generation.request import Sampling, as_request
+from gpt2kit.generation.request import Request, Sampling, as_request
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.shaping.forbidding import (
     Bans,
@@ -93,6 +94,17 @@ def test_every_text_without_a_ban_can_be_written_and_no_other(
 def test_the_end_marker_is_a_text_only_if_it_does_not_end_one() -> None:
     assert MARKER in allowed(Bans(["end"], Pieces(), MARKER), (0,), 1, len(PIECES))
     assert MARKER not in allowed(Bans(["end"], Pieces(), None), (0,), 1, len(PIECES))
+
+
+def test_a_long_ban_needs_little_memory_and_a_longer_one_is_refused() -> None:
+    # Every beginning was kept with its rest: a ban of a million characters took 10^12 bytes.
+    letters = "".join("ab"[i * i % 7 % 2] for i in range(1000))
+    tracemalloc.start()
+    Bans([letters], Pieces(), MARKER)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    with pytest.raises(ConfigError, match="has 1,001 characters, expected at most 1,000"):
+        Request(ban=(letters + "a",))
 
 
 @pytest.mark.parametrize("draft", [None, "lookup", "model"])
