@@ -190,6 +190,26 @@ def publish(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
 
 
+def write_suites() -> None:
+    """Write minimal pairs, a folder as BLiMP's, and one as SyntaxGym's."""
+    Path("pairs.csv").write_text("good,bad\nThe cats sleep.,The cats sleeps.\n")
+    Path("blimp").mkdir()
+    pair = {"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps."}
+    Path("blimp/agreement.jsonl").write_text(json.dumps(pair) + "\n")
+    Path("syntaxgym").mkdir()
+    regions = [
+        {"region_number": 1, "content": "The cats"},
+        {"region_number": 2, "content": "sleep"},
+    ]
+    suite = {
+        "predictions": [{"type": "formula", "formula": "(2;%match%) < (1;%match%)"}],
+        "items": [
+            {"item_number": 1, "conditions": [{"condition_name": "match", "regions": regions}]}
+        ],
+    }
+    Path("syntaxgym/number.json").write_text(json.dumps(suite))
+
+
 def write_courses() -> None:
     """Write the files of two courses: GPT-2's vocabulary without a layer, and a ToyGPT."""
     shape = GPT2Config(n_vocab=50257, n_ctx=128, n_embd=8, n_head=1, n_layer=0)
@@ -245,6 +265,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("hellaswag.jsonl").write_text(
         json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n"
     )
+    write_suites()
     shutil.copytree(GOLDEN / "tf" / "micro-adam", "checkpoint/run1")
     write_nanogpt(
         Path("out/ckpt.pt"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, process
+from gpt2kit.cli import options, output, process, suites
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gpt2kit.data.texts import Text
     from gpt2kit.evaluation.perplexity import Line
 
-_TASKS = ("lambada", "hellaswag")
+_TASKS = ("lambada", "hellaswag", *suites.TASKS)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,10 +48,33 @@ Task = Annotated[
     tuple[str, Path] | None,
     typer.Option(
         "--task",
-        metavar="NAME FILE",
-        help="lambada or hellaswag, and its .jsonl file.",
+        metavar="NAME FILE|DIR",
+        help="lambada or hellaswag, and its .jsonl file; blimp or syntaxgym, and the folder of its "
+        "files; or pairs, and a .csv, .tsv or .jsonl file with the columns good and bad.",
         show_default=False,
         rich_help_panel=TEXT_GROUP,
+    ),
+]
+
+ScoredAs = Annotated[
+    Literal["paper", "harness"],
+    typer.Option(
+        "--as",
+        help="How the sentences of blimp and pairs are read: paper puts <|endoftext|> before them, "
+        "as BLiMP's authors do; harness puts <|endoftext|> and a space, as lm-evaluation-harness "
+        "does.",
+        rich_help_panel=TEXT_GROUP,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write a table with a row for each item of blimp, pairs or syntaxgym: .csv, .tsv or "
+        ".jsonl.",
+        show_default=False,
+        rich_help_panel=OUTPUT_GROUP,
     ),
 ]
 
@@ -62,6 +85,8 @@ def evaluate(
     models: Models,
     corpus: Corpus = None,
     task: Task = None,
+    as_: ScoredAs = "paper",
+    out: Out = None,
     quantize: Quantize = None,
     no_cache: NoCache = False,
     json: Json = False,
@@ -75,24 +100,34 @@ def evaluate(
     byte are comparable between all models.
     """
     _check_source(context, corpus, task)
+    suites.check_out(out)
     process.import_torch()
+    from gpt2kit.cli.progress import counting
     from gpt2kit.tokenizers import identity
 
     text = None if corpus is None else options.read_corpus(corpus, how)
     for name in models[1:]:
         options.locate(name)  # finds a mistyped name before the first model is measured
-    found, vocabularies = [], set()
+    found, rows, vocabularies = [], [], set()
+    if task is not None and task[0] in suites.TASKS:
+        measure = suites.read(*task, as_)
+    else:
+        measure = _figures(text, task, how.stride)
     for name in models:
         model, tokenizer = options.load(
             name, how.device, how.dtype, quantize, write_cache=not no_cache
         )
         options.set_unknown(tokenizer, how.unknown)
-        figures = _measure(name, model, tokenizer, text, task, how)
-        found.append({"model": name, **figures})
+        with counting(name) as progress:
+            measured = measure(model, tokenizer, batch_size=how.batch_size, progress=progress)
+        found.append({"model": name, **measured.figures})
+        rows += [{"model": name, **row} for row in measured.rows]
         if json:
             output.print_json(found[-1])
         if tokenizer is not None:
             vocabularies.add(identity(tokenizer))
+    if out is not None:
+        suites.write_rows(out, rows)
     if not json:
         _print_columns(found)
     if text is not None and len(vocabularies) > 1:
@@ -108,43 +143,36 @@ def _check_source(
     """Refuse anything but one text or one known task."""
     if (corpus is None) == (task is None):
         raise typer.BadParameter(
-            "give a text with --corpus FILE, or a task with --task lambada FILE or "
-            "--task hellaswag FILE"
+            "give a text with --corpus FILE, or a task with --task lambada FILE, "
+            "--task blimp DIR or another; see gpt2kit evaluate --help"
         )
     if task is not None:
         if task[0] not in _TASKS:
-            raise typer.BadParameter(f"--task is {task[0]!r}, expected lambada or hellaswag")
+            raise typer.BadParameter(f"--task is {task[0]!r}, expected one of {', '.join(_TASKS)}")
         options.refuse(context, ("stride", "encoding", "text_field"), "they are for --corpus")
+    if task is None or task[0] not in suites.TASKS:
+        options.refuse(context, ("out",), "it is for blimp, pairs and syntaxgym")
+    if task is None or task[0] not in ("blimp", "pairs"):
+        options.refuse(context, ("as_",), "it is for blimp and pairs")
 
 
-def _measure(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    text: Text | Path | None,
-    task: tuple[str, Path] | None,
-    how: CorpusOptions,
-) -> dict[str, Any]:
-    """Return the figures of one model on a text or a task."""
-    from gpt2kit.cli.progress import counting
+def _figures(
+    text: Text | Path | None, task: tuple[str, Path] | None, stride: int | None
+) -> suites.Measure:
+    """Return what measures a model on a text, or on a task whose result is a few figures."""
     from gpt2kit.evaluation import perplexity, tasks
 
-    with counting(name) as progress:
+    def measure(model: Any, tokenizer: Any, **how: Any) -> suites.Measured:
         found: Any
         if task is not None:
-            measure = {"lambada": tasks.lambada, "hellaswag": tasks.hellaswag}[task[0]]
-            found = measure(model, tokenizer, task[1], batch_size=how.batch_size, progress=progress)
+            run = {"lambada": tasks.lambada, "hellaswag": tasks.hellaswag}[task[0]]
+            found = run(model, tokenizer, task[1], **how)
         else:
             assert text is not None
-            found = perplexity.evaluate(
-                model,
-                tokenizer,
-                text,
-                stride=how.stride,
-                batch_size=how.batch_size,
-                progress=progress,
-            )
-    return asdict(found)
+            found = perplexity.evaluate(model, tokenizer, text, stride=stride, **how)
+        return suites.Measured(asdict(found), [])
+
+    return measure
 
 
 def _print_columns(found: Sequence[dict[str, Any]]) -> None:
@@ -152,6 +180,9 @@ def _print_columns(found: Sequence[dict[str, Any]]) -> None:
     names = [Path(row["model"]).name for row in found]
     if len(set(names)) < len(names):
         names = [row["model"] for row in found]
+    if "groups" in found[0]:
+        suites.print_table(found, names)
+        return
     lines = [["", *names]]
     for key in [key for key in found[0] if key != "model" and not key.endswith("standard_error")]:
         error = "standard_error" if key == "loss" else f"{key}_standard_error"

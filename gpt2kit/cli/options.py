@@ -199,7 +199,8 @@ def is_typed(context: typer.Context, name: str) -> bool:
 
 def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
     """Raise a usage error if one of these options was typed, because it would have no effect."""
-    typed = [f"--{name}" for name in names if is_typed(context, name)]
+    # A parameter ends in an underscore if its option is a word of Python's, such as --as.
+    typed = [f"--{name.rstrip('_')}" for name in names if is_typed(context, name)]
     if typed:
         raise typer.BadParameter(
             f"{', '.join(typed)} {'has' if len(typed) == 1 else 'have'} no effect here: {because}"

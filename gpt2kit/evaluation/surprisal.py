@@ -53,6 +53,15 @@ class Surprisal:
     greedy: Tensor  # (N,) bool: the token is the most likely one
 
 
+def check_finite(nats: Tensor) -> None:
+    """Raise GenerationError for surprisals that are not finite."""
+    if not torch.isfinite(nats).all():
+        raise GenerationError(
+            "the model's logits are not finite: its weights are damaged, or too large for "
+            "--dtype float16"
+        )
+
+
 def ignore(done: int, of: int) -> None:
     """Ignore progress."""
 
@@ -109,11 +118,7 @@ def measured(
                 measure(precise(logits), targets) for logits, targets in _logits(decoder, some)
             ]
         found = [torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)]
-        if not torch.isfinite(found[0]).all():
-            raise GenerationError(
-                "the model's logits are not finite: its weights are damaged, or too large for "
-                "--dtype float16"
-            )
+        check_finite(found[0])
         ends = [0, *torch.tensor([window.scored for window in some]).cumsum(0).tolist()]
         yield from (tuple(each[start:end] for each in found) for start, end in pairwise(ends))
 

@@ -59,6 +59,8 @@ def desk(weights: Path) -> Path:
     (desk / f"{NAME}.jsonl").write_text(json.dumps({ESCAPES: 1}))
     kept = {"time": ESCAPES, "model": NAME, "prompt": ESCAPES, "text": f"a\n{ESCAPES}"}
     Path(os.environ["GPT2KIT_DATA"], "history.jsonl").write_text(json.dumps(kept))
+    quoted = ESCAPES.replace('"', '""')
+    (desk / f"{NAME}.csv").write_text(f'good,bad,paradigm\nthe,end,"{quoted}"\n')
     return desk
 
 
@@ -120,6 +122,9 @@ CASES: list[list[str]] = [
     ["plan", f"{NAME}.jsonl", "--model", MODEL],
     ["evaluate", MODEL, OTHER, "--corpus", NAME],
     ["evaluate", MODEL, "--task", "lambada", f"{NAME}.jsonl"],
+    ["evaluate", MODEL, "--task", "pairs", f"{NAME}.jsonl"],
+    ["evaluate", MODEL, "--task", "pairs", f"{NAME}.csv", "--out", f"{NAME}new.csv"],
+    ["evaluate", MODEL, "--task", "syntaxgym", f"{NAME}.csv"],
     ["evaluate", MODEL, "--corpus", NAME, "--encoding", ESCAPES],
     ["score", NAME, "--model", MODEL],
     ["score", NAME, "--model", MODEL, "--json"],
