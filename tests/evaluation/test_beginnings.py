@@ -33,7 +33,8 @@ def alone(model: GPT2, text: list[int]) -> torch.Tensor:
     """Return the surprisals of a text that the model reads by itself, (n - 1,)."""
     with torch.no_grad():
         logits = model(torch.tensor([text[:-1]]))[0].double()
-    return -logits.log_softmax(-1)[range(len(text) - 1), text[1:]]
+    nats: torch.Tensor = -logits.log_softmax(-1)[range(len(text) - 1), text[1:]]
+    return nats
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,9 @@ def test_each_text_is_scored_as_if_read_alone(batch_size: int, changes: dict[str
 def test_what_texts_share_is_read_once() -> None:
     model = make_model(CONFIG)
     read: list[int] = []
-    model.wte.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    model.get_submodule("wte").register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].numel())
+    )
     text_surprisals(model, [[0, 1, 2, 3, last] for last in range(20)] + [[0, 1, 2, 9, 9]])
     assert sum(read) == len([0, 1, 2, 3]) + len([9])
 
@@ -78,7 +81,7 @@ def test_a_text_that_is_too_long_and_damaged_weights_are_errors() -> None:
     model = make_model(CONFIG)
     with pytest.raises(ContextLengthError, match="34 tokens; expected at most 33"):
         text_surprisals(model, [[1, 2], [1] * 34])
-    model.ln_f.weight.data.fill_(float("nan"))
+    model.get_parameter("ln_f.weight").data.fill_(float("nan"))
     with pytest.raises(GenerationError, match="not finite"):
         text_surprisals(model, [[1, 2, 3]])
 
