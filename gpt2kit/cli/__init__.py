@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2kit.cli import (
+    cloze,
     comparison,
     corpus,
     evaluation,
@@ -142,7 +143,7 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
-    "Measure": (evaluation, surprisal, comparison, originality),
+    "Measure": (evaluation, surprisal, cloze, comparison, originality),
     "Look inside": (explain, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

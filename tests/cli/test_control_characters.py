@@ -132,6 +132,8 @@ CASES: list[list[str]] = [
     ["surprisal", NAME, "--model", MODEL, "--unit", "token", "--json"],
     ["surprisal", NAME, "--model", MODEL, "--words", ESCAPES, "--by", "item"],
     ["surprisal", NAME, "--model", MODEL, "--out", f"{NAME}.csv"],
+    ["cloze", "the end", "--model", MODEL, "--most", "20"],
+    ["cloze", ESCAPES, "--model", MODEL, "--most", "20", "--json"],
     ["diff", MODEL, OTHER, "--corpus", NAME],
     ["diff", MODEL, BROKEN],
     ["blend", MODEL, OTHER, "--alpha", "0.5", "--out", f"{NAME}new"],
