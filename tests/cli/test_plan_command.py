@@ -127,9 +127,8 @@ def test_a_vocabulary_that_is_here_is_used(
     book: Path, small_sizes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = learn_bpe([VERSES], 300)
-    folder = store.weights_dir() / "mine"
-    folder.mkdir(parents=True)
-    write_small_model(folder, tokenizer)
+    store.vocabulary_dir().mkdir(parents=True)
+    tokenizer.save(store.vocabulary_dir())  # in place of GPT-2's
     monkeypatch.setattr("gpt2kit.training.published.N_VOCAB", tokenizer.n_vocab)
     found = run_json(book, "--model", "124M")
     assert not found["tokens_are_estimated"]

@@ -327,6 +327,7 @@ SEEN_ELSEWHERE = {  # by the tests below
     "sample_count", "sample_temperature", "sample_top_k", "sample_top_p",
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
     "lora_rank", "lora_alpha", "head",
+    "replace", "markers",  # by tests/cli/test_word_options.py
 }  # fmt: skip
 
 
