@@ -28,9 +28,8 @@ from gpt2kit.model import GPT2
 MOST_TOKENS = 16
 # On a CPU, longer rows are read in pieces that end at multiples of this position: then a piece has
 # the same bits, whoever reads it and whatever is read with it. Smaller pieces would cost more time,
-# and for larger ones other rows would wait longer: on two cores, 0.15 s for 124M.
-PIECE = 96
-NARROW_PIECE = 128  # for bfloat16 and int8, which are read faster
+# and for larger ones other rows would wait longer: on two cores, 0.1 s for 124M.
+PIECE = 64
 GPU_PIECE = 256  # on other devices, where no bits are promised
 # Capacities are multiples of this, so that every slot's keys are aligned alike in memory.
 ALIGNMENT = 16
@@ -87,9 +86,7 @@ class Decoder:
     @property
     def piece(self) -> int:
         """How many tokens a piece of a prompt has: prompts are cut at multiples of it."""
-        if self.model.device.type != "cpu":
-            return GPU_PIECE
-        return PIECE if self.model.dtype.itemsize >= 4 else NARROW_PIECE
+        return PIECE if self.model.device.type == "cpu" else GPU_PIECE
 
     def name(self, tokens: int = 1) -> str:
         """Name who reads this many new tokens of each row at once: "torch", "native avx2" ..."""
