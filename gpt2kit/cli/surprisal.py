@@ -18,8 +18,8 @@ from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     MODEL_GROUP,
     OUTPUT_GROUP,
-    SPEED_GROUP,
     TEXT_GROUP,
+    BatchSize,
     Device,
     Dtype,
     Json,
@@ -153,15 +153,6 @@ Encoding = Annotated[
         metavar="NAME",
         help="The encoding of the input, such as utf-8, cp1252 or utf-16.",
         rich_help_panel=TEXT_GROUP,
-    ),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        "--batch_size",
-        min=1,
-        help="Texts or windows that the model reads at once.",
-        rich_help_panel=SPEED_GROUP,
     ),
 ]
 
