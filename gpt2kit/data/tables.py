@@ -91,7 +91,7 @@ def _read_jsonl(text: str, path: Path) -> Table:
 
 
 def _read_csv(text: str, path: Path, format: Format) -> Table:
-    csv.field_size_limit(_LARGEST_CELL)
+    before = csv.field_size_limit(_LARGEST_CELL)  # of the whole process
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_DELIMITER[format], strict=True)
     columns: tuple[str, ...] = ()
     rows: list[list[str]] = []
@@ -111,6 +111,8 @@ def _read_csv(text: str, path: Path, format: Format) -> Table:
             "written twice, and the cell between quotation marks",
             path=path,
         ) from None
+    finally:
+        csv.field_size_limit(before)
     return Table(columns, rows, path)
 
 

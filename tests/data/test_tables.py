@@ -96,3 +96,10 @@ def test_a_cell_of_a_million_characters_and_another_encoding() -> None:
     assert read("a\nGrüße\n", encoding="cp1252").rows == [["Grüße"]]
     with pytest.raises(CorpusError, match="add --encoding cp1252"):
         read_table("a\nGrüße\n".encode("cp1252"), PATH, "csv")
+
+
+def test_the_limit_of_other_readers_of_csv_stays_as_it_was() -> None:
+    # It belongs to the process: one table made every later reader take cells of any length.
+    before = csv.field_size_limit()
+    read("word\nthe\n")
+    assert csv.field_size_limit() == before
