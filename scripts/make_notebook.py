@@ -102,8 +102,8 @@ def run(notebook: dict[str, Any]) -> dict[str, Any]:
     import nbclient
     import nbformat
 
-    ran = nbclient.NotebookClient(nbformat.from_dict(notebook), timeout=3600).execute()  # type: ignore[no-untyped-call]
-    done: dict[str, Any] = json.loads(nbformat.writes(ran))  # type: ignore[no-untyped-call]
+    ran = nbclient.NotebookClient(nbformat.from_dict(notebook), timeout=3600).execute()
+    done: dict[str, Any] = json.loads(nbformat.writes(ran))
     for cell in done["cells"]:
         cell["metadata"] = {}  # times of this machine
         cell["outputs"] = compact(cell.get("outputs", []))
