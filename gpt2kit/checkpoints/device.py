@@ -72,13 +72,13 @@ def described(device: torch.device) -> str:
     """Return a device with its name: `cpu (AMD EPYC, 2 threads)`, `cuda:0 (NVIDIA H200)`."""
     if device.type == "cpu":
         n = torch.get_num_threads()
-        return f"cpu ({_processor()}, {n} thread{'' if n == 1 else 's'})"
+        return f"cpu ({processor_name()}, {n} thread{'' if n == 1 else 's'})"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Return the name of this machine's processor, or of its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from gpt2kit import __version__
+from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.evaluation.perplexity import default_stride
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.model import GPT2
@@ -39,7 +38,7 @@ def described(
     n_ctx = model.config.n_ctx
     return {
         "name": name,
-        "weights_sha256": weights_digest(model),
+        "weights_sha256": weights_sha256(model),
         "vocabulary_sha256": identity(tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantized": model.is_quantized,
@@ -48,16 +47,6 @@ def described(
         "stride": default_stride(n_ctx) if options.stride is None else options.stride,
         "first": options.first if start_of_text(tokenizer) else "none",
     }
-
-
-def weights_digest(model: GPT2) -> str:
-    """Return a sha256 of the names and the bytes of all tensors, as they are in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(raw.numpy()).data)
-    return digest.hexdigest()
 
 
 def receipt(

@@ -209,13 +209,13 @@ def test_a_file_comes_with_a_receipt(model: Path) -> None:
 
 
 def test_the_digest_of_weights_changes_with_a_single_number(model: Path) -> None:
-    from gpt2kit.evaluation.receipt import weights_digest
+    from gpt2kit.engine.snapshot import weights_sha256
 
     first, _ = load(model)
-    before = weights_digest(first)
-    assert weights_digest(load(model)[0]) == before
+    before = weights_sha256(first)
+    assert weights_sha256(load(model)[0]) == before
     next(first.parameters()).data[3, 3] += 1e-3
-    assert weights_digest(first) != before
+    assert weights_sha256(first) != before
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from gpt2kit.checkpoints.device import processor_name
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.generation.request import Request
@@ -124,18 +124,8 @@ def computed_by(model: GPT2, request: Request, draft: Draft | None) -> dict[str,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantize": "int8" if model.is_quantized else None,
         "threads": torch.get_num_threads(),
-        "processor": torch.cuda.get_device_name() if on_cuda else _processor(),
+        "processor": torch.cuda.get_device_name() if on_cuda else processor_name(),
     }
-
-
-def _processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):  # not Linux
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _options(request: Request, with_text: bool) -> dict[str, Any]:
