@@ -31,7 +31,7 @@ variants
 tokenizers store cache reference
 files config
 fields
-errors memory dropout
+errors dropout
 """
 LEVEL = {name: -line for line, names in enumerate(LAYERS.splitlines()) for name in names.split()}
 

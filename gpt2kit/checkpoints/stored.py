@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2kit import memory
+from gpt2kit.checkpoints import memory
 from gpt2kit.checkpoints.names import is_transposed
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointMismatchError

@@ -140,9 +140,9 @@ def _train(
     json: bool,
 ) -> None:
     """Set up a training, show its plan, do it, and report what became of the model."""
+    from gpt2kit.checkpoints.memory import keep_freed_memory
     from gpt2kit.cli.training_report import Reporter
     from gpt2kit.errors import advice_on_memory
-    from gpt2kit.memory import keep_freed_memory
     from gpt2kit.training.distributed import leave
     from gpt2kit.training.setup import set_up
     from gpt2kit.training.tensorboard import check_tensorboard

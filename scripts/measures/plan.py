@@ -39,7 +39,7 @@ def kit(kind: str, task: Task) -> Figures:
     from gpt2kit import lora
     from gpt2kit.checkpoints.adapters import save_adapters
     from gpt2kit.checkpoints.load import build_model, open_checkpoint, write_model
-    from gpt2kit.memory import keep_freed_memory
+    from gpt2kit.checkpoints.memory import keep_freed_memory
     from gpt2kit.training import plan
     from gpt2kit.training.outline import Outline
     from gpt2kit.training.run import Run

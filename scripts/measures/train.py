@@ -44,8 +44,8 @@ def kit(kind: str, task: Task) -> Figures:
     import numpy as np
 
     import gpt2kit
+    from gpt2kit.checkpoints.memory import keep_freed_memory
     from gpt2kit.data.corpus import Corpus, CorpusReport
-    from gpt2kit.memory import keep_freed_memory
 
     keep_freed_memory()
     dtype: Any = kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2kit import memory
+from gpt2kit.checkpoints import memory
 from gpt2kit.checkpoints.stored import empty_tensors
 
 pytestmark = pytest.mark.skipif(
