@@ -119,6 +119,7 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
 # The files that test modules without a file of tests of their own. Each of these modules is a part
 # of a larger whole, and is tested as a part of it.
 TESTED_BY = {
+    "data/test_streams.py": "data/packed data/parquet",  # formats, each through `read_batches`
     "checkpoints/test_courses.py": """
         checkpoints/layouts checkpoints/torch_files checkpoints/unsaid
     """,  # weights of other programs, each through `open_checkpoint`

@@ -255,11 +255,12 @@ def _read(path: Path) -> bytes:
 def _plan(data: bytes, path: Path, encoding: str, how: TableOptions, measured: WordOptions) -> Plan:
     """Return what is read for the input."""
     from gpt2kit.data.encodings import decode
-    from gpt2kit.data.tables import format_of, read_table
+    from gpt2kit.data.streams import read_table
+    from gpt2kit.data.tables import format_of
     from gpt2kit.evaluation import word_tables
 
     if not how.is_table:
-        if found := how.format or format_of(path):
+        if (found := how.format or format_of(path)) not in (None, "txt"):
             raise ConfigError(
                 f"{path} is a table ({found}); name its column: --text COLUMN, --words COLUMN or "
                 "--context COLUMN --target COLUMN"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt2kit.errors import CorpusError
@@ -46,6 +47,42 @@ def decode(data: bytes, path: Path, encoding: str = "utf-8") -> str:
     return text
 
 
+def decoded(
+    blocks: Iterable[bytes], path: Path, encoding: str = "utf-8", *, lenient: bool = False
+) -> Iterator[str]:
+    """Yield the text of a file that is read in blocks, as `decode` returns that of a whole one.
+
+    If `lenient`, a byte that is not valid becomes half a surrogate pair, for the reader to find.
+    """
+    name = _codec(encoding, path)
+    errors = "surrogateescape" if lenient else "strict"
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)(errors)
+    n_bytes = n_lines = 0  # of the blocks before
+    for number, block in enumerate(itertools.chain(blocks, [b""])):
+        if number == 0 and name == "utf-8" and (likely := _wide(block)):
+            raise CorpusError(
+                f"{path}: this is not UTF-8 but looks like {likely}; add --encoding {likely}",
+                path=path,
+            )
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            start = n_bytes + len(block) - len(error.object)
+            raise _bad_byte(error, error.object, path, encoding, name, start, n_lines) from None
+        except UnicodeError as error:
+            raise CorpusError(f"{path}: not {encoding}: {error}", path=path) from error
+        if name != "utf-8" and _SURROGATE.search(text):
+            raise CorpusError(
+                f"{path}: decoded as {encoding} it has half a surrogate pair, "
+                "which is no character",
+                path=path,
+            )
+        n_bytes += len(block)
+        n_lines += text.count("\n")
+        if text:
+            yield text
+
+
 def _codec(encoding: str, path: Path) -> str:
     """Return Python's name of an encoding of texts."""
     try:
@@ -60,18 +97,27 @@ def _codec(encoding: str, path: Path) -> str:
 
 
 def _bad_byte(
-    error: UnicodeDecodeError, data: bytes, path: Path, encoding: str, name: str
+    error: UnicodeDecodeError,
+    data: bytes,
+    path: Path,
+    encoding: str,
+    name: str,
+    n_bytes: int = 0,
+    n_lines: int = 0,
 ) -> CorpusError:
-    """Return the error that names the first byte that is not valid in the encoding."""
+    """Return the error that names the first byte that is not valid in the encoding.
+
+    Before the data there were `n_bytes` bytes and `n_lines` whole lines.
+    """
     skipped = name == "utf-8" and data.startswith(codecs.BOM_UTF8)
     offset = error.start + len(codecs.BOM_UTF8) * skipped
-    line = data.count(b"\n", 0, offset) + 1
+    line = n_lines + data.count(b"\n", 0, offset) + 1
     return CorpusError(
-        f"{path}: byte {offset:,} (line {line:,}) is 0x{data[offset]:02x}, "
+        f"{path}: byte {n_bytes + offset:,} (line {line:,}) is 0x{data[offset]:02x}, "
         f"which is not {encoding}; "
         f"{_advice(data, name)}",
         path=path,
-        offset=offset,
+        offset=n_bytes + offset,
     )
 
 

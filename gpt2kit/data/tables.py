@@ -1,6 +1,7 @@
-"""Tables: CSV, TSV and JSONL in and out, with every column, row and cell as it was.
+"""Tables: named columns and rows, and how their cells are written as text.
 
-A cell of CSV or TSV is text. A cell of JSONL is any value, or ABSENT where an object lacks the key.
+A cell of CSV or TSV is text. A cell of JSONL or Parquet is any value, or ABSENT if an object lacks
+the key. `gpt2kit.data.streams` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2kit.data.encodings import decode
-from gpt2kit.data.texts import json_objects
+from gpt2kit.data.packed import unpacked_name
 from gpt2kit.errors import CorpusError
 
-Format = Literal["csv", "tsv", "jsonl"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
+FORMATS: tuple[Format, ...] = ("csv", "tsv", "jsonl", "parquet", "txt")
 
-_DELIMITER = {"csv": ",", "tsv": "\t"}
-_LARGEST_CELL = 2**31 - 1  # of the csv module, whose own limit is 131,072 characters
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 class _Absent:
@@ -36,11 +36,19 @@ ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns and rows of as many cells; two columns may have one name."""
+    """Named columns and rows of as many cells; two columns may have one name.
+
+    A table may be a part of a file. `errors` say, by the index of a row, what is wrong with it; the
+    cells of such a row are as far as they could be read.
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
     path: Path  # names the table in messages
+    first: int = 1  # the number of the first row in its file, from 1
+    errors: Mapping[int, str] = field(default_factory=dict)
+    # of columns whose types are known: float, int, str, or a type of Arrow
+    types: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> int:
         """Return the index of a column; raises CorpusError unless there is exactly one."""
@@ -55,103 +63,96 @@ class Table:
             advice = "; they are separated by another sign: save as .csv with commas, or as .tsv"
         raise CorpusError(f"{self.path}: no column {name!r}; there is {shown[:200]}{advice}")
 
-    def texts(self, name: str) -> list[str]:
-        """Return the cells of a column as texts, an absent or null one as an empty text."""
+    def texts(self, name: str, errors: dict[int, str] | None = None) -> list[str]:
+        """Return the cells of a column as texts, an absent or null one as an empty text.
+
+        A cell that is no text raises CorpusError. If `errors` are given, the message is put there
+        under the index of the row instead, and the text is empty.
+        """
         index = self.column(name)
-        return [_text(row[index], self.path, number) for number, row in enumerate(self.rows, 1)]
+        found = []
+        for number, row in enumerate(self.rows):
+            text, problem = _text(row[index])
+            if problem and errors is None:
+                raise CorpusError(f"{self.path}: row {self.first + number:,}: {problem}")
+            if problem and errors is not None:
+                errors.setdefault(number, problem)
+            found.append(text)
+        return found
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format that the end of a file's name tells, if any."""
-    suffix = path.suffix.lower()
-    for name in ("csv", "tsv", "jsonl"):
-        if suffix == f".{name}":
-            return name
-    return None
+    """Return the format that the end of a file's name tells, if any; .gz and .zst do not count."""
+    suffix = unpacked_name(path).suffix.lower()
+    return next((name for name in FORMATS if suffix == f".{name}"), None)
 
 
-def read_table(data: bytes, path: Path, format: Format, *, encoding: str = "utf-8") -> Table:
-    """Read a table from the bytes of a file; `path` names it in messages.
-
-    A byte order mark is skipped, quoted cells may contain line ends, and empty lines are no rows.
-    Raises CorpusError for a row with more or fewer cells than there are columns, with its line.
-    """
-    text = decode(data, path, encoding)
-    table = _read_jsonl(text, path) if format == "jsonl" else _read_csv(text, path, format)
-    if not table.columns:
-        raise CorpusError(f"{path}: empty, expected a table whose first line names its columns")
-    return table
-
-
-def _read_jsonl(text: str, path: Path) -> Table:
-    objects = [value for _, value in json_objects(text, path)]
-    columns = tuple(dict.fromkeys(key for value in objects for key in value))
-    rows = [[value.get(key, ABSENT) for key in columns] for value in objects]
-    return Table(columns, rows, path)
-
-
-def _read_csv(text: str, path: Path, format: Format) -> Table:
-    before = csv.field_size_limit(_LARGEST_CELL)  # of the whole process
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_DELIMITER[format], strict=True)
-    columns: tuple[str, ...] = ()
-    rows: list[list[str]] = []
-    try:
-        for cells in lines:
-            if not cells:
-                continue
-            if not columns:
-                columns = tuple(cells)
-            elif len(cells) == len(columns):
-                rows.append(cells)
-            else:
-                raise CorpusError(_ragged(path, lines.line_num, cells, columns), path=path)
-    except csv.Error as error:
-        raise CorpusError(
-            f"{path}: line {lines.line_num:,}: {error}; a quotation mark inside of a cell is "
-            "written twice, and the cell between quotation marks",
-            path=path,
-        ) from None
-    finally:
-        csv.field_size_limit(before)
-    return Table(columns, rows, path)
-
-
-def _ragged(path: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> str:
-    message = f"{path}: line {line:,} has {len(cells)} cells, expected {len(columns)}"
-    if len(cells) == len(columns) + 1 and line == 2:
-        return f"{message}; R names its rows there: write it with write.csv or row.names = FALSE"
-    return f"{message}; a cell with a comma or line end stands between quotation marks"
-
-
-def _text(cell: Any, path: Path, row: int) -> str:
+def _text(cell: Any) -> tuple[str, str | None]:
+    """Return the text of a cell, or what is wrong with it."""
     if isinstance(cell, str):
-        return cell
+        return cell, None
     if cell is None or cell is ABSENT:
-        return ""
+        return "", None
     if isinstance(cell, int | float) and not isinstance(cell, bool):
-        return str(cell)
-    raise CorpusError(f"{path}: row {row:,}: {json.dumps(cell)[:40]} is no text")
+        return str(cell), None
+    return "", f"{json.dumps(cell, default=str)[:40]} is no text"
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def written(table: Table, format: Format) -> Iterator[str]:
-    """Yield a table as lines of text: quoted as in RFC 4180, with \\n at their ends.
+def written(tables: Table | Iterable[Table], format: Format) -> Iterator[str]:
+    """Yield tables, one below another, as lines of text: quoted as in RFC 4180, each ending in a line feed.
 
+    The first table names the columns of CSV and TSV; a later one with others raises CorpusError.
     None, and a number that is not finite, is an empty cell or null; floats have nine digits.
     """
+    tables = [tables] if isinstance(tables, Table) else tables
     if format == "jsonl":
-        for row in table.rows:
-            yield json.dumps(_object(table.columns, row), ensure_ascii=False) + "\n"
+        for table in tables:
+            for row in table.rows:
+                yield (
+                    json.dumps(_object(table.columns, row), ensure_ascii=False, default=str) + "\n"
+                )
         return
+    if format not in DELIMITERS:
+        raise ValueError(f"{format} is not written as lines of text")
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, delimiter=_DELIMITER[format], lineterminator="\n")
-    for cells in (table.columns, *table.rows):
-        writer.writerow([_cell(cell) for cell in cells])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
+    # With \r\n Python quotes a cell with a \r alone, too; `_emptied` makes it \n.
+    writer = csv.writer(buffer, delimiter=DELIMITERS[format], lineterminator="\r\n")
+    columns: tuple[str, ...] | None = None
+    for table in tables:
+        if columns is None:
+            columns = table.columns
+            writer.writerow(columns)
+            yield _emptied(buffer)
+        for cells in aligned(table, columns).rows:
+            writer.writerow([_cell(cell) for cell in cells])
+            yield _emptied(buffer)
+
+
+def _emptied(buffer: io.StringIO) -> str:
+    """Return the line in a buffer, which is empty then."""
+    line = buffer.getvalue().removesuffix("\r\n") + "\n"
+    buffer.seek(0)
+    buffer.truncate()
+    return line
+
+
+def aligned(table: Table, columns: Sequence[str]) -> Table:
+    """Return a table with exactly these columns; raises CorpusError if it has another one."""
+    if tuple(columns) == table.columns:
+        return table
+    if extra := [name for name in table.columns if name not in columns]:
+        raise CorpusError(
+            f"{table.path}: from row {table.first:,} on there is a column {extra[0]!r} that the "
+            "rows before it lack; write a .jsonl file, whose rows may have different columns"
+        )
+    index = {name: number for number, name in enumerate(table.columns)}
+    rows = [
+        [row[index[name]] if name in index else ABSENT for name in columns] for row in table.rows
+    ]
+    return Table(tuple(columns), rows, table.path, table.first, table.errors, table.types)
 
 
 def _object(columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
@@ -173,4 +174,6 @@ def _cell(cell: Any) -> str:
         return ""
     if isinstance(cell, float):
         return f"{cell:.9g}"
-    return json.dumps(cell, ensure_ascii=False)
+    if isinstance(cell, int | list | dict):
+        return json.dumps(cell, ensure_ascii=False, default=str)
+    return str(cell)

@@ -131,26 +131,30 @@ def json_objects(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Blank lines are skipped; any other line raises CorpusError.
     """
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(
-                f"{path}: line {number:,} is not valid JSON: {error}", path=path
-            ) from error
-        if not isinstance(value, dict):
-            raise CorpusError(
-                f"{path}: line {number:,} is no JSON object: found {line.strip()[:40]!r}", path=path
-            )
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise CorpusError(
-                f"{path}: line {number:,} has half a surrogate pair, which is no character",
-                path=path,
-            ) from None
-        yield number, value
+        if line.strip():
+            yield number, json_object(line, path, number)
+
+
+def json_object(line: str, path: Path, number: int) -> dict[str, Any]:
+    """Return the object on a line of a .jsonl file; raises CorpusError if it is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"{path}: line {number:,} is not valid JSON: {error}", path=path
+        ) from error
+    if not isinstance(value, dict):
+        raise CorpusError(
+            f"{path}: line {number:,} is no JSON object: found {line.strip()[:40]!r}", path=path
+        )
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        problem = "has half a surrogate pair, which is no character"
+        if any("\udc80" <= character <= "\udcff" for character in line):
+            problem = "has bytes that are not valid in its encoding"
+        raise CorpusError(f"{path}: line {number:,} {problem}", path=path) from None
+    return value
 
 
 def _json_texts(text: str, path: Path, field: str) -> Iterator[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.data.tables import ABSENT, Format, Table, read_table, written
+from gpt2kit.data.streams import read_table
+from gpt2kit.data.tables import ABSENT, Format, Table, written
 from gpt2kit.errors import CorpusError
 
 PATH = Path("stimuli.csv")

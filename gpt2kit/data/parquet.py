@@ -1,0 +1,99 @@
+"""Parquet files as tables, a batch of rows at a time (needs gpt2kit[tables])."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpt2kit.data.packed import require_pyarrow
+from gpt2kit.data.tables import ABSENT, Table
+from gpt2kit.errors import CorpusError
+
+
+def read_parquet(file: BinaryIO, path: Path, n: int) -> Iterator[Table]:
+    """Yield the rows of a file that can be sought, n at a time; the columns keep their types.
+
+    Raises CorpusError for a damaged file, MissingDependencyError without pyarrow.
+    """
+    require_pyarrow()
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        source = pyarrow.parquet.ParquetFile(file)
+        schema = source.schema_arrow
+        columns = tuple(schema.names)
+        types = dict(zip(columns, schema.types, strict=True))
+        yield Table(columns, [], path, types=types)
+        first = 1
+        for batch in source.iter_batches(batch_size=n):
+            cells = [column.to_pylist() for column in batch.columns]
+            rows = list(zip(*cells, strict=True))
+            yield Table(columns, rows, path, first=first, types=types)
+            first += len(rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        detail = str(error).partition("\n")[0]
+        raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error
+
+
+class ParquetWriter:
+    """Writes tables to a file, one below another; the first one decides on columns and types."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        require_pyarrow()
+        self._file = file
+        self._writer: Any = None  # comes with the first table
+
+    def write(self, table: Table) -> None:
+        """Add the rows of a table; raises CorpusError for a cell of another type."""
+        import pyarrow
+        import pyarrow.parquet
+
+        cells = [
+            [None if row[index] is ABSENT else row[index] for row in table.rows]
+            for index in range(len(table.columns))
+        ]
+        if self._writer is None:
+            types = [
+                _type(table.types.get(name), column)
+                for name, column in zip(table.columns, cells, strict=True)
+            ]
+            self._schema = pyarrow.schema(list(zip(table.columns, types, strict=True)))
+            self._writer = pyarrow.parquet.ParquetWriter(self._file, self._schema)
+        try:
+            arrays = [
+                pyarrow.array(column, type=field.type)
+                for column, field in zip(cells, self._schema, strict=True)
+            ]
+        except pyarrow.ArrowException as error:
+            raise CorpusError(
+                f"{table.path}: a cell has another type than those above it: {error}; "
+                "write a .jsonl file, whose cells may have any type"
+            ) from error
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the end of the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _type(known: Any, cells: Sequence[Any]) -> Any:
+    """Return Arrow's type for a column: the known one, or that of its cells."""
+    import pyarrow
+
+    names = {float: pyarrow.float64(), int: pyarrow.int64(), str: pyarrow.string()}
+    if known is not None:
+        return names.get(known, known)
+    kinds = {type(cell) for cell in cells if cell is not None}
+    if not kinds:
+        return pyarrow.string()
+    if kinds == {int, float}:
+        return pyarrow.float64()
+    try:
+        return pyarrow.array(cells).type
+    except pyarrow.ArrowException as error:
+        raise CorpusError(
+            f"a column has cells of several types: {error}; write a .jsonl file"
+        ) from error
