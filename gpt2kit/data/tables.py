@@ -102,7 +102,7 @@ def _text(cell: Any) -> tuple[str, str | None]:
 
 
 def written(tables: Table | Iterable[Table], format: Format) -> Iterator[str]:
-    """Yield tables, one below another, as lines of text: quoted as in RFC 4180, each ending in a line feed.
+    """Yield tables, one below another, as lines of text, quoted as in RFC 4180.
 
     The first table names the columns of CSV and TSV; a later one with others raises CorpusError.
     None, and a number that is not finite, is an empty cell or null; floats have nine digits.
