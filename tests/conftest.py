@@ -20,10 +20,31 @@ from gpt2kit.generation.row import Row
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
-# Tiny models are not faster with two threads, and much slower on a busy machine.
+# Tiny models are not faster with two threads, and much slower on a busy machine: neither here nor
+# in the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
+MOST_WORKERS = 8  # each imports torch and collects every test before it runs its share
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return in how many processes to run: one for each core, or 0 to run all tests in this one.
+
+    Only the whole suite is worth the start of workers. Which tests were chosen by name, by marker or
+    by their last failure run in this process, and so do those whose output is wanted as it comes.
+    """
+    chosen = ("keyword", "lf", "failedfirst", "newfirst", "stepwise")
+    if (
+        config.args_source is pytest.Config.ArgsSource.ARGS
+        or config.getoption("markexpr") not in config.getini("addopts")
+        or config.getoption("capture") == "no"
+        or any(map(config.getoption, chosen))
+    ):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MOST_WORKERS)
 
 
 @pytest.fixture(autouse=True)
