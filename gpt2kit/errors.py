@@ -213,7 +213,13 @@ class TokenizerError(Gpt2KitError):
         ids = tokenizer.encode("œuvre")
     except gpt2kit.TokenizerError as error:
         print(error)  # names the character and the nearest ones
+
+    `detail` is the message without the option of the command line that would help, if one does.
     """
+
+    def __init__(self, detail: str, *, option: str | None = None) -> None:
+        super().__init__(f"{detail}, or add {option}" if option else detail)
+        self.detail = detail
 
 
 class ContextLengthError(Gpt2KitError):

@@ -96,7 +96,7 @@ class HostCheck:
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app
-        self._allowed = {"localhost", *(name.lower() for name in allowed)}
+        self._allowed = {"localhost", *map(_typed_name, allowed)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_allowed(scope):
@@ -124,6 +124,14 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].removesuffix(".")
+
+
+def _typed_name(typed: str) -> str:
+    """Return the name in what a user typed, which may have a port, or be an IPv6 address."""
+    try:
+        return str(ipaddress.ip_address(typed))
+    except ValueError:
+        return host_name(typed)
 
 
 def is_loopback(address: str) -> bool:

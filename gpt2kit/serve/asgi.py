@@ -31,6 +31,7 @@ from gpt2kit.serve.settings import Settings
 
 log = logging.getLogger("gpt2kit.serve")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ABSOLUTE_FORM = re.compile(r"https?://(?P<name>[^/]*)(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 _ASKED_OFTEN = ("/health", "/health/live", "/metrics")
 _FACTS = "gpt2kit.facts"  # in a request's scope: what the log says about it
 _CLIENT_GONE = 499  # as nginx writes it: the client left before an answer began
@@ -101,6 +102,7 @@ class Application:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, then count and log it."""
+        scope = _with_path_alone(scope)
         sent = header(scope, "x-request-id")
         number = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
         # Another application may have this one under a prefix, which no check or route knows.
@@ -130,6 +132,22 @@ class Application:
             log.log(
                 level, "%s %s", number, " ".join(f"{name}={value}" for name, value in facts.items())
             )
+
+
+def _with_path_alone(scope: Scope) -> Scope:
+    """Return the scope of a request for http://NAME/PATH as if /PATH had been asked of NAME.
+
+    Clients send this form to proxies, and every server has to take it: RFC 9112, section 3.2.2,
+    by which the name counts and not the Host header.
+    """
+    if not (target := _ABSOLUTE_FORM.fullmatch(scope["path"])):
+        return scope
+    others = [(key, value) for key, value in scope["headers"] if key != b"host"]
+    return {
+        **scope,
+        "path": target["path"] or "/",
+        "headers": [(b"host", target["name"].encode()), *others],
+    }
 
 
 def _route_of(path: str) -> str:

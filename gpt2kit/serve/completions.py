@@ -221,6 +221,16 @@ def as_text(name: str, value: Any) -> str:
     return value
 
 
+def as_flag(name: str, value: Any, default: bool, *, param: str | None = None) -> bool:
+    """Return true or false, or the default for null; raises Refusal for anything else."""
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        message = f"{name} is {shortened(value)}, expected true or false"
+        raise Refusal(400, message, param=param or name)
+    return value
+
+
 def as_ids(name: str, values: Any) -> tuple[int, ...]:
     """Return a list of token ids as a tuple; raises Refusal for anything else."""
     if not isinstance(values, list) or any(type(value) is not int for value in values):
@@ -297,14 +307,7 @@ def _include_usage(value: Any) -> bool:
             param="stream_options",
         )
     refuse_unknown(value, {"include_usage", "include_obfuscation"})
-    wanted = value.get("include_usage")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise Refusal(
-            400,
-            f"include_usage is {shortened(wanted)}, expected true or false",
-            param="stream_options",
-        )
-    return bool(wanted)
+    return as_flag("include_usage", value.get("include_usage"), False, param="stream_options")
 
 
 _CONVERTED: dict[str, Callable[[Any], Any]] = {

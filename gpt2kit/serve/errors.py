@@ -61,11 +61,15 @@ class Refusal(Exception):
         return headers
 
 
-def too_long(n_ctx: int, prompt: int, new: int) -> Refusal:
-    """Return the refusal of a prompt that does not fit the window together with its new tokens."""
+def too_long(n_ctx: int, prompt: int, new: int, *, is_exact: bool = True) -> Refusal:
+    """Return the refusal of a prompt that does not fit the window together with its new tokens.
+
+    If it `is_exact`, the prompt has `prompt` tokens, else it may have more.
+    """
+    least = "" if is_exact else "at least "
     return Refusal(
         400,
-        f"This model's maximum context length is {n_ctx} tokens, however you requested "
+        f"This model's maximum context length is {n_ctx} tokens, however you requested {least}"
         f"{prompt + new} tokens ({prompt} in your prompt; {new} for the completion). Please reduce "
         'your prompt or completion length, or send "overflow": "slide" or "stop"; '
         f"for lm-eval, pass max_length={n_ctx}.",

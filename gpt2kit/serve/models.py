@@ -30,7 +30,7 @@ from gpt2kit.serve.metrics import Metrics
 from gpt2kit.serve.settings import Settings
 from gpt2kit.serve.worker import Batch, Worker
 from gpt2kit.store.catalogue import canonical_size
-from gpt2kit.tokenizers import Tokenizer, require_tokenizer
+from gpt2kit.tokenizers import BPETokenizer, Tokenizer, require_tokenizer
 from gpt2kit.training.plan import free_memory
 
 T = TypeVar("T")
@@ -69,6 +69,16 @@ class Loaded:
         """The memory of its weights and slots."""
         slots = self.batch.slots * slot_bytes(self.model.config, self.model.dtype)
         return weight_bytes(self.model) + slots
+
+    @functools.cached_property
+    def longest_token(self) -> int | None:
+        """The bytes of the longest token, if tokens joined are the bytes of any text; else None.
+
+        A vocabulary of words may have one token for all words that it does not know.
+        """
+        if not isinstance(self.tokenizer, BPETokenizer):
+            return None
+        return max(len(self.tokenizer.token_bytes(token)) for token in range(self.n_vocab))
 
     @property
     def n_vocab(self) -> int:

@@ -27,15 +27,29 @@ def encode(loaded: Loaded, asked: CompletionRequest) -> list[EncodedPrompt]:
         asked.request.sampling.check_vocabulary(loaded.n_vocab)
     except ConfigError as error:
         raise Refusal(400, str(error), param="logit_bias") from None
-    prompts = [_encoded(loaded, prompt, special=asked.special) for prompt in asked.prompt]
     n_ctx = loaded.model.config.n_ctx
+    for given in asked.prompt:  # what is surely too long is not encoded: a megabyte takes a while
+        is_exact = not isinstance(given, str)
+        _check_length(asked, n_ctx, _fewest_tokens(loaded, given), is_exact=is_exact)
+    prompts = [_encoded(loaded, prompt, special=asked.special) for prompt in asked.prompt]
     for prompt in prompts:
-        n = len(prompt.ids)
-        if asked.overflow == "error" and n + asked.max_tokens > n_ctx:
-            raise too_long(n_ctx, n, asked.max_tokens)
-        if n > n_ctx and (asked.overflow == "stop" or asked.scores_prompts):
-            raise too_long(n_ctx, n, asked.max_tokens)
+        _check_length(asked, n_ctx, len(prompt.ids), is_exact=True)
     return prompts
+
+
+def _check_length(asked: CompletionRequest, n_ctx: int, n: int, *, is_exact: bool) -> None:
+    """Raise Refusal if a prompt of n tokens, or of n at least, is too long for what is asked."""
+    needs_room = asked.overflow == "error" and n + asked.max_tokens > n_ctx
+    is_read_whole = asked.overflow == "stop" or asked.scores_prompts
+    if needs_room or (is_read_whole and n > n_ctx):
+        raise too_long(n_ctx, n, asked.max_tokens, is_exact=is_exact)
+
+
+def _fewest_tokens(loaded: Loaded, prompt: Prompt) -> int:
+    """Return how many tokens a prompt has at least, without encoding it."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    return len(prompt.encode()) // loaded.longest_token if loaded.longest_token else 0
 
 
 def _encoded(loaded: Loaded, prompt: Prompt, *, special: bool) -> EncodedPrompt:
@@ -61,7 +75,8 @@ def encode_text(loaded: Loaded, text: str, *, special: bool) -> list[int]:
     try:
         return loaded.tokenizer.encode(text, special=special)
     except TokenizerError as error:
-        raise Refusal(400, str(error), param="prompt") from None
+        # A client has no command line, so no option of it is named.
+        raise Refusal(400, error.detail, param="prompt") from None
 
 
 def check_ids(loaded: Loaded, ids: Sequence[int], param: str) -> None:

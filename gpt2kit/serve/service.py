@@ -18,7 +18,7 @@ from gpt2kit.serve import rows
 from gpt2kit.serve.answering import Answer, cancelled_if_gone
 from gpt2kit.serve.answers import AnswerWriter, compact
 from gpt2kit.serve.body import read_object
-from gpt2kit.serve.completions import as_ids, as_text, parse, refuse_unknown
+from gpt2kit.serve.completions import as_flag, as_ids, as_text, parse, refuse_unknown
 from gpt2kit.serve.errors import Refusal, not_ready
 from gpt2kit.serve.life import Life
 from gpt2kit.serve.limits import Limits
@@ -202,14 +202,16 @@ class Service:
         """POST /tokenize."""
         self._require_ready()
         body = await read_object(scope, receive)
-        known = {"model", "prompt", "add_special_tokens", "special", "return_token_strs"}
-        refuse_unknown(body, known)
+        # GPT-2 adds no tokens of its own, whether clients want them or not.
+        flags = {"special": True, "return_token_strs": False, "add_special_tokens": True}
+        refuse_unknown(body, {"model", "prompt", *flags})
         text = as_text("prompt", body.get("prompt"))
+        flags = {name: as_flag(name, body.get(name), default) for name, default in flags.items()}
         loaded = await self._for(body.get("model"))
-        special = body.get("special") is not False
+        special = flags["special"]
         ids = await asyncio.to_thread(rows.encode_text, loaded, text, special=special)
         found = {"count": len(ids), "max_model_len": loaded.model.config.n_ctx, "tokens": ids}
-        if body.get("return_token_strs"):
+        if flags["return_token_strs"]:
             found["token_strs"] = rows.names(loaded, ids)
         await _json(found)(scope, receive, send)
 

@@ -107,6 +107,12 @@ class Settings:
             if not all(isinstance(text, str) and text for text in texts):
                 raise ConfigError(f"{name} has an empty value, expected texts")
             object.__setattr__(self, name, texts)
+        for name in self.allowed_host:
+            if "/" in name:
+                raise ConfigError(
+                    f"allowed_host is {name!r}, expected a name as in a Host header, such as "
+                    "gpt2.example"
+                )
         for origin in self.cors_origin:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigError(

@@ -117,7 +117,8 @@ class ListedTokenizer:
                 f"the {self.what} {pieces[index]!r} at offset {offset:,} is not among the"
                 f" {self.n_vocab:,} that the model knows;"
                 f" {f'the nearest are {nearest}' if nearest else 'none is near'}."
-                " Write it differently, or add --unknown skip"
+                " Write it differently",
+                option="--unknown skip",
             )
         return token
 

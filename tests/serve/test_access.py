@@ -74,6 +74,28 @@ def test_a_foreign_host_is_refused_on_this_machines_own_address() -> None:
         assert client.get("/health", headers={"host": ""}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("typed", "host"),
+    [
+        ("gpt2.example:80", "gpt2.example"),
+        ("gpt2.example:80", "gpt2.example:8000"),
+        ("GPT2.example.", "gpt2.example"),
+        ("[fd00::1]:80", "[fd00::1]"),
+        ("FD00::1", "[fd00::1]:8000"),
+    ],
+)
+def test_an_allowed_host_may_be_typed_as_a_header_has_it(typed: str, host: str) -> None:
+    """A port was compared with names, which have none, so the name was never allowed."""
+    with connected(settings=Settings(allowed_host=(typed,)), start=False) as client:
+        assert client.get("/v1/models", headers={"host": host}).status_code == 200
+        assert client.get("/v1/models", headers={"host": "evil.com"}).status_code == 403
+
+
+def test_an_allowed_host_is_no_address_of_a_page() -> None:
+    with pytest.raises(ConfigError, match=r"'http://a', expected a name .* such as gpt2.example"):
+        Settings(allowed_host=("http://a",))
+
+
 def test_any_host_is_allowed_on_other_addresses() -> None:
     with connected(base_url="http://192.0.2.7:8000", start=False) as client:
         assert client.get("/v1/models", headers={"host": "server.example"}).status_code == 200

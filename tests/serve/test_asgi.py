@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from conftest import GOLDEN
 from prometheus_client.parser import text_string_to_metric_families
 from serve_builders import CONFIG, Client, connected, tiny, wait_until
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from gpt2kit.generation.receipts.replaying import check_receipt, compare, prompt
 from gpt2kit.generation.text import complete
 from gpt2kit.serve.asgi import application
 from gpt2kit.serve.settings import Settings
-from gpt2kit.tokenizers import CharTokenizer
+from gpt2kit.tokenizers import BPETokenizer, CharTokenizer
 
 PLAIN = {"prompt": "The dog", "max_tokens": 6, "seed": 3}
 
@@ -256,6 +257,39 @@ def test_too_long_a_prompt_is_told_what_to_do(client: Client) -> None:
     assert client.error(**scored)[1]["code"] == "context_length_exceeded"
 
 
+class CountingTokenizer(BPETokenizer):
+    """Counts the characters that it encodes and the ids that it decodes."""
+
+    work = 0
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        type(self).work += len(text)
+        return super().encode(text, special=special)
+
+    def decode(self, ids: list[int]) -> str:
+        type(self).work += len(ids)
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize("prompt", ["The dog. " * 100_000, [1] * 100_000], ids=["text", "ids"])
+def test_what_is_surely_too_long_is_refused_before_it_is_encoded(prompt: object) -> None:
+    """A megabyte was encoded, which takes a second, and then refused."""
+    tokenizer = CountingTokenizer.from_folder(GOLDEN / "bpe" / "small")
+    assert tokenizer is not None
+    model, _ = tiny()
+    with connected(application((model, tokenizer))) as client:
+        CountingTokenizer.work = 0
+        status, error = client.error(prompt=prompt, max_tokens=5)
+        assert (status, error["code"]) == (400, "context_length_exceeded")
+        found = "at least 69235" if isinstance(prompt, str) else "100005"
+        assert f"however you requested {found} tokens" in error["message"]
+        assert client.error(prompt=prompt, overflow="stop")[0] == 400
+        assert CountingTokenizer.work == 0
+        # What may fit is encoded: 20 times the same token of several bytes.
+        assert client.complete(prompt=" the" * 20, max_tokens=5)
+        assert CountingTokenizer.work
+
+
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
@@ -358,8 +392,17 @@ def test_wrong_questions_to_the_tokenizer_are_refused(client: Client) -> None:
         ("/tokenize", {"promt": "a"}),
         ("/detokenize", {"tokens": [512]}),
         ("/detokenize", {"tokens": "a"}),
+        # A flag that is not true or false was taken for one of them.
+        ("/tokenize", {"prompt": "a", "special": "false"}),
+        ("/tokenize", {"prompt": "a", "special": 0}),
+        ("/tokenize", {"prompt": "a", "return_token_strs": "no"}),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": []}),
     ):
         assert client.post(path, body).status_code == 400, body
+    error = client.post("/tokenize", {"prompt": "a", "special": "false"}).json()["error"]
+    assert error["message"] == "special is 'false', expected true or false"
+    assert error["param"] == "special"
+    assert client.post("/tokenize", {"prompt": "a", "special": None}).status_code == 200
     assert client.post("/tokenize", {"prompt": "a", "model": "none"}).status_code == 404
 
 
@@ -369,6 +412,8 @@ def test_a_character_that_the_vocabulary_lacks_is_named() -> None:
         status, error = client.error(prompt="abd")
         assert (status, error["param"]) == (400, "prompt")
         assert "'d'" in error["message"]
+        # It named an option of the command line, --unknown, which no client can type.
+        assert "--" not in error["message"]
         status, error = client.error(prompt="")
         assert "empty" in error["message"]
         assert client.complete(prompt="ab", max_tokens=3)

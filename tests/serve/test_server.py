@@ -321,6 +321,20 @@ def test_what_is_no_http_is_answered_in_the_shape_of_all_errors(url: str) -> Non
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+def test_a_request_may_name_the_server_in_its_first_line(url: str) -> None:
+    """Clients write to a proxy so, and every server must take it (RFC 9112); it was a 404."""
+    ours = url.removeprefix("http://")
+    for name, host, expected in (
+        (ours, ours, b"200"),
+        (ours.upper(), "evil.com", b"200"),  # the name in the first line counts
+        ("evil.com", "localhost", b"403"),
+    ):
+        with connect(url) as raw:
+            request = f"GET http://{name}/v1/models?x=1 HTTP/1.1\r\nHost: {host}\r\n\r\n"
+            raw.sendall(request.encode())
+            assert raw.recv(10_000).startswith(b"HTTP/1.1 " + expected), (name, host)
+
+
 # --- under load -----------------------------------------------------------------------------------
 
 
