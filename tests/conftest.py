@@ -32,7 +32,7 @@ MOST_WORKERS = 8  # each imports torch and collects every test before it runs it
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return in how many processes to run: one for each core, or 0 to run all tests in this one.
 
-    Only the whole suite is worth the start of workers. Which tests were chosen by name, by marker or
+    Only the whole suite is worth the start of workers. Tests that were chosen by name, by marker or
     by their last failure run in this process, and so do those whose output is wanted as it comes.
     """
     chosen = ("keyword", "lf", "failedfirst", "newfirst", "stepwise")
