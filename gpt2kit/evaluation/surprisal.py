@@ -25,9 +25,10 @@ from gpt2kit.errors import ConfigError, ContextLengthError, GenerationError
 from gpt2kit.model import GPT2
 
 Progress = Callable[[int, int], None]  # called with what is done and the total
-# Called with logits (N, V) and the tokens that came (N,); returns tensors (N, …) about each of
-# them, of which the first are the surprisals in nats.
-Measure = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+# Called with logits (N, V) and the tokens that came (N,), and with the logits (N, V) of a second
+# model if there is one; returns tensors (N, …) about each of them, of which the first are the
+# surprisals in nats.
+Measure = Callable[..., tuple[Tensor, ...]]
 
 BATCH_SIZE = 8
 # Logits in memory at once: beyond 32 MiB the C library would map new pages for every piece.
@@ -99,24 +100,29 @@ def surprisals(
 
 
 def measured(
-    model: GPT2, work: Iterable[Window], measure: Measure, *, batch_size: int = BATCH_SIZE
+    model: GPT2,
+    work: Iterable[Window],
+    measure: Measure,
+    *,
+    batch_size: int = BATCH_SIZE,
+    beside: GPT2 | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield what `measure` returns about the scored tokens of each window, on the CPU, in order.
 
     Shorter windows are padded at their end; attention looks back only, so that this changes nothing
-    beyond rounding. Quantized models read as they do when they generate. Raises ContextLengthError
+    beyond rounding. Quantized models read as they do when they generate. A second model `beside`
+    the first reads the same tokens, and `measure` gets its logits too. Raises ContextLengthError
     for a window that is too long, GenerationError for logits that are not finite.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
-    decoder, rest = Decoder(model), iter(work)
+    decoders, rest = [Decoder(each) for each in (model, beside) if each], iter(work)
     while some := list(islice(rest, batch_size)):
         for window in some:
-            _check(window, model.config.n_ctx)
+            for decoder in decoders:
+                _check(window, decoder.model.config.n_ctx)
         with torch.inference_mode():
-            pieces = [
-                measure(precise(logits), targets) for logits, targets in _logits(decoder, some)
-            ]
+            pieces = [measure(*block) for block in _blocks(decoders, some)]
         found = [torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)]
         check_finite(found[0])
         ends = [0, *torch.tensor([window.scored for window in some]).cumsum(0).tolist()]
@@ -141,12 +147,15 @@ def measured_by_length(
     measure: Measure,
     *,
     batch_size: int = BATCH_SIZE,
+    beside: GPT2 | None = None,
     progress: Progress = ignore,
 ) -> list[tuple[Tensor, ...]]:
     """Return what `measured` yields, in order; windows of similar length share a batch."""
     # The longest first: if memory does not suffice, that shows at once.
     order = sorted(range(len(work)), key=lambda index: -len(work[index].ids))
-    in_order = measured(model, (work[index] for index in order), measure, batch_size=batch_size)
+    in_order = measured(
+        model, (work[index] for index in order), measure, batch_size=batch_size, beside=beside
+    )
     found: dict[int, tuple[Tensor, ...]] = {}
     for index, each in zip(order, in_order, strict=True):
         found[index] = each
@@ -182,6 +191,25 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the targets' surprisals and which are the most likely: (N, V), (N,) -> (N,), (N,)."""
     # Not logsumexp: it takes torch five times as long on a CPU.
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+
+
+def _blocks(decoders: Sequence[Decoder], batch: Sequence[Window]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the arguments of a measure for all scored tokens of a batch, in order, in pieces."""
+    first = _logits(decoders[0], batch)
+    if len(decoders) == 1:
+        for logits, targets in first:
+            yield precise(logits), targets
+        return
+    # Two engines may cut the tokens in different places: each piece ends where one of them does.
+    second = _logits(decoders[1], batch)
+    theirs = torch.empty(0)
+    for logits, targets in first:
+        while len(logits):
+            if not len(theirs):
+                theirs, _ = next(second)
+            n = min(len(logits), len(theirs))
+            yield precise(logits[:n]), targets[:n], precise(theirs[:n]).to(logits.device)
+            logits, targets, theirs = logits[n:], targets[n:], theirs[n:]
 
 
 def _logits(decoder: Decoder, batch: Sequence[Window]) -> Iterator[tuple[Tensor, Tensor]]:
