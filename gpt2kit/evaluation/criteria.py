@@ -6,7 +6,7 @@
 
 With p the model's probabilities at a position, x the token that came, and r its rank from 1:
 
-    nll         sum of -log p(x)
+    nll         sum of -log p(x);  perplexity  e to its mean
     rank        mean of r;  log_rank  mean of log r;  top10  share of r <= 10
     entropy     mean of -sum p log p, over the vocabulary
     lrr         sum of -log p(x) / sum of log r
@@ -123,6 +123,8 @@ def measure(
                     figures.update((name, every[name]) for name in wanted)
         for each, figures in zip(read, found, strict=True):
             figures["error"] = each.error or _too_short(figures)
+            if "tokens" in figures and not each.error:
+                figures["tokens"] = len(each.ids)
             yield figures
         done += len(some)
         progress(done, len(texts))
@@ -168,7 +170,7 @@ def _encoded(text: str, tokenizer: Tokenizer) -> _Encoded:
 
 
 def _too_short(figures: Mapping[str, Any]) -> str | None:
-    if all(value is None for value in figures.values()):
+    if len(figures) > 1 and all(value is None for value in figures.values()):
         return "the text has one token, and nothing before it"
     return None
 
@@ -216,7 +218,6 @@ def _figures(plan: _Plan, everything: Seen, options: CriteriaOptions) -> dict[st
     cross = everything.cross_mean[extra - after :] if after else seen.cross_mean
     return {
         "nll": total,
-        "tokens": n,
         "perplexity": exponential(total / n),
         "bits_per_byte": total / math.log(2) / plan.bytes if plan.bytes else None,
         **{f"top{k}": float((seen.rank <= k).double().mean()) for k in (10, 100, 1000)},

@@ -25,7 +25,7 @@ class Criterion:
 
 CRITERIA = {
     "nll": Criterion("minus the log probability of the text, in nats", "bos"),
-    "tokens": Criterion("the tokens that were predicted", "bos"),
+    "tokens": Criterion("the tokens of the text", "bos"),
     "perplexity": Criterion("e to the mean surprisal of a token", "bos", "lower"),
     "bits_per_byte": Criterion("surprisal in bits, per UTF-8 byte", "bos", "lower"),
     "top10": Criterion("share of tokens among the 10 most likely ones", "bos", "higher"),
@@ -98,6 +98,6 @@ class CriteriaOptions:
 def contexts(options: CriteriaOptions, names: Sequence[str]) -> dict[First, list[str]]:
     """Return the criteria by how the text is read for them; each key is one reading."""
     found: dict[First, list[str]] = {}
-    for name in names:
+    for name in (name for name in names if name != "tokens"):  # which are counted without a model
         found.setdefault(options.first_of(name), []).append(name)
     return found

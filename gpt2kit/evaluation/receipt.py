@@ -11,6 +11,7 @@ import torch
 
 from gpt2kit import __version__
 from gpt2kit.engine.snapshot import weights_sha256
+from gpt2kit.evaluation.criteria_options import CriteriaOptions
 from gpt2kit.evaluation.perplexity import default_stride
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.model import GPT2
@@ -31,7 +32,7 @@ _BOUNDARY = {"whitespace": "white space or the end of the text", "space": "a spa
 
 
 def described(
-    name: str, model: GPT2, tokenizer: Tokenizer | None, options: WordOptions
+    name: str, model: GPT2, tokenizer: Tokenizer | None, options: WordOptions | CriteriaOptions
 ) -> dict[str, Any]:
     """Return what identifies a model: its name, digests of weights and vocabulary, its windows."""
     tokenizer = require_tokenizer(tokenizer, name)

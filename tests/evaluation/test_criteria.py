@@ -68,7 +68,6 @@ def by_hand(logs: Any, theirs: Any, ids: list[int], n_bytes: int, *, code: bool)
         cross = np.append(cross, -(np.exp(last[1]) * last[0]).sum(axis=-1))
     return {
         "nll": -chosen.sum(),
-        "tokens": len(ids),
         "perplexity": math.exp(-chosen.mean()),
         "bits_per_byte": -chosen.sum() / math.log(2) / n_bytes,
         "top10": (ranks <= 10).mean(),
@@ -104,6 +103,7 @@ def test_every_criterion_is_its_formula_in_float64(
             code=binoculars == "code",
         )
         assert figures.pop("error") is None
+        assert figures.pop("tokens") == len(ids)
         assert figures == pytest.approx(expected, rel=2e-5)
 
 
@@ -164,7 +164,8 @@ def test_a_text_that_cannot_be_measured_has_an_error_and_stops_no_other() -> Non
     assert "'?'" in found[2]["error"]
     assert found[3]["error"] == "the text has one token, and nothing before it"
     assert found[3]["nll"] is found[1]["curvature"] is None
-    assert found[0]["tokens"] == 2  # without a mark that ends texts nothing comes before the first
+    # Without a mark that ends texts nothing comes before the first token.
+    assert found[0]["nll"] == pytest.approx(2 * math.log(found[0]["perplexity"]), rel=1e-6)
 
 
 def test_one_token_after_the_mark_has_a_perplexity_and_no_curvature(
@@ -203,10 +204,11 @@ def test_an_observer_of_another_vocabulary_is_refused(
 def test_gltrs_ranks_and_probabilities(test_data: Path) -> None:
     """2,136 tokens of six texts, by GLTR's own server."""
     model, tokenizer = gpt2kit.load("124M", dtype="float32")
+    assert isinstance(tokenizer, BPETokenizer)
     total = 0
     for path in sorted((test_data / "known" / "gltr").glob("*.json")):
         file = json.loads(path.read_text())
-        ids = [tokenizer.stop_id, *tokenizer.encode(file["request"]["text"])]
+        ids = [50256, *tokenizer.encode(file["request"]["text"])]
         known = file["result"]["real_topk"]
         (seen,) = measured(model, windows(ids, n_ctx=1024, stride=1024), look)
         assert len(known) == len(ids) - 1
@@ -230,7 +232,7 @@ def test_fast_detectgpts_criteria_of_three_hundred_texts(test_data: Path) -> Non
     known = [json.loads(line) for line in lines]
     found = criteria(model, tokenizer, [each["text"] for each in known], first="none")
     for each, figures in zip(known, found, strict=True):
-        assert -figures["nll"] / figures["tokens"] == pytest.approx(each["likelihood"], abs=1e-4)
+        assert -math.log(figures["perplexity"]) == pytest.approx(each["likelihood"], abs=1e-4)
         assert -figures["rank"] == pytest.approx(each["rank"], rel=2e-3)
         assert -figures["log_rank"] == pytest.approx(each["logrank"], abs=1e-3)
         assert figures["entropy"] == pytest.approx(each["entropy"], abs=1e-4)
