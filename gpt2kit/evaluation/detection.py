@@ -75,10 +75,12 @@ class Detector:
         """Raise ConfigError unless figures are made with what the calibration was made with."""
         for part in ("model", "observer"):
             before, now = self.made_with.get(part), made_with.get(part)
-            if (before is None) != (now is None):
-                change = "--observer" if before else "no --observer"
+            if before is None and now is None:
+                continue
+            if before is None or now is None:
+                change = "no --observer" if before is None else "--observer"
                 raise ConfigError(f"{path} was made with {change}; expected the same here")
-            for name in _SAME if before and now else ():
+            for name in _SAME:
                 if before.get(name) != now[name]:
                     raise ConfigError(
                         f"{path} was made with another {part}: its {name} is "
