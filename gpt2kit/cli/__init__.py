@@ -21,6 +21,7 @@ from gpt2kit.cli import (
     evaluation,
     explain,
     generation,
+    heads,
     history,
     inspect_model,
     neighbors,
@@ -144,7 +145,7 @@ _HEADINGS = {
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
     "Measure": (evaluation, surprisal, cloze, comparison, originality),
-    "Look inside": (explain, neighbors, plots),
+    "Look inside": (explain, heads, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():
     for _module in _modules:

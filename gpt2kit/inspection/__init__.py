@@ -22,6 +22,13 @@ from gpt2kit.inspection.explanation import (
 )
 from gpt2kit.inspection.forward import LayerTrace, Trace, trace
 from gpt2kit.inspection.gradients import GradientNorms, gradient_norms
+from gpt2kit.inspection.heads import (
+    HeadScores,
+    RandomTokens,
+    head_scores,
+    ov_copying,
+    random_tokens,
+)
 from gpt2kit.inspection.measures import (
     NormTrace,
     ScoreSpread,
@@ -41,11 +48,13 @@ __all__ = [
     "ExplainOptions",
     "Explanation",
     "GradientNorms",
+    "HeadScores",
     "LayerTrace",
     "Lens",
     "ModuleSummary",
     "Neighbor",
     "NormTrace",
+    "RandomTokens",
     "ScoreSpread",
     "TensorSummary",
     "Term",
@@ -59,6 +68,7 @@ __all__ = [
     "explain",
     "find_term",
     "gradient_norms",
+    "head_scores",
     "lens",
     "lens_logits",
     "memory",
@@ -66,7 +76,9 @@ __all__ = [
     "module_tree",
     "nearest",
     "norms_of",
+    "ov_copying",
     "part_of",
+    "random_tokens",
     "score_spreads",
     "similarity",
     "summarize",

@@ -10,6 +10,7 @@ positions count from 0.
 """
 
 from gpt2kit.plots.backward import gradients, gradients_of_runs
+from gpt2kit.plots.by_head import head_kinds
 from gpt2kit.plots.canvas import check_picture, readable, save
 from gpt2kit.plots.choices import temperature
 from gpt2kit.plots.heads import attention, attention_bars, scores
@@ -28,6 +29,7 @@ __all__ = [
     "embeddings",
     "gradients",
     "gradients_of_runs",
+    "head_kinds",
     "layernorm",
     "lens",
     "losses",
