@@ -154,6 +154,9 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention: each token gathers from itself and the tokens before it."""
 
+    # A name of its own, so that gpt2kit.inspection can show and change the attention weights.
+    attend = staticmethod(scaled_dot_product_attention)
+
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.config = config
@@ -183,7 +186,7 @@ class Attention(nn.Module):
         # softmax(q @ k.T * scale) @ v, each token seeing no later one. torch's `is_causal` assumes
         # that the first query belongs to the first key; a cache that holds tokens gives a mask
         # instead, or none for one new token, which may see every key.
-        y = scaled_dot_product_attention(
+        y = self.attend(
             q,
             k,
             v,

@@ -152,6 +152,7 @@ TESTED_BY = {
     "generation/test_continuation.py": "generation/row",
     "generation/test_text.py": "generation/stop_texts",
     "inspection/test_explanation.py": "inspection/attribution",
+    "inspection/test_running.py": "inspection/edits inspection/hooks inspection/places",
     "serve/test_asgi.py": """
         serve/answering serve/errors serve/receipts serve/rows serve/service serve/settings
     """,

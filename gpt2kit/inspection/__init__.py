@@ -10,6 +10,7 @@ from gpt2kit.inspection.checkpoint import (
     part_of,
     summarize,
 )
+from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.explanation import (
     Expectation,
     ExplainOptions,
@@ -39,11 +40,13 @@ from gpt2kit.inspection.measures import (
 )
 from gpt2kit.inspection.modules import ModuleSummary, module_tree
 from gpt2kit.inspection.neighbors import Neighbor, Term, combine, find_term, nearest, similarity
+from gpt2kit.inspection.running import Run, editing, run
 from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
 
 __all__ = [
     "Attribution",
     "Contribution",
+    "Edit",
     "Expectation",
     "ExplainOptions",
     "Explanation",
@@ -55,6 +58,7 @@ __all__ = [
     "Neighbor",
     "NormTrace",
     "RandomTokens",
+    "Run",
     "ScoreSpread",
     "TensorSummary",
     "Term",
@@ -64,6 +68,7 @@ __all__ = [
     "attribute",
     "combine",
     "count_parameters",
+    "editing",
     "expectations",
     "explain",
     "find_term",
@@ -79,6 +84,7 @@ __all__ = [
     "ov_copying",
     "part_of",
     "random_tokens",
+    "run",
     "score_spreads",
     "similarity",
     "summarize",

@@ -1,8 +1,7 @@
 """One forward pass, observed: the input and output of every part of the model.
 
-`trace` puts hooks on the model's own modules, runs the model, and removes them: it repeats none of
-the model's arithmetic and costs nothing when unused. Attention scores are the exception, since the
-fused attention does not return them: they are computed on access from the queries and keys.
+`trace` is `run` with everything recorded but what is computed on access: attention scores and
+weights, from the queries and keys.
 
     B batch, T tokens, C width, H heads, D head size, I width of the MLP's hidden layer,
     V vocabulary
@@ -10,16 +9,24 @@ fused attention does not return them: they are computed on access from the queri
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gpt2kit.errors import ConfigError
+from gpt2kit.inspection.edits import Edit
+from gpt2kit.inspection.hooks import masked_scores
+from gpt2kit.inspection.places import present_in
+from gpt2kit.inspection.running import Run, run
 from gpt2kit.model import GPT2, Attention
+
+# Places of a layer that are large, or cost time, and can be computed from others.
+_COMPUTED = ("masked_scores", "weights")
+_ON_ACCESS = {*_COMPUTED, "head_updates"}
+_ON_ACCESS |= {
+    f"{norm}_{kind}" for norm in ("norm_1", "norm_2", "final") for kind in ("scale", "standardized")
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class LayerTrace:
     mlp_after: Tensor  # (B, T, I) after the activation, what c_proj reads; for SwiGLU gated
     mlp_update: Tensor  # (B, T, C) what the MLP adds to the residual stream
     after: Tensor  # (B, T, C) the residual stream that leaves
+    # Weights and scores that edits have changed, which queries and keys do not tell
+    edited: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     # Computed on access: 12 heads of 1,024 tokens take 50 MB in each layer.
 
@@ -55,14 +64,15 @@ class LayerTrace:
     @property
     def masked_scores(self) -> Tensor:
         """The scores, with -inf for keys after the query: (B, H, T, T)."""
-        scores = self.scores
-        T = scores.shape[-1]
-        later = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu(1)
-        return scores.masked_fill_(later, -torch.inf)
+        if "masked_scores" in self.edited:
+            return self.edited["masked_scores"]
+        return masked_scores(self.queries, self.keys, None, self.scale)
 
     @property
     def weights(self) -> Tensor:
         """How much each token (row) attends to each other (column); rows sum to 1: (B, H, T, T)."""
+        if "weights" in self.edited:
+            return self.edited["weights"]
         return self.masked_scores.softmax(dim=-1)
 
 
@@ -81,113 +91,63 @@ class Trace:
     logits: Tensor  # (B, T, V)
 
 
-def trace(model: GPT2, ids: Tensor, *, neurons: bool = True) -> Trace:
+def trace(model: GPT2, ids: Tensor, *, neurons: bool = True, edits: Sequence[Edit] = ()) -> Trace:
     """Read (B, T) ids and return all activations, without gradients and dropout.
 
-    Each layer takes B * T * (8 C + 2 I) numbers of memory: for 1,024 tokens 0.6 GB with 124M
-    parameters, 5 GB with 1558M. `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0),
-    as they are without an MLP, and takes half of that. Raises ConfigError for ids of another shape,
+    With `edits`, as in `run`, they are those after the edits. Each layer takes B * T * (8 C + 2 I)
+    numbers of memory: for 1,024 tokens 0.6 GB with 124M parameters, 5 GB with 1558M.
+    `neurons=False` leaves mlp_before and mlp_after empty, (B, T, 0), as they are without an MLP,
+    and takes half of that; `run` records still less. Raises ConfigError for ids of another shape,
     ContextLengthError for more tokens than the model has positions.
     """
-    if ids.dim() != 2:
-        raise ConfigError(
-            f"expected (B, T) ids, found the shape {tuple(ids.shape)}; "
-            "for one text: torch.tensor([ids])"
-        )
-    made: dict[str, Tensor] = {}  # outputs of modules
-    read: dict[str, Tensor] = {}  # inputs of modules
-    ids = ids.to(model.device)
-    has_mlp = model.config.mlp != "none"
-    watched: list[tuple[str, dict[str, Tensor]]] = [
-        ("wte", made),
-        ("wpe", made),
-        ("ln_f", read),
-        ("ln_f", made),
-    ]
-    for layer in range(model.config.n_layer):
-        parts = [
-            ("", read),
-            ("", made),
-            ("attn.c_attn", made),
-            ("attn.c_proj", read),
-            ("attn", made),
-            ("ln_1", made),
-        ]
-        parts += [("ln_2", read), ("mlp", made)] if has_mlp else []
-        parts += [("mlp.c_fc", made), ("mlp.c_proj", read)] if has_mlp and neurons else []
-        watched += [(f"h.{layer}.{part}".rstrip("."), store) for part, store in parts]
-    with torch.no_grad(), _evaluating(model), _hooks(model, watched, read):
-        logits = model(ids)
+    config = model.config
+    left_out = {*_ON_ACCESS, *(() if neurons else ("mlp_before", "mlp_after"))}
+    names = [place.name for place in present_in(config) if place.name not in left_out]
+    names += [edit.place for edit in edits if edit.named.place.name in _COMPUTED]
+    found = run(model, ids, edits, names)
+    token_embeddings = found["token_embeddings"]
     return Trace(
         model=model,
-        ids=ids,
-        token_embeddings=made["wte"],
-        position_embeddings=made["wpe"].to(made["wte"].dtype),
-        embeddings=read["h.0" if model.config.n_layer else "ln_f"],
-        layers=tuple(_layer(model, layer, made, read) for layer in range(model.config.n_layer)),
-        final=read["ln_f"],
-        normalized=made["ln_f"],
-        logits=logits,
+        ids=found.ids,
+        token_embeddings=token_embeddings,
+        position_embeddings=_position_embeddings(found),
+        embeddings=found["before", 0] if config.n_layer else found["final"],
+        layers=tuple(_layer(found, layer) for layer in range(config.n_layer)),
+        final=found["final"],
+        normalized=found["normalized"],
+        logits=found.logits,
     )
 
 
-def _layer(model: GPT2, layer: int, made: dict[str, Tensor], read: dict[str, Tensor]) -> LayerTrace:
-    """Name the activations of one block, and split them into heads."""
-    config, here = model.config, f"h.{layer}"
-    update = made[f"{here}.attn"]
-    heads = (*update.shape[:2], config.n_head, config.head_size)
-    queries, keys, values = (
-        part.view(heads).transpose(1, 2) for part in made[f"{here}.attn.c_attn"].chunk(3, dim=2)
-    )
-    nothing = update[..., :0]
-    inner = made.get(f"{here}.mlp.c_fc", nothing)  # (B, T, I), or (B, T, 2 I) for SwiGLU
-    middle = read.get(f"{here}.ln_2", made[here]) if config.norm_first else made[f"{here}.ln_1"]
-    attention = model.get_submodule(f"{here}.attn")
+def _position_embeddings(found: Run) -> Tensor:
+    """Return the position embeddings of the first row, (T, C): zeros if the model has none."""
+    if "position_embeddings" in found:
+        return found["position_embeddings"][0].to(found["token_embeddings"].dtype)
+    return torch.zeros_like(found["token_embeddings"][0])
+
+
+def _layer(found: Run, layer: int) -> LayerTrace:
+    """Name the activations of one layer."""
+    update = found["attention_update", layer]
+    has_mlp = ("mlp_update", layer) in found
+    attention = found.model.get_submodule(f"h.{layer}.attn")
     assert isinstance(attention, Attention)
+
+    def otherwise(default: Tensor, name: str) -> Tensor:
+        return found[name, layer] if (name, layer) in found else default  # noqa: SIM401
+
     return LayerTrace(
-        before=read[here],
-        queries=queries,
-        keys=keys,
-        values=values,
+        before=found["before", layer],
+        queries=found["queries", layer],
+        keys=found["keys", layer],
+        values=found["values", layer],
         scale=attention.scale,
-        head_outputs=read[f"{here}.attn.c_proj"].view(heads).transpose(1, 2),
+        head_outputs=found["head_outputs", layer],
         attention_update=update,
-        middle=middle,
-        mlp_before=inner.chunk(2, dim=-1)[0] if config.mlp == "swiglu" else inner,
-        mlp_after=read.get(f"{here}.mlp.c_proj", nothing),
-        mlp_update=made.get(f"{here}.mlp", torch.zeros_like(update)),
-        after=made[here],
+        middle=found["middle" if has_mlp else "after", layer],
+        mlp_before=otherwise(update[..., :0], "mlp_before"),
+        mlp_after=otherwise(update[..., :0], "mlp_after"),
+        mlp_update=otherwise(torch.zeros_like(update), "mlp_update"),
+        after=found["after", layer],
+        edited={name: found[name, layer] for name in _COMPUTED if (name, layer) in found},
     )
-
-
-@contextlib.contextmanager
-def _hooks(
-    model: nn.Module, watched: Iterable[tuple[str, dict[str, Tensor]]], read: dict[str, Tensor]
-) -> Iterator[None]:
-    """Meanwhile store each watched module's input (`name, read`) or output (`name, made`)."""
-    with contextlib.ExitStack() as stack:
-        for name, store in watched:
-
-            def hook(
-                module: nn.Module,
-                args: Any,
-                output: Tensor,
-                name: str = name,
-                store: dict[str, Tensor] = store,
-            ) -> None:
-                store[name] = args[0] if store is read else output
-
-            handle = model.get_submodule(name).register_forward_hook(hook)
-            stack.callback(handle.remove)
-        yield
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off meanwhile."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -20,7 +20,9 @@ from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import Int8GPT2, quantized_state
 
-OF_A_LAYER = [field.name for field in fields(LayerTrace) if field.name != "scale"] + [
+OF_A_LAYER = [
+    field.name for field in fields(LayerTrace) if field.name not in ("scale", "edited")
+] + [
     "scores",
     "masked_scores",
     "weights",
