@@ -67,9 +67,18 @@ class Client:
 
     def close(self) -> None:
         self.app.service.stop()
+        self.run(self._end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        """Cancel what still runs, as asyncio.run does: a model may be loading, in a test's end."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
         return self.run(self._http.get(path, **options))

@@ -9,6 +9,8 @@ in place of 8000, until the page's next server or its end.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -16,7 +18,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("learn/*.md"))]
 THEIRS = GOLDEN / "tf" / "micro-deep"  # instead of OpenAI's 124M
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # Appended to these commands, where they override the page's options: three steps of a tiny model.
 _TINY = (
@@ -119,6 +120,12 @@ def examples(page: Path) -> list[Example]:
     return found
 
 
+@functools.cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
+@functools.cache
 def commands() -> dict[str, set[str]]:
     """Return the commands of gpt2kit, `plot KIND` among them, and the options of each."""
     found = {}
@@ -133,7 +140,7 @@ def commands() -> dict[str, set[str]]:
             if not one.hidden:
                 walk(one, f"{name} {below}".strip())
 
-    walk(typer.main.get_command(app), "")
+    walk(program(), "")
     return found
 
 
@@ -231,22 +238,24 @@ def write_courses() -> None:
     write_layout(Path("toy_gpt_model.pth"), TOY, toy)
 
 
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with models, texts and checkpoints under the names that the pages use."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "GPT2KIT_WEIGHTS": "weights",
-        "COLUMNS": "100",
-        "HF_HOME": str(tmp_path / "hf"),
-        "TERM": "dumb",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name, shape in SIZES.items():  # planning them all would take half a minute
-        monkeypatch.setitem(SIZES, name, replace(shape, n_layer=2))
-    weights = tmp_path / "weights"
-    for seed, name in enumerate(("124M", "355M", "novel")):
-        stand_in(weights / name, seed)
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models, texts and checkpoints of a desk; each test gets a copy."""
+    folder = tmp_path_factory.mktemp("desk")
+    with contextlib.chdir(folder):
+        for seed, name in enumerate(("124M", "355M", "novel")):
+            stand_in(folder / "weights" / name, seed)
+        write_texts()
+        write_suites()
+        shutil.copytree(GOLDEN / "tf" / "micro-adam", "checkpoint/run1")
+        shape = GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2)
+        write_nanogpt(Path("out/ckpt.pt"), GPT2(replace(shape, activation_function="gelu")))
+        write_courses()
+    return folder
+
+
+def write_texts() -> None:
+    """Write texts and tables under the names that the pages use."""
     for name in ("divina", "book", "val", "names", "the-verdict", "tinyshakespeare"):
         Path(f"{name}.txt").write_text(VERSES * 6 + "ROMEO:\n", encoding="utf-8")
     for name in ("letter", "prompts", "sentences"):
@@ -265,19 +274,24 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("hellaswag.jsonl").write_text(
         json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n"
     )
-    write_suites()
-    shutil.copytree(GOLDEN / "tf" / "micro-adam", "checkpoint/run1")
-    write_nanogpt(
-        Path("out/ckpt.pt"),
-        GPT2(
-            GPT2Config(
-                n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2, activation_function="gelu"
-            )
-        ),
-    )
-    write_courses()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with models, texts and checkpoints under the names that the pages use."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "GPT2KIT_WEIGHTS": "weights",
+        "COLUMNS": "100",
+        "HF_HOME": str(tmp_path / "hf"),
+        "TERM": "dumb",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name, shape in SIZES.items():  # planning them all would take half a minute
+        monkeypatch.setitem(SIZES, name, replace(shape, n_layer=2))
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     hub, bucket = FakeHub(), FakeOpenAI()
-    publish(weights, monkeypatch, hub, bucket)
+    publish(tmp_path / "weights", monkeypatch, hub, bucket)
     yield tmp_path
     hub.close()
     bucket.close()
@@ -338,6 +352,14 @@ def shorter(words: list[str]) -> list[str]:
     return shlex.split(_TINY if is_step else SHORTER.get(words[1], ""))
 
 
+def of_pages(chosen: Callable[[Path], bool]) -> pytest.MarkDecorator:
+    """Run a test for each page for which a function returns true."""
+    pages = list(filter(chosen, PAGES))
+    return pytest.mark.parametrize(
+        "page", pages, ids=[str(page.relative_to(ROOT)) for page in pages]
+    )
+
+
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -372,7 +394,7 @@ def missing_line(shown: tuple[str, ...], found: list[str]) -> str | None:
     return None if gap or at == len(found) else f"(the end; there is more: {found[at]!r})"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@of_pages(lambda page: bool(examples(page)))
 def test_every_command_runs_and_prints_what_the_page_shows(
     page: Path, desk: Path, server: Background
 ) -> None:
@@ -388,7 +410,7 @@ def test_every_command_runs_and_prints_what_the_page_shows(
             assert wrong is None, f"$ {example.command}\nnot printed: {wrong}\n--- printed\n{said}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@of_pages(lambda page: bool(blocks(page, "python")))
 def test_every_python_example_runs(
     page: Path, desk: Path, server: Background, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -408,7 +430,7 @@ def test_every_python_example_runs(
 # --- what they name is there ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@of_pages(lambda page: True)
 def test_every_link_and_picture_is_there(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -426,7 +448,7 @@ def test_every_link_and_picture_is_there(page: Path) -> None:
             ], link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@of_pages(lambda page: True)
 def test_every_command_and_option_named_exists(page: Path) -> None:
     known = commands()
     options = set().union(*known.values()) | OTHERS_OPTIONS
@@ -453,7 +475,7 @@ def test_every_command_in_the_tables_of_courses_can_be_typed() -> None:
     assert len(found) > 40
     for line in found:
         words = [word for word in Example(line, ()).words if word not in ("<", ">", "|")][1:]
-        command: Any = typer.main.get_command(app)
+        command = program()
         while below := getattr(command, "commands", {}):
             command = below[words.pop(0)]
         command.make_context(line, words)

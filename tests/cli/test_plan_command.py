@@ -49,8 +49,8 @@ def write_small_model(folder: Path, tokenizer: Tokenizer) -> None:
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the published models be small, with GPT-2's vocabulary."""
-    for n_layer, name in enumerate(SIZES, 1):
-        small = GPT2Config(n_ctx=32, n_embd=16, n_head=2, n_layer=n_layer)
+    for index, name in enumerate(SIZES, 1):
+        small = GPT2Config(n_ctx=32, n_embd=8 * index, n_head=2, n_layer=1)
         monkeypatch.setitem(SIZES, name, small)
 
 

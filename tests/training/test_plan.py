@@ -66,7 +66,7 @@ def test_the_total_is_that_of_the_parts() -> None:
 )
 def test_larger_batches_need_more_and_checkpointing_less(change: dict[str, Any]) -> None:
     config = small_config(checkpointing=True, accumulate=4, optimizer="adamw", block_size=8)
-    deep = outline(n_layer=6)
+    deep = outline(n_layer=3)
     assert memory(deep, replace(config, **change), CPU).total > memory(deep, config, CPU).total
 
 
@@ -88,7 +88,7 @@ def test_planning_leaves_random_numbers_as_they_are() -> None:
 
 
 def test_in_shards_each_process_has_its_part_and_what_is_gathered() -> None:
-    deep, config = outline(n_layer=8), small_config(optimizer="adamw")
+    deep, config = outline(n_layer=6), small_config(optimizer="adamw")
     alone, copy, shard = (
         memory(deep, config, CPU, ranks)
         for ranks in (Ranks(), Ranks(0, 2), Ranks(0, 2, sharded=True))
@@ -117,8 +117,8 @@ def test_the_peak_of_a_real_process_is_within_a_tenth_of_the_plan(
 
 
 def test_what_does_not_fit_is_cut_into_parts_and_then_checkpointed() -> None:
-    deep, config = outline(n_layer=8, n_embd=64), small_config(batch_size=12)
-    parts, least = (replace(config, accumulate=12, checkpointing=each) for each in (False, True))
+    deep, config = outline(n_layer=4, n_embd=64), small_config(batch_size=4)
+    parts, least = (replace(config, accumulate=4, checkpointing=each) for each in (False, True))
     needed = [memory(deep, each, CPU).total for each in (config, parts, least)]
     assert needed == sorted(needed, reverse=True)
 
@@ -127,9 +127,9 @@ def test_what_does_not_fit_is_cut_into_parts_and_then_checkpointed() -> None:
         return found.accumulate, found.checkpointing
 
     assert fitted(2 * needed[0]) == (1, False)
-    assert 1 < fitted(needed[0] / 0.9 - 1000)[0] <= 12
-    assert fitted(needed[1] / 0.9 - 1000) == (12, True)
-    assert fitted(1) == (12, True)  # not enough for the weights alone
+    assert 1 < fitted(needed[0] / 0.9 - 1000)[0] <= 4
+    assert fitted(needed[1] / 0.9 - 1000) == (4, True)
+    assert fitted(1) == (4, True)  # not enough for the weights alone
 
 
 def test_options_that_were_given_stay() -> None:
@@ -163,7 +163,7 @@ def test_the_advice_names_parts_free_memory_and_options_with_their_figures() -> 
 
 
 def test_options_are_offered_only_if_they_change_something() -> None:
-    model = whole_model(small_model(n_layer=4).config)
+    model = whole_model(small_model(n_layer=3).config)
     config = small_config(batch_size=4)
     assert list(plan.alternatives(model, config, CPU)) == [
         "--accumulate 4",

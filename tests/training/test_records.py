@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,21 @@ def test_a_figure_of_an_earlier_version_has_its_new_name(tmp_path: Path) -> None
     assert read_metrics(tmp_path) == [{"step": 2, "tokens_seen": 64, "train_loss": 3.5}]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended after 7 of its 12 steps; tests change copies of it."""
+    folder = tmp_path_factory.mktemp("run")
+    go(folder, steps=7)
+    return folder
+
+
 @pytest.mark.parametrize("file", [METRICS, SAMPLES])
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_records_never_keep_a_run_from_being_resumed(
-    tmp_path: Path, file: str, damage: str
+    tmp_path: Path, interrupted: Path, file: str, damage: str
 ) -> None:
     # Each of these was a traceback, although the saved state was whole.
-    go(tmp_path, steps=7)
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     record = (tmp_path / file).read_bytes() if (tmp_path / file).exists() else b""
     first, end, rest = record.partition(b"\n")
     (tmp_path / file).write_bytes(first + end + DAMAGED[damage] + b"\n" + rest)

@@ -276,7 +276,7 @@ def test_what_a_kill_before_run_json_leaves_is_free_to_use(tmp_path: Path) -> No
 _PROCESSES = multiprocessing.get_context(
     "forkserver"
 )  # forks from a process that has imported torch already
-_STEPS = 150
+_STEPS = 100
 _SECONDS = 120  # for what takes one or two
 
 
@@ -304,13 +304,13 @@ def _finish(folder: Path) -> None:
     assert process.exitcode == 0
 
 
-def _kill_and_resume(tmp_path: Path, kills: int) -> None:
+def _kill_and_resume(tmp_path: Path, *, runs: int, kills: int) -> None:
     _finish(tmp_path / "whole")
-    chance = random.Random(kills)
-    for number in range(0, kills, 5):
+    chance = random.Random(runs)
+    for number in range(runs):
         folder = tmp_path / f"killed-{number}"
         for target in sorted(
-            chance.randrange(1, _STEPS - 5) for _ in range(5)
+            chance.randrange(1, _STEPS - 5) for _ in range(kills)
         ):  # each time after it was resumed
             process, progress = _start(folder)
             deadline = time.monotonic() + _SECONDS
@@ -332,10 +332,10 @@ def _kill_and_resume(tmp_path: Path, kills: int) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_run_killed_at_random_instants_ends_with_the_same_weights(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, 5)
+    _kill_and_resume(tmp_path, runs=1, kills=3)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_run_killed_at_fifty_random_instants_ends_with_the_same_weights(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, 50)
+    _kill_and_resume(tmp_path, runs=10, kills=5)
