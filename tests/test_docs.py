@@ -288,7 +288,7 @@ def desk(tmp_path: Path, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> It
     }.items():
         monkeypatch.setenv(name, value)
     for name, shape in SIZES.items():  # planning them all would take half a minute
-        monkeypatch.setitem(SIZES, name, replace(shape, n_layer=2))
+        monkeypatch.setitem(SIZES, name, replace(shape, n_layer=1))
     shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     hub, bucket = FakeHub(), FakeOpenAI()
     publish(tmp_path / "weights", monkeypatch, hub, bucket)
