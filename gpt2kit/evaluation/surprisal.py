@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ Progress = Callable[[int, int], None]  # called with what is done and the total
 Measure = Callable[..., tuple[Tensor, ...]]
 
 BATCH_SIZE = 8
+# Short windows are read together up to this many tokens, also beyond the size of a batch.
+TOKENS_AT_ONCE = 512
 # Logits in memory at once: beyond 32 MiB the C library would map new pages for every piece.
 LOGITS_AT_ONCE = 2**23
 
@@ -116,8 +118,8 @@ def measured(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
-    decoders, rest = [Decoder(each) for each in (model, beside) if each], iter(work)
-    while some := list(islice(rest, batch_size)):
+    decoders = [Decoder(each) for each in (model, beside) if each]
+    for some in _batches(work, batch_size):
         for window in some:
             for decoder in decoders:
                 _check(window, decoder.model.config.n_ctx)
@@ -127,6 +129,20 @@ def measured(
         check_finite(found[0])
         ends = [0, *torch.tensor([window.scored for window in some]).cumsum(0).tolist()]
         yield from (tuple(each[start:end] for each in found) for start, end in pairwise(ends))
+
+
+def _batches(work: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Yield windows that are read at once: more of them if they are short."""
+    some: list[Window] = []
+    longest = 0
+    for window in work:
+        longest = max(longest, len(window.ids))
+        if len(some) >= batch_size and (len(some) + 1) * longest > TOKENS_AT_ONCE:
+            yield some
+            some, longest = [], len(window.ids)
+        some.append(window)
+    if some:
+        yield some
 
 
 def by_length(

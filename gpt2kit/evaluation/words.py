@@ -203,7 +203,8 @@ def _units(
 def _after_unseen(values: Tensor, n: int) -> Tensor:
     """Return figures of n tokens and the end, with NaN for the first if it was not predicted."""
     missing = n + 1 - len(values)
-    return torch.cat([values.new_full((missing,), math.nan), values[-(n + 1) :]])
+    unseen = values.new_full((missing, *values.shape[1:]), math.nan)
+    return torch.cat([unseen, values[-(n + 1) :]])
 
 
 def _tokens(read: _Read, figures: dict[str, list[float]], tokenizer: Tokenizer) -> list[WordToken]:
