@@ -35,8 +35,11 @@ def download_with_bars(
 
 
 @contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function of how much is done and of how much there is, for a bar on a terminal."""
+def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function of how much is done and of how much there is, for a bar on a terminal.
+
+    None says that nobody knows how much there is.
+    """
     if not sys.stderr.isatty():
         yield lambda done, of: None
         return

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json as json_module
 import re
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -27,92 +30,11 @@ from gpt2kit.cli.options import (
     Quantize,
 )
 from gpt2kit.errors import ConfigError
-from gpt2kit.evaluation.word_options import WordOptions
-from gpt2kit.fields import check, option
+from gpt2kit.evaluation.word_options import TableOptions, WordOptions
 
 if TYPE_CHECKING:
     from gpt2kit.data.tables import Format, Table
-    from gpt2kit.evaluation.word_tables import Plan
-    from gpt2kit.evaluation.words import Word
-
-_TABLE_GROUP = "Table"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """Which columns hold what, and in which format the table comes and goes."""
-
-    text: str | None = option(
-        None, "The column with a text in each row.", group=_TABLE_GROUP, metavar="COLUMN"
-    )
-    words: str | None = option(
-        None,
-        "The column with a word in each row. Rows that agree in the columns of --by are one text.",
-        group=_TABLE_GROUP,
-        metavar="COLUMN",
-    )
-    by: str | None = option(
-        None,
-        "The columns that tell one text of --words from another, with commas between them.",
-        group=_TABLE_GROUP,
-        metavar="COLUMNS",
-    )
-    order: str | None = option(
-        None,
-        "The column with the number of each word in its text. Default: the order of the rows.",
-        group=_TABLE_GROUP,
-        metavar="COLUMN",
-    )
-    context: str | None = option(
-        None,
-        "The column with what stands before the --target.",
-        group=_TABLE_GROUP,
-        metavar="COLUMN",
-    )
-    target: str | None = option(
-        None,
-        "The column with the word or words that are measured after the --context.",
-        group=_TABLE_GROUP,
-        metavar="COLUMN",
-    )
-    sep: str = option(
-        " ",
-        "What is put between words, and between context and target.",
-        group=_TABLE_GROUP,
-        metavar="TEXT",
-    )
-    format: Literal["csv", "tsv", "jsonl"] | None = option(
-        None,
-        "The format of a table whose name does not tell it, such as standard input. Default: csv.",
-        group=_TABLE_GROUP,
-    )
-    unit: Literal["token", "word", "text"] = option(
-        "word", "What gets a row of its own.", group=OUTPUT_GROUP
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if (self.context is None) != (self.target is None):
-            raise ConfigError("--context and --target go together; give both columns")
-        given = [self.text, self.words, self.target]
-        if sum(column is not None for column in given) > 1:
-            raise ConfigError("give one of --text, --words and --context with --target")
-        if self.words is None and (self.by or self.order):
-            raise ConfigError(
-                "--by and --order are for --words, the column with a word in each row"
-            )
-        if self.words is not None and self.by is None:
-            raise ConfigError(
-                "--words needs --by: the columns that tell one text from another, such as "
-                "--by item,condition"
-            )
-        if self.unit == "text" and (self.words or self.target):
-            raise ConfigError("--unit text is for --text and for plain lines")
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the input has columns; else it is plain text with a text on each line."""
-        return any(column is not None for column in (self.text, self.words, self.target))
+    from gpt2kit.evaluation.scored_tables import Tally
 
 
 def add_to(app: typer.Typer) -> None:
@@ -124,7 +46,8 @@ File = Annotated[
     str,
     typer.Argument(
         metavar="FILE|-",
-        help="A text on each line, or a table: .csv, .tsv or .jsonl. - is standard input.",
+        help="A text on each line, or a table: .csv, .tsv, .jsonl, each also as .gz or .zst, or "
+        ".parquet. - is standard input.",
     ),
 ]
 Models = Annotated[
@@ -141,7 +64,8 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write a .csv, .tsv or .jsonl file, and a receipt beside it: FILE.receipt.json.",
+        help="Write a .csv, .tsv, .jsonl or .parquet file, and a receipt beside it: "
+        "FILE.receipt.json.",
         show_default=False,
         rich_help_panel=OUTPUT_GROUP,
     ),
@@ -157,6 +81,16 @@ Encoding = Annotated[
 ]
 
 
+Bom = Annotated[
+    bool,
+    typer.Option(
+        "--bom",
+        help="Begin CSV and TSV with a byte order mark, from which Excel knows that it is UTF-8.",
+        rich_help_panel=OUTPUT_GROUP,
+    ),
+]
+
+
 @takes(how=TableOptions, measured=WordOptions)
 def surprisal(
     file: File,
@@ -168,6 +102,7 @@ def surprisal(
     encoding: Encoding = "utf-8",
     batch_size: BatchSize = 8,
     out: Out = None,
+    bom: Bom = False,
     json: Json = False,
     *,
     how: TableOptions,
@@ -180,102 +115,147 @@ def surprisal(
     is the sum over a word's tokens; surprisal_corrected counts the word's end in place of the space
     before it.
     """
-    format = _format(out, how, file, json)
-    if how.unit == "text" or how.target:
-        _refuse_punctuation(measured)
+    source = _Source(file, _input_format(how, file), encoding, how)
+    format = _format(out, source.format, json)
+    if bom and format not in ("csv", "tsv"):
+        raise typer.BadParameter("--bom is for CSV and TSV")
+    _check(how, measured)
     process.import_torch()
-    from gpt2kit.evaluation import receipt, word_tables
+    from gpt2kit.evaluation import receipt
+    from gpt2kit.evaluation.scored_tables import Tally, scored
+    from gpt2kit.evaluation.words import Meter
 
     for name in model[1:]:
-        options.locate(name)  # finds a mistyped name before the first model is measured
-    data = sys.stdin.buffer.read() if file == "-" else _read(Path(file))
-    plan = _plan(data, Path("standard input" if file == "-" else file), encoding, how, measured)
-    names = _names(model)
-    found: dict[str, list[list[Word]]] = {}
-    models: list[dict[str, Any]] = []
-    for name, short in zip(model, names, strict=True):
+        options.locate(name)  # finds a mistyped name before the first model is loaded
+    meters = {}
+    for name, short in zip(model, _names(model), strict=True):
         gpt2, tokenizer = options.load(name, device, dtype, quantize, write_cache=not no_cache)
-        found[short] = _measured(short, gpt2, tokenizer, plan, measured, batch_size)
-        if out is not None:
-            models.append(receipt.described(short, gpt2, tokenizer, measured))
-    if how.unit == "token":
-        _check_same_tokens(found)
-    table = word_tables.filled(plan, found, how.unit, measured)
+        meters[short] = Meter(gpt2, tokenizer, measured, batch_size=batch_size)
+    tally = Tally()
+    with source.opened() as read:
+        tables = _counted(scored(read, meters, how, measured, tally=tally), tally)
+        if out is None:
+            _print(tables, format, bom=bom)
+        else:
+            _write(tables, format, out, bom=bom)
+    if tally.errors:
+        output.warn(f"{output.count(tally.errors, 'row')} with an error; see the column error")
     if out is None:
-        _print(table, format)
         return
-    _write(table, format, out)
-    source = {"name": file, "sha256": hashlib.sha256(data).hexdigest()}
     made = receipt.receipt(
-        models,
+        [
+            receipt.described(short, meter.model, meter.tokenizer, measured)
+            for short, meter in meters.items()
+        ],
         measured,
         unit=how.unit,
-        texts=len(plan.passages),
-        units=len(table.rows) if how.unit == "token" else sum(map(len, plan.owners)),
-        source=source,
+        texts=tally.texts,
+        units=tally.units,
+        source={"name": file, "sha256": source.sha256()},
     )
     _write_receipt(made, out)
 
 
-def _format(out: Path | None, how: TableOptions, file: str, json: bool) -> Format:
+def _input_format(how: TableOptions, file: str) -> Format:
+    """Return the format of the input: as the option says, else its name, else by its columns."""
+    from gpt2kit.data.tables import format_of
+
+    found = how.format or format_of(Path(file)) or ("csv" if how.is_table else "txt")
+    if not how.is_table and found != "txt":
+        raise ConfigError(
+            f"{file} is a table ({found}); name its column: --text COLUMN, --words COLUMN or "
+            "--context COLUMN --target COLUMN"
+        )
+    if how.is_table and found == "txt":
+        raise ConfigError(
+            f"{file} is plain text, which has no columns; add --format csv if it is a table"
+        )
+    return found
+
+
+def _format(out: Path | None, input: Format, json: bool) -> Format:
     """Return the format of the output: as its name says, else the input's, else CSV."""
     from gpt2kit.data.tables import format_of
 
     if out is not None:
         if json:
             raise typer.BadParameter("--json is for standard output; --out FILE.jsonl writes it")
-        if (found := format_of(out)) is None:
-            raise typer.BadParameter(f"--out is {out}, expected a name in .csv, .tsv or .jsonl")
-        return found
+        if (found := format_of(out)) in (None, "txt"):
+            raise typer.BadParameter(
+                f"--out is {out}, expected a name in .csv, .tsv, .jsonl or .parquet"
+            )
+        return found or "csv"
     if json:
         return "jsonl"
-    return (_input_format(how, file) or "csv") if how.is_table else "csv"
+    return input if input in ("tsv", "jsonl") else "csv"
 
 
-def _input_format(how: TableOptions, file: str) -> Format | None:
-    from gpt2kit.data.tables import format_of
-
-    return how.format or format_of(Path(file))
-
-
-def _refuse_punctuation(measured: WordOptions) -> None:
-    if measured.punctuation != "keep":
+def _check(how: TableOptions, measured: WordOptions) -> None:
+    if (how.unit == "text" or how.target) and measured.punctuation != "keep":
         raise typer.BadParameter(
             "--punctuation is for words; a target and a whole text are measured as they are"
         )
+    if how.words and measured.punctuation == "split":
+        raise ConfigError(
+            "punctuation is split, but a row holds one word; expected keep or drop with --words"
+        )
 
 
-def _read(path: Path) -> bytes:
-    from gpt2kit.errors import CorpusError
-    from gpt2kit.files import read_bytes
+class _Source:
+    """The input, which can be read twice if a table has a word in each row."""
 
-    return read_bytes(path, error=CorpusError)
+    def __init__(self, file: str, format: Format, encoding: str, how: TableOptions) -> None:
+        self.format: Format = format
+        self._path = Path("standard input" if file == "-" else file)
+        self._file: Any = None if file != "-" else _Hashed(sys.stdin.buffer)
+        self._encoding, self._how = encoding, how
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[], Iterator[Table]]]:
+        """Give a function that reads the input from its beginning."""
+        if self._file is None or self._how.words is None:
+            yield self._read
+            return
+        with tempfile.TemporaryFile() as copy:  # standard input gives everything only once
+            shutil.copyfileobj(self._file, copy)
+            self._file, hashed = copy, self._file
+            yield self._read
+            self._file = hashed
+
+    def _read(self) -> Iterator[Table]:
+        from gpt2kit.data.streams import read_batches
+
+        if self._file is not None and self._file.seekable():
+            self._file.seek(0)
+        return read_batches(
+            self._path,
+            file=self._file,
+            format=self.format,
+            encoding=self._encoding,
+            strict=self._how.on_error == "stop",
+        )
+
+    def sha256(self) -> str:
+        """Return the digest of the input, which has been read."""
+        if self._file is not None:
+            return str(self._file.digest.hexdigest())
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plan(data: bytes, path: Path, encoding: str, how: TableOptions, measured: WordOptions) -> Plan:
-    """Return what is read for the input."""
-    from gpt2kit.data.encodings import decode
-    from gpt2kit.data.streams import read_table
-    from gpt2kit.data.tables import format_of
-    from gpt2kit.evaluation import word_tables
+class _Hashed:
+    """A stream that computes a digest of what is read from it."""
 
-    if not how.is_table:
-        if (found := how.format or format_of(path)) not in (None, "txt"):
-            raise ConfigError(
-                f"{path} is a table ({found}); name its column: --text COLUMN, --words COLUMN or "
-                "--context COLUMN --target COLUMN"
-            )
-        table, texts = word_tables.lines_table(decode(data, path, encoding), path, how.unit)
-        return word_tables.texts_plan(table, texts, how.unit, measured, numbered=False)
-    table = read_table(data, path, how.format or format_of(path) or "csv", encoding=encoding)
-    if how.text is not None:
-        return word_tables.texts_plan(table, table.texts(how.text), how.unit, measured)
-    if how.words is not None:
-        by = [name.strip() for name in (how.by or "").split(",")]
-        return word_tables.words_plan(table, how.words, by, how.order, how.sep, measured)
-    assert how.context is not None
-    assert how.target is not None
-    return word_tables.targets_plan(table, how.context, how.target, how.sep)
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, n: int = -1) -> bytes:
+        data = self._file.read(n)
+        self.digest.update(data)
+        return data
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _names(models: Sequence[str]) -> list[str]:
@@ -286,58 +266,37 @@ def _names(models: Sequence[str]) -> list[str]:
     return [re.sub(r"[^\w.]+", "_", model) + f"_{index}" for index, model in enumerate(models, 1)]
 
 
-def _measured(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    plan: Plan,
-    measured: WordOptions,
-    batch_size: int,
-) -> list[list[Word]]:
+def _counted(tables: Iterator[Table], tally: Tally) -> Iterator[Table]:
+    """Yield the tables, and show how many rows are done."""
     from gpt2kit.cli.progress import counting
-    from gpt2kit.evaluation.words import measure
 
-    with counting(name) as progress:
-        return list(
-            measure(
-                model, tokenizer, plan.passages, measured, batch_size=batch_size, progress=progress
-            )
-        )
-
-
-def _check_same_tokens(found: dict[str, list[list[Word]]]) -> None:
-    """Refuse models that cut a text into different tokens: they have no common rows."""
-    ids = [
-        [[token.id for token in word.tokens] for passage in words for word in passage]
-        for words in found.values()
-    ]
-    if any(each != ids[0] for each in ids[1:]):
-        raise ConfigError(
-            "--unit token gives a row for each token, but these models split the text into "
-            "different ones; run them one after another"
-        )
+    with counting("rows") as progress:
+        for table in tables:
+            progress(tally.rows, None)
+            yield table
 
 
 # --- output ---------------------------------------------------------------------------------------
 
 
-def _print(table: Table, format: Format) -> None:
+def _print(tables: Iterator[Table], format: Format, *, bom: bool) -> None:
     from gpt2kit.data.tables import written
 
-    if format == "jsonl":
-        for line in written(table, format):
+    first = next(tables)  # before anything is written: most mistakes show here
+    lines = written(itertools.chain([first], tables), format)
+    if bom:
+        output.result("\ufeff", end="")
+    for line in lines:
+        if format == "jsonl":
             output.print_json(json_module.loads(line))
-        return
-    for line in written(table, format):
-        output.result(line, end="")
+        else:
+            output.result(line, end="")
 
 
-def _write(table: Table, format: Format, out: Path) -> None:
-    from gpt2kit.data.tables import written
-    from gpt2kit.files import new_file
+def _write(tables: Iterator[Table], format: Format, out: Path, *, bom: bool) -> None:
+    from gpt2kit.data.streams import write_batches
 
-    with new_file(out) as file:
-        file.writelines(line.encode() for line in written(table, format))
+    write_batches(out, tables, format=format, bom=bom)
 
 
 def _write_receipt(made: dict[str, Any], out: Path) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +28,7 @@ from gpt2kit.errors import CorpusError
 from gpt2kit.files import new_file, open_regular
 
 ROWS_AT_ONCE = 4096
-_CHARACTERS_AT_ONCE = 2**24  # a batch ends after the row that reaches them
+_CHARACTERS_AT_ONCE = 2**20  # a batch ends after the row that reaches them
 _LARGEST_CELL = 2**31 - 1  # of the csv module, whose own limit is 131,072 characters
 
 _Row = tuple[Any, str | None]  # cells or an object, and what is wrong with them, if anything
@@ -66,7 +67,8 @@ def read_batches(
         if format == "parquet":
             if not source.seekable():
                 source = io.BytesIO(source.read())
-            yield from read_parquet(source, path, rows)
+            for table in read_parquet(source, path, rows):
+                yield from _shorter(table)
             return
         texts = decoded(
             unpacked_blocks(source, path), path, encoding, lenient=format == "jsonl" and not strict
@@ -272,6 +274,17 @@ def _some(rows: Iterator[_Row], n: int) -> list[_Row]:
     finally:
         csv.field_size_limit(before)
     return found
+
+
+def _shorter(table: Table) -> Iterator[Table]:
+    """Yield a table in parts that are short enough; if it has no rows, as it is."""
+    rows: Iterator[_Row] = ((cells, None) for cells in table.rows)
+    first = table.first
+    while some := _some(rows, len(table.rows)):
+        yield replace(table, rows=[cells for cells, _ in some], first=first)
+        first += len(some)
+    if not table.rows:
+        yield table
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[_Row], path: Path, first: int) -> Table:

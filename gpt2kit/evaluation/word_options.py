@@ -1,4 +1,4 @@
-"""How words are found and measured: the options of `words` and of the command surprisal."""
+"""How words are found and measured: the options of `words`, and of tables of words."""
 
 from __future__ import annotations
 
@@ -43,8 +43,108 @@ class WordOptions:
     renyi: float | None = option(
         None, "Add the Rényi entropy of this order, such as 0.5.", above=0.0, metavar="ORDER"
     )
+    top: int = option(
+        0,
+        "List this many of the likeliest next tokens, each with its probability, at the first "
+        "token of every unit.",
+        group="Output",
+        at_least=0,
+        at_most=1000,
+    )
 
     def __post_init__(self) -> None:
         check(self)
         if self.renyi == 1:
             raise ConfigError("renyi is 1, where it is the plain entropy; expected another order")
+
+
+_TABLE = "Table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Which columns hold what, and in which format the table comes and goes."""
+
+    text: str | None = option(
+        None, "The column with a text in each row.", group=_TABLE, metavar="COLUMN"
+    )
+    words: str | None = option(
+        None,
+        "The column with a word in each row. Rows that agree in the columns of --by are one text.",
+        group=_TABLE,
+        metavar="COLUMN",
+    )
+    by: str | None = option(
+        None,
+        "The columns that tell one text of --words from another, with commas between them.",
+        group=_TABLE,
+        metavar="COLUMNS",
+    )
+    order: str | None = option(
+        None,
+        "The column with the number of each word in its text. Default: the order of the rows.",
+        group=_TABLE,
+        metavar="COLUMN",
+    )
+    context: str | None = option(
+        None,
+        "The column with what stands before the --target.",
+        group=_TABLE,
+        metavar="COLUMN",
+    )
+    target: str | None = option(
+        None,
+        "The column with the word or words that are measured after the --context.",
+        group=_TABLE,
+        metavar="COLUMN",
+    )
+    sep: str = option(
+        " ",
+        "What is put between words, and between context and target.",
+        group=_TABLE,
+        metavar="TEXT",
+    )
+    format: Literal["csv", "tsv", "jsonl", "parquet", "txt"] | None = option(
+        None,
+        "The format of an input whose name does not tell it, such as standard input. Default: csv, "
+        "and without --text, --words and --target txt, a text on each line.",
+        group=_TABLE,
+    )
+    on_error: Literal["cell", "stop"] = option(
+        "cell",
+        "What happens to a row that cannot be read or measured: cell puts the reason into its "
+        "column error, and stop ends the command.",
+        group=_TABLE,
+    )
+    unit: Literal["token", "word", "text"] = option(
+        "word", "What gets a row of its own.", group="Output"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.context is None) != (self.target is None):
+            raise ConfigError("--context and --target go together; give both columns")
+        given = [self.text, self.words, self.target]
+        if sum(column is not None for column in given) > 1:
+            raise ConfigError("give one of --text, --words and --context with --target")
+        if self.words is None and (self.by or self.order):
+            raise ConfigError(
+                "--by and --order are for --words, the column with a word in each row"
+            )
+        if self.words is not None and self.by is None:
+            raise ConfigError(
+                "--words needs --by: the columns that tell one text from another, such as "
+                "--by item,condition"
+            )
+        if self.unit == "text" and (self.words or self.target):
+            raise ConfigError("--unit text is for --text and for plain lines")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the input has columns; else it is plain text with a text on each line."""
+        return any(column is not None for column in (self.text, self.words, self.target))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read, without those of --by and --order."""
+        return tuple(name for name in (self.text, self.words, self.context, self.target) if name)

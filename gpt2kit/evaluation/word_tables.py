@@ -1,19 +1,20 @@
 """Surprisal for the rows of a table: which text each row is read in, and the columns it gets.
 
-A `Plan` says what is read and which row each measured unit belongs to. It is made once, and
-measured with each model.
+A `Plan` says what is read and which row each measured unit belongs to. It is made once for some
+rows, and measured with each model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpt2kit.data.tables import Table
-from gpt2kit.errors import ConfigError, CorpusError
+from gpt2kit.errors import ConfigError, CorpusError, TokenizerError
 from gpt2kit.evaluation.passages import Passage, joined, split, target, whole
 from gpt2kit.evaluation.word_options import UnitName, WordOptions
 from gpt2kit.evaluation.words import Word
@@ -33,6 +34,7 @@ class Plan:
     keeps_rows: bool
     numbered: bool = True  # whether rows that are repeated get the number of their text
     notes: dict[int, str] = field(default_factory=dict)  # flags of rows without a unit
+    errors: Mapping[int, str] = field(default_factory=dict)  # rows that cannot be read, and why
 
 
 def texts_plan(
@@ -42,12 +44,16 @@ def texts_plan(
     options: WordOptions,
     *,
     numbered: bool = True,
+    errors: Mapping[int, str] = MappingProxyType({}),
 ) -> Plan:
-    """Plan a table with a text in each row: a row for each word or token of it, or one for it."""
+    """Plan a table with a text in each row: a row for each word or token of it, or one for it.
+
+    `errors` says of rows that cannot be read why; they keep one row in any case.
+    """
     passages = [_passage(text, unit, options) for text in texts]
     owners = [[row] * _wanted(passage) for row, passage in enumerate(passages)]
-    notes = {row: "empty" for row, units in enumerate(owners) if not units}
-    return Plan(table, passages, owners, unit == "text", numbered, notes)
+    notes = {row: "empty" for row, units in enumerate(owners) if not units and row not in errors}
+    return Plan(table, passages, owners, unit == "text", numbered, notes, errors)
 
 
 def _passage(text: str, unit: UnitName, options: WordOptions) -> Passage:
@@ -61,81 +67,86 @@ def _passage(text: str, unit: UnitName, options: WordOptions) -> Passage:
     return Passage(text, (*others, replace(last, end=len(text))))
 
 
+def text_rows(
+    table: Table, by: Sequence[str], order: str | None, errors: dict[int, str]
+) -> list[list[int]]:
+    """Return the rows of each text of a table with a word in each row, in the order of the words.
+
+    Rows that agree in `by` are one text. A row whose order is no number belongs to none, and the
+    reason is put into `errors`. Two words with one order raise CorpusError.
+    """
+    keys = zip(*(table.texts(name, errors) for name in by), strict=True)
+    numbers = _numbers(table, order, errors) if order is not None else None
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for row, key in enumerate(keys):
+        if row not in errors:
+            groups.setdefault(key, []).append(row)
+    if numbers is not None and order is not None:
+        for key, rows in groups.items():
+            rows.sort(key=numbers.__getitem__)
+            _check_order(table, key, rows, numbers, order)
+    return list(groups.values())
+
+
 def words_plan(
     table: Table,
-    column: str,
-    by: Sequence[str],
-    order: str | None,
+    cells: Sequence[str],
+    texts: Iterable[Sequence[int]],
     separator: str,
     options: WordOptions,
 ) -> Plan:
-    """Plan a table with a word in each row: rows that agree in `by` are one text, in any order.
-
-    Raises CorpusError for an order that is no number, and for two words at one point of a text.
-    """
+    """Plan some texts of a table with a word in each row, given all words and the texts' rows."""
     if options.punctuation == "split":
         raise ConfigError(
             "punctuation is split, but a row holds one word; expected keep or drop with --words"
         )
-    cells = table.texts(column)
-    keys = list(zip(*(table.texts(name) for name in by), strict=True))
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(key, []).append(row)
-    if order is not None:
-        places = _numbers(table, order)
-        for key, rows in groups.items():
-            rows.sort(key=places.__getitem__)
-            _check_order(table, key, rows, places, order)
-    passages, owners = [], []
-    for rows in groups.values():
+    passages, owners, notes = [], [], {}
+    for rows in texts:
         passage, indices = joined([cells[row] for row in rows], separator, options.punctuation)
         passages.append(passage)
         owners.append([rows[index] for index in indices])
-    present = {row for units in owners for row in units}
-    notes = {
-        row: "punctuation" if cells[row].strip() else "empty"
-        for row in range(len(cells))
-        if row not in present
-    }
+        for row in set(rows).difference(owners[-1]):
+            notes[row] = "punctuation" if cells[row].strip() else "empty"
     return Plan(table, passages, owners, True, notes=notes)
 
 
-def targets_plan(table: Table, context: str, column: str, separator: str) -> Plan:
-    """Plan a table with a context and a target in each row: the target alone is measured."""
-    passages = [
-        target(before, after, separator)
-        for before, after in zip(table.texts(context), table.texts(column), strict=True)
-    ]
+def targets_plan(
+    table: Table, context: str, column: str, separator: str, errors: dict[int, str]
+) -> Plan:
+    """Plan a table with a context and a target in each row: the target alone is measured.
+
+    Cells that are no text are put into `errors`.
+    """
+    cells = zip(table.texts(context, errors), table.texts(column, errors), strict=True)
+    passages = [target(before, after, separator) for before, after in cells]
     owners = [[row] * _wanted(passage) for row, passage in enumerate(passages)]
-    notes = {row: "empty" for row, units in enumerate(owners) if not units}
-    return Plan(table, passages, owners, True, notes=notes)
+    notes = {row: "empty" for row, units in enumerate(owners) if not units and row not in errors}
+    return Plan(table, passages, owners, True, notes=notes, errors=errors)
 
 
 def _wanted(passage: Passage) -> int:
     return sum(unit.wanted for unit in passage.units)
 
 
-def _numbers(table: Table, column: str) -> list[float]:
+def _numbers(table: Table, column: str, errors: dict[int, str]) -> list[float]:
     found = []
-    for row, cell in enumerate(table.texts(column), 1):
+    for row, cell in enumerate(table.texts(column, errors)):
         try:
             found.append(float(cell))
         except ValueError:
-            raise CorpusError(
-                f"{table.path}: row {row:,}: {column} is {cell!r}, expected a number"
-            ) from None
+            found.append(math.nan)
+            errors.setdefault(row, f"{column} is {cell!r}, expected a number")
     return found
 
 
 def _check_order(
-    table: Table, key: Sequence[str], rows: Sequence[int], places: Sequence[float], order: str
+    table: Table, key: Sequence[str], rows: Sequence[int], numbers: Sequence[float], order: str
 ) -> None:
     for one, other in pairwise(rows):
-        if not places[one] < places[other]:
+        if not numbers[one] < numbers[other]:
             raise CorpusError(
                 f"{table.path}: rows {one + 1:,} and {other + 1:,} have the same {order}, "
-                f"{places[one]:g}, in the text {', '.join(key)}; add a column to --by"
+                f"{numbers[one]:g}, in the text {', '.join(key)}; add a column to --by"
             )
 
 
@@ -158,36 +169,93 @@ _WHERE = {
     "text": (),
     "token": ("text_n", "word_n", "token_n", "token", "token_id", "start", "end"),
 }
+_COUNTS = (
+    "rank",
+    "n_tokens",
+    "n_context",
+    "text_n",
+    "word_n",
+    "token_n",
+    "token_id",
+    "start",
+    "end",
+)
+_TEXTS = ("flag", "word", "token")
+
+Found = Mapping[str, Sequence[Sequence[Word] | TokenizerError]]  # of each passage, by model
+# A row of the input, and the cells that are added to it.
+Line = tuple[int, list[Any]]
 
 
-def filled(
-    plan: Plan,
-    found: Mapping[str, Sequence[Sequence[Word]]],
-    unit: UnitName,
-    options: WordOptions,
-) -> Table:
-    """Return the table with the figures of every model, whose names end the columns if several.
+@dataclass(frozen=True)
+class Added:
+    """The columns that a table gets: where a unit is, the figures of every model, and errors."""
 
-    `found` has the words of every passage by the model's name. Raises CorpusError if the table has
-    a column of a new one's name already.
-    """
-    suffixes = {name: f"_{name}" if len(found) > 1 else "" for name in found}
-    names = _figure_names(unit, options)
-    where = _WHERE[unit] if not plan.keeps_rows or unit == "token" else ()
-    skipped = 0 if plan.numbered else 1
-    where = where[skipped:]
-    added = (*where, *(f"{each}{suffix}" for suffix in suffixes.values() for each in names))
-    if taken := [name for name in added if name in plan.table.columns]:
-        raise CorpusError(
-            f"{plan.table.path}: there is a column {taken[0]!r} already; rename it, since "
-            "the result has one of that name"
+    where: tuple[str, ...]
+    figures: tuple[str, ...]  # of one model
+    models: tuple[str, ...]
+    top: int  # pairs of columns for the likeliest next tokens
+    unit: UnitName
+    errors: bool  # whether there is a column for them
+
+    @classmethod
+    def to(
+        cls,
+        unit: UnitName,
+        options: WordOptions,
+        models: Sequence[str],
+        *,
+        keeps_rows: bool,
+        numbered: bool = True,
+        errors: bool = True,
+    ) -> Added:
+        """Return what is added for these options."""
+        where = _WHERE[unit] if not keeps_rows or unit == "token" else ()
+        return cls(
+            where=where[0 if numbered else 1 :],
+            figures=_figure_names(unit, options),
+            models=tuple(models),
+            top=options.top,
+            unit=unit,
+            errors=errors,
         )
-    lines = _token_lines if unit == "token" else _unit_lines
-    rows = [
-        [*plan.table.rows[row], *place[skipped : skipped + len(where)], *figures]
-        for row, place, figures in lines(plan, list(found.values()), names)
-    ]
-    return Table((*plan.table.columns, *added), rows, plan.table.path)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their names; those of figures end with the model's if there are several."""
+        pairs = [name for k in range(1, self.top + 1) for name in (f"top_{k}", f"top_{k}_p")]
+        figures = [
+            name + (f"_{model}" if len(self.models) > 1 else "")
+            for model in self.models
+            for name in (*self.figures, *pairs)
+        ]
+        return (*self.where, *figures, *(["error"] if self.errors else []))
+
+    @property
+    def types(self) -> dict[str, type]:
+        """The type of each of them, for formats that have types."""
+        pairs = [("top", str), ("top_p", float)] * self.top
+        kinds = [_kind(name) for name in self.figures] + [kind for _, kind in pairs]
+        all_kinds = [*map(_kind, self.where), *kinds * len(self.models), str]
+        return dict(zip(self.columns, all_kinds, strict=False))
+
+    def check(self, table: Table) -> None:
+        """Raise CorpusError if the table has a column of one of these names already."""
+        if taken := [name for name in self.columns if name in table.columns]:
+            raise CorpusError(
+                f"{table.path}: there is a column {taken[0]!r} already; rename it, since "
+                "the result has one of that name"
+            )
+
+    def empty(self, note: str | None = None, error: str | None = None) -> list[Any]:
+        """Return the cells of a row without figures."""
+        figures = [note if name == "flag" else None for name in self.figures]
+        cells = [*[None] * len(self.where), *[*figures, *[None] * 2 * self.top] * len(self.models)]
+        return [*cells, error] if self.errors else cells
+
+
+def _kind(name: str) -> type:
+    return int if name in _COUNTS else str if name in _TEXTS else float
 
 
 def _figure_names(unit: UnitName, options: WordOptions) -> tuple[str, ...]:
@@ -199,58 +267,61 @@ def _figure_names(unit: UnitName, options: WordOptions) -> tuple[str, ...]:
     return (*names[:4], "renyi", *names[4:])
 
 
-_Line = tuple[int, tuple[Any, ...], list[Any]]  # row of the input, where in it, figures
-
-
-def _unit_lines(
-    plan: Plan, found: Sequence[Sequence[Sequence[Word]]], names: Sequence[str]
-) -> Iterator[_Line]:
-    """Yield a line for each unit, in the order of the rows, and for each row without one."""
-    lines: list[_Line] = []
-    for passage, owners in enumerate(plan.owners):
-        for index, row in enumerate(owners):
-            same = [model[passage][index] for model in found]
-            word = same[0]
-            place = (row + 1, index + 1, word.text, word.start, word.end)
-            lines.append((row, place, [_figure(each, name) for each in same for name in names]))
+def lines(plan: Plan, found: Found, added: Added) -> list[Line]:
+    """Return the cells for each unit, in the order of the rows, and for each row without one."""
+    result: list[Line] = [(row, added.empty(error=why)) for row, why in plan.errors.items()]
     if plan.keeps_rows:
-        for row, note in plan.notes.items():
-            empty = [note if name == "flag" else None for name in names]
-            lines.append((row, (), empty * len(found)))
-    return iter(sorted(lines, key=lambda line: line[0]))
+        result += [(row, added.empty(note)) for row, note in plan.notes.items()]
+    for passage, owners in enumerate(plan.owners):
+        models = [each[passage] for each in found.values()]
+        if problem := next((each for each in models if isinstance(each, TokenizerError)), None):
+            result += [(row, added.empty(error=str(problem))) for row in dict.fromkeys(owners)]
+            continue
+        for index, row in enumerate(owners):
+            same = [each[index] for each in models if not isinstance(each, TokenizerError)]
+            if added.unit == "token":
+                result += _token_lines(plan, row, index, same, added)
+            else:
+                word = same[0]
+                place = (plan.table.first + row, index + 1, word.text, word.start, word.end)
+                tops = [each.tokens[0].top if each.tokens else () for each in same]
+                result.append((row, _line(place, same, tops, added)))
+    return sorted(result, key=lambda line: line[0])
 
 
 def _token_lines(
-    plan: Plan, found: Sequence[Sequence[Sequence[Word]]], names: Sequence[str]
-) -> Iterator[_Line]:
-    """Yield a line for each token of each unit, in the order of the rows."""
-    lines: list[_Line] = []
-    for passage, owners in enumerate(plan.owners):
-        for index, row in enumerate(owners):
-            same = [model[passage][index].tokens for model in found]
-            for number, tokens in enumerate(zip(*same, strict=True), 1):
-                first = tokens[0]
-                place = (row + 1, index + 1, number, first.text, first.id, first.start, first.end)
-                figures = [getattr(each, name) for each in tokens for name in names]
-                lines.append((row, place, figures))
-    return iter(sorted(lines, key=lambda line: line[0]))
+    plan: Plan, row: int, index: int, same: Sequence[Word], added: Added
+) -> Iterator[Line]:
+    """Yield a line for each token of a word, which several models have measured."""
+    for number, tokens in enumerate(zip(*(each.tokens for each in same), strict=True), 1):
+        first = tokens[0]
+        place = (
+            plan.table.first + row,
+            index + 1,
+            number,
+            first.text,
+            first.id,
+            first.start,
+            first.end,
+        )
+        yield row, _line(place, tokens, [token.top for token in tokens], added)
 
 
-def _figure(word: Word, name: str) -> Any:
+def _line(
+    place: Sequence[Any], same: Sequence[Any], tops: Sequence[Any], added: Added
+) -> list[Any]:
+    """Return the cells of a unit: where it is, what each model found, and no error."""
+    cells = list(place[-len(added.where) :]) if added.where else []
+    for each, top in zip(same, tops, strict=True):
+        cells += [_figure(each, name) for name in added.figures]
+        pairs = [cell for pair in top for cell in pair]
+        cells += [*pairs, *[None] * (2 * added.top - len(pairs))]
+    return [*cells, None] if added.errors else cells
+
+
+def _figure(each: Any, name: str) -> Any:
     if name == "n_tokens":
-        return len(word.tokens)
+        return len(each.tokens)
     if name == "flag":
-        return " ".join(word.flags) or None
-    return getattr(word, name)
-
-
-def lines_table(text: str, path: Path, unit: UnitName) -> tuple[Table, list[str]]:
-    """Return a table with a row for each line that is not blank, and the texts of these lines."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise CorpusError(f"{path}: no text, expected a text on each line")
-    texts = [line for _, line in numbered]
-    if unit == "text":
-        return Table(("line", "text"), numbered, path), texts
-    return Table(("line",), [[number] for number, _ in numbered], path), texts
+        return " ".join(each.flags) or None
+    return getattr(each, name)

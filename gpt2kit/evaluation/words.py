@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,7 @@ from gpt2kit.evaluation.passages import (
 from gpt2kit.evaluation.perplexity import default_stride
 from gpt2kit.evaluation.surprisal import (
     BATCH_SIZE,
-    Progress,
     Window,
-    ignore,
     measured_by_length,
     windows,
 )
@@ -69,6 +68,7 @@ class WordToken:
     entropy: float | None
     rank: int | None
     n_context: int  # tokens that the model had read before, <|endoftext|> included
+    top: tuple[tuple[str, float], ...] = ()  # the likeliest tokens there, and their probabilities
 
 
 @dataclass(frozen=True)
@@ -116,26 +116,73 @@ def words(
 def measure(
     model: GPT2,
     tokenizer: Tokenizer | None,
-    passages: Sequence[Passage],
+    passages: Iterable[Passage],
     options: WordOptions,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Progress = ignore,
 ) -> Iterator[list[Word]]:
-    """Yield the wanted units of each passage, measured; passages are read `batch_size` at once."""
-    tokenizer = require_tokenizer(tokenizer, "the model")
-    begins = word_beginnings(tokenizer, model.config.n_vocab, options.boundary)
-    look = expectation(begins, renyi=options.renyi)
-    rest, done = enumerate(passages, 1), 0
+    """Yield the wanted units of each passage, measured; some hundred passages are read together.
+
+    Raises TokenizerError for a text that the vocabulary cannot spell.
+    """
+    meter = Meter(model, tokenizer, options, batch_size=batch_size)
+    rest, number = iter(passages), 0
     while some := list(islice(rest, _PASSAGES_AT_ONCE)):
-        read = [_read(number, passage, model, tokenizer, options) for number, passage in some]
-        work = [window for each in read for window in each.windows]
-        found = iter(measured_by_length(model, work, look, batch_size=batch_size))
+        for found in meter.measure(some):
+            number += 1
+            if isinstance(found, TokenizerError):
+                raise TokenizerError(f"text {number:,}: {found}") from found
+            yield found
+
+
+class Meter:
+    """Measures passages with one model."""
+
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer | None,
+        options: WordOptions,
+        *,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.model, self.options, self.batch_size = model, options, batch_size
+        self.tokenizer = require_tokenizer(tokenizer, "the model")
+        self._begins = word_beginnings(self.tokenizer, model.config.n_vocab, options.boundary)
+        self._look = expectation(
+            self._begins, renyi=options.renyi, top=min(options.top, model.config.n_vocab)
+        )
+
+    def measure(self, passages: Sequence[Passage]) -> list[list[Word] | TokenizerError]:
+        """Return the wanted units of each passage, or why its text cannot be spelled."""
+        read = [self._read(passage) for passage in passages]
+        work = [window for each in read if isinstance(each, _Read) for window in each.windows]
+        found = iter(measured_by_length(self.model, work, self._look, batch_size=self.batch_size))
+        results: list[list[Word] | TokenizerError] = []
         for each in read:
+            if isinstance(each, TokenizerError):
+                results.append(each)
+                continue
             parts = [Expected(*next(found)) for _ in each.windows]
-            yield _units(each, parts, begins, tokenizer, options)
-            done += 1
-            progress(done, len(passages))
+            results.append(_units(each, parts, self._begins, self.tokenizer, self.options))
+        return results
+
+    def _read(self, passage: Passage) -> _Read | TokenizerError:
+        try:
+            ids = self.tokenizer.encode(passage.text)
+            pieces = token_pieces(self.tokenizer, passage.text, ids)
+        except TokenizerError as error:
+            return error
+        start = start_of_text(self.tokenizer) if self.options.first == "bos" else []
+        n_ctx = self.model.config.n_ctx
+        stride = default_stride(n_ctx) if self.options.stride is None else self.options.stride
+        # The last id is there so that what follows the text is predicted; it is not looked at.
+        everything = [*start, *ids, 0] if ids else []
+        cut = list(windows(everything, n_ctx=n_ctx, stride=stride))
+        contexts = [0]
+        for window in cut:
+            contexts += range(len(window.ids) - window.scored, len(window.ids))
+        return _Read(passage, ids, cut, contexts[len(start) : -1], spans(passage, pieces))
 
 
 @dataclass(frozen=True)
@@ -147,26 +194,6 @@ class _Read:
     windows: list[Window]
     contexts: list[int]  # of each token: how many the model has read before
     spans: list[Span]
-
-
-def _read(
-    number: int, passage: Passage, model: GPT2, tokenizer: Tokenizer, options: WordOptions
-) -> _Read:
-    try:
-        ids = tokenizer.encode(passage.text)
-        pieces = token_pieces(tokenizer, passage.text, ids)
-    except TokenizerError as error:
-        raise TokenizerError(f"text {number:,}: {error}") from error
-    start = start_of_text(tokenizer) if options.first == "bos" else []
-    n_ctx = model.config.n_ctx
-    stride = default_stride(n_ctx) if options.stride is None else options.stride
-    # The last id is there so that what follows the text is predicted; which one it is, is ignored.
-    everything = [*start, *ids, 0] if ids else []
-    cut = list(windows(everything, n_ctx=n_ctx, stride=stride))
-    contexts = [0]
-    for window in cut:
-        contexts += range(len(window.ids) - window.scored, len(window.ids))
-    return _Read(passage, ids, cut, contexts[len(start) : -1], spans(passage, pieces))
 
 
 def _units(
@@ -186,13 +213,14 @@ def _units(
         name: _after_unseen(torch.cat([getattr(part, name) for part in parts]).double(), n)
         for name in Expected._fields
     }
-    figures = {name: values if name == "rank" else values / unit for name, values in joined.items()}
+    counts = ("rank", "top")
+    figures = {name: values if name in counts else values / unit for name, values in joined.items()}
     ending = figures["ending"].clone()
     ending[:-1][~begins[torch.tensor(read.ids)]] = 0.0  # no white space: the word is not over
     ending[0] = 0.0
-    lists = {name: values.tolist() for name, values in figures.items()}
+    lists: dict[str, list[Any]] = {name: values.tolist() for name, values in figures.items()}
     lists["ending"] = ending.tolist()
-    tokens = _tokens(read, lists, tokenizer)
+    tokens = _tokens(read, lists, joined["top_nats"], tokenizer)
     return [
         _word(read.passage, each, span, tokens, lists, renyi=options.renyi is not None)
         for each, span in zip(read.passage.units, read.spans, strict=True)
@@ -207,7 +235,10 @@ def _after_unseen(values: Tensor, n: int) -> Tensor:
     return torch.cat([unseen, values[-(n + 1) :]])
 
 
-def _tokens(read: _Read, figures: dict[str, list[float]], tokenizer: Tokenizer) -> list[WordToken]:
+def _tokens(
+    read: _Read, figures: dict[str, list[Any]], top_nats: Tensor, tokenizer: Tokenizer
+) -> list[WordToken]:
+    chances = (-top_nats).exp().tolist()  # [n + 1][K]
     tokens, offset = [], 0
     for index, text in enumerate(token_texts(tokenizer, read.ids)):
         seen = not math.isnan(figures["nats"][index])
@@ -221,10 +252,23 @@ def _tokens(read: _Read, figures: dict[str, list[float]], tokenizer: Tokenizer) 
                 entropy=figures["entropy"][index] if seen else None,
                 rank=int(figures["rank"][index]) if seen else None,
                 n_context=read.contexts[index],
+                top=tuple(
+                    (_text(tokenizer, int(token)), chance)
+                    for token, chance in zip(figures["top"][index], chances[index], strict=True)
+                )
+                if seen
+                else (),
             )
         )
         offset += len(text)
     return tokens
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    """Return the text of a token; a part of a character becomes U+FFFD."""
+    if token >= tokenizer.n_vocab:  # padding of the head
+        return ""
+    return tokenizer.token_bytes(token).decode(errors="replace")
 
 
 def _word(
@@ -232,7 +276,7 @@ def _word(
     unit: Unit,
     span: Span,
     tokens: Sequence[WordToken],
-    figures: dict[str, list[float]],
+    figures: dict[str, list[Any]],
     *,
     renyi: bool,
 ) -> Word:

@@ -9,8 +9,7 @@ import pytest
 from gpt2kit.data.tables import Table
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.word_options import WordOptions
-from gpt2kit.evaluation.word_tables import filled, lines_table, texts_plan, words_plan
-from gpt2kit.evaluation.words import words
+from gpt2kit.evaluation.word_tables import text_rows, words_plan
 
 TABLE = Table(
     ("subject", "item", "n", "word"),
@@ -20,28 +19,24 @@ TABLE = Table(
 
 
 def test_rows_are_one_text_if_they_agree_in_all_columns_of_by() -> None:
-    plan = words_plan(TABLE, "word", ["subject", "item"], "n", " ", WordOptions())
+    errors: dict[int, str] = {}
+    texts = text_rows(TABLE, ["subject", "item"], "n", errors)
     # 9 stands before 10, which it would not among texts.
+    assert texts == [[2, 0], [1], [3]]
+    plan = words_plan(TABLE, TABLE.texts("word"), texts, " ", WordOptions())
     assert [passage.text for passage in plan.passages] == ["The cat", "No", "So"]
     assert plan.owners == [[2, 0], [1], [3]]
-    plan = words_plan(TABLE, "word", ["item"], None, "_", WordOptions())
+    texts = text_rows(TABLE, ["item"], None, errors)
+    plan = words_plan(TABLE, TABLE.texts("word"), texts, "_", WordOptions())
     assert [passage.text for passage in plan.passages] == ["cat_No_The", "So"]
+    assert not errors
 
 
-def test_many_rows_come_back_in_their_order(tiny_model, small_bpe) -> None:  # type: ignore[no-untyped-def]
-    rows = [[str(number % 7), "abc"[number % 3]] for number in range(100)]
-    table = Table(("item", "word"), rows, Path("words.csv"))
-    options = WordOptions()
-    plan = words_plan(table, "word", ["item"], None, " ", options)
-    found = [words(tiny_model, small_bpe, passage.text)[0] for passage in plan.passages]
-    done = filled(plan, {"m": found}, "word", options)
-    assert [row[:2] for row in done.rows] == rows
-    assert done.columns[:3] == ("item", "word", "surprisal")
-
-
-def test_lines_are_numbered_as_in_the_file() -> None:
-    table, texts = lines_table("a\r\n\n \nb c", Path("x"), "word")
-    assert (table.rows, texts) == ([[1], [4]], ["a", "b c"])
-    assert [len(each) for each in texts_plan(table, texts, "word", WordOptions()).owners] == [1, 2]
-    with pytest.raises(CorpusError, match="no text"):
-        lines_table(" \n\t\n", Path("x"), "word")
+def test_two_words_at_one_point_of_a_text_are_an_error() -> None:
+    with pytest.raises(CorpusError, match=r"rows 2 and 4 have the same n, 1, in the text 1"):
+        text_rows(
+            Table(TABLE.columns, [*TABLE.rows[:3], ["c", "1", "1", "x"]], TABLE.path),
+            ["item"],
+            "n",
+            {},
+        )
