@@ -19,6 +19,7 @@ LAYERS = """
 __init__ __main__
 cli
 serve
+bulk
 plots
 evaluation
 inspection
@@ -119,6 +120,12 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
 # The files that test modules without a file of tests of their own. Each of these modules is a part
 # of a larger whole, and is tested as a part of it.
 TESTED_BY = {
+    "bulk/test_cutting.py": "bulk/sources",
+    "bulk/test_bulk.py": """
+        bulk/folder bulk/handout bulk/job bulk/measures bulk/merge bulk/options bulk/plan
+        bulk/processes bulk/ray_actors bulk/run bulk/threads bulk/work bulk/worker
+    """,
+    "cli/test_parts_command.py": "cli/bulk",
     "data/test_streams.py": "data/packed data/parquet",  # formats, each through `read_batches`
     "checkpoints/test_courses.py": """
         checkpoints/layouts checkpoints/torch_files checkpoints/unsaid

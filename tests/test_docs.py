@@ -63,6 +63,10 @@ ELSEWHERE = {
 OTHERS_OPTIONS = {
     "--help",
     "--nproc-per-node",
+    "--max-restarts",
+    "--array",
+    "--cpus-per-task",
+    "--requeue",
     "--model_args",
     "--tasks",
     "--against",
@@ -263,6 +267,9 @@ def write_texts() -> None:
     Path("reading.csv").write_text(
         "item,position,word,rt\n1,2,mezzo,402\n1,1,Nel,310\n1,3,del,280\n2,1,vita,333\n"
     )
+    Path("corpus").mkdir()
+    Path("corpus/a.jsonl").write_text('{"text": "The dog"}\n{"text": "The cat sat"}\n')
+    Path("corpus/b.txt").write_text("The dog\n\nThe cat\n")
     Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
     Path("texts.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     first = "Nel mezzo del cammin di nostra vita"

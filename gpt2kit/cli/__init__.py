@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2kit.cli import (
+    bulk,
     cloze,
     comparison,
     corpus,
@@ -144,7 +145,7 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
-    "Measure": (evaluation, surprisal, cloze, comparison, originality),
+    "Measure": (evaluation, surprisal, cloze, comparison, originality, bulk),
     "Look inside": (explain, heads, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

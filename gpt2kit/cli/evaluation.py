@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, process, suites
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, options, output, process, suites
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
@@ -202,10 +203,21 @@ def _cell(value: float | None, error: float | None) -> str:
 
 # --- score ---------------------------------------------------------------------------------------
 
-File = Annotated[
-    str,
+Files = Annotated[
+    list[str],
     typer.Argument(
-        metavar="FILE|-", help="A text with one sentence on each line; - is standard input."
+        metavar="FILE|-",
+        help="A text with one sentence on each line; - is standard input. With --out several, "
+        "also .jsonl, folders and globs.",
+    ),
+]
+TextField = Annotated[
+    str,
+    typer.Option(
+        "--text_field",
+        metavar="KEY",
+        help="With --out: the key or column of the text.",
+        rich_help_panel=TEXT_GROUP,
     ),
 ]
 Sort = Annotated[
@@ -228,8 +240,10 @@ Overflow = Annotated[
 ]
 
 
+@takes(reading=Reading, running=Running)
 def score(
-    file: File,
+    context: typer.Context,
+    files: Files,
     model: Model = "124M",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -242,13 +256,40 @@ def score(
     batch_size: BatchSize = 8,
     sort: Sort = None,
     json: Json = False,
+    out: bulk.OutFolder = None,
+    text_field: TextField = "text",
+    *,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Show how likely each line of a text is: its log-probability in nats, in total and per token.
 
     Every line is scored as a text of its own, after <|endoftext|>. With a vocabulary that has no
     such marker, the first token of a line is not scored. Blank lines are skipped, but count in the
     line numbers.
+
+    With --out DIR, any number of files is scored in parts, by as many processes and machines as
+    give the same command; see docs/score-at-scale.md.
     """
+    if out is not None:
+        options.refuse(context, ("sort", "json", "encoding"), "--out DIR writes all rows as JSONL")
+        from gpt2kit.bulk.measures import Score
+
+        work = Score(
+            text_field=text_field,
+            overflow=overflow,
+            special=special,
+            unknown=unknown,
+            batch_size=batch_size,
+        )
+        load = bulk.Loader(model, device, dtype, quantize, not no_cache, unknown)
+        bulk.run(files, out, work, load, reading, running)
+        return
+    bulk.refuse_without_folder(context)
+    options.refuse(context, ("text_field",), "it is for many files, and needs --out DIR")
+    if len(files) > 1:
+        raise typer.BadParameter("several files need a folder for their results: --out DIR")
+    file = files[0]
     process.import_torch()
     from gpt2kit.data.texts import read_file
     from gpt2kit.errors import CorpusError

@@ -1,0 +1,145 @@
+"""The commands that measure texts by the pile: score and surprisal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from gpt2kit.bulk.work import Cells, Gives
+from gpt2kit.data.window import Overflow
+from gpt2kit.evaluation.passages import Passage, split, target, whole
+from gpt2kit.evaluation.perplexity import score
+from gpt2kit.evaluation.surprisal import BATCH_SIZE
+from gpt2kit.evaluation.word_options import UnitName, WordOptions
+from gpt2kit.evaluation.words import Word, measure
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import Tokenizer, require_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The log probability of each text: `evaluation.perplexity.score`."""
+
+    text_field: str = "text"
+    overflow: Overflow = "slide"
+    special: bool = False
+    unknown: str = "error"
+    batch_size: int = BATCH_SIZE
+
+    command: ClassVar[str] = "score"
+    gives: ClassVar[Gives] = "one"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns whose texts are read."""
+        return (self.text_field,)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        return ("tokens", "logprob", "logprob_per_token", "bits_per_byte", "truncated")
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the figures of each text."""
+        tokenizer = require_tokenizer(tokenizer, "the model")
+        lines = score(
+            model,
+            tokenizer,
+            [text for (text,) in rows],
+            overflow=self.overflow,
+            special=self.special,
+            batch_size=self.batch_size,
+        )
+        for line in lines:
+            n_bytes = len(line.text.encode())
+            yield [
+                {
+                    "tokens": line.tokens,
+                    "logprob": line.logprob,
+                    "logprob_per_token": line.logprob_per_token,
+                    "bits_per_byte": -line.logprob / math.log(2) / n_bytes,
+                    "truncated": line.tokens == model.config.n_ctx
+                    and self.overflow == "stop"
+                    and len(tokenizer.encode(line.text, special=self.special)) > line.tokens,
+                }
+            ]
+
+
+_OF_TEXTS = ("surprisal", "surprisal_corrected", "n_tokens", "n_context", "flag")
+_OF_WORDS = (
+    "word_n",
+    "word",
+    "start",
+    "end",
+    "surprisal",
+    "surprisal_corrected",
+    "entropy",
+    "entropy_word",
+    "renyi",
+    "rank",
+    "n_tokens",
+    "n_context",
+    "flag",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surprisal:
+    """The surprisal of each word, of a target after its context, or of each text."""
+
+    text_field: str = "text"
+    context: str | None = None
+    target: str | None = None
+    sep: str = " "
+    unit: UnitName = "word"
+    options: WordOptions = field(default_factory=WordOptions)
+    batch_size: int = BATCH_SIZE
+
+    command: ClassVar[str] = "surprisal"
+
+    @property
+    def gives(self) -> Gives:
+        """A row for each word of a text, or one for a target and for a whole text."""
+        return "one" if self.target or self.unit == "text" else "many"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns whose texts are read."""
+        if self.context is not None and self.target is not None:
+            return (self.context, self.target)
+        return (self.text_field,)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        names: tuple[str, ...] = _OF_TEXTS if self.unit == "text" else _OF_WORDS
+        if self.target:
+            names = names[4:]
+        return tuple(name for name in names if name != "renyi" or self.options.renyi is not None)
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the figures of each unit of each row."""
+        passages = [self._passage(row) for row in rows]
+        for words in measure(model, tokenizer, passages, self.options, batch_size=self.batch_size):
+            # A text of punctuation alone may have no word that is wanted.
+            yield list(self._cells(words)) or [{"flag": "empty"}]
+
+    def _passage(self, row: tuple[str, ...]) -> Passage:
+        if self.target is not None:
+            before, after = row
+            return target(before, after, self.sep)
+        if self.unit == "text":
+            return whole(row[0])
+        return split(row[0], self.options.punctuation)
+
+    def _cells(self, words: Sequence[Word]) -> Iterator[dict[str, Any]]:
+        for number, word in enumerate(words, 1):
+            yield {
+                **{name: getattr(word, name, None) for name in self.columns()},
+                "word_n": number,
+                "word": word.text,
+                "n_tokens": len(word.tokens),
+                "flag": " ".join(word.flags) or None,
+            }

@@ -1,0 +1,120 @@
+"""Several workers on one machine: processes that share its cores, or its GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from gpt2kit.bulk.handout import Share
+from gpt2kit.bulk.job import Job
+from gpt2kit.bulk.plan import Plan
+from gpt2kit.bulk.worker import Progress, Worker, ending_on_signals
+
+_POLL = 0.2  # seconds
+_PATIENCE = 30.0  # seconds that a worker may take to end when it is told to
+
+# How the process of a worker ended.
+FINE, FAILED = 0, 1
+
+
+def available_cores() -> list[int]:
+    """Return the cores that this process may use; empty if the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def settle(index: int = 0, of: int = 1) -> dict[str, Any]:
+    """Give this process its share of cores, as the index-th of several.
+
+    Returns how many threads a `Worker` is to use, and on which GPU, if there is one.
+    """
+    cores = available_cores()
+    threads = max(1, (len(cores) or os.cpu_count() or 1) // of)
+    own = cores[index * threads : (index + 1) * threads]
+    if of > 1 and own:
+        os.sched_setaffinity(0, own)
+    gpus = torch.cuda.device_count()
+    return {"threads": threads, "device": f"cuda:{index % gpus}" if gpus else None}
+
+
+def run(job: Job, workers: int, share: Share, plan: Plan, progress: Progress | None) -> bool:
+    """Let several processes do the parts of a share; return whether all of them ended well.
+
+    Processes are started anew as long as parts are left by some that were killed, and others still
+    finish parts.
+    """
+    while True:
+        before = len(_left(job, plan, share))
+        codes = _round(job, workers, share, plan, progress)
+        after = len(_left(job, plan, share))
+        was_killed = any(code < 0 for code in codes)
+        if not (was_killed and 0 < after < before) or is_late(job):
+            return all(code == FINE for code in codes)
+
+
+def _left(job: Job, plan: Plan, share: Share) -> list[int]:
+    return share.of_parts(job.folder.todo(plan))
+
+
+def is_late(job: Job) -> bool:
+    """Whether the time is over in which parts may be begun."""
+    return job.until is not None and time.time() >= job.until
+
+
+def _round(
+    job: Job, workers: int, share: Share, plan: Plan, progress: Progress | None
+) -> list[int]:
+    """Run the processes once, and return the code of each."""
+    # Not fork: the threads of torch would be missing in the new process, and it would hang.
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = [
+        context.Process(target=work, args=(job, index, workers, share, os.getpid()), daemon=True)
+        for index in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            if progress is not None:
+                done = sum(each.rows for each in plan.parts if job.folder.is_done(each.number))
+                progress(done, plan.rows)
+            for process in processes:
+                process.join(_POLL / workers)
+    finally:
+        _end(processes)
+    return [process.exitcode or 0 for process in processes]
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    """Tell the processes to end, and wait until they have."""
+    running = [process for process in processes if process.is_alive()]
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+
+
+def work(job: Job, index: int, of: int, share: Share, parent: int) -> None:
+    """Be one of several workers: the body of its process."""
+    try:
+        with ending_on_signals():
+            worker = Worker(job, **settle(index, of), parent=parent)
+            ended = worker.run(share.of_parts(worker.folder.todo(worker.plan)))
+    except KeyboardInterrupt:
+        _die_of(signal.SIGINT)
+    except SystemExit:
+        _die_of(signal.SIGTERM)
+    raise SystemExit(FAILED if ended.failed else FINE)
+
+
+def _die_of(number: int) -> None:
+    """End this process by a signal, now that everything is in order: threads may be at work."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -1,0 +1,222 @@
+"""What a command computes by the pile: cells of a batch of rows in, new cells out.
+
+A command declares it once, as a small dataclass whose fields are its options:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Lengths:
+        text_field: str = "text"
+        command: ClassVar[str] = "lengths"
+        gives: ClassVar[Gives] = "one"
+
+        def needs(self): return (self.text_field,)
+        def columns(self): return ("characters",)
+        def measure(self, model, tokenizer, rows):
+            return [[{"characters": len(text)}] for (text,) in rows]
+
+The rest is here: rows that cannot be measured get an error, and never spoil another one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar, Literal, Protocol
+
+from gpt2kit.bulk.options import Reading
+from gpt2kit.bulk.sources import SourceRow
+from gpt2kit.bulk.threads import Threads
+from gpt2kit.errors import (
+    ConfigError,
+    ContextLengthError,
+    CorpusError,
+    Gpt2KitError,
+    Gpt2KitWarning,
+    TokenizerError,
+)
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import Tokenizer
+
+ROWS_AT_ONCE = 4096  # in memory
+_ROWS_OF_A_THREAD = 512  # given to a command in one batch
+_BYTES_AT_ONCE = 2**23  # of text: long rows come in smaller batches
+# What a row can be the cause of. Other errors, such as too little memory, are the part's.
+_OF_A_ROW = (TokenizerError, ContextLengthError, CorpusError)
+
+# Rows out for each row in: one; one or none, as a filter has it; or several, such as its words.
+Gives = Literal["one", "some", "many"]
+Cells = Mapping[str, Any]
+
+
+class Work(Protocol):
+    """What a command computes: a dataclass whose fields are the options that change results."""
+
+    command: ClassVar[str]
+    gives: ClassVar[Gives]
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns whose texts are read."""
+        ...
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        ...
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the rows out for each row in, in order; raises TokenizerError for a bad text.
+
+        The result may not depend on how rows are put into batches, beyond rounding.
+        """
+        ...
+
+
+@dataclass
+class Counts:
+    """What was done of a part."""
+
+    rows: int = 0  # in
+    written: int = 0  # out
+    errors: int = 0  # rows in that have an error in place of figures
+    tokens: int = 0  # the sum of the column `tokens` or `n_tokens`, if there is one
+
+
+@dataclass(frozen=True)
+class Output:
+    """The columns of an output: which come from the input, and which are new."""
+
+    work: Work
+    reading: Reading
+    several: bool  # whether the plan has several files, so that each row names its own
+    columns: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = (
+            "row",
+            *(("file",) if self.several else ()),
+            *(("id",) if self.reading.id_field else ()),
+            *self.reading.kept,
+        )
+        columns = (*given, *self.work.columns(), "error")
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ConfigError(
+                f"the output would have two columns {twice[0]!r}; leave it out of --keep"
+            )
+        object.__setattr__(self, "columns", columns)
+
+    def cells(self, row: SourceRow, file: str, found: Cells, error: str | None) -> list[Any]:
+        """Return the cells of one row of the output."""
+        given: list[Any] = [row.number]
+        if self.several:
+            given.append(file)
+        if self.reading.id_field:
+            given.append(row.cells.get(self.reading.id_field))
+        given += [row.cells.get(name) for name in self.reading.kept]
+        return [*given, *(found.get(name) for name in self.work.columns()), error]
+
+
+def options_of(work: Work) -> dict[str, Any]:
+    """Return the options of a work by name."""
+    return asdict(work)  # type: ignore[call-overload, no-any-return]
+
+
+def results(
+    output: Output,
+    rows: Iterable[SourceRow],
+    file: str,
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    counts: Counts,
+    pool: Threads,
+) -> Iterator[list[Any]]:
+    """Yield the cells of each row of the output, in order, and count them.
+
+    Memory holds a batch of rows, whatever the number of rows is. The pool's threads measure groups
+    of them at a time, which are the same for any number of threads.
+    """
+    for some in _batches(rows):
+        problems = [row.error or _problem(row, output.work.needs()) for row in some]
+        good = [index for index, problem in enumerate(problems) if problem is None]
+        texts = [tuple(some[index].cells[name] for name in output.work.needs()) for index in good]
+        groups = [
+            texts[start : start + _ROWS_OF_A_THREAD]
+            for start in range(0, len(texts), _ROWS_OF_A_THREAD)
+        ]
+        with warnings.catch_warnings():  # what a row has to say is in its cells
+            warnings.simplefilter("ignore", Gpt2KitWarning)
+            measured = [
+                each
+                for group in pool.map(partial(_measured, output.work, model, tokenizer), groups)
+                for each in group
+            ]
+        found = dict(zip(good, measured, strict=True))
+        for index, row in enumerate(some):
+            counts.rows += 1
+            each = found.get(index, problems[index])
+            if isinstance(each, str) or each is None:
+                counts.errors += 1
+                counts.written += 1
+                yield output.cells(row, file, {}, each)
+                continue
+            for cells in each:
+                counts.written += 1
+                counts.tokens += cells.get("tokens") or cells.get("n_tokens") or 0
+                yield output.cells(row, file, cells, None)
+
+
+def _batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    rest = iter(rows)
+    while some := list(islice(rest, 1)):
+        size = 0
+        for row in islice(rest, ROWS_AT_ONCE - 1):
+            some.append(row)
+            size += sum(len(cell) for cell in row.cells.values() if isinstance(cell, str))
+            if size >= _BYTES_AT_ONCE:
+                break
+        yield some
+
+
+def _problem(row: SourceRow, needs: Sequence[str]) -> str | None:
+    """Return what is wrong with the texts of a row, if anything."""
+    for name in needs:
+        if name not in row.cells:
+            keys = ", ".join(map(repr, row.cells))[:80]
+            return f"no {name!r}; there is {keys}" if keys else f"no {name!r}"
+        cell = row.cells[name]
+        if cell is None:
+            return f"{name!r} is null"
+        if not isinstance(cell, str):
+            return f"{name!r} is no text but {_KINDS.get(type(cell), 'an object')}"
+    if not any(row.cells[name].strip() for name in needs):
+        return "empty"
+    return None
+
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
+
+
+def _measured(
+    work: Work, model: GPT2, tokenizer: Tokenizer | None, texts: list[tuple[str, ...]]
+) -> list[Sequence[Cells] | str]:
+    """Return the rows out for each row in, or what is wrong with it."""
+    if not texts:
+        return []
+    try:
+        return list(work.measure(model, tokenizer, texts))
+    except _OF_A_ROW as error:
+        if len(texts) == 1:
+            return [_without_its_number(error)]
+    # In halves, so that each bad row costs a dozen further batches, and not one for each other row.
+    half = len(texts) // 2
+    return [
+        *_measured(work, model, tokenizer, texts[:half]),
+        *_measured(work, model, tokenizer, texts[half:]),
+    ]
+
+
+def _without_its_number(error: Gpt2KitError) -> str:
+    """Return a message about the first row of a batch of one, whose number is not the plan's."""
+    return str(error).removeprefix("line 1: ").removeprefix("text 1: ")

@@ -1,0 +1,110 @@
+"""Files cut into parts at the ends of rows, and read again."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2kit.bulk import sources
+from gpt2kit.bulk.options import Reading
+from gpt2kit.errors import CorpusError
+
+
+def cut_and_read(path: Path, part_rows: int, **options: Any) -> list[sources.SourceRow]:
+    inputs, parts = sources.cut([(path.name, path)], part_rows)
+    assert inputs[0].size == path.stat().st_size
+    reading = Reading(part_rows=part_rows, **options)
+    found = [list(sources.read(part, path, reading)) for part in parts]
+    assert [len(rows) for rows in found] == [part.rows for part in parts]
+    assert all(len(rows) == part_rows for rows in found[:-1])
+    return [row for rows in found for row in rows]
+
+
+@pytest.mark.parametrize("part_rows", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_every_line_is_read_once_with_its_number(tmp_path: Path, part_rows: int, end: str) -> None:
+    lines = [f"line {index} \u2028\x0c é" * (index % 3) for index in range(20)] + ["last"]
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff" + (end or "\n").join(lines) + end, newline="")
+    rows = cut_and_read(path, part_rows)
+    assert [row.number for row in rows] == list(range(1, 22))
+    assert [row.cells["text"] for row in rows] == lines
+
+
+def test_parts_are_cut_right_wherever_the_blocks_end_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "a.txt"
+    for block in (1, 2, 3, 5, 64):
+        monkeypatch.setattr(sources, "_CHUNK", block)
+        lines = ["x" * draw.randint(0, 9) for _ in range(40)]
+        path.write_text("\n".join(lines) + draw.choice(["", "\n"]) + "")
+        expected = path.read_text().removesuffix("\n").split("\n")
+        assert [row.cells["text"] for row in cut_and_read(path, 6)] == expected
+
+
+def test_a_part_ends_after_the_row_that_makes_it_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PART_BYTES", 10)
+    path = tmp_path / "a.txt"
+    path.write_text("123\n567\n9\n2\n" + "x" * 30 + "\ny\n")
+    _, parts = sources.cut([("a.txt", path)], 100)
+    assert [(part.start, part.end, part.rows) for part in parts] == [
+        (0, 10, 3),
+        (10, 43, 2),
+        (43, 45, 1),
+    ]
+
+
+def test_a_bad_row_says_what_is_wrong_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        b'{"text": "good"}',
+        b"",
+        b"[1]",
+        b'{"text": "\\ud800"}',
+        b'{"text": "\xff"}',
+        b"{",
+        b"[" * 9000,
+        b'{"text": "' + b"x" * 200 + b'"}',
+        b'{"text": "also good"}',
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    rows = cut_and_read(path, 4, max_bytes=100)
+    assert [row.number for row in rows if row.error is None] == [1, 9]
+    problems = [row.error or "" for row in rows[1:8]]
+    expected = ["empty", "no JSON object", "half a surrogate", "not UTF-8: byte 11 of the row"]
+    for problem, start in zip(problems, expected, strict=False):
+        assert problem.startswith(start)
+    assert problems[4].startswith("not valid JSON")
+    assert problems[5] == "9,001 bytes, expected at most 100"
+    assert problems[6] == "213 bytes, expected at most 100"
+
+
+def test_bytes_that_changed_since_the_plan_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\nthree\n")
+    _, parts = sources.cut([("a.txt", path)], 2)
+    path.write_text("one\ntoo\nthree\n")
+    assert len(list(sources.read(parts[1], path, Reading()))) == 1
+    with pytest.raises(CorpusError, match=r"a\.txt: it has changed since the plan was made"):
+        list(sources.read(parts[0], path, Reading()))
+
+
+def test_names_are_relative_to_the_folder_that_all_inputs_are_in(tmp_path: Path) -> None:
+    for name in ("x/b.jsonl", "x/deep/a.jsonl", "y/c.txt", "x/other.pdf"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": "a"}))
+    found = sources.find([tmp_path / "x", tmp_path / "y" / "*.txt", tmp_path / "x" / "b.jsonl"])
+    assert [name for name, _ in found] == ["x/b.jsonl", "x/deep/a.jsonl", "y/c.txt"]
+    assert [name for name, _ in sources.find([tmp_path / "x" / "b.jsonl"])] == ["b.jsonl"]
+    with pytest.raises(CorpusError, match="no file matches"):
+        sources.find([tmp_path / "*.nothing"])
+    with pytest.raises(CorpusError, match="expected a name that ends in"):
+        sources.find([tmp_path / "x" / "other.pdf"])

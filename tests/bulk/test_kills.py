@@ -1,0 +1,99 @@
+"""Workers that are killed at random, several at a time, until everything is done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+from bulk_builders import job, write_texts
+
+from gpt2kit.bulk import plan as plans
+from gpt2kit.bulk.folder import Folder
+from gpt2kit.bulk.job import Job
+from gpt2kit.bulk.merge import merge
+from gpt2kit.bulk.run import run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="other systems have no forkserver")
+
+
+def work(job: Job) -> None:
+    """Be a process that does what the command line does."""
+    torch.set_num_threads(1)
+    run(job)
+
+
+def processes() -> ForkServerContext:
+    """Return a context whose server imports torch once, for many processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bulk_builders", "gpt2kit.bulk.run"])
+    return context
+
+
+def merged(out: Path) -> bytes:
+    merge(Folder(out), plans.read(out / "plan.json"), out / "all.jsonl")
+    return (out / "all.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "kills"), [(300, 6), pytest.param(6000, 50, marks=pytest.mark.slow)]
+)
+def test_any_worker_may_die_at_any_time(tmp_path: Path, rows: int, kills: int) -> None:
+    draw = random.Random(kills)
+    texts = write_texts(tmp_path / "texts.jsonl", rows)
+    alone, killed = job(texts, out=tmp_path / "alone"), job(texts, out=tmp_path / "killed")
+    run(alone)
+    context = processes()
+    running = [context.Process(target=work, args=(killed,)) for _ in range(4)]
+    for process in running:
+        process.start()
+    left = kills
+    deadline = time.monotonic() + 120
+    while any(process.is_alive() for process in running) and time.monotonic() < deadline:
+        time.sleep(draw.uniform(0.02, 0.1))
+        victim = draw.randrange(len(running))
+        if left and running[victim].is_alive():
+            number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+            os.kill(running[victim].pid or 0, number)
+            running[victim].join()
+            left -= 1
+            running[victim] = context.Process(target=work, args=(killed,))
+            running[victim].start()
+    assert not any(process.is_alive() for process in running)
+    assert left < kills, "nobody was killed"
+    assert run(killed).is_good
+    assert merged(killed.out) == merged(alone.out)
+    assert not [path for path in (killed.out / "parts").iterdir() if path.name.startswith(".")]
+    assert not list((killed.out / "claims").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_claim_and_no_unfinished_part(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", 40)
+    wanted = job(texts, out=tmp_path / "out")
+    lines = Folder.write
+
+    def write(self: Folder, part: int, rows: object) -> str:
+        self.part_file(part).write_text("half a part")
+        if part == 2:
+            signal.raise_signal(number)
+        return lines(self, part, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Folder, "write", write)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+        run(wanted)
+    if number == signal.SIGTERM:
+        assert caught.value.args == (143,)
+    assert not list((wanted.out / "claims").iterdir())
+    assert not list((wanted.out / "parts").glob(".*"))
+    assert len(list((wanted.out / "parts").glob("*.jsonl"))) == 2
+    monkeypatch.setattr(Folder, "write", lines)
+    assert run(wanted).summary["done"] == 4

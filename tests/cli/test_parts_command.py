@@ -1,0 +1,89 @@
+"""score --out DIR over many files, and parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builders import add_vocabulary, write_hub
+from bulk_builders import write_texts
+from conftest import make_model
+from typer.testing import CliRunner, Result
+
+from gpt2kit.cli import app
+from gpt2kit.config import GPT2Config
+
+
+@pytest.fixture
+def desk(weights: Path) -> Path:
+    model = make_model(GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=1))
+    add_vocabulary(write_hub(weights / "tiny", model))
+    write_texts(Path("a.jsonl"), 25)
+    Path("b.txt").write_text("the cat\n\nthe dog\n")
+    return weights.parent
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+SCORE = ("score", "a.jsonl", "b.txt", "--model", "tiny", "--out", "out", "--part_rows", "10")
+
+
+def test_parts_say_how_far_it_is_and_are_merged(desk: Path) -> None:
+    assert invoke(*SCORE, "--share", "1/2").exit_code == 0
+    state = json.loads(invoke("parts", "out", "--json").stdout)
+    assert (state["parts"], state["done"], state["running"], state["failed"]) == (4, 2, 0, 0)
+    assert (state["rows"], state["rows_done"]) == (28, 15)
+    early = invoke("parts", "out", "--merge", "all.jsonl")
+    assert early.exit_code == 1
+    assert "this part is not done" in early.stderr
+    done = invoke(*SCORE, "--time", "1h30m")
+    assert done.exit_code == 0
+    assert "4 of 4 parts done: 28 rows, 1 of them with an error" in done.stderr
+    assert invoke("parts", "out", "--merge", "all.jsonl").exit_code == 0
+    rows = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(1, 29))
+    assert "parts" in invoke("parts", "out").stdout
+    assert json.loads(Path("out/summary.json").read_text())["rows"] == 28
+
+
+def test_the_figures_are_those_of_a_single_file(desk: Path) -> None:
+    assert invoke(*SCORE).exit_code == 0
+    lines = [
+        json.loads(line)
+        for line in invoke("score", "b.txt", "--model", "tiny", "--json").stdout.splitlines()
+    ]
+    found = [json.loads(line) for line in Path("out/parts/00003.jsonl").read_text().splitlines()]
+    assert [row["logprob"] for row in found] == [
+        pytest.approx(lines[0]["logprob"], abs=1e-4),
+        None,
+        pytest.approx(lines[1]["logprob"], abs=1e-4),
+    ]
+
+
+def test_an_option_that_has_no_effect_or_sense_is_refused(desk: Path) -> None:
+    cases = {
+        ("score", "b.txt", "--model", "tiny", "--workers", "2"): "--workers has no effect here",
+        ("score", "a.jsonl", "b.txt", "--model", "tiny"): "--out DIR",
+        (*SCORE, "--sort", "total"): "--sort has no effect here",
+        (*SCORE, "--share", "5/4"): "share is '5/4', expected i/n",
+        (*SCORE, "--time", "soon"): "time is 'soon', expected hours",
+        (*SCORE, "--keep", "tokens"): "two columns 'tokens'",
+        ("parts", "weights"): "no plan.json in it",
+    }
+    for arguments, message in cases.items():
+        result = invoke(*arguments)
+        assert result.exit_code in (1, 2), arguments
+        assert message in result.stderr
+
+
+def test_a_changed_option_is_refused_and_a_failed_run_ends_with_1(desk: Path) -> None:
+    assert invoke(*SCORE).exit_code == 0
+    changed = invoke(*SCORE, "--overflow", "stop")
+    assert changed.exit_code == 1
+    assert '--overflow was "slide" and is "stop"' in changed.stderr
+    strict = invoke(*SCORE[:-4], "--out", "other", "--on_error", "stop")
+    assert strict.exit_code == 1
+    assert "row 27: empty" in strict.stderr
