@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -254,13 +254,17 @@ def losses(
         bool,
         typer.Option("--apart", help="Draw training and validation in a panel each."),
     ] = False,
+    by: Annotated[
+        Literal["step", "tokens"],
+        typer.Option("--by", help="What the horizontal axis counts: steps, or tokens seen."),
+    ] = "step",
 ) -> Picture:
     """Training and validation losses of one run or several, with moving averages."""
     from gpt2kit import plots
 
     typed = [] if average == ["none"] else average or ["simple:20"]
     averages = [plots.Average.parse(text) for text in typed]
-    return plots.losses(dict(_named_metrics(run)), averages, apart=apart)
+    return plots.losses(dict(_named_metrics(run)), averages, apart=apart, by=by)
 
 
 def _named_metrics(paths: list[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+By = Literal["step", "tokens"]
+
+_X = {"step": "step", "tokens": "tokens_seen"}  # the field of a line of metrics
+_LABELS = {"step": "step", "tokens": "tokens seen"}
 _STYLES = ("-", ":", "-.")  # of the averages
 
 
@@ -73,11 +77,13 @@ def losses(
     averages: Sequence[Average] = (Average("simple", 20),),
     *,
     apart: bool = False,
+    by: By = "step",
 ) -> Figure:
-    """Draw training and validation losses by step, in one panel or apart in two.
+    """Draw training and validation losses by step or by tokens seen, in one panel or apart in two.
 
     `runs` gives the lines of a run's metrics.jsonl by the run's name. Training losses are pale,
-    their averages strong. Raises ConfigError for a run without losses.
+    their averages strong. By tokens, runs with batches of different sizes can be compared. Raises
+    ConfigError for a run without losses, or without what they are drawn by.
     """
     figure = new_figure("Losses" if len(runs) != 1 else f"Losses of {next(iter(runs))}", 5)
     panels = figure.subplots(1, 2 if apart else 1, squeeze=False, sharex=True, sharey=True)[0]
@@ -85,14 +91,16 @@ def losses(
     handles: list[dict[str, Any]] = [{} for _ in panels]
     for number, (name, metrics) in enumerate(runs.items()):
         color = COLORS[number % len(COLORS)]
-        if not any(curve(metrics, loss)[0] for loss in ("train_loss", "val_loss")):
+        train, val, alike = (
+            curve(metrics, loss, by) for loss in ("train_loss", "val_loss", "eval_train_loss")
+        )
+        if not train[0] and not val[0]:
             raise ConfigError(
-                f"{name}: no losses; expected lines with step and train_loss or val_loss"
+                f"{name}: no losses; expected lines with {_X[by]} and train_loss or val_loss"
             )
         prefix = f"{name}: " if len(runs) > 1 else ""
-        train, val = curve(metrics, "train_loss"), curve(metrics, "val_loss")
         handles[0] |= _draw_training(panels[0], train, averages, f"{prefix}training", color)
-        alike = curve(metrics, "eval_train_loss")  # measured as the validation loss is
+        # The loss of training text, measured as the validation loss is.
         handles[0] |= _draw_measured(panels[0], alike, f"{prefix}training, measured", color, "-")
         is_told_apart = len(runs) > 1 and not apart
         handles[-1] |= _draw_measured(
@@ -103,7 +111,7 @@ def losses(
             "--" if is_told_apart else "-",
         )
     for axes, lines, title in zip(panels, handles, ("training", "validation"), strict=False):
-        axes.set(xlabel="step")
+        axes.set(xlabel=_LABELS[by])
         axes.grid(alpha=0.3)
         axes.legend(lines.values(), lines.keys(), fontsize=8)
         if apart:
@@ -112,7 +120,7 @@ def losses(
     return figure
 
 
-_Curve = tuple[list[float], list[float]]  # steps and values
+_Curve = tuple[list[float], list[float]]  # steps or tokens seen, and values
 
 
 def _draw_training(
@@ -137,14 +145,17 @@ def _draw_measured(
     return {label: axes.plot(*measured, color=color, linestyle=style, marker="o", markersize=3)[0]}
 
 
-def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Return the steps and values of a figure that a run reported, without NaN and infinities."""
+def curve(metrics: Sequence[Mapping[str, Any]], name: str, by: By = "step") -> _Curve:
+    """Return the values of a figure that a run reported, without NaN and infinities.
+
+    The first list has the steps at which they were reported, or the tokens seen until then.
+    """
     points = [
-        (line["step"], line[name])
+        (line[_X[by]], line[name])
         for line in metrics
-        if isinstance(line, Mapping) and _is_number(line, "step", name)
+        if isinstance(line, Mapping) and _is_number(line, _X[by], name)
     ]
-    return [step for step, _ in points], [value for _, value in points]
+    return [x for x, _ in points], [value for _, value in points]
 
 
 def _is_number(line: Mapping[str, Any], *names: str) -> bool:

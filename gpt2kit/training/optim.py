@@ -122,9 +122,13 @@ def freeze(model: GPT2, what: str) -> None:
     """
     for part in filter(None, (part.strip() for part in what.split(","))):
         pattern = _pattern(part, model.config.n_layer)
-        for name, parameter in model.named_parameters():
-            if re.match(pattern, name):
-                parameter.requires_grad_(False)
+        found = [each for name, each in model.named_parameters() if re.match(pattern, name)]
+        if not found:
+            is_tied = part == "head" and model.config.tie_word_embeddings
+            why = "its weights are those of the embeddings" if is_tied else "the model has none"
+            raise ConfigError(f"freeze is {part!r}, but {why}; leave it out")
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 _PARTS = {

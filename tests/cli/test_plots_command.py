@@ -304,6 +304,13 @@ def test_losses_are_written(tmp_path: Path) -> None:
     assert Path("both.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_losses_are_by_tokens_if_asked(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
+    folder = write_run(tmp_path / "run", 3.0, 2.0)
+    assert run("losses", "--run", folder).exit_code == 0
+    assert run("losses", "--run", folder, "--by", "tokens").exit_code == 0
+    assert [how["by"] for _, _, how in calls] == ["step", "tokens"]
+
+
 def test_losses_are_apart_if_asked(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
     folder = write_run(tmp_path / "run", 3.0, 2.0)
     assert run("losses", "--run", folder).exit_code == 0

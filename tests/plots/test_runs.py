@@ -61,6 +61,20 @@ def test_an_average_that_cannot_be_is_refused(text: str) -> None:
         Average.parse(text)
 
 
+def test_losses_are_drawn_by_tokens_seen() -> None:
+    """Steps of runs with batches of different sizes are not alike; tokens are."""
+    seen = [{**line, "tokens_seen": 512 * int(line["step"])} for line in METRICS]
+    (axes,) = panels(losses({"names": seen}, by="tokens"))
+    raw, _, validation = axes.lines
+    assert list(raw.get_xdata()) == [512 * step for step in range(1, 30)]
+    assert list(validation.get_xdata()) == [0, 512 * 30]
+    assert axes.get_xlabel() == "tokens seen"
+    (axes,) = panels(losses({"names": seen}))
+    assert axes.get_xlabel() == "step"
+    with pytest.raises(ConfigError, match="names: no losses; expected lines with tokens_seen and"):
+        losses({"names": METRICS}, by="tokens")
+
+
 def test_a_run_is_drawn_raw_averaged_and_validated() -> None:
     figure = losses({"names": METRICS}, [Average("simple", 20), Average("exponential", 0.95)])
     (axes,) = panels(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,13 +103,13 @@ def test_a_gradient_that_is_not_finite_is_reported_and_does_not_spread() -> None
         ("embeddings", {"wte.weight", "wpe.weight"}),
         ("blocks:1", {"h.1."}),
         ("blocks:0-1", {"h.0.", "h.1."}),
-        ("norms, head", {"h.0.ln_1.", "h.0.ln_2.", "h.1.ln_1.", "h.1.ln_2.", "ln_f."}),
+        ("norms, head", {"h.0.ln_1.", "h.0.ln_2.", "h.1.ln_1.", "h.1.ln_2.", "ln_f.", "lm_head."}),
         ("attention,mlp", {"h.0.attn.", "h.0.mlp.", "h.1.attn.", "h.1.mlp."}),
         ("", set()),
     ],
 )
 def test_parts_can_be_frozen_by_name(what: str, frozen: set[str]) -> None:
-    model = small_model()
+    model = small_model(tie_word_embeddings="head" not in what)
     freeze(model, what)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad is not any(name.startswith(part) for part in frozen), name
@@ -118,6 +119,23 @@ def test_parts_can_be_frozen_by_name(what: str, frozen: set[str]) -> None:
 def test_a_part_that_a_model_does_not_have_cannot_be_frozen(what: str) -> None:
     with pytest.raises(ConfigError, match="freeze is"):
         freeze(small_model(), what)
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "why"),
+    [
+        ("mlp", {"mlp": "none"}, "the model has none"),
+        ("norms", {"norm": "none"}, "the model has none"),
+        ("head", {}, "its weights are those of the embeddings"),
+        ("attention", {"n_layer": 0}, "the model has none"),
+    ],
+)
+def test_a_part_without_weights_of_its_own_cannot_be_frozen(
+    part: str, shape: dict[str, Any], why: str
+) -> None:
+    """Nothing was frozen, and nothing was said."""
+    with pytest.raises(ConfigError, match=f"freeze is '{part}', but {why}; leave it out"):
+        freeze(small_model(**shape), f"embeddings,{part}")
 
 
 def test_a_model_that_is_frozen_altogether_is_refused() -> None:
