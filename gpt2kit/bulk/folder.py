@@ -69,7 +69,7 @@ class Folder:
     def todo(self, plan: Plan) -> list[int]:
         """Return the parts that are not finished, the largest first."""
         left = [part for part in plan.parts if not self.is_done(part.number)]
-        return [part.number for part in sorted(left, key=lambda part: part.start - part.end)]
+        return [part.number for part in sorted(left, key=lambda part: -part.size)]
 
     def failures(self) -> dict[int, int]:
         """Return the time of each failed part's record, by the number of the part."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt2kit import __version__
 from gpt2kit.bulk import plan as plans
 from gpt2kit.bulk import sources
 from gpt2kit.bulk.folder import Folder
@@ -59,6 +60,7 @@ class Job:
         """Return all that changes results: the command, the model, and the options of both."""
         tokenizer = require_tokenizer(tokenizer, "the model")
         return {
+            "gpt2kit": __version__,
             "command": self.work.command,
             "weights": weights_sha256(model),
             "vocabulary": identity(tokenizer),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option
 
-_GROUP = "Many files"
+GROUP = "Many files"
 _SECONDS = {"h": 3600, "m": 60, "s": 1}
 
 
@@ -18,17 +17,17 @@ class Reading:
     """How rows are found in the input files, and which of their cells are kept."""
 
     id_field: str | None = option(
-        None, "The key or column that is repeated as `id`.", group=_GROUP, metavar="COLUMN"
+        None, "The key or column that is repeated as `id`.", group=GROUP, metavar="COLUMN"
     )
     keep: str | None = option(
         None,
         "Further keys or columns to repeat, with commas between them.",
-        group=_GROUP,
+        group=GROUP,
         metavar="COLUMNS",
     )
-    part_rows: int = option(10_000, "Rows of a part, at most.", group=_GROUP, at_least=1)
+    part_rows: int = option(10_000, "Rows of a part, at most.", group=GROUP, at_least=1)
     max_bytes: int = option(
-        2**24, "A row with more bytes gets an error in place of figures.", group=_GROUP, at_least=1
+        2**24, "A row with more bytes gets an error in place of figures.", group=GROUP, at_least=1
     )
 
     def __post_init__(self) -> None:
@@ -45,27 +44,21 @@ class Running:
     """Who does the parts, and when they stop; no option here changes a result."""
 
     workers: int = option(
-        1, "Processes, which share this machine's cores.", group=_GROUP, at_least=1
+        1, "Processes, which share this machine's cores.", group=GROUP, at_least=1
     )
     share: str | None = option(
         None,
         "Do only the i-th of n shares of the parts, such as 3/64 for a task of a Slurm array.",
-        group=_GROUP,
+        group=GROUP,
         metavar="I/N",
     )
     time: str | None = option(
-        None, "Begin no part after this time, such as 55m or 1h30m.", group=_GROUP, metavar="TIME"
+        None, "Begin no part after this time, such as 55m or 1h30m.", group=GROUP, metavar="TIME"
     )
     ray: bool = option(
         False,
         "Let the workers be actors of a Ray cluster: that of RAY_ADDRESS, else one started here.",
-        group=_GROUP,
-    )
-    on_error: Literal["keep", "stop"] = option(
-        "keep",
-        "A row that cannot be measured is kept, with the reason in its cell `error`, or stops the "
-        "run.",
-        group=_GROUP,
+        group=GROUP,
     )
 
     def __post_init__(self) -> None:

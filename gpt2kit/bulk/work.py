@@ -164,7 +164,9 @@ def results(
             for cells in each:
                 counts.written += 1
                 counts.tokens += cells.get("tokens") or cells.get("n_tokens") or 0
-                yield output.cells(row, file, cells, None)
+                problem = cells.get("error")
+                counts.errors += problem is not None
+                yield output.cells(row, file, cells, problem)
 
 
 def _batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:

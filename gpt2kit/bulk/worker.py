@@ -162,7 +162,9 @@ class Worker:
             if cells[-1] is not None and self.job.on_error == "stop":
                 raise BadRowError(f"row {cells[0]:,}: {cells[-1]}")
             values = map(_finite, cells)
-            line = json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
+            line = json.dumps(
+                dict(zip(columns, values, strict=True)), ensure_ascii=False, default=str
+            )
             yield line.encode() + b"\n"
 
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.bulk.options import Reading, Running, parse_share, parse_time
+from gpt2kit.bulk.options import GROUP, Reading, Running, parse_share, parse_time
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.options import OUTPUT_GROUP, Json
 
@@ -41,6 +41,17 @@ OutFolder = Annotated[
 ]
 
 
+OnError = Annotated[
+    Literal["keep", "stop"],
+    typer.Option(
+        "--on_error",
+        help="A row that cannot be measured is kept, with the reason in its cell `error`, or stops "
+        "the run.",
+        rich_help_panel=GROUP,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Loader:
     """How the model is loaded, in this process or another."""
@@ -64,12 +75,18 @@ class Loader:
 
 def refuse_without_folder(context: typer.Context) -> None:
     """Raise a usage error if an option for many files was typed, but no folder for the output."""
-    names = (*Reading.__dataclass_fields__, *Running.__dataclass_fields__)
+    names = ("on_error", *Reading.__dataclass_fields__, *Running.__dataclass_fields__)
     options.refuse(context, names, "it is for many files, and needs --out DIR")
 
 
 def run(
-    inputs: Sequence[str], out: Path, work: Work, load: Loader, reading: Reading, running: Running
+    inputs: Sequence[str],
+    out: Path,
+    work: Work,
+    load: Loader,
+    reading: Reading,
+    running: Running,
+    on_error: Literal["keep", "stop"],
 ) -> None:
     """Do all parts, or a share of them, and say what is there; exit with 1 if parts failed."""
     process.import_torch()
@@ -80,7 +97,7 @@ def run(
 
     index, of = (1, 1) if running.share is None else parse_share(running.share)
     until = None if running.time is None else time.time() + parse_time(running.time)
-    job = Job(tuple(inputs), out, work, reading, load, running.on_error, until)
+    job = Job(tuple(inputs), out, work, reading, load, on_error, until)
     with counting(work.command) as progress:
         outcome = run_job(
             job,

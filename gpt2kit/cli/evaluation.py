@@ -258,6 +258,7 @@ def score(
     json: Json = False,
     out: bulk.OutFolder = None,
     text_field: TextField = "text",
+    on_error: bulk.OnError = "keep",
     *,
     reading: Reading,
     running: Running,
@@ -283,7 +284,7 @@ def score(
             batch_size=batch_size,
         )
         load = bulk.Loader(model, device, dtype, quantize, not no_cache, unknown)
-        bulk.run(files, out, work, load, reading, running)
+        bulk.run(files, out, work, load, reading, running, on_error)
         return
     bulk.refuse_without_folder(context)
     options.refuse(context, ("text_field",), "it is for many files, and needs --out DIR")

@@ -11,8 +11,12 @@ from gpt2kit.data.tables import ABSENT, Table
 from gpt2kit.errors import CorpusError
 
 
-def read_parquet(file: BinaryIO, path: Path, n: int) -> Iterator[Table]:
+def read_parquet(
+    file: BinaryIO, path: Path, n: int, groups: Sequence[int] | None = None
+) -> Iterator[Table]:
     """Yield the rows of a file that can be sought, n at a time; the columns keep their types.
+
+    With `groups`, only these row groups are read.
 
     Raises CorpusError for a damaged file, MissingDependencyError without pyarrow.
     """
@@ -27,11 +31,26 @@ def read_parquet(file: BinaryIO, path: Path, n: int) -> Iterator[Table]:
         types = dict(zip(columns, schema.types, strict=True))
         yield Table(columns, [], path, types=types)
         first = 1
-        for batch in source.iter_batches(batch_size=n):
+        for batch in source.iter_batches(batch_size=n, row_groups=groups):
             cells = [column.to_pylist() for column in batch.columns]
             rows = list(zip(*cells, strict=True))
             yield Table(columns, rows, path, first=first, types=types)
             first += len(rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        detail = str(error).partition("\n")[0]
+        raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """Return the rows and bytes of each row group of a file; raises as `read_parquet` does."""
+    require_pyarrow()
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as source:
+            found = [source.metadata.row_group(n) for n in range(source.num_row_groups)]
+            return [(group.num_rows, group.total_byte_size) for group in found]
     except (pyarrow.ArrowException, OSError) as error:
         detail = str(error).partition("\n")[0]
         raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error

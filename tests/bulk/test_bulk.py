@@ -25,6 +25,7 @@ from gpt2kit.bulk.options import Reading
 from gpt2kit.bulk.run import Outcome, run
 from gpt2kit.bulk.work import Cells, Gives
 from gpt2kit.bulk.worker import BadRowError
+from gpt2kit.data.streams import read_batches
 from gpt2kit.errors import ConfigError, FileError, OutOfMemoryError
 from gpt2kit.evaluation.perplexity import score
 
@@ -287,3 +288,26 @@ def test_parts_that_are_missing_damaged_or_doubled_are_not_merged(
     with pytest.raises(FileError, match="damaged"):
         merged(out)
     assert not (out / "all.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["all.csv", "all.jsonl.gz", "all.parquet"])
+def test_the_name_of_the_merged_file_tells_its_format(tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / "texts.txt"
+    path.write_text("\n" * 3 + "the cat\nthe dog\n")  # a column that begins with nulls
+    first = job(path, out=tmp_path / "out", part_rows=2)
+    run(first)
+    target = tmp_path / name
+    merge(Folder(first.out), plans.read(first.out / "plan.json"), target)
+    rows = [json.loads(line) for line in merged(first).splitlines()]
+    found = [
+        dict(zip(table.columns, row, strict=True))
+        for table in read_batches(target)
+        for row in table.rows
+    ]
+    assert [str(row["row"]) for row in found] == ["1", "2", "3", "4", "5"]
+    assert float(found[4]["logprob"]) == rows[4]["logprob"]
+    assert found[0]["logprob"] in (None, "")
+    with pytest.raises(ConfigError, match="expected a name that ends in"):
+        merge(Folder(first.out), plans.read(first.out / "plan.json"), tmp_path / "all.xls")

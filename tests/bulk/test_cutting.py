@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from gpt2kit.bulk import sources
 from gpt2kit.bulk.options import Reading
+from gpt2kit.data.streams import write_batches
+from gpt2kit.data.tables import Table
 from gpt2kit.errors import CorpusError
 
 
@@ -108,3 +111,61 @@ def test_names_are_relative_to_the_folder_that_all_inputs_are_in(tmp_path: Path)
         sources.find([tmp_path / "*.nothing"])
     with pytest.raises(CorpusError, match="expected a name that ends in"):
         sources.find([tmp_path / "x" / "other.pdf"])
+
+
+ROWS = [["the cat", "1"], ["a dog, or\ntwo", "2"], ["", "3"], ["rain", "4"], ["é", "5"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv", "a.csv.gz", "a.jsonl.gz", "a.jsonl", "a.parquet"]
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    write_batches(path, [Table(("text", "id"), ROWS, path)])
+    _, parts = sources.cut([(name, path)], 2)
+    rows = [row for part in parts for row in sources.read(part, path, Reading())]
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5]
+    assert [[row.cells["text"], row.cells["id"]] for row in rows] == ROWS
+    assert sum(part.rows for part in parts) == 5
+
+
+def test_lines_that_are_compressed_are_read_as_those_that_are_not(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbfone\r\n\n" + b"x" * 3_000_000 + b"\ntwo"
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(data))
+    found = []
+    for path in (tmp_path / "a.txt", tmp_path / "a.txt.gz"):
+        _, parts = sources.cut([(path.name, path)], 100)
+        found.append(list(sources.read(parts[0], path, Reading(max_bytes=1000))))
+    assert found[0] == found[1]
+    assert [row.cells.get("text") for row in found[0]] == ["one", "", None, "two"]
+    assert found[0][2].error == "3,000,001 bytes, expected at most 1,000"
+
+
+def test_parquet_is_cut_between_its_row_groups(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"text {n}" for n in range(25)]})
+    parquet.write_table(table, path, row_group_size=4)
+    _, parts = sources.cut([("a.parquet", path)], 10)
+    assert [(part.start, part.end, part.first_row, part.rows) for part in parts] == [
+        (0, 2, 1, 8),
+        (2, 4, 9, 8),
+        (4, 7, 17, 9),
+    ]
+    rows = [row for part in parts for row in sources.read(part, path, Reading())]
+    assert [(row.number, row.cells["text"]) for row in rows] == [
+        (n + 1, f"text {n}") for n in range(25)
+    ]
+
+
+def test_a_ragged_row_of_csv_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,id\nthe cat,1\nno id\nthe dog,3\n")
+    _, parts = sources.cut([("a.csv", path)], 10)
+    rows = list(sources.read(parts[0], path, Reading()))
+    assert [row.error is None for row in rows] == [True, False, True]
+    assert (rows[1].error or "").startswith("line 3 has 1 cells, expected 2; a cell with a comma")
