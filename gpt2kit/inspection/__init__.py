@@ -21,6 +21,7 @@ from gpt2kit.inspection.explanation import (
     lens,
     lens_logits,
 )
+from gpt2kit.inspection.features import SAE, activations, load_sae
 from gpt2kit.inspection.forward import LayerTrace, Trace, trace
 from gpt2kit.inspection.gradients import GradientNorms, gradient_norms
 from gpt2kit.inspection.heads import (
@@ -41,9 +42,12 @@ from gpt2kit.inspection.measures import (
 from gpt2kit.inspection.modules import ModuleSummary, module_tree
 from gpt2kit.inspection.neighbors import Neighbor, Term, combine, find_term, nearest, similarity
 from gpt2kit.inspection.running import Run, editing, run
+from gpt2kit.inspection.splicing import Quality, quality, splice, splice_edit, top_features
+from gpt2kit.inspection.steering import Steering, steered, steering_of
 from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
 
 __all__ = [
+    "SAE",
     "Attribution",
     "Contribution",
     "Edit",
@@ -57,13 +61,16 @@ __all__ = [
     "ModuleSummary",
     "Neighbor",
     "NormTrace",
+    "Quality",
     "RandomTokens",
     "Run",
     "ScoreSpread",
+    "Steering",
     "TensorSummary",
     "Term",
     "Trace",
     "VocabularySummary",
+    "activations",
     "active_shares",
     "attribute",
     "combine",
@@ -76,6 +83,7 @@ __all__ = [
     "head_scores",
     "lens",
     "lens_logits",
+    "load_sae",
     "memory",
     "mlp_input",
     "module_tree",
@@ -83,11 +91,17 @@ __all__ = [
     "norms_of",
     "ov_copying",
     "part_of",
+    "quality",
     "random_tokens",
     "run",
     "score_spreads",
     "similarity",
+    "splice",
+    "splice_edit",
+    "steered",
+    "steering_of",
     "summarize",
     "summarize_vocabulary",
+    "top_features",
     "trace",
 ]

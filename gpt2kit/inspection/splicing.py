@@ -126,7 +126,8 @@ def quality(model: GPT2, sae: SAE, batches: Iterable[Tensor], *, skip: int = 1) 
         total += read.sum(0)
         n += len(x)
         n_active += int((features != 0).sum())
-        edits = [], [splice_edit(sae, error=False, skip=skip)], [zero]
+        spliced = splice_edit(sae, error=False, skip=skip)
+        edits: list[list[Edit]] = [[], [spliced], [zero]]
         for i, chosen in enumerate(edits):
             losses[i] += _summed_loss(run(model, ids, chosen).logits, ids)
         n_targets += ids[:, 1:].numel()

@@ -1,6 +1,6 @@
 """Steering: a vector added to the residual stream while a model writes.
 
-    with steered(model, [steering("Love - Hate @6 *5", model, tokenizer)]):
+    with steered(model, [steering_of("Love - Hate @6 *5", model, tokenizer)]):
         text = gpt2kit.generate(model, tokenizer, "I hate you because")
 
 A vector comes from two prompts (ActAdd), from two sets of texts, or from a feature of a sparse
@@ -121,7 +121,7 @@ def _not_understood(typed: str, why: str) -> ConfigError:
     return ConfigError(f"steer is {shortened(typed)}: {why}; expected {SYNTAX}")
 
 
-def steering(typed: str, model: GPT2, tokenizer: Tokenizer | None) -> Steering:
+def steering_of(typed: str, model: GPT2, tokenizer: Tokenizer | None) -> Steering:
     """Return the steering that a text like 'Love - Hate @6 *5' asks for.
 
     Raises ConfigError for what is not understood or does not fit the model, CorpusError and

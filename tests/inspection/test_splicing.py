@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from features_builders import write_old_sae, write_sae
-from gpt2kit.inspection.edits import Edit
-from gpt2kit.inspection.running import run
 
 from gpt2kit.errors import ConfigError
+from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.features import SAE, activations, load_sae
+from gpt2kit.inspection.running import run
 from gpt2kit.inspection.splicing import Active, quality, splice, top_features
 from gpt2kit.model import GPT2
 

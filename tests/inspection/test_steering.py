@@ -9,15 +9,14 @@ import pytest
 import torch
 from conftest import make_model
 from features_builders import SAES, matrices, write_sae
-from gpt2kit.inspection.edits import Edit
-from gpt2kit.inspection.running import editing, run
 
 from gpt2kit import generate
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError
 from gpt2kit.generation.text import complete
-from gpt2kit.inspection import steering as module
+from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.features import activations, load_sae
+from gpt2kit.inspection.running import editing, run
 from gpt2kit.inspection.steering import (
     Recipe,
     Steering,
@@ -29,7 +28,7 @@ from gpt2kit.inspection.steering import (
     from_texts,
     parse,
     steered,
-    steering,
+    steering_of,
     strength_of,
 )
 from gpt2kit.model import GPT2
@@ -40,6 +39,7 @@ HOOKS = [
     *("blocks.1.hook_resid_post", "blocks.0.hook_attn_out", "blocks.1.hook_mlp_out"),
     *("blocks.1.attn.hook_z", "blocks.0.mlp.hook_post"),
 ]
+P6 = "blocks.6.hook_resid_pre"
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
 
 
@@ -54,15 +54,15 @@ def everywhere(hook: str, width: int = 16, size: float = 1.0) -> Steering:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("Love - Hate @6 *5", ("prompts", ("Love", "Hate"), "blocks.6.hook_resid_pre", 5.0)),
-        (" Love -  Hate@6*-1.5", ("prompts", (" Love", " Hate"), "blocks.6.hook_resid_pre", -1.5)),
-        ("Love -  @6", ("prompts", ("Love", ""), "blocks.6.hook_resid_pre", 1.0)),
-        ("a@b - c*d @blocks.2.hook_attn_out", ("prompts", ("a@b", "c*d"), "blocks.2.hook_attn_out", 1)),
-        ("file:a.txt - file:b c.txt @3 *4", ("texts", ("a.txt", "b c.txt"), "blocks.3.hook_resid_pre", 4)),
+        ("Love - Hate @6 *5", ("prompts", ("Love", "Hate"), P6, 5.0)),
+        (" Love -  Hate@6*-1.5", ("prompts", (" Love", " Hate"), P6, -1.5)),
+        ("Love -  @6", ("prompts", ("Love", ""), P6, 1.0)),
+        ("a@b - c*d @blocks.6.hook_resid_pre", ("prompts", ("a@b", "c*d"), P6, 1)),
+        ("file:a.txt - file:b c.txt @6 *4", ("texts", ("a.txt", "b c.txt"), P6, 4)),
         ("sae:some/folder#123 *8", ("feature", ("some/folder", "123"), None, 8.0)),
-        ("sae:x.pt#7 @blocks.1.hook_resid_post", ("feature", ("x.pt", "7"), "blocks.1.hook_resid_post", 1)),
+        ("sae:x.pt#7 @6", ("feature", ("x.pt", "7"), P6, 1)),
     ],
-)  # fmt: skip
+)
 def test_what_is_typed_is_taken_apart(typed: str, expected: tuple[Any, ...]) -> None:
     assert parse(typed) == Recipe(*expected)
 
@@ -166,7 +166,7 @@ def test_a_vector_that_does_not_fit_is_refused_and_nothing_stays_behind(tiny_mod
 def test_two_prompts_give_their_difference_at_each_position(
     tiny_model: GPT2, small_bpe: BPETokenizer
 ) -> None:
-    """The rule of Turner et al. 2023: both after <|endoftext|>, the shorter one padded by spaces."""
+    """Turner et al. 2023: both after <|endoftext|>, spaces after the shorter one."""
     hook = "blocks.1.hook_resid_pre"
     given = from_prompts(tiny_model, small_bpe, "Love you", "H", at=hook, strength=5.0)
     start, space = small_bpe.stop_id, small_bpe.encode(" ")
@@ -208,7 +208,7 @@ def test_two_sets_of_texts_give_the_difference_of_their_means(
     (tmp_path / "a.txt").write_text("happy day\n\nall is well here\n")
     (tmp_path / "b.txt").write_text("sad\n")
     typed = f"file:{tmp_path / 'a.txt'} - file:{tmp_path / 'b.txt'} @1 *4"
-    given = steering(typed, tiny_model, small_bpe)
+    given = steering_of(typed, tiny_model, small_bpe)
     means = []
     for texts in (["happy day", "all is well here"], ["sad"]):
         own = []
@@ -226,11 +226,11 @@ def test_a_feature_gives_its_direction(
 ) -> None:
     tensors = matrices(16, 24)
     folder = write_sae(tmp_path / "sae", tensors)
-    given = steering(f"sae:{folder}#7 *8", tiny_model, small_bpe)
+    given = steering_of(f"sae:{folder}#7 *8", tiny_model, small_bpe)
     torch.testing.assert_close(given.vectors, 8 * tensors["W_dec"][7][None])
     assert (given.hook, given.everywhere) == ("blocks.1.hook_resid_pre", True)
     with pytest.raises(ConfigError, match="there is no feature 24"):
-        steering(f"sae:{folder}#24 *8", tiny_model, small_bpe)
+        steering_of(f"sae:{folder}#24 *8", tiny_model, small_bpe)
 
 
 def test_a_feature_of_an_sae_that_normalizes_has_no_fixed_size() -> None:
@@ -274,7 +274,7 @@ def test_prompts_must_have_the_positions_that_a_vector_is_for() -> None:
 
 
 def test_a_text_is_steered_in_python(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
-    given = module.steering("Love - Hate @1 *20", tiny_model, small_bpe)
+    given = steering_of("Love - Hate @1 *20", tiny_model, small_bpe)
     plain = generate(tiny_model, small_bpe, "The cat sat on it", temperature=0, max_tokens=8)
     with steered(tiny_model, [given]):
         other = generate(tiny_model, small_bpe, "The cat sat on it", temperature=0, max_tokens=8)
