@@ -19,8 +19,10 @@ from gpt2kit.cli import (
     cloze,
     comparison,
     corpus,
+    detect,
     evaluation,
     explain,
+    filter,
     generation,
     heads,
     history,
@@ -145,7 +147,7 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
-    "Measure": (evaluation, surprisal, cloze, comparison, originality, bulk),
+    "Measure": (evaluation, surprisal, cloze, filter, detect, comparison, originality, bulk),
     "Look inside": (explain, heads, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

@@ -33,7 +33,8 @@ VERDICTS = ("machine-like", "not told apart", "too short")
 _FORMAT = 1
 _LARGEST = 2**30  # bytes of a file of a detector
 # What must be the same for figures to be comparable; the device and the model's name may differ.
-_SAME = ("weights_sha256", "vocabulary_sha256", "dtype", "quantized", "n_ctx", "stride", "first")
+# The dtype comes first, for it changes the digest of the weights.
+_SAME = ("dtype", "quantized", "weights_sha256", "vocabulary_sha256", "n_ctx", "stride", "first")
 
 Figures = Mapping[str, Any]
 
@@ -83,7 +84,7 @@ class Detector:
             for name in _SAME:
                 if before.get(name) != now[name]:
                     raise ConfigError(
-                        f"{path} was made with another {part}: its {name} is "
+                        f"{path} does not belong to these figures: {name} of the {part} is "
                         f"{_short(before.get(name))} there, and {_short(now[name])} here; use what "
                         "it was made with, or calibrate again"
                     )

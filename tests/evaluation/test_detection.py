@@ -92,10 +92,10 @@ def test_another_file_is_no_detector(tmp_path: Path, content: str, message: str)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights_sha256": "c" * 64}, "weights_sha256 is aaaaaaaaaaaa there, and cccccccccccc"),
+        ({"weights_sha256": "c" * 64}, "weights_sha256 of the model is aaaaaaaaaaaa there, and c"),
         ({"vocabulary_sha256": "c" * 64}, "vocabulary_sha256"),
-        ({"dtype": "bfloat16"}, "dtype is float32 there, and bfloat16 here"),
-        ({"first": "bos"}, "first is authors there, and bos here"),
+        ({"dtype": "bfloat16"}, "dtype of the model is float32 there, and bfloat16 here"),
+        ({"first": "bos"}, "first of the model is authors there, and bos here"),
         ({"stride": 1024}, "stride"),
     ],
 )
