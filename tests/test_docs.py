@@ -273,8 +273,8 @@ def write_texts() -> None:
     Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
     Path("texts.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     for name, texts in (("human", VERSES), ("machine", VERSES[::-1])):
-        lines = (json.dumps({"text": line}) for line in texts.splitlines()[:4])
-        Path(f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        rows = [json.dumps({"text": line}) for line in texts.splitlines()[:4]]
+        Path(f"{name}.jsonl").write_text("\n".join(rows))
     first = "Nel mezzo del cammin di nostra vita"
     Path("forbidden.txt").write_text("Vergilius\nvita\n")
     lines = (first, first.replace("cammin", "camino"), "vita nostra di cammin del mezzo Nel")

@@ -38,7 +38,7 @@ def test_columns_rows_and_cells_stay_and_figures_follow_them() -> None:
 
 
 def test_a_row_that_could_not_be_read_keeps_its_error_and_its_neighbors_their_figures() -> None:
-    rows = [["a"], ["b"], [{"no": "text"}], ["d"]]
+    rows: list[list[Any]] = [["a"], ["b"], [{"no": "text"}], ["d"]]
     found = measured(Table(("text",), rows, Path("t"), errors={1: "line 2 is no JSON"}))
     assert [row[-1] for row in found.rows] == [
         None,
