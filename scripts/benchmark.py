@@ -39,7 +39,8 @@
         between two pieces; the longest gap of four streams while a long prompt arrives (stall_ms);
         seconds to the first token of that prompt (long_first_s), of one alone (alone_first_s), and
         of that one again with another end (warm_first_s); `of_complete` compares tokens/s with
-        those of gpt2kit.complete for the same prompts; peak_GB is the server's
+        those of gpt2kit.complete for the same prompts; http_share is the part of the server's
+        processor time in which its first thread spoke HTTP; peak_GB is the server's
     python scripts/benchmark.py train    [--against hf]
         tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
         plain training loop

@@ -77,6 +77,7 @@ class CommandLine(Commands):
 
 def _show_usage_error(error: Any) -> None:
     message = error.format_message().removeprefix("Invalid value: ")
+    message = message.replace(": Value error, ", ": ", 1)  # typer's, before "'x' is not one of"
     if not message:  # no command was typed, and the help has been shown
         return
     command = error.ctx.command_path if error.ctx else "gpt2kit"

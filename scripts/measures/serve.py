@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import math
 import os
 import random
 import shutil
@@ -190,10 +191,26 @@ def kit(kind: str, task: Task) -> Figures:
     dtype = ["--quantize", "int8"] if kind == "int8" else ["--dtype", kind]
     command = [sys.executable, "-m", "gpt2kit", "serve", "--model", task["model"]]
     with running([*command, "--parallel", str(SLOTS), *dtype], task) as (port, pid):
+        before = _processor_time(pid)
         found = measure(port, task, {"ignore_eos": True})
+        http, total = (
+            later - earlier for earlier, later in zip(before, _processor_time(pid), strict=True)
+        )
+        found["http_share"] = http / total
         found["peak_GB"] = peak_memory(pid) / 1e9
     of_complete = found["tokens_per_second"] / complete(kind, task)
     return {**found, "of_complete": of_complete}
+
+
+def _processor_time(pid: int) -> tuple[float, float]:
+    """Return the processor time of a process's first thread, which speaks HTTP, and of them all."""
+    found = []
+    for stat in (Path(f"/proc/{pid}/task/{pid}/stat"), Path(f"/proc/{pid}/stat")):
+        if not stat.exists():  # not Linux
+            return math.nan, math.nan
+        fields = stat.read_text().rpartition(")")[2].split()
+        found.append(float(fields[11]) + float(fields[12]))  # utime and stime, by man 5 proc
+    return found[0], found[1]
 
 
 def complete(kind: str, task: Task) -> float:

@@ -83,6 +83,10 @@ def test_a_bug_keeps_its_traceback(fail: Callable[[BaseException], None]) -> Non
             "give --json or --html, not both; see: gpt2kit explain --help",
         ),
         (["plot", "lens"], "Missing option '--prompt'; see: gpt2kit plot lens --help"),
+        (  # It began with "Value error, ", which names no cause.
+            ["tokenize", "a", "--unknown", "x"],
+            "Invalid value for '--unknown': 'x' is not one of 'error', 'skip'; see: ",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_help(arguments: list[str], message: str) -> None:

@@ -68,7 +68,7 @@ def run(work: Path, *words: str) -> dict[str, Any]:
         (
             "serve --tokens 6 --batch_size 3 --prompt_tokens 60 --engines kit-float32",
             {"tokens_per_second", "first_s", "last_first_s", "gap_ms", "stall_ms", "long_first_s"}
-            | {"alone_first_s", "warm_first_s", "of_complete"},
+            | {"alone_first_s", "warm_first_s", "of_complete", "http_share"},
         ),
     ],
 )
