@@ -32,7 +32,7 @@ class Job:
     work: Work
     reading: Reading
     load: Load
-    on_error: Literal["keep", "stop"] = "keep"  # whether a bad row stops the run
+    on_error: Literal["cell", "stop"] = "cell"  # whether a bad row stops the run
     until: float | None = None  # time after which no part is begun, in seconds since 1970
 
     @property

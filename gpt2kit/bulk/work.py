@@ -54,7 +54,11 @@ class Work(Protocol):
     """What a command computes: a dataclass whose fields are the options that change results."""
 
     command: ClassVar[str]
-    gives: ClassVar[Gives]
+
+    @property
+    def gives(self) -> Gives:
+        """How many rows there are for each row in."""
+        ...
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns whose texts are read."""
@@ -119,8 +123,11 @@ class Output:
 
 
 def options_of(work: Work) -> dict[str, Any]:
-    """Return the options of a work by name."""
-    return asdict(work)  # type: ignore[call-overload, no-any-return]
+    """Return the options of a work by name, those in a dataclass of it among them."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(work).items():  # type: ignore[call-overload]
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def results(

@@ -42,11 +42,11 @@ OutFolder = Annotated[
 
 
 OnError = Annotated[
-    Literal["keep", "stop"],
+    Literal["cell", "stop"],
     typer.Option(
         "--on_error",
-        help="A row that cannot be measured is kept, with the reason in its cell `error`, or stops "
-        "the run.",
+        help="What happens to a row that cannot be read or measured: cell puts the reason into its "
+        "column error, and stop ends the command.",
         rich_help_panel=GROUP,
     ),
 ]
@@ -73,22 +73,35 @@ class Loader:
         return found
 
 
+def is_folder(files: Sequence[str], out: Path | None) -> bool:
+    """Whether results go into a folder, part by part; raises a usage error if they have to.
+
+    A folder is an --out without an end such as .csv.
+    """
+    if out is not None and (out.is_dir() or not out.suffix):
+        return True
+    if len(files) > 1 or (files and Path(files[0]).is_dir()):
+        raise typer.BadParameter("many files need a folder for their results: --out DIR")
+    return False
+
+
 def refuse_without_folder(context: typer.Context) -> None:
     """Raise a usage error if an option for many files was typed, but no folder for the output."""
-    names = ("on_error", *Reading.__dataclass_fields__, *Running.__dataclass_fields__)
+    names = (*Reading.__dataclass_fields__, *Running.__dataclass_fields__)
     options.refuse(context, names, "it is for many files, and needs --out DIR")
 
 
 def run(
     inputs: Sequence[str],
-    out: Path,
+    out: Path | None,
     work: Work,
     load: Loader,
     reading: Reading,
     running: Running,
-    on_error: Literal["keep", "stop"],
+    on_error: Literal["cell", "stop"],
 ) -> None:
     """Do all parts, or a share of them, and say what is there; exit with 1 if parts failed."""
+    assert out is not None
     process.import_torch()
     from gpt2kit.bulk.handout import Share
     from gpt2kit.bulk.job import Job

@@ -258,7 +258,7 @@ def score(
     json: Json = False,
     out: bulk.OutFolder = None,
     text_field: TextField = "text",
-    on_error: bulk.OnError = "keep",
+    on_error: bulk.OnError = "cell",
     *,
     reading: Reading,
     running: Running,
@@ -287,9 +287,8 @@ def score(
         bulk.run(files, out, work, load, reading, running, on_error)
         return
     bulk.refuse_without_folder(context)
-    options.refuse(context, ("text_field",), "it is for many files, and needs --out DIR")
-    if len(files) > 1:
-        raise typer.BadParameter("several files need a folder for their results: --out DIR")
+    options.refuse(context, ("text_field", "on_error"), "it is for many files, and needs --out DIR")
+    bulk.is_folder(files, None)
     file = files[0]
     process.import_torch()
     from gpt2kit.data.texts import read_file

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from gpt2kit.cli import options, output, process
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     MODEL_GROUP,
@@ -42,12 +43,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("surprisal")(surprisal)
 
 
-File = Annotated[
-    str,
+Files = Annotated[
+    list[str],
     typer.Argument(
         metavar="FILE|-",
         help="A text on each line, or a table: .csv, .tsv, .jsonl, each also as .gz or .zst, or "
-        ".parquet. - is standard input.",
+        ".parquet. - is standard input. With --out DIR several, also folders and globs.",
     ),
 ]
 Models = Annotated[
@@ -91,9 +92,10 @@ Bom = Annotated[
 ]
 
 
-@takes(how=TableOptions, measured=WordOptions)
+@takes(how=TableOptions, measured=WordOptions, reading=Reading, running=Running)
 def surprisal(
-    file: File,
+    typed: typer.Context,
+    files: Files,
     model: Models = ["124M"],  # noqa: B006
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -107,6 +109,8 @@ def surprisal(
     *,
     how: TableOptions,
     measured: WordOptions,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Show how surprising each word is: minus the logarithm of its probability after what precedes.
 
@@ -114,7 +118,16 @@ def surprisal(
     each row. A table keeps its rows, their order and all its columns, and gets new ones: surprisal
     is the sum over a word's tokens; surprisal_corrected counts the word's end in place of the space
     before it.
+
+    With --out DIR, any number of files is measured in parts, by as many processes and machines as
+    give the same command; see docs/score-at-scale.md.
     """
+    if bulk.is_folder(files, out):
+        load = bulk.Loader(_only(model), device, dtype, quantize, not no_cache)
+        _by_parts(typed, files, out, load, how, measured, batch_size, reading, running)
+        return
+    bulk.refuse_without_folder(typed)
+    file = files[0]
     source = _Source(file, _input_format(how, file), encoding, how)
     format = _format(out, source.format, json)
     if bom and format not in ("csv", "tsv"):
@@ -154,6 +167,45 @@ def surprisal(
         source={"name": file, "sha256": source.sha256()},
     )
     _write_receipt(made, out)
+
+
+def _only(models: Sequence[str]) -> str:
+    if len(models) > 1:
+        raise typer.BadParameter("with --out DIR there is one --model; give a folder to each")
+    return models[0]
+
+
+def _by_parts(
+    typed: typer.Context,
+    files: Sequence[str],
+    out: Path | None,
+    load: bulk.Loader,
+    how: TableOptions,
+    measured: WordOptions,
+    batch_size: int,
+    reading: Reading,
+    running: Running,
+) -> None:
+    """Measure many files; see `gpt2kit.bulk`."""
+    because = "--out DIR writes a row of JSON for each word, text or target"
+    options.refuse(typed, ("encoding", "bom", "json", "format"), because)
+    options.refuse(typed, ("words",), "the words of a text may come to different parts")
+    if how.unit == "token":
+        raise typer.BadParameter("--unit token has no effect here: " + because)
+    _check(how, measured)
+    process.import_torch()
+    from gpt2kit.bulk.measures import Surprisal
+
+    work = Surprisal(
+        text_field=how.text or "text",
+        context=how.context,
+        target=how.target,
+        sep=how.sep,
+        unit=how.unit,
+        options=measured,
+        batch_size=batch_size,
+    )
+    bulk.run(files, out, work, load, reading, running, how.on_error)
 
 
 def _input_format(how: TableOptions, file: str) -> Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -66,7 +67,13 @@ def test_the_figures_are_those_of_a_single_file(desk: Path) -> None:
 def test_an_option_that_has_no_effect_or_sense_is_refused(desk: Path) -> None:
     cases = {
         ("score", "b.txt", "--model", "tiny", "--workers", "2"): "--workers has no effect here",
-        ("score", "a.jsonl", "b.txt", "--model", "tiny"): "--out DIR",
+        (
+            "score",
+            "a.jsonl",
+            "b.txt",
+            "--model",
+            "tiny",
+        ): "many files need a folder",
         (*SCORE, "--sort", "total"): "--sort has no effect here",
         (*SCORE, "--share", "5/4"): "share is '5/4', expected i/n",
         (*SCORE, "--time", "soon"): "time is 'soon', expected hours",
@@ -87,3 +94,41 @@ def test_a_changed_option_is_refused_and_a_failed_run_ends_with_1(desk: Path) ->
     strict = invoke(*SCORE[:-4], "--out", "other", "--on_error", "stop")
     assert strict.exit_code == 1
     assert "row 27: empty" in strict.stderr
+
+
+def test_the_words_of_many_files_are_those_of_each(desk: Path) -> None:
+    done = invoke("surprisal", "a.jsonl", "b.txt", "--model", "tiny", "--out", "words")
+    assert done.exit_code == 0, done.stderr
+    assert invoke("parts", "words", "--merge", "words.csv").exit_code == 0
+    lines = Path("words.csv").read_text().splitlines()
+    assert lines[0].startswith("row,file,word_n,word,start,end,surprisal,surprisal_corrected,")
+    with Path("words.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert {int(row["row"]) for row in found} == set(range(1, 29))
+    alone = invoke("surprisal", "b.txt", "--model", "tiny", "--json")
+    expected = [json.loads(line) for line in alone.stdout.splitlines()]
+    ours = [row for row in found if row["file"] == "b.txt" and not row["error"]]
+    assert [row["word"] for row in ours] == [row["word"] for row in expected]
+    for row, other in zip(ours, expected, strict=True):
+        assert float(row["surprisal"]) == pytest.approx(other["surprisal"], abs=1e-4)
+
+
+def test_targets_have_one_row_each_and_words_in_rows_are_refused(desk: Path) -> None:
+    Path("c.csv").write_text("before,word\nthe dog,barks\nthe cat,sat on\n,a\n")
+    columns = ("--context", "before", "--target", "word")
+    done = invoke("surprisal", "c.csv", *columns, "--model", "tiny", "--out", "targets")
+    assert done.exit_code == 0, done.stderr
+    rows = [json.loads(line) for line in Path("targets/parts/00000.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert all(row["surprisal"] > 0 for row in rows)
+    cases = {
+        ("--words", "word", "--by", "before"): "--words has no effect here",
+        ("--unit", "token"): "--unit token has no effect here",
+        ("--model", "other"): "one --model",
+    }
+    for arguments, message in cases.items():
+        result = invoke("surprisal", "c.csv", "--model", "tiny", "--out", "x", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    several = invoke("surprisal", "a.jsonl", "c.csv", "--model", "tiny", "--out", "x.csv")
+    assert "many files need a folder" in several.stderr
