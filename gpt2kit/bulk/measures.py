@@ -1,4 +1,4 @@
-"""The commands that measure texts by the pile: score and surprisal."""
+"""The commands that measure texts by the pile: score, surprisal and filter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from gpt2kit.bulk.work import Cells, Gives
 from gpt2kit.data.window import Overflow
+from gpt2kit.evaluation import criteria
+from gpt2kit.evaluation.conditions import Conditions
+from gpt2kit.evaluation.criteria_options import CriteriaOptions
 from gpt2kit.evaluation.passages import Passage, split, target, whole
 from gpt2kit.evaluation.perplexity import score
 from gpt2kit.evaluation.surprisal import BATCH_SIZE
@@ -143,3 +146,43 @@ class Surprisal:
                 "n_tokens": len(word.tokens),
                 "flag": " ".join(word.flags) or None,
             }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """The criteria of each text, or of those alone that fulfill conditions."""
+
+    text_field: str = "text"
+    keep: str | None = None
+    options: CriteriaOptions = field(default_factory=CriteriaOptions)
+    batch_size: int = BATCH_SIZE
+
+    command: ClassVar[str] = "filter"
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            Conditions.parse(self.keep).check(self.columns())
+
+    @property
+    def gives(self) -> Gives:
+        """A row for each text, or with conditions one or none."""
+        return "one" if self.keep is None else "some"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns whose texts are read."""
+        return (self.text_field,)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        return tuple(self.options.names(observed=False))
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the criteria of each text; none for one that does not fulfill the conditions."""
+        kept = None if self.keep is None else Conditions.parse(self.keep)
+        texts = [text for (text,) in rows]
+        for found in criteria.measure(
+            model, tokenizer, texts, self.options, batch_size=self.batch_size
+        ):
+            yield [found] if kept is None or kept.holds(found) else []

@@ -19,9 +19,9 @@ class Reading:
     id_field: str | None = option(
         None, "The key or column that is repeated as `id`.", group=GROUP, metavar="COLUMN"
     )
-    keep: str | None = option(
+    columns: str | None = option(
         None,
-        "Further keys or columns to repeat, with commas between them.",
+        "Further keys or columns to repeat in the output, with commas between them.",
         group=GROUP,
         metavar="COLUMNS",
     )
@@ -36,7 +36,7 @@ class Reading:
     @property
     def kept(self) -> tuple[str, ...]:
         """The columns that are repeated."""
-        return tuple(name.strip() for name in (self.keep or "").split(",") if name.strip())
+        return tuple(name.strip() for name in (self.columns or "").split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

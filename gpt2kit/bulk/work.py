@@ -107,7 +107,7 @@ class Output:
         columns = (*given, *self.work.columns(), "error")
         if twice := [name for name in columns if columns.count(name) > 1]:
             raise ConfigError(
-                f"the output would have two columns {twice[0]!r}; leave it out of --keep"
+                f"the output would have two columns {twice[0]!r}; leave it out of --columns"
             )
         object.__setattr__(self, "columns", columns)
 
@@ -165,6 +165,8 @@ def results(
             each = found.get(index, problems[index])
             if isinstance(each, str) or each is None:
                 counts.errors += 1
+                if output.work.gives == "some":  # a filter drops what has no figures
+                    continue
                 counts.written += 1
                 yield output.cells(row, file, {}, each)
                 continue

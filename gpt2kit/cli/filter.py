@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2kit.cli import output, process
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
     FORMATS_HELP,
     Meter,
@@ -80,11 +81,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("filter")(filter_texts)
 
 
-File = Annotated[
-    str,
+Files = Annotated[
+    list[str],
     typer.Argument(
         metavar="FILE|-",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input.",
+        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
+        "With --out DIR several, also folders and globs.",
     ),
 ]
 Out = Annotated[
@@ -98,9 +100,16 @@ Out = Annotated[
 ]
 
 
-@takes(reading=TextOptions, measured=FilterCriteria, keeping=KeepOptions)
+@takes(
+    reading=TextOptions,
+    measured=FilterCriteria,
+    keeping=KeepOptions,
+    many=Reading,
+    running=Running,
+)
 def filter_texts(
-    file: File,
+    context: typer.Context,
+    files: Files,
     out: Out,
     model: Model = "124M",
     observer: Observer = None,
@@ -113,13 +122,32 @@ def filter_texts(
     reading: TextOptions,
     measured: FilterCriteria,
     keeping: KeepOptions,
+    many: Reading,
+    running: Running,
 ) -> None:
     """Add perplexity and other criteria to the texts of a file, and keep those that you want.
 
     All columns, rows and their order stay, and the criteria come as new columns. With --keep only
     some rows are written. A row that cannot be measured has the reason in the column error, and
     stops no other.
+
+    With --out DIR, any number of files is measured in parts, by as many processes and machines as
+    give the same command; see docs/score-at-scale.md.
     """
+    if bulk.is_folder(files, out):
+        no = "--out DIR writes rows of JSON, and looks at each text by itself"
+        options.refuse(context, ("observer", "format", "encoding", "percentiles"), no)
+        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
+        process.import_torch()
+        from gpt2kit.bulk.measures import Filter
+
+        work = Filter(
+            text_field=reading.text, keep=keeping.keep, options=measured, batch_size=batch_size
+        )
+        bulk.run(files, out, work, load, many, running, "cell")
+        return
+    bulk.refuse_without_folder(context)
+    file = files[0]
     format = output_format(out)
     conditions = keeping.conditions
     wanted = parse_percentiles(keeping.percentiles) if keeping.percentiles else None

@@ -42,7 +42,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_each_row_has_the_figures_of_its_text_alone(texts: Path, tmp_path: Path) -> None:
-    reading = Reading(part_rows=10, id_field="id", keep="text")
+    reading = Reading(part_rows=10, id_field="id", columns="text")
     outcome = run(job(texts, out=tmp_path / "out", reading=reading))
     assert outcome.is_good
     assert outcome.summary["done"] == outcome.summary["parts"] == 5

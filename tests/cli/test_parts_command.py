@@ -77,7 +77,7 @@ def test_an_option_that_has_no_effect_or_sense_is_refused(desk: Path) -> None:
         (*SCORE, "--sort", "total"): "--sort has no effect here",
         (*SCORE, "--share", "5/4"): "share is '5/4', expected i/n",
         (*SCORE, "--time", "soon"): "time is 'soon', expected hours",
-        (*SCORE, "--keep", "tokens"): "two columns 'tokens'",
+        (*SCORE, "--columns", "tokens"): "two columns 'tokens'",
         ("parts", "weights"): "no plan.json in it",
     }
     for arguments, message in cases.items():
@@ -132,3 +132,22 @@ def test_targets_have_one_row_each_and_words_in_rows_are_refused(desk: Path) -> 
         assert message in result.stderr
     several = invoke("surprisal", "a.jsonl", "c.csv", "--model", "tiny", "--out", "x.csv")
     assert "many files need a folder" in several.stderr
+
+
+def test_a_filter_keeps_the_rows_that_a_single_file_keeps(desk: Path) -> None:
+    keep = ("--keep", "tokens >= 12 and perplexity > 1", "--model", "tiny")
+    done = invoke("filter", "a.jsonl", *keep, "--out", "kept", "--id_field", "id")
+    assert done.exit_code == 0, done.stderr
+    assert invoke("parts", "kept", "--merge", "kept.jsonl").exit_code == 0
+    assert invoke("filter", "a.jsonl", *keep, "--out", "b.jsonl").exit_code == 0
+    found, expected = (
+        [json.loads(line) for line in Path(name).read_text().splitlines()]
+        for name in ("kept.jsonl", "b.jsonl")
+    )
+    assert 0 < len(found) < 25
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    assert [row["perplexity"] for row in found] == pytest.approx(
+        [row["perplexity"] for row in expected], rel=1e-4
+    )
+    refused = invoke("filter", "a.jsonl", "--keep", "id > 3", "--model", "tiny", "--out", "other")
+    assert "--keep names 'id'" in refused.stderr
