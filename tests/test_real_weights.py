@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,18 +45,169 @@ def test_the_tokens_of_gltr_have_its_probabilities_and_ranks(test_data: Path) ->
             assert abs((token.rank or 0) - 1 - rank) <= 1 + 0.001 * rank  # but for ties
 
 
-# The surprisal README, in nats after <|endoftext|>; it leaves that token out of the sum.
-KNOWN = {
+def loaded(name: str) -> tuple[Any, Any]:
+    if not (WEIGHTS / name).is_dir():
+        pytest.skip(f"weights/{name} is not here; run: gpt2kit download {name}")
+    return load(WEIGHTS / name, device="cpu", dtype="float32")
+
+
+# The README of the package surprisal, in nats after <|endoftext|>, which it leaves out of the sum.
+AFTER_MARK = {
     "The cat is on the mat": [3.276, 9.222, 2.463, 4.145, 0.961, 7.237],
+    "The cat is on the hat": [3.276, 9.222, 2.463, 4.145, 0.961, 9.955],
+    "The cat is on the pizza": [3.276, 9.222, 2.463, 4.145, 0.961, 8.212],
     "The pizza is on the mat": [3.276, 10.860, 3.212, 4.910, 0.985, 8.379],
+    "I told you that the cat is on the mat": [
+        *(3.998, 6.856, 0.619, 2.443, 2.711, 7.955, 2.596, 4.804, 1.139, 6.946)
+    ],
+    "I told you the cat is on the mat": [
+        *(3.998, 6.856, 0.619, 4.115, 7.612, 3.031, 4.817, 1.233, 7.033)
+    ],
 }
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("text", KNOWN)
+@pytest.mark.parametrize("text", AFTER_MARK)
 def test_words_have_their_published_surprisals(text: str) -> None:
-    if not (WEIGHTS / "124M").is_dir():
-        pytest.skip("weights/124M is not here; run: gpt2kit download 124M")
-    model, tokenizer = load(WEIGHTS / "124M", device="cpu", dtype="float32")
-    (found,) = words(model, tokenizer, text, options=WordOptions(base="e"))
-    assert [word.surprisal for word in found] == pytest.approx(KNOWN[text], abs=3e-3)
+    (found,) = words(*loaded("124M"), text, options=WordOptions(base="e"))
+    assert [word.surprisal for word in found] == pytest.approx(AFTER_MARK[text], abs=3e-3)
+
+
+# Without a mark before the text, from the second token on: the README of llm_surprisal in bits, the
+# vignettes of pangoling and the tutorial of minicons in nats.
+ALONE = [
+    ("The key to the cabinets", "2", [10.35491943, 2.01909447, 3.75830460, 21.04239845]),
+    (
+        "John saw the man who the card catalog had",
+        "2",
+        [12.686095, 2.551022, 6.696472, 4.437478, 9.218789, 12.914160, 13.132524, 5.045917],
+    ),
+    (
+        "The apple doesn't fall far from the tree.",
+        "e",
+        [10.9, 5.50, 0.000828, 3.60, 2.91, 0.745, 0.207, 0.2808024, 1.300929],
+    ),
+    (
+        "The sketch of those trucks hasn't",
+        "e",
+        [10.879678726, 2.510551453, 6.663192749, 8.962379456, 8.681724548, 0.000534058],
+    ),
+    (
+        "The sketch of those trucks haven't",
+        "e",
+        [10.879678726, 2.510551453, 6.663192749, 8.962379456, 10.669326782, 0.001327515],
+    ),
+]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("text", "base", "expected"), ALONE)
+def test_tokens_without_a_mark_have_their_published_surprisals(
+    text: str, base: Any, expected: list[float]
+) -> None:
+    (found,) = words(*loaded("124M"), text, options=WordOptions(base=base, first="none"))
+    tokens = [token for word in found for token in word.tokens]
+    assert tokens[0].surprisal is None
+    for token, value in zip(tokens[1:], expected, strict=True):
+        digits = len(str(value).partition(".")[2])
+        assert token.surprisal == pytest.approx(value, abs=max(2e-3, 10**-digits))
+
+
+# The README of llm_surprisal, in bits; the vignettes of pangoling, in nats.
+NEXT = [
+    (
+        "The key to the cabinets x",
+        "2",
+        {
+            " is": 1.530847191810608,
+            " are": 4.100262641906738,
+            ",": 4.1611528396606445,
+            " was": 4.206236839294434,
+            " and": 4.458767890930176,
+            " in": 4.966185569763184,
+            " of": 5.340408802032471,
+            "'": 5.369940280914307,
+            " being": 5.823633193969727,
+        },
+    ),
+    (
+        "The apple doesn't fall far from the x",
+        "e",
+        {" tree": 0.281, " trees": 3.60, " apple": 4.29, " table": 4.50},
+    ),
+]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("text", "base", "expected"), NEXT)
+def test_the_likeliest_next_tokens_are_those_of_other_programs(
+    text: str, base: str, expected: dict[str, float]
+) -> None:
+    options = WordOptions(first="none", top=len(expected))
+    (found,) = words(*loaded("124M"), text, options=options)
+    top = found[-1].tokens[0].top
+    assert [token for token, _ in top] == list(expected)
+    unit = math.log(2) if base == "2" else 1.0
+    for (_, probability), value in zip(top, expected.values(), strict=True):
+        assert -math.log(probability) / unit == pytest.approx(value, abs=6e-3)
+
+
+# GLTR's demonstration files.
+FIRST = {"\n": 0.0623, "The": 0.0377, '"': 0.02411, "A": 0.0194, "I": 0.01832, "In": 0.01158}
+
+
+@pytest.mark.weights
+def test_the_likeliest_first_tokens_of_a_text_are_those_of_gltr() -> None:
+    (found,) = words(*loaded("124M"), "How", options=WordOptions(top=50))
+    top = dict(found[0].tokens[0].top)
+    expected = FIRST | {"M": 0.00493, "How": 0.0021}
+    for token, probability in expected.items():
+        if token in top:
+            assert top[token] == pytest.approx(probability, abs=6e-5)
+    assert {*FIRST} <= {*top}
+
+
+# minicons, examples/bow-correction.py, of 1558M in bits after <|endoftext|>: plain, then corrected.
+CORRECTED = {
+    "I was a matron in France.": [
+        (5.8535, 6.3007),
+        (4.2842, 3.8402),
+        (4.6738, 4.6762),
+        (16.3446 + 1.7366, 16.3390 + 2.1100),
+        (2.1215, 1.7501),
+        (11.4253 + 3.4501, 11.4233 + 3.6691),
+    ],
+    "I was a mat in France.": [
+        (5.8535, 6.3007),
+        (4.2842, 3.8402),
+        (4.6738, 4.6762),
+        (16.3446, 21.3354),
+        (10.7826, 5.8012),
+        (10.7127 + 3.0245, 10.6979 + 3.3335),
+    ],
+}
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text", CORRECTED)
+def test_corrected_surprisals_are_those_of_minicons(text: str) -> None:
+    (found,) = words(*loaded("1558M"), text, options=WordOptions(boundary="space"))
+    for word, (plain, corrected) in zip(found, CORRECTED[text], strict=True):
+        assert word.surprisal == pytest.approx(plain, abs=5e-3)
+        assert word.surprisal_corrected == pytest.approx(corrected, abs=5e-3)
+
+
+@pytest.mark.weights
+def test_suites_of_syntaxgym_have_about_their_published_accuracy(test_data: Path) -> None:
+    # cpllab/syntactic-generalization, GPT-2 117M: accuracy of items.
+    from gpt2kit.evaluation.suites import read_suites, score_suites
+
+    published = {"number_orc": 0.632, "fgd_subject": 0.5, "cleft": 1.0, "mvrr": 0.786}
+    model, tokenizer = loaded("124M")
+    for name, accuracy in published.items():
+        path = test_data / f"syntaxgym/{name}.json"
+        scored = score_suites(model, tokenizer, read_suites(path))
+        items: dict[str, bool] = {}
+        for each in scored:
+            items[each.item] = items.get(each.item, True) and each.correct
+        assert sum(items.values()) / len(items) == pytest.approx(accuracy, abs=0.06)
