@@ -135,7 +135,7 @@ TESTED_BY = {
         checkpoints/nanogpt checkpoints/openai checkpoints/safetensors_files
     """,  # the formats, each through `load`
     "checkpoints/test_tf_bundle.py": "checkpoints/leveldb checkpoints/snappy checkpoints/tf_index",
-    "cli/test_explain_command.py": "cli/explain_report",
+    "cli/test_explain_command.py": "cli/explain_report cli/explain_words",
     "cli/test_generation.py": "cli/generation_report",
     "cli/test_filter_command.py": "cli/criteria",
     "cli/test_help.py": "cli/color cli/options",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from gpt2kit.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from gpt2kit.cli.explain_words import Placed
     from gpt2kit.inspection import Explanation
     from gpt2kit.tokenizers import Tokenizer
 
@@ -142,6 +143,7 @@ def explain(
     _check_output(json, html, colors)
     process.import_torch()
     from gpt2kit.cli.explain_report import Report
+    from gpt2kit.cli.explain_words import placed_words
     from gpt2kit.inspection import ExplainOptions
     from gpt2kit.inspection import explain as find_out
     from gpt2kit.inspection.page import entries_to_keep
@@ -164,14 +166,15 @@ def explain(
     )
     n_vocab = min(tokenizer.n_vocab, gpt2.config.n_vocab)
     found = find_out(gpt2, ids, chosen, overflow=overflow, n_vocab=n_vocab, progress=_show_progress)
+    words = placed_words(gpt2, tokenizer, text, found.ids)
     if json:
-        for each in _objects(found, tokenizer, head):
+        for each in _objects(found, tokenizer, head, words):
             output.print_json(each)
     elif html:
-        _write_page(html, found, tokenizer, model, head)
+        _write_page(html, found, tokenizer, model, head, words)
     else:
         colored = color.wanted(colors)
-        for line in Report(found, tokenizer, colored).lines(head):
+        for line in Report(found, tokenizer, colored, words).lines(head):
             output.result(*line, color=colored)
 
 
@@ -226,12 +229,14 @@ def _write_page(
     tokenizer: Tokenizer,
     model: str,
     head: tuple[int, int] | None,
+    words: Sequence[Placed],
 ) -> None:
     from gpt2kit.files import write_whole
     from gpt2kit.inspection.page import write_page
 
     name = output.one_line(Path(model).name)  # in UTF-8, which the name need not be
-    page = write_page(found, tokenizer.token_bytes, model=name, head=head)
+    own = [word.as_json() for word in words]
+    page = write_page(found, tokenizer.token_bytes, model=name, head=head, words=own)
     write_whole(file, page)
     output.note(f"{file}: {output.human_size(len(page.encode()))}; open it in a browser")
 
@@ -240,10 +245,17 @@ def _write_page(
 
 
 def _objects(
-    found: Explanation, tokenizer: Tokenizer, head: tuple[int, int] | None
+    found: Explanation,
+    tokenizer: Tokenizer,
+    head: tuple[int, int] | None,
+    words: Sequence[Placed],
 ) -> Iterator[dict[str, Any]]:
-    """Yield one object for each position, the next token's too, then one for the attribution."""
+    """Yield one object for each position, the next token's too, then one for the attribution.
+
+    A word is in the object of its first token.
+    """
     n = len(found.ids)
+    beginning = {placed.first: placed for placed in words if placed.first < placed.end}
     for position, expected in enumerate(found.expectations):
         line = {
             "position": position,
@@ -256,6 +268,8 @@ def _objects(
                 for each in expected.alternatives
             ],
         }
+        if position in beginning:
+            line["word"] = beginning[position].as_json()
         if found.lens and position:  # a token is predicted at the position before it
             tokens = found.lens.tokens[:, position - 1].tolist()
             shares = found.lens.probabilities[:, position - 1].tolist()

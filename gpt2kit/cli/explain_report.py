@@ -15,6 +15,7 @@ from gpt2kit.cli.output import Part
 from gpt2kit.tokenizers import StreamDecoder
 
 if TYPE_CHECKING:
+    from gpt2kit.cli.explain_words import Placed
     from gpt2kit.inspection import Attribution, Explanation, Lens
     from gpt2kit.inspection.explanation import Expectation
     from gpt2kit.tokenizers import Tokenizer
@@ -30,8 +31,15 @@ _MOST_ATTENDED = 5  # tokens shown for each token of an attention head
 class Report:
     """The lines of an explanation, colored if the caller prints them so."""
 
-    def __init__(self, found: Explanation, tokenizer: Tokenizer, colored: bool) -> None:
+    def __init__(
+        self,
+        found: Explanation,
+        tokenizer: Tokenizer,
+        colored: bool,
+        words: Sequence[Placed] = (),
+    ) -> None:
         self.found = found
+        self.words = words
         self.tokenizer = tokenizer
         self.colored = colored
         self.columns = shutil.get_terminal_size().columns  # of the terminal
@@ -50,6 +58,9 @@ class Report:
         if self.found.surprisal is not None:
             perplexity = 2**self.found.surprisal
             yield [f"\n{self.found.surprisal:.2f} bits per token, perplexity {perplexity:,.2f}"]
+        if self.words:
+            yield ["\nwords: sums over their tokens, and corrected to count their end"]
+            yield from self._words()
         if (n := len(set(self.found.starts))) > 1:
             yield [f"read in {n} windows, each with the last half of the one before as context"]
         if self.found.lens:
@@ -108,6 +119,21 @@ class Report:
             ]
             for row in rest:
                 yield [" " * left + row]
+
+    def _words(self) -> Iterator[Line]:
+        """Yield a row for each word."""
+        n = self.number_columns
+        yield [f"{'':>{n}}  {'bits':>7}{'corrected':>11}   word"]
+        for placed in self.words:
+            word = placed.word
+            bits, corrected = (
+                "" if value is None else f"{value:.2f}"
+                for value in (word.surprisal, word.surprisal_corrected)
+            )
+            name = visible(word.text.encode())
+            if cell_len(name) > self.columns - n - 23:
+                name = fit(name, max(1, self.columns - n - 23))
+            yield [f"{'':>{n}}  {bits:>7}{corrected:>11}   ", color.paint(name, word.surprisal)]
 
     def _lens(self, lens: Lens) -> Iterator[Line]:
         """Yield blocks of as many tokens as fit in a row: input, one row a layer, next token."""

@@ -89,10 +89,15 @@ def _of_groups(logs: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Log probabilities (N, V) and which tokens each group has, (V, G) bool -> (N, G), (N, G), (N,).
     """
-    member = groups.to(logs.dtype)  # (V, G)
+    member = groups.T.to(logs.dtype)  # (G, V)
+
+    def summed(values: Tensor) -> Tensor:  # (N, V) -> (N, G)
+        # Not a matrix product: it adds up in order, and loses tens of thousands of small terms.
+        return torch.stack([(values * group).sum(dim=-1) for group in member], dim=-1)
+
     chances = logs.exp()  # (N, V)
-    mass = chances @ member  # (N, G)
-    terms = chances.mul_(logs) @ member  # (N, G) sums of p log p
+    mass = summed(chances)
+    terms = summed(chances.mul_(logs))  # sums of p log p
     logs_of_mass = mass.log()
     within = logs_of_mass - terms / mass
     for row, group in (mass < 1e-30).nonzero().tolist():  # too small for float32

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -35,14 +35,18 @@ def write_page(
     *,
     model: str,
     head: tuple[int, int] | None = None,
+    words: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the page of an explanation, as HTML.
 
     `token_bytes` gives the bytes of a token, `model` is the name to show, `head` the layer and head
-    to show first.
+    to show first. Words have a word, first and end, the positions of their tokens, and surprisal
+    and surprisal_corrected in bits.
     """
     shown = json.dumps(
-        _data(found, token_bytes, model, head), ensure_ascii=False, separators=(",", ":")
+        _data(found, token_bytes, model, head) | {"words": list(words)},
+        ensure_ascii=False,
+        separators=(",", ":"),
     )
     # No text can end the script element, or open a comment in it.
     shown = shown.replace("<", "\\u003c")

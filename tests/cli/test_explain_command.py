@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import gpt2kit
 from gpt2kit.cli import app, color
 from gpt2kit.config import GPT2Config
+from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.inspection import ExplainOptions, explain
 from gpt2kit.model import GPT2
 
@@ -159,6 +160,29 @@ def test_json_tells_everything_token_by_token(model: str) -> None:
     assert sum(each["value"] for each in attribution["contributions"]) == pytest.approx(
         attribution["total"], abs=1e-4
     )
+
+
+def test_words_stand_beside_tokens_as_surprisal_measures_them(model: str, tmp_path: Path) -> None:
+    loaded, tokenizer = gpt2kit.load(model, device="cpu")
+    text = "The horse raced past the barn"
+    for typed, first in ((text, "none"), (f"<|endoftext|>{text}", "bos")):
+        (expected,) = gpt2kit.words(loaded, tokenizer, text, options=WordOptions(first=first))
+        lines = objects(model, typed, *(["--special"] if first == "bos" else []))
+        found = [line["word"] for line in lines if "word" in line]
+        assert [each["word"] for each in found] == text.split()
+        for each, word in zip(found, expected, strict=True):
+            if word.surprisal is None:
+                assert each["surprisal"] is None
+                continue
+            assert each["surprisal"] == pytest.approx(word.surprisal, rel=1e-5)
+            assert each["surprisal_corrected"] == pytest.approx(word.surprisal_corrected, rel=1e-5)
+            total = sum(line["surprisal"] for line in lines[each["first"] : each["end"]])
+            assert total == pytest.approx(word.surprisal, rel=1e-4)
+    shown = run(model, text).stdout.partition("words:")[2]
+    assert [line.split()[-1] for line in shown.splitlines()[2:]] == text.split()
+    page = tmp_path / "page.html"
+    assert run(model, text, "--html", str(page)).exit_code == 0
+    assert '"word":"raced"' in page.read_text()
 
 
 def test_the_token_to_attribute_can_be_named(model: str) -> None:

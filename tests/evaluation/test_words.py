@@ -293,3 +293,15 @@ def test_padding_of_the_head_begins_no_word(small_bpe: BPETokenizer) -> None:
         padded.wte.weight[512:] = -10.0 * padded.wte.weight[512:].sign()
     found = measure(padded, small_bpe, "The cat")
     assert all(math.isfinite(word.surprisal_corrected or math.nan) for word in found)
+
+
+def test_corrections_in_float32_lose_no_small_probabilities(test_data: Path) -> None:
+    # Added up by a matrix product, 50,000 probabilities of 1e-8 vanished beside a large one.
+    text = "I was a matron in France."
+    found = {}
+    for dtype in ("float32", "float64"):
+        model, tokenizer = gpt2kit.load(test_data / "models/shakespeare", dtype=dtype, device="cpu")
+        found[dtype] = measure(model, tokenizer, text, base="e")
+    for single, double in zip(found["float32"], found["float64"], strict=True):
+        for name in ("surprisal", "surprisal_corrected", "entropy", "entropy_word"):
+            assert getattr(single, name) == pytest.approx(getattr(double, name), abs=5e-5)
