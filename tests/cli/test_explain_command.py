@@ -165,7 +165,8 @@ def test_json_tells_everything_token_by_token(model: str) -> None:
 def test_words_stand_beside_tokens_as_surprisal_measures_them(model: str, tmp_path: Path) -> None:
     loaded, tokenizer = gpt2kit.load(model, device="cpu")
     text = "The horse raced past the barn"
-    for typed, first in ((text, "none"), (f"<|endoftext|>{text}", "bos")):
+    cases: list[tuple[str, Any]] = [(text, "none"), (f"<|endoftext|>{text}", "bos")]
+    for typed, first in cases:
         (expected,) = gpt2kit.words(loaded, tokenizer, text, options=WordOptions(first=first))
         lines = objects(model, typed, *(["--special"] if first == "bos" else []))
         found = [line["word"] for line in lines if "word" in line]

@@ -98,16 +98,14 @@ def judge(name: str) -> Path:
 
 
 @pytest.fixture(scope="module", params=["random", "trained"])
-def folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, test_data: Path
-) -> Path:
+def folder(request: Any, tmp_path_factory: pytest.TempPathFactory, test_data: Path) -> Path:
     """A model with GPT-2's vocabulary: with random biases and gains, or trained."""
     trained = test_data / "models/shakespeare"
     model, tokenizer = load(trained, dtype="float32")  # it is stored in bfloat16
     if request.param == "random":
         config = GPT2Config(n_vocab=50257, n_ctx=256, n_embd=32, n_head=4, n_layer=2)
         model = make_model(config, seed=5)
-    made = tmp_path_factory.mktemp("judged") / request.param
+    made: Path = tmp_path_factory.mktemp("judged") / request.param
     made.mkdir()
     write_model(made, model, tokenizer)
     for name in ("vocab.json", "merges.txt"):
