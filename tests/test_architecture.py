@@ -155,6 +155,7 @@ TESTED_BY = {
     """,  # from a pattern to the tokens that it allows
     "cli/test_surprisal_command.py": "evaluation/receipt",
     "evaluation/test_cloze.py": "cli/cloze",
+    "cli/test_word_vectors.py": "evaluation/vector_tables",
     "evaluation/test_criteria.py": "evaluation/criteria_options",
     "evaluation/test_words.py": "evaluation/distributions evaluation/word_options",
     "generation/test_continuation.py": "generation/row",

@@ -20,6 +20,7 @@ from gpt2kit.cli import (
     comparison,
     corpus,
     detect,
+    embed,
     evaluation,
     explain,
     filter,
@@ -148,7 +149,7 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
-    "Measure": (evaluation, surprisal, cloze, filter, detect, comparison, originality, bulk),
+    "Measure": (evaluation, surprisal, cloze, filter, detect, embed, comparison, originality, bulk),
     "Look inside": (explain, heads, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

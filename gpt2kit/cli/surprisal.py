@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from gpt2kit.bulk.options import Reading, Running
-from gpt2kit.cli import bulk, options, output, process
+from gpt2kit.cli import bulk, options, output, process, word_vectors
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     MODEL_GROUP,
@@ -106,6 +106,8 @@ def surprisal(
     out: Out = None,
     bom: Bom = False,
     json: Json = False,
+    hidden: word_vectors.Hidden = None,
+    pool: word_vectors.PoolOption = "mean",
     *,
     how: TableOptions,
     measured: WordOptions,
@@ -122,6 +124,7 @@ def surprisal(
     With --out DIR, any number of files is measured in parts, by as many processes and machines as
     give the same command; see docs/score-at-scale.md.
     """
+    wants_hidden = word_vectors.check(hidden, out, model, how, json=json)
     if bulk.is_folder(files, out):
         load = bulk.Loader(_only(model), device, dtype, quantize, not no_cache)
         _by_parts(typed, files, out, load, how, measured, batch_size, reading, running)
@@ -129,7 +132,7 @@ def surprisal(
     bulk.refuse_without_folder(typed)
     file = files[0]
     source = _Source(file, _input_format(how, file), encoding, how)
-    format = _format(out, source.format, json)
+    format = "csv" if wants_hidden else _format(out, source.format, json)
     if bom and format not in ("csv", "tsv"):
         raise typer.BadParameter("--bom is for CSV and TSV")
     _check(how, measured)
@@ -144,6 +147,10 @@ def surprisal(
     for name, short in zip(model, _names(model), strict=True):
         gpt2, tokenizer = options.load(name, device, dtype, quantize, write_cache=not no_cache)
         meters[short] = Meter(gpt2, tokenizer, measured, batch_size=batch_size)
+    if out is not None and hidden is not None:
+        (meter,) = meters.values()
+        word_vectors.write(source.opened(), meter, hidden, pool, how, measured, out)
+        return
     tally = Tally()
     with source.opened() as read:
         tables = _counted(scored(read, meters, how, measured, tally=tally), tally)

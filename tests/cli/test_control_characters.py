@@ -141,6 +141,7 @@ CASES: list[list[str]] = [
     ["filter", NAME, "--model", MODEL, "--format", "txt", "--out", f"{NAME}new.csv"],
     ["filter", f"{NAME}.jsonl", "--model", MODEL, "--out", f"{NAME}new.jsonl"],
     ["detect", NAME, "--model", MODEL, "--format", "txt"],
+    ["embed", NAME, "--model", MODEL, "--format", "txt", "--out", f"{NAME}new.jsonl"],
     ["detect", NAME, "--model", MODEL, "--format", "txt", "--json"],
     ["detect", NAME, "--model", MODEL, "--calibration", f"none{NAME}"],
     ["diff", MODEL, OTHER, "--corpus", NAME],

@@ -1,0 +1,182 @@
+"""embed: vectors of the texts of a file or table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gpt2kit.cli import options, output, process
+from gpt2kit.cli.criteria import FORMATS_HELP, TextOptions, counted
+from gpt2kit.cli.fields import takes
+from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
+from gpt2kit.fields import check, option
+
+if TYPE_CHECKING:
+    from gpt2kit.data.tables import Format, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """Which hidden states become the vector of a text."""
+
+    layer: str = option(
+        "ln_f",
+        "0 is the stream after the embeddings, l the one after block l, ln_f what the head reads.",
+        metavar="LAYER",
+    )
+    pool: Literal["mean", "last", "first"] = option(
+        "mean", "The mean over the tokens of a text, or the vector of its last or first token."
+    )
+    normalize: bool = option(False, "Make the length of each vector 1.")
+    first: Literal["bos", "none"] = option(
+        "bos",
+        "bos reads <|endoftext|> before each text; with none its first token is in no vector.",
+    )
+    stride: int | None = option(
+        None,
+        "A text longer than the model's window is read in windows that begin this many tokens "
+        "apart. Default: half of n_ctx.",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this command."""
+    app.command("embed")(embed)
+
+
+File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|-",
+        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help=".npz: the vectors as one array; .jsonl (also .gz or .zst) or .parquet: the input "
+        "with the column vector.",
+        rich_help_panel=OUTPUT_GROUP,
+    ),
+]
+
+
+@takes(reading=TextOptions, wanted=VectorOptions)
+def embed(
+    file: File,
+    out: Out,
+    model: Model = "124M",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    no_cache: NoCache = False,
+    batch_size: BatchSize = 8,
+    *,
+    reading: TextOptions,
+    wanted: VectorOptions,
+) -> None:
+    """Turn each text into a vector: the mean of the hidden states of its tokens.
+
+    <|endoftext|> before a text is read and is in no vector. A text that has none, such as an empty
+    one, has the reason in error, and NaN or null for its vector.
+    """
+    from gpt2kit.data.tables import format_of
+
+    format = format_of(out)
+    if out.suffix != ".npz" and format not in ("jsonl", "parquet"):
+        raise typer.BadParameter(f"--out is {out}, expected a name in .npz, .jsonl or .parquet")
+    process.import_torch()
+    from gpt2kit.data.streams import write_batches
+    from gpt2kit.inspection.hidden import parse_layers
+
+    gpt2, tokenizer = options.load(model, device, dtype, quantize, write_cache=not no_cache)
+    layers = parse_layers(wanted.layer, gpt2.config.n_layer)
+    if len(layers) > 1:
+        raise typer.BadParameter("--layer is one layer; give the command once for each")
+    tables = _with_vectors(
+        file, reading, wanted, gpt2, tokenizer, layers, batch_size, _column_type(format)
+    )
+    if out.suffix == ".npz":
+        rows = _write_arrays(tables, out)
+    else:
+        rows = write_batches(out, tables, format=format)
+    output.note(out, f": {output.count(rows, 'vector')} of {gpt2.config.n_embd:,} numbers")
+
+
+def _column_type(format: Format | None) -> Any:
+    """Return the type of the column vector: for Parquet, Arrow's."""
+    if format != "parquet":
+        return list
+    from gpt2kit.data.packed import require_pyarrow
+
+    require_pyarrow()
+    import pyarrow
+
+    return pyarrow.list_(pyarrow.float32())
+
+
+def _with_vectors(
+    file: str,
+    reading: TextOptions,
+    wanted: VectorOptions,
+    model: Any,
+    tokenizer: Any,
+    layers: Any,
+    batch_size: int,
+    kind: Any,
+) -> Iterator[Table]:
+    """Yield the tables of the input with the columns vector, of this type, and error."""
+    from gpt2kit.evaluation.criteria_tables import figures_of, with_columns
+    from gpt2kit.evaluation.vectors import text_vectors
+
+    def measure(texts: Any) -> Iterator[dict[str, Any]]:
+        found = text_vectors(
+            model,
+            tokenizer,
+            texts,
+            layers,
+            pool=wanted.pool,
+            normalize=wanted.normalize,
+            first=wanted.first,
+            stride=wanted.stride,
+            batch_size=batch_size,
+        )
+        for vector, error in found:
+            numbers = [float(f"{number:.9g}") for number in vector[0].tolist()]
+            yield {"vector": None if error else numbers, "error": error}
+
+    for table in counted(reading.batches(file)):
+        yield with_columns(table, figures_of(table, reading.text, measure), {"vector": kind})
+
+
+def _write_arrays(tables: Iterator[Table], out: Path) -> int:
+    """Write the arrays `vectors`, (rows, width) float32, and `error`; return the number of rows."""
+    import numpy as np
+
+    from gpt2kit.files import new_file
+
+    vectors: list[Any] = []
+    errors: list[str] = []
+    for table in tables:
+        at, why = table.column("vector"), table.column("error")
+        vectors += [None if row[at] is None else np.float32(row[at]) for row in table.rows]
+        errors += [row[why] or "" for row in table.rows]
+    width = next((len(each) for each in vectors if each is not None), 0)
+    nothing = np.full(width, np.nan, dtype=np.float32)
+    with new_file(out) as file:
+        np.savez(
+            file,
+            vectors=np.array([nothing if each is None else each for each in vectors]),
+            error=np.array(errors),
+        )
+    return len(vectors)

@@ -1,0 +1,80 @@
+"""Hidden states of the words of a table, as arrays: a vector for each word beside its surprisal.
+
+U units (words, texts or targets), L layers, C width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt2kit.data.tables import Table
+from gpt2kit.errors import TokenizerError
+from gpt2kit.evaluation.vectors import word_vectors
+from gpt2kit.evaluation.word_options import TableOptions, WordOptions
+from gpt2kit.evaluation.word_tables import Plan, targets_plan, text_rows, texts_plan, words_plan
+from gpt2kit.evaluation.words import Meter
+from gpt2kit.inspection.hidden import Layer, Pool
+
+
+def plan_of(table: Table, how: TableOptions, options: WordOptions) -> Plan:
+    """Return which passages of a whole table are read, and the row that each unit belongs to."""
+    errors = dict(table.errors)
+    if how.words is not None:
+        by = [name.strip() for name in (how.by or "").split(",")]
+        texts = text_rows(table, by, how.order, errors)
+        return words_plan(table, table.texts(how.words), [*texts], how.sep, options)
+    if how.context is not None and how.target is not None:
+        return targets_plan(table, how.context, how.target, how.sep, errors)
+    return texts_plan(
+        table, table.texts(how.text or "text", errors), how.unit, options, errors=errors
+    )
+
+
+def arrays(
+    plan: Plan, meter: Meter, layers: Sequence[Layer], pool: Pool, *, batch_size: int
+) -> dict[str, Any]:
+    """Return arrays with an entry for each unit, in the order of the rows, and the layers' names.
+
+    `hidden` is (U, L, C) float32, NaN for a unit without a vector; `row` is the row of the input,
+    from 1; `flag` has the flags of `words.Word`. A passage that cannot be spelled has no units.
+    """
+    measured = meter.measure(plan.passages)
+    good = [n for n, each in enumerate(measured) if not isinstance(each, TokenizerError)]
+    vectors = word_vectors(
+        meter.model,
+        meter.tokenizer,
+        [plan.passages[n] for n in good],
+        layers,
+        pool=pool,
+        first=meter.options.first,
+        stride=meter.options.stride,
+        batch_size=batch_size,
+    )
+    units = []
+    for n, own in zip(good, vectors, strict=True):
+        words = measured[n]
+        assert not isinstance(words, TokenizerError)
+        units += list(zip(plan.owners[n], words, own, strict=True))
+    units.sort(key=lambda unit: unit[0])
+    words = [word for _, word, _ in units]
+    nothing = torch.empty(0, len(layers), meter.model.config.n_embd)
+    hidden = torch.stack([vector for *_, vector in units]) if units else nothing
+    return {
+        "hidden": hidden.numpy(),
+        "layers": np.array([str(layer) for layer in layers]),
+        "row": np.array([row + plan.table.first for row, *_ in units], dtype=np.int64),
+        "word": np.array([word.text for word in words]),
+        "start": np.array([word.start for word in words], dtype=np.int64),
+        "end": np.array([word.end for word in words], dtype=np.int64),
+        "surprisal": _numbers(word.surprisal for word in words),
+        "surprisal_corrected": _numbers(word.surprisal_corrected for word in words),
+        "flag": np.array([" ".join(word.flags) for word in words]),
+    }
+
+
+def _numbers(values: Any) -> Any:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
