@@ -95,9 +95,9 @@ def text_vectors(
         try:
             ids.append(tokenizer.encode(text))
             errors.append(None if ids[-1] else "the text is empty")
-        except TokenizerError as error:
+        except TokenizerError as problem:
             ids.append([])
-            errors.append(str(error))
+            errors.append(str(problem))
     states = token_states(
         model, tokenizer, ids, layers, first=first, stride=stride, batch_size=batch_size
     )

@@ -24,7 +24,7 @@ from gpt2kit.model import GPT2
 Layer = int | Literal["ln_f"]
 Pool = Literal["mean", "last", "first"]
 
-LAST = "ln_f"
+LAST: Literal["ln_f"] = "ln_f"
 
 
 class Reading(NamedTuple):
@@ -47,7 +47,7 @@ def parse_layers(text: str, n_layer: int) -> list[Layer]:
             raise ConfigError(
                 f"layers is {text!r}, expected such as 0-{n_layer}, 0,{n_layer} or ln_f"
             )
-    if wrong := [layer for layer in found if layer != LAST and layer > n_layer]:
+    if wrong := [layer for layer in found if isinstance(layer, int) and layer > n_layer]:
         raise ConfigError(
             f"there is no layer {wrong[0]}; expected from 0, after the embeddings, to {n_layer}, "
             "after the last block, or ln_f"

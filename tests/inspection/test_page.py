@@ -212,3 +212,34 @@ def test_pointing_at_a_token_shows_what_was_expected_and_what_it_looks_at(
     )
     pressed = 3 * press + "document.title = document.querySelector('.chosen').dataset.place"
     assert Parts(drawn(page, tmp_path, pressed)).text["title"] == "2"
+
+
+@pytest.mark.browser
+def test_colors_can_be_those_of_gltr_and_a_line_below_tells_them_apart_too(
+    small_bpe: BPETokenizer, tmp_path: Path
+) -> None:
+    model = make_model(GPT2Config(n_vocab=512, n_ctx=128, n_embd=16, n_head=2, n_layer=2))
+    page = make_page(model, small_bpe, "One two three four five six. " * 3)
+    ranks = [rank for rank in data_of(page)["ranks"] if rank is not None]
+    script = (
+        "{ coloring.value = 'rank'; coloring.onchange();"
+        "const looks = [...document.querySelectorAll('#scale .token')].map(each => {"
+        "  const style = getComputedStyle(each);"
+        "  return [each.innerText, style.backgroundColor,"
+        "    style.textDecorationLine + ' ' + style.textDecorationStyle]; });"
+        "const own = [...document.querySelectorAll('#text [data-rank]')].map(e => e.dataset.rank);"
+        "coloring.value = 'surprisal'; coloring.onchange();"
+        "document.title = JSON.stringify([looks, own, document.body.className,"
+        "  document.getElementById('scale').innerText]); }"
+    )
+    looks, own, left, scale = json.loads(Parts(drawn(page, tmp_path, script)).text["title"])
+    buckets = [0 if rank <= 10 else 1 if rank <= 100 else 2 for rank in ranks]
+    assert [int(each) for each in own] == buckets
+    shares = [round(100 * buckets.count(bucket) / len(buckets)) for bucket in range(4)]
+    assert [int(text.split()[-1].rstrip("%")) for text, _, _ in looks] == pytest.approx(
+        shares, abs=1
+    )
+    assert len({background for _, background, _ in looks}) == 4
+    assert len({line for _, _, line in looks}) == 4
+    assert left == ""
+    assert "16+" in scale
