@@ -46,6 +46,7 @@ class Job:
 
     def agree(self, model: GPT2, tokenizer: Tokenizer | None) -> Plan:
         """Return the plan, written now if there is none; raises ConfigError if another is there."""
+        self.work.check(model, tokenizer)
         named = sources.find(self.inputs)
         columns = self.output(named).columns
         self.folder.make()

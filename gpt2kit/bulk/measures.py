@@ -1,10 +1,11 @@
-"""The commands that measure texts by the pile: score, surprisal and filter."""
+"""The commands that measure texts by the pile: score, surprisal, filter and detect."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gpt2kit.bulk.work import Cells, Gives
@@ -12,8 +13,10 @@ from gpt2kit.data.window import Overflow
 from gpt2kit.evaluation import criteria
 from gpt2kit.evaluation.conditions import Conditions
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
+from gpt2kit.evaluation.detection import Detector
 from gpt2kit.evaluation.passages import Passage, split, target, whole
 from gpt2kit.evaluation.perplexity import score
+from gpt2kit.evaluation.receipt import described
 from gpt2kit.evaluation.surprisal import BATCH_SIZE
 from gpt2kit.evaluation.word_options import UnitName, WordOptions
 from gpt2kit.evaluation.words import Word, measure
@@ -41,6 +44,10 @@ class Score:
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
         return ("tokens", "logprob", "logprob_per_token", "bits_per_byte", "truncated")
+
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise TokenizerError for a model without a vocabulary."""
+        require_tokenizer(tokenizer, "the model")
 
     def measure(
         self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
@@ -120,6 +127,10 @@ class Surprisal:
             names = names[4:]
         return tuple(name for name in names if name != "renyi" or self.options.renyi is not None)
 
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise TokenizerError for a model without a vocabulary."""
+        require_tokenizer(tokenizer, "the model")
+
     def measure(
         self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
     ) -> Iterable[Sequence[Cells]]:
@@ -176,6 +187,10 @@ class Filter:
         """Return the names of the new columns."""
         return tuple(self.options.names(observed=False))
 
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise TokenizerError for a model without a vocabulary."""
+        require_tokenizer(tokenizer, "the model")
+
     def measure(
         self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
     ) -> Iterable[Sequence[Cells]]:
@@ -186,3 +201,37 @@ class Filter:
             model, tokenizer, texts, self.options, batch_size=self.batch_size
         ):
             yield [found] if kept is None or kept.holds(found) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect(Filter):
+    """The criteria of each text, and with a detector a verdict by one of them."""
+
+    detector: Detector | None = None
+    by: str = "curvature"
+
+    command: ClassVar[str] = "detect"
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        return (*super().columns(), *(("human_share", "verdict") if self.detector else ()))
+
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise ConfigError for a detector that was made with another model or other options."""
+        super().check(model, tokenizer)
+        if self.detector is not None:
+            self.detector.calibration(self.by)
+            made_with = {
+                "model": described("the model", model, tokenizer, self.options),
+                "observer": None,
+                "binoculars": self.options.binoculars,
+            }
+            self.detector.check(made_with, Path("the calibration"))
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the criteria of each text and its verdict."""
+        for found in super().measure(model, tokenizer, rows):
+            verdict = self.detector.verdict(found[0], self.by) if self.detector else {}
+            yield [{**found[0], **verdict}]

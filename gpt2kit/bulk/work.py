@@ -10,6 +10,7 @@ A command declares it once, as a small dataclass whose fields are its options:
 
         def needs(self): return (self.text_field,)
         def columns(self): return ("characters",)
+        def check(self, model, tokenizer): ...
         def measure(self, model, tokenizer, rows):
             return [[{"characters": len(text)}] for (text,) in rows]
 
@@ -18,9 +19,11 @@ The rest is here: rows that cannot be measured get an error, and never spoil ano
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal, Protocol
@@ -66,6 +69,10 @@ class Work(Protocol):
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
+        ...
+
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise ConfigError or TokenizerError if the work cannot be done with this model."""
         ...
 
     def measure(
@@ -123,10 +130,17 @@ class Output:
 
 
 def options_of(work: Work) -> dict[str, Any]:
-    """Return the options of a work by name, those in a dataclass of it among them."""
+    """Return the options of a work by name; other dataclasses in it as their hashes."""
     found: dict[str, Any] = {}
-    for name, value in asdict(work).items():  # type: ignore[call-overload]
-        found |= value if isinstance(value, dict) else {name: value}
+    for each in fields(work):  # type: ignore[arg-type]
+        value = getattr(work, each.name)
+        if each.name == "options":
+            found |= asdict(value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            content = json.dumps(asdict(value), sort_keys=True)
+            found[each.name] = hashlib.sha256(content.encode()).hexdigest()
+        else:
+            found[each.name] = value
     return found
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2kit.cli import output, process
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
     FORMATS_HELP,
     Meter,
@@ -36,6 +37,7 @@ from gpt2kit.cli.options import (
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
 
 if TYPE_CHECKING:
+    from gpt2kit.bulk.measures import Detect
     from gpt2kit.data.tables import Format, Table
     from gpt2kit.evaluation.calibration import Interval
     from gpt2kit.evaluation.detection import Detector
@@ -48,11 +50,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("detect")(detect)
 
 
-File = Annotated[
-    str | None,
+Files = Annotated[
+    list[str] | None,
     typer.Argument(
         metavar="[FILE|-]",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input.",
+        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
+        "With --out DIR several, also folders and globs.",
         show_default=False,
     ),
 ]
@@ -105,9 +108,10 @@ Out = Annotated[
 ]
 
 
-@takes(reading=TextOptions, measured=CriteriaOptions)
+@takes(reading=TextOptions, measured=CriteriaOptions, many=Reading, running=Running)
 def detect(
-    file: File = None,
+    context: typer.Context,
+    files: Files = None,
     model: Model = "124M",
     observer: Observer = None,
     device: Device = "auto",
@@ -124,12 +128,26 @@ def detect(
     *,
     reading: TextOptions,
     measured: CriteriaOptions,
+    many: Reading,
+    running: Running,
 ) -> None:
     """Show figures by which text that a model wrote can differ from text that people wrote.
 
     Without --calibration there are figures and no verdict: thresholds differ from model to model
     and from one kind of text to another. A calibration is made from texts of both kinds.
+
+    With --out DIR, any number of files is measured in parts, by as many processes and machines as
+    give the same command; see docs/score-at-scale.md.
     """
+    if calibrate is None and files and bulk.is_folder(files, out):
+        no = "--out DIR writes rows of JSON, and looks at each text with one model"
+        options.refuse(context, ("observer", "format", "encoding", "json", "seed"), no)
+        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
+        work = _work(reading, measured, calibration, by, batch_size)
+        bulk.run(files, out, work, load, many, running, "cell")
+        return
+    bulk.refuse_without_folder(context)
+    file = files[0] if files else None
     _check_mode(file, calibrate, calibration, out, json)
     choice = ModelChoice(
         model=model,
@@ -165,6 +183,28 @@ def detect(
         output.note(out)
     meter.note()
     output.note(LIMITS if detector else "No verdict: it needs --calibration.")
+
+
+def _work(
+    reading: TextOptions,
+    measured: CriteriaOptions,
+    calibration: Path | None,
+    by: str,
+    batch_size: int,
+) -> Detect:
+    """Return what is done with the texts of many files."""
+    process.import_torch()
+    from gpt2kit.bulk.measures import Detect
+    from gpt2kit.evaluation.detection import Detector
+
+    detector = None if calibration is None else Detector.read(calibration)
+    return Detect(
+        text_field=reading.text,
+        options=_with(measured, "tokens", by) if detector else measured,
+        detector=detector,
+        by=by,
+        batch_size=batch_size,
+    )
 
 
 def _check_mode(

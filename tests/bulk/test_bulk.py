@@ -197,6 +197,8 @@ class Failing:
     def columns(self) -> tuple[str, ...]:
         return ("characters",)
 
+    def check(self, model: Any, tokenizer: Any) -> None: ...
+
     def measure(
         self, model: Any, tokenizer: Any, rows: Sequence[tuple[str, ...]]
     ) -> Sequence[Sequence[Cells]]:

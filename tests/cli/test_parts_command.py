@@ -151,3 +151,24 @@ def test_a_filter_keeps_the_rows_that_a_single_file_keeps(desk: Path) -> None:
     )
     refused = invoke("filter", "a.jsonl", "--keep", "id > 3", "--model", "tiny", "--out", "other")
     assert "--keep names 'id'" in refused.stderr
+
+
+def test_verdicts_are_those_of_a_single_file(desk: Path) -> None:
+    write_texts(Path("human.jsonl"), 30, seed=1)
+    write_texts(Path("machine.jsonl"), 30, seed=2)
+    model = ("--model", "tiny", "--criteria", "curvature,perplexity")
+    made = invoke(
+        "detect", "--calibrate", "human.jsonl", "machine.jsonl", *model, "--out", "c.json"
+    )
+    assert made.exit_code == 0, made.stderr
+    verdict = (*model, "--calibration", "c.json")
+    many = invoke("detect", "a.jsonl", *verdict, "--out", "found", "--id_field", "id")
+    assert many.exit_code == 0, many.stderr
+    found = [json.loads(line) for line in Path("found/parts/00000.jsonl").read_text().splitlines()]
+    alone = invoke("detect", "a.jsonl", *verdict, "--json")
+    expected = [json.loads(line) for line in alone.stdout.splitlines()]
+    assert [row["verdict"] for row in found] == [row["verdict"] for row in expected]
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    other = invoke("detect", "a.jsonl", *verdict, "--first", "bos", "--out", "other")
+    assert other.exit_code == 1
+    assert "does not belong to these figures" in other.stderr
