@@ -16,7 +16,7 @@ from gpt2kit.engine.protocol import NewTokens, counts
 from gpt2kit.model import GPT2
 
 # Tokens that one step reads: the weights are fetched from memory once for all of them.
-TOKENS_AT_ONCE = 64
+TOKENS_AT_ONCE = 256
 
 
 class NativeEngine:
@@ -58,7 +58,7 @@ class NativeEngine:
     def read_in_pieces(
         self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0
     ) -> Iterator[Tensor]:
-        """Do what `read` does, and yield the logits of up to 64 tokens at a time, (N, V) each."""
+        """Do what `read` does, and yield the logits of up to 256 tokens at a time, (N, V) each."""
         if self._description is None:
             raise RuntimeError("the native step cannot run this model; see can_read")
         tokens: list[int] = []

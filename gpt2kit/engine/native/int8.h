@@ -20,9 +20,9 @@ INLINE void FN(round_block)(const float *numbers, int8_t *rounded, float *scale)
 /* Two functions follow, in a variant for each kind of dot product:
  *
  *     prepare_int8  round BLOCK numbers, the ones from index k of the input on
- *     tile_int8     multiply R rows of weights, which are row_bytes apart, with B inputs of K
- *                   numbers; sums[b][r] are sixteen numbers that add up to the product, before it
- *                   is multiplied by the row's scale
+ *     add_int8      add to the sums the products of BLOCK weights of R rows, which are row_bytes
+ *                   apart, with B inputs from index k on; sums[b][r] are sixteen numbers that add
+ *                   up to the product, before it is multiplied by the row's scale
  */
 
 #if VNNI
@@ -37,38 +37,26 @@ INLINE void FN(prepare_int8)(const float *numbers, int64_t k, Input *out) {
     _mm512_storeu_si512(out->offsets + k / 4, _mm512_sub_epi32(zero, sums));
 }
 
-INLINE void FN(tile_int8)(
-    int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+INLINE void FN(add_int8)(
+    int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    __m512 sum[TILE_INPUTS][TILE_ROWS];
     const __m512i flip = _mm512_set1_epi8((char)128);
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
+    __m512i w[TILE_ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sum[b][r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < K; k += BLOCK) {
-        __mmask64 there = K - k < BLOCK ? ((__mmask64)1 << (K - k)) - 1 : ~(__mmask64)0;
+    for (int r = 0; r < R; r++) /* + 128 */
+        w[r] = _mm512_xor_si512(_mm512_loadu_si512(weights + r * row_bytes), flip);
+#pragma GCC unroll 6
+    for (int b = 0; b < B; b++) {
+        __m512i offsets = _mm512_loadu_si512(inputs[b].offsets + k / 4);
+        __m512i x = _mm512_loadu_si512(inputs[b].int8 + k);
+        __m512 scale = _mm512_set1_ps(inputs[b].scales[k / BLOCK]);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const char *block = weight + r * row_bytes + k;
-            prefetch(block);
-            __m512i w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, block), flip); /* + 128 */
-#pragma GCC unroll 2
-            for (int b = 0; b < B; b++) {
-                __m512i dot = _mm512_dpbusd_epi32(
-                    _mm512_loadu_si512(inputs[b].offsets + k / 4), w,
-                    _mm512_loadu_si512(inputs[b].int8 + k)
-                );
-                __m512 scale = _mm512_set1_ps(inputs[b].scales[k / BLOCK]);
-                sum[b][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[b][r]);
-            }
+            __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(offsets, w[r], x));
+            sums[b][r][0] = (FLOATS)_mm512_fmadd_ps(dot, scale, (__m512)sums[b][r][0]);
         }
     }
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sums[b][r] = (f32x16)sum[b][r];
 }
 
 #else
@@ -88,64 +76,42 @@ INLINE i32x4 FN(dot16)(i32x4 sum, i8x16 a, i8x16 b) {
     return sum;
 }
 
-INLINE void FN(tile_int8)(
-    int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+INLINE void FN(add_int8)(
+    int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    f32x4 sum[TILE_INPUTS][TILE_ROWS] = {{{0}}};
-    for (int64_t k = 0; k < K; k += BLOCK)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const char *block = weight + r * row_bytes + k;
-            char padded[BLOCK];
-            if (K - k < BLOCK) {
-                memset(padded, 0, sizeof padded);
-                block = memcpy(padded, block, K - k);
-            } else {
-                prefetch(block);
-            }
-#pragma GCC unroll 2
-            for (int b = 0; b < B; b++) {
-                const int8_t *input = inputs[b].int8 + k;
-                i32x4 dot = {0};
+    for (int r = 0; r < R; r++) {
+        const char *block = weights + r * row_bytes;
+        for (int b = 0; b < B; b++) {
+            const int8_t *input = inputs[b].int8 + k;
+            i32x4 dot = {0};
 #pragma GCC unroll 4
-                for (int i = 0; i < BLOCK; i += 16)
-                    dot = FN(dot16)(
-                        dot, *(const i8x16_unaligned *)(block + i),
-                        *(const i8x16_unaligned *)(input + i)
-                    );
-                sum[b][r] += __builtin_convertvector(dot, f32x4) * inputs[b].scales[k / BLOCK];
-            }
+            for (int i = 0; i < BLOCK; i += 16)
+                dot = FN(dot16)(
+                    dot, *(const i8x16_unaligned *)(block + i),
+                    *(const i8x16_unaligned *)(input + i)
+                );
+            sums[b][r][0] += __builtin_convertvector(dot, f32x4) * inputs[b].scales[k / BLOCK];
         }
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) *(f32x4_unaligned *)&sums[b][r] = sum[b][r]; /* others: 0 */
+    }
 }
 
 #endif
 
 #if !VNNI && !DOTPROD
 
-INLINE void FN(tile_int8)(
-    int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+INLINE void FN(add_int8)(
+    int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
     for (int b = 0; b < B; b++)
         for (int r = 0; r < R; r++) {
-            float sum = 0;
-            for (int64_t k = 0; k < K; k += BLOCK) {
-                const int8_t *block = (const int8_t *)weight + r * row_bytes + k;
-                const int8_t *input = inputs[b].int8 + k;
-                int32_t dot = 0;
-                prefetch((const char *)block);
-                if (K - k >= BLOCK)
-                    for (int i = 0; i < BLOCK; i++) dot += block[i] * input[i];
-                else
-                    for (int i = 0; i < K - k; i++) dot += block[i] * input[i];
-                sum += dot * inputs[b].scales[k / BLOCK];
-            }
-            sums[b][r] = (f32x16){sum};
+            const int8_t *block = (const int8_t *)weights + r * row_bytes;
+            const int8_t *input = inputs[b].int8 + k;
+            int32_t dot = 0;
+            for (int i = 0; i < BLOCK; i++) dot += block[i] * input[i];
+            sums[b][r][0][0] += dot * inputs[b].scales[k / BLOCK];
         }
 }
 

@@ -8,8 +8,9 @@
  * and, if the level has more than the defaults below:
  *
  *     FLOATS, INTEGERS  its widest vectors
- *     TILE_INPUTS       1 or 2: how many inputs TILE_ROWS rows of weights meet in registers
- *     SUMS              1 or 2: how many partial sums each product is added up in
+ *     LANES             how many numbers they have
+ *     TILE_INPUTS       1 or 6: how many inputs TILE_ROWS rows of weights meet in registers
+ *     TILE_QUERIES      1 or 3: how many queries meet keys and values in registers
  *     VNNI, DOTPROD     1 if it has int8 dot products (x86's, ARM's)
  *     BF16              1 if it has bfloat16 dot products
  *
@@ -21,10 +22,11 @@
 #ifndef FLOATS
 #define FLOATS f32x4
 #define INTEGERS i32x4
+#define LANES 4
 #endif
 #ifndef TILE_INPUTS
 #define TILE_INPUTS 1
-#define SUMS 1
+#define TILE_QUERIES 1
 #endif
 #ifndef VNNI
 #define VNNI 0
@@ -61,8 +63,10 @@ static const Kernels FN(kernels) = {
 #undef TARGET
 #undef FLOATS
 #undef INTEGERS
+#undef LANES
+#undef PARTS
 #undef TILE_INPUTS
-#undef SUMS
+#undef TILE_QUERIES
 #undef VNNI
 #undef BF16
 #undef DOTPROD

@@ -79,76 +79,137 @@ INLINE float FN(softmax)(float *scores, int64_t S) {
     return FN(sum)(sum);
 }
 
-/* Return the dot products of a query (D,) with R keys, from index `at` of `keys` on. R is 1 or 4; a
- * key's product is the same for both. */
-INLINE f32x4 FN(dot_keys)(
-    int dtype, int R, const float *q, const void *keys, int64_t at, int64_t D
+/* Compute the scores of B queries for R keys, from index j on; R is 1 or 4. A score is the same for
+ * any R and B. */
+INLINE void FN(score_keys)(
+    int dtype, int R, int B, const Queries *queries, int64_t i, const void *keys, int64_t j,
+    int64_t D, float scale, float *scores, int64_t room
 ) {
-    f32x16 sum[4] = {{0}};
-    int64_t vectors_end = D - D % 16;
-    prefetch_cached(keys, dtype, at, R * D);
+    FLOATS sum[TILE_QUERIES][4][PARTS] = {{{{0}}}};
+    int64_t vectors_end = D - D % 16, at = j * D;
+    const float *q = queries->q + i * queries->stride;
     for (int64_t d = 0; d < vectors_end; d += 16)
 #pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) {
+            FLOATS key[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++)
+                key[r] = FN(load_floats)(keys, dtype, at + r * D + d + LANES * p);
+#pragma GCC unroll 3
+            for (int b = 0; b < B; b++) {
+                FLOATS x = FN(load_floats)(q + b * queries->stride, FLOAT32, d + LANES * p);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) sum[b][r][p] += x * key[r];
+            }
+        }
+#pragma GCC unroll 3
+    for (int b = 0; b < B; b++) {
+        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sum[b]);
         for (int r = 0; r < R; r++)
-            sum[r] += FN(load)(q, FLOAT32, d) * FN(load)(keys, dtype, at + r * D + d);
-    f32x4 scores = FN(sum4)(sum);
-    for (int r = 0; r < R; r++)
-        for (int64_t d = vectors_end; d < D; d++)
-            scores[r] += q[d] * read(keys, dtype, at + r * D + d);
-    return scores;
+            for (int64_t d = vectors_end; d < D; d++)
+                four[r] += q[b * queries->stride + d] * read(keys, dtype, at + r * D + d);
+        four *= scale;
+        if (R == 4)
+            *(f32x4_unaligned *)(scores + b * room + j) = four;
+        else
+            scores[b * room + j] = four[0];
+    }
 }
 
-/* Average S values (S, D) with weights that add up to `total`: `vectors` times sixteen columns,
- * from column d on. Even and odd positions are added up apart. */
+/* Average the values (S, D) with the weights of B queries that add up to `totals`: W vectors of
+ * columns, from column d on. Even and odd positions are added up apart. */
 INLINE void FN(weigh_values)(
-    int dtype, int vectors, const float *weights, const void *values, int64_t S, int64_t D,
-    int64_t d, float total, float *out
+    int dtype, int B, int W, const Queries *queries, int64_t i, const float *weights, int64_t room,
+    const void *values, int64_t D, int64_t d, const float *totals
 ) {
-    f32x16 y[4][2] = {{{0}}};
-    int64_t j = 0;
-    for (; j + 2 <= S; j += 2) {
-        int64_t even = j * D + d, odd = (j + 1) * D + d;
-        prefetch_cached(values, dtype, even, 16 * vectors);
-        prefetch_cached(values, dtype, odd, 16 * vectors);
+    FLOATS y[TILE_QUERIES][4][2] = {{{{0}}}};
+    int64_t S = queries->S + i, pairs_end = S - S % 2;
+    for (int64_t j = 0; j < pairs_end; j += 2) {
+        prefetch_cached(values, dtype, j * D + d, LANES * W);
+        prefetch_cached(values, dtype, (j + 1) * D + d, LANES * W);
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            FLOATS value[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < vectors; i++) {
-            y[i][0] += weights[j] * FN(load)(values, dtype, even + 16 * i);
-            y[i][1] += weights[j + 1] * FN(load)(values, dtype, odd + 16 * i);
+            for (int w = 0; w < W; w++)
+                value[w] = FN(load_floats)(values, dtype, (j + odd) * D + d + LANES * w);
+#pragma GCC unroll 3
+            for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+                for (int w = 0; w < W; w++) y[b][w][odd] += weights[b * room + j + odd] * value[w];
         }
     }
+#pragma GCC unroll 3
+    for (int b = 0; b < B; b++) {
+        for (int64_t pair = pairs_end; pair < S + b; pair += 2)
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; odd++) {
+                int64_t j = pair + odd;
+                if (j == S + b) break;
 #pragma GCC unroll 4
-    for (int i = 0; i < vectors; i++) {
-        if (j < S) y[i][0] += weights[j] * FN(load)(values, dtype, j * D + d + 16 * i);
-        FN(store)(out + d + 16 * i, (y[i][0] + y[i][1]) / total);
+                for (int w = 0; w < W; w++)
+                    y[b][w][odd] += weights[b * room + j] *
+                                    FN(load_floats)(values, dtype, j * D + d + LANES * w);
+            }
+        float *out = queries->out + (i + b) * queries->out_stride + d;
+#pragma GCC unroll 4
+        for (int w = 0; w < W; w++) {
+            FLOATS average = (y[b][w][0] + y[b][w][1]) / totals[b];
+            memcpy(out + LANES * w, &average, sizeof average);
+        }
     }
+}
+
+/* Attention of queries i to i + B. */
+INLINE void FN(attend)(
+    int dtype, int B, const Queries *queries, int64_t i, const void *keys, const void *values,
+    int64_t D, float scale, float *scores, int64_t room
+) {
+    int64_t S = queries->S + i, j = 0, d = 0;
+    float totals[TILE_QUERIES];
+    for (; j + 4 <= S; j += 4) {
+        prefetch_cached(keys, dtype, j * D, 4 * D);
+        FN(score_keys)(dtype, 4, B, queries, i, keys, j, D, scale, scores, room);
+    }
+    for (int b = 0; b < B; b++) {
+        for (int64_t rest = j; rest < S + b; rest++)
+            FN(score_keys)(
+                dtype, 1, 1, queries, i + b, keys, rest, D, scale, scores + b * room, room
+            );
+        totals[b] = FN(softmax)(scores + b * room, S + b);
+    }
+    for (; d + 4 * LANES <= D; d += 4 * LANES)
+        FN(weigh_values)(dtype, B, 4, queries, i, scores, room, values, D, d, totals);
+    for (; d + LANES <= D; d += LANES)
+        FN(weigh_values)(dtype, B, 1, queries, i, scores, room, values, D, d, totals);
+    for (; d < D; d++)
+        for (int b = 0; b < B; b++) {
+            float y = 0;
+            for (j = 0; j < S + b; j++) y += scores[b * room + j] * read(values, dtype, j * D + d);
+            queries->out[(i + b) * queries->out_stride + d] = y / totals[b];
+        }
 }
 
 INLINE void FN(attention_of)(
-    int dtype, const float *q, const void *keys, const void *values, int64_t S, int64_t D,
-    float scale, float *scores, float *out
+    int dtype, const Queries *queries, const void *keys, const void *values, int64_t D, float scale,
+    float *scores, int64_t room
 ) {
-    int64_t j = 0, d = 0;
-    for (; j + 4 <= S; j += 4)
-        *(f32x4_unaligned *)(scores + j) = FN(dot_keys)(dtype, 4, q, keys, j * D, D) * scale;
-    for (; j < S; j++) scores[j] = FN(dot_keys)(dtype, 1, q, keys, j * D, D)[0] * scale;
-    float total = FN(softmax)(scores, S);
-    for (; d + 64 <= D; d += 64) FN(weigh_values)(dtype, 4, scores, values, S, D, d, total, out);
-    for (; d + 16 <= D; d += 16) FN(weigh_values)(dtype, 1, scores, values, S, D, d, total, out);
-    for (; d < D; d++) {
-        float y = 0;
-        for (j = 0; j < S; j++) y += scores[j] * read(values, dtype, j * D + d);
-        out[d] = y / total;
-    }
+    int64_t i = 0;
+    for (; i + TILE_QUERIES <= queries->count; i += TILE_QUERIES)
+        FN(attend)(dtype, TILE_QUERIES, queries, i, keys, values, D, scale, scores, room);
+    for (; i < queries->count; i++)
+        FN(attend)(dtype, 1, queries, i, keys, values, D, scale, scores, room);
 }
 
-/* Attention of one token in one head: out = softmax(q @ keys.T * scale) @ values. q and out are
- * (D,) float32, keys and values (S, D) of the cache's dtype; `scores` has room for S + 16. */
+/* Attention in one head: out = softmax(q @ keys.T * scale) @ values. q and out are float32, keys and
+ * values (S, D) of the cache's dtype; `scores` is (ATTENTION_QUERIES, room), with room for sixteen more
+ * scores than the last query has. */
 TARGET static void FN(attention)(
-    int dtype, const float *q, const void *keys, const void *values, int64_t S, int64_t D,
-    float scale, float *scores, float *out
+    int dtype, const Queries *queries, const void *keys, const void *values, int64_t D, float scale,
+    float *scores, int64_t room
 ) {
     if (dtype == BFLOAT16)
-        FN(attention_of)(BFLOAT16, q, keys, values, S, D, scale, scores, out);
+        FN(attention_of)(BFLOAT16, queries, keys, values, D, scale, scores, room);
     else
-        FN(attention_of)(FLOAT32, q, keys, values, S, D, scale, scores, out);
+        FN(attention_of)(FLOAT32, queries, keys, values, D, scale, scores, room);
 }

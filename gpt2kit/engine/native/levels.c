@@ -59,6 +59,10 @@ static inline float read(const void *numbers, int dtype, int64_t at) {
 
 enum {
     TILE_ROWS = 4,              /* rows of weights that are multiplied at once */
+    FEW_INPUTS = 8,             /* the most for which each weight is read once */
+    INPUTS_AT_ONCE = 12,        /* that stay in the fastest cache */
+    ROWS_AT_ONCE = 32,          /* whose sums do */
+    NUMBERS_AT_ONCE = 512,      /* of each input, half as many if they are float32 */
     PREFETCH_BYTES = 2048,      /* how far ahead weights are asked for */
     CACHE_PREFETCH_BYTES = 4096 /* and keys and values */
 };
@@ -85,22 +89,25 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define TARGET __attribute__((target("avx2,fma")))
 #define FLOATS f32x8
 #define INTEGERS i32x8
+#define LANES 8
 #include "kernels.h"
 
 #define FN(name) name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 #define FLOATS f32x16
 #define INTEGERS i32x16
-#define TILE_INPUTS 2
-#define SUMS 2
+#define LANES 16
+#define TILE_INPUTS 6
+#define TILE_QUERIES 3
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
 #define FLOATS f32x16
 #define INTEGERS i32x16
-#define TILE_INPUTS 2
-#define SUMS 2
+#define LANES 16
+#define TILE_INPUTS 6
+#define TILE_QUERIES 3
 #define VNNI 1
 #include "kernels.h"
 
@@ -109,8 +116,9 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
 #define FLOATS f32x16
 #define INTEGERS i32x16
-#define TILE_INPUTS 2
-#define SUMS 2
+#define LANES 16
+#define TILE_INPUTS 6
+#define TILE_QUERIES 3
 #define VNNI 1
 #define BF16 1
 #include "kernels.h"

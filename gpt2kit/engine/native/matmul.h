@@ -1,68 +1,51 @@
-/* Matrix products y = x @ weight.T + bias of a few inputs. Part of kernels.h.
+/* Matrix products y = x @ weight.T + bias. Part of kernels.h.
  *
  * weight is (rows, K) of any dtype, each input (K,); int8.h has what is special about int8 weights.
  * When few tokens are read, the time goes into reading the weights from memory: each weight is read
- * once, and multiplied with all inputs. */
+ * once, and multiplied with all inputs. When many are read, it goes into multiplying: then a few
+ * rows and a few inputs are multiplied at once, in registers, and both are cut into blocks that
+ * stay in the fastest cache. Each product is added up in the same order either way. */
 
 /* --- float32 and bfloat16 --------------------------------------------------------------------- */
 
-/* Load PAIRS weights as two vectors, in the order of prepared inputs. */
-INLINE void FN(load_pairs)(const void *weight, int dtype, f32x16 *first, f32x16 *second) {
-    if (dtype == BFLOAT16) {
-        u32x16 pairs = *(const u32x16_unaligned *)weight;
-        *first = (f32x16)(FIRST_OF_PAIRS(pairs));
-        *second = (f32x16)(SECOND_OF_PAIRS(pairs));
-    } else {
-        *first = FN(load)(weight, FLOAT32, 0);
-        *second = FN(load)(weight, FLOAT32, 16);
-    }
-}
-
-/* Multiply R rows of weights, which are row_bytes apart, with B inputs of K numbers. sums[b][r] are
- * sixteen numbers that add up to the product. */
-INLINE void FN(tile_float)(
-    int dtype, int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+/* Add to the sums the products of PAIRS weights of R rows, which are row_bytes apart, with B
+ * inputs from index k on. sums[b][r] are sixteen numbers that add up to the product. Of bfloat16
+ * weights the ones with even indices come first: see prepare_bfloat16. */
+INLINE void FN(add_float)(
+    int dtype, int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    f32x16 sum[TILE_INPUTS][TILE_ROWS][SUMS];
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-            for (int s = 0; s < SUMS; s++) sum[b][r][s] = FN(splat)(0);
-    int size = dtype == BFLOAT16 ? 2 : 4;
-    for (int64_t k = 0; k < K; k += PAIRS)
+    for (int p = 0; p < PARTS; p++) {
+        FLOATS w[2][TILE_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const char *weights = weight + r * row_bytes + k * size;
-            char padded[PAIRS * 4];
-            if (K - k < PAIRS) {
-                memset(padded, 0, sizeof padded);
-                weights = memcpy(padded, weights, (K - k) * size);
+            const char *row = weights + r * row_bytes + p * sizeof(FLOATS);
+            w[0][r] = FN(load_floats)(row, FLOAT32, 0);
+            if (dtype == BFLOAT16) {
+                FN(Words) pairs = (FN(Words))w[0][r];
+                w[0][r] = (FLOATS)(FIRST_OF_PAIRS(pairs));
+                w[1][r] = (FLOATS)(SECOND_OF_PAIRS(pairs));
             } else {
-                prefetch(weights);
-                if (dtype == FLOAT32) prefetch(weights + 64);
-            }
-            f32x16 first, second;
-            FN(load_pairs)(weights, dtype, &first, &second);
-#pragma GCC unroll 2
-            for (int b = 0; b < B; b++) {
-                sum[b][r][0] += first * FN(load)(inputs[b].floats, FLOAT32, k);
-                sum[b][r][SUMS - 1] += second * FN(load)(inputs[b].floats, FLOAT32, k + 16);
+                w[1][r] = FN(load_floats)(row, FLOAT32, 16);
             }
         }
 #pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
+        for (int half = 0; half < 2; half++)
+#pragma GCC unroll 6
+            for (int b = 0; b < B; b++) {
+                FLOATS x =
+                    FN(load_floats)(inputs[b].floats, FLOAT32, k + 16 * half + LANES * p);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++)
-            sums[b][r] = SUMS == 2 ? sum[b][r][0] + sum[b][r][1] : sum[b][r][0];
+                for (int r = 0; r < R; r++) sums[b][r][p] += w[half][r] * x;
+            }
+    }
 }
 
 /* Two functions follow, in a variant with and one without bfloat16 dot products:
  *
  *     prepare_bfloat16  store BLOCK numbers, the ones from index k of the input on
- *     tile_bfloat16     the product; see tile_float
+ *     add_bfloat16      see add_float
  */
 
 #if BF16
@@ -76,33 +59,20 @@ INLINE void FN(prepare_bfloat16)(const float *numbers, int64_t k, Input *out) {
     }
 }
 
-INLINE void FN(tile_bfloat16)(
-    int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+INLINE void FN(add_bfloat16)(
+    int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    __m512 sum[TILE_INPUTS][TILE_ROWS];
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sum[b][r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < K; k += PAIRS) {
-        __mmask32 there = K - k < PAIRS ? ((__mmask32)1 << (K - k)) - 1 : ~(__mmask32)0;
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const char *pairs = weight + r * row_bytes + k * 2;
-            prefetch(pairs);
-            __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(there, pairs);
-#pragma GCC unroll 2
-            for (int b = 0; b < B; b++) {
-                const uint16_t *input = (const uint16_t *)inputs[b].floats + k;
-                sum[b][r] = _mm512_dpbf16_ps(sum[b][r], w, (__m512bh)_mm512_loadu_si512(input));
-            }
+    for (int r = 0; r < R; r++) {
+        __m512bh w = (__m512bh)_mm512_loadu_si512(weights + r * row_bytes);
+#pragma GCC unroll 6
+        for (int b = 0; b < B; b++) {
+            const uint16_t *input = (const uint16_t *)inputs[b].floats + k;
+            __m512bh x = (__m512bh)_mm512_loadu_si512(input);
+            sums[b][r][0] = (FLOATS)_mm512_dpbf16_ps((__m512)sums[b][r][0], w, x);
         }
     }
-#pragma GCC unroll 2
-    for (int b = 0; b < B; b++)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sums[b][r] = (f32x16)sum[b][r];
 }
 
 #else
@@ -115,11 +85,11 @@ INLINE void FN(prepare_bfloat16)(const float *numbers, int64_t k, Input *out) {
         even_and_odd[i / PAIRS * PAIRS + i % 2 * (PAIRS / 2) + i % PAIRS / 2] = numbers[i];
 }
 
-INLINE void FN(tile_bfloat16)(
-    int R, int B, const char *weight, int64_t row_bytes, int64_t K, const Input *inputs,
-    f32x16 (*sums)[TILE_ROWS]
+INLINE void FN(add_bfloat16)(
+    int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    FN(tile_float)(BFLOAT16, R, B, weight, row_bytes, K, inputs, sums);
+    FN(add_float)(BFLOAT16, R, B, weights, row_bytes, k, inputs, sums);
 }
 
 #endif
@@ -141,59 +111,166 @@ TARGET static void FN(prepare_input)(int dtype, const float *x, int64_t K, Input
     }
 }
 
-/* Compute the outputs of R rows of weights, `row` and those `apart` from it, for B inputs from
- * index `first` on; R is 1 or 4. */
-INLINE void FN(tile)(
-    int dtype, int R, int B, const Matrix *matrix, int64_t row, int64_t apart, const Input *inputs,
-    int64_t first, const Outputs *out
+/* As add_float, for `unit` weights of any dtype: PAIRS, or BLOCK if they are int8. */
+INLINE void FN(add)(
+    int dtype, int R, int B, const char *weights, int64_t row_bytes, int64_t k, const Input *inputs,
+    FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
-    f32x16 sums[TILE_INPUTS][TILE_ROWS] = {{{0}}};
-    int64_t K = matrix->columns, row_bytes = K * (dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4);
-    const char *weight = (const char *)matrix->weight + row * row_bytes;
     if (dtype == INT8)
-        FN(tile_int8)(R, B, weight, row_bytes * apart, K, inputs + first, sums);
+        FN(add_int8)(R, B, weights, row_bytes, k, inputs, sums);
     else if (dtype == BFLOAT16)
-        FN(tile_bfloat16)(R, B, weight, row_bytes * apart, K, inputs + first, sums);
+        FN(add_bfloat16)(R, B, weights, row_bytes, k, inputs, sums);
     else
-        FN(tile_float)(FLOAT32, R, B, weight, row_bytes * apart, K, inputs + first, sums);
-#pragma GCC unroll 2
+        FN(add_float)(FLOAT32, R, B, weights, row_bytes, k, inputs, sums);
+}
+
+/* Some rows of a matrix and some inputs that are multiplied at once: R rows, `row` and those `apart`
+ * from it, with B inputs from index `first` on, in their numbers from k to `end`. */
+typedef struct {
+    int64_t row, apart, first, k, end, ahead;
+} FN(Tile);
+
+/* Compute the outputs of a tile; R is 1 or 4. Unless the tile has `whole` inputs: if it does not
+ * begin at their first number, `partial` has the sums so far; if it does not reach their last, it
+ * gets them. */
+INLINE void FN(tile)(
+    int dtype, int R, int B, int whole, const Matrix *matrix, FN(Tile) at, const Input *inputs,
+    FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
+) {
+    FLOATS sums[TILE_INPUTS][TILE_ROWS][PARTS];
+    int64_t K = matrix->columns, size = dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4;
+    int64_t unit = dtype == INT8 ? BLOCK : PAIRS, k = at.k;
+    int64_t row_bytes = K * size * at.apart;
+    const char *weight = (const char *)matrix->weight + K * size * at.row;
+    inputs += at.first;
+#pragma GCC unroll 6
+    for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++)
+                sums[b][r][p] = !whole && r < R && at.k ? partial[b][r][p] : (FLOATS){0};
+    for (; k + unit <= at.end; k += unit) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const char *ahead = weight + r * row_bytes + k * size + at.ahead;
+            __builtin_prefetch(ahead);
+            if (dtype == FLOAT32) __builtin_prefetch(ahead + 64);
+        }
+        FN(add)(dtype, R, B, weight + k * size, row_bytes, k, inputs, sums);
+    }
+    if (k < at.end) { /* the last weights of rows that are no multiple of the unit */
+        char padded[TILE_ROWS][PAIRS * 4] = {{0}};
+        for (int r = 0; r < R; r++)
+            memcpy(padded[r], weight + r * row_bytes + k * size, (K - k) * size);
+        FN(add)(dtype, R, B, padded[0], sizeof padded[0], k, inputs, sums);
+    }
+    if (!whole && at.end < K) {
+#pragma GCC unroll 6
+        for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                for (int p = 0; p < PARTS; p++) partial[b][r][p] = sums[b][r][p];
+        return;
+    }
+    f32x4 scale = {0}, bias = {0};
+    if (R == TILE_ROWS && dtype == INT8) scale = FN(load4)(matrix->scales, FLOAT32, at.row, at.apart);
+    if (R == TILE_ROWS && matrix->bias)
+        bias = FN(load4)(matrix->bias, matrix->bias_dtype, at.row, at.apart);
+#pragma GCC unroll 6
     for (int b = 0; b < B; b++) {
-        float *output = out->floats + (first + b) * out->stride + row;
-        f32x4 y = FN(sum4)(sums[b]);
+        float *output = out->floats + (at.first + b) * out->stride + at.row;
+        f32x4 y = FN(sum4)((const FLOATS(*)[PARTS])sums[b]);
         if (R == TILE_ROWS) {
-            if (dtype == INT8) y *= FN(load4)(matrix->scales, FLOAT32, row, apart);
-            if (matrix->bias) y += FN(load4)(matrix->bias, matrix->bias_dtype, row, apart);
-            for (int r = 0; r < 4; r++)
-                output[r * apart] = out->add ? output[r * apart] + y[r] : y[r];
+            if (dtype == INT8) y *= scale;
+            if (matrix->bias) y += bias;
+            if (at.apart == 1) {
+                f32x4_unaligned *four = (f32x4_unaligned *)output;
+                if (out->add) y += *four;
+                *four = y;
+            } else {
+                for (int r = 0; r < 4; r++)
+                    output[r * at.apart] = out->add ? output[r * at.apart] + y[r] : y[r];
+            }
         } else {
-            float value = dtype == INT8 ? y[0] * matrix->scales[row] : y[0];
-            if (matrix->bias) value += read(matrix->bias, matrix->bias_dtype, row);
+            float value = dtype == INT8 ? y[0] * matrix->scales[at.row] : y[0];
+            if (matrix->bias) value += read(matrix->bias, matrix->bias_dtype, at.row);
             *output = out->add ? value + *output : value;
         }
     }
 }
 
-/* As tile, for all inputs. */
+/* As tile, for the inputs up to `last`. */
 INLINE void FN(tiles)(
-    int dtype, int R, const Matrix *matrix, int64_t row, int64_t apart, const Input *inputs,
-    int64_t count, const Outputs *out
+    int dtype, int R, int whole, const Matrix *matrix, FN(Tile) at, int64_t last, const Input *inputs,
+    FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
 ) {
-    int64_t b = 0;
-    for (; b + TILE_INPUTS <= count; b += TILE_INPUTS)
-        FN(tile)(dtype, R, TILE_INPUTS, matrix, row, apart, inputs, b, out);
-    for (; b < count; b++) FN(tile)(dtype, R, 1, matrix, row, apart, inputs, b, out);
+    int64_t first = at.first;
+    for (; at.first + TILE_INPUTS <= last; at.first += TILE_INPUTS)
+        FN(tile)(dtype, R, TILE_INPUTS, whole, matrix, at, inputs, partial + at.first - first, out);
+#if TILE_INPUTS > 2
+    for (; at.first + 2 <= last; at.first += 2)
+        FN(tile)(dtype, R, 2, whole, matrix, at, inputs, partial + at.first - first, out);
+#endif
+    for (; at.first < last; at.first++)
+        FN(tile)(dtype, R, 1, whole, matrix, at, inputs, partial + at.first - first, out);
+}
+
+/* For few inputs: each weight is read once. */
+INLINE void FN(few_inputs)(
+    int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
+    const Outputs *out
+) {
+    /* Four long streams of weights are prefetched better than four neighboring rows. */
+    int64_t apart = (to - from) / TILE_ROWS, rest = from + apart * TILE_ROWS;
+    FN(Tile) at = {.apart = apart, .end = matrix->columns, .ahead = PREFETCH_BYTES};
+    for (at.row = from; at.row < from + apart; at.row++)
+        FN(tiles)(dtype, TILE_ROWS, 1, matrix, at, count, inputs, NULL, out);
+    for (at.row = rest; at.row < to; at.row++)
+        FN(tiles)(dtype, 1, 1, matrix, at, count, inputs, NULL, out);
+}
+
+/* For many inputs: ROWS_AT_ONCE rows are multiplied with INPUTS_AT_ONCE inputs, one block of their
+ * numbers after the other. */
+INLINE void FN(many_inputs)(
+    int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
+    const Outputs *out
+) {
+    FLOATS partial[ROWS_AT_ONCE / TILE_ROWS][INPUTS_AT_ONCE][TILE_ROWS][PARTS];
+    int64_t K = matrix->columns, rest = to - (to - from) % TILE_ROWS;
+    int64_t block = dtype == INT8 || (dtype == BFLOAT16 && BF16) ? NUMBERS_AT_ONCE
+                                                                 : NUMBERS_AT_ONCE / 2;
+    int64_t next_rows = TILE_ROWS * K * (dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4);
+    for (int64_t first = 0; first < count; first += INPUTS_AT_ONCE) {
+        int64_t last = first + INPUTS_AT_ONCE < count ? first + INPUTS_AT_ONCE : count;
+        FN(Tile) at = {.apart = 1, .first = first, .ahead = next_rows};
+        for (int64_t begin = from; begin < rest; begin += ROWS_AT_ONCE) {
+            int64_t end = begin + ROWS_AT_ONCE < rest ? begin + ROWS_AT_ONCE : rest;
+            for (at.k = 0; at.k < K; at.k = at.end) {
+                at.end = at.k + block < K ? at.k + block : K;
+                for (at.row = begin; at.row < end; at.row += TILE_ROWS)
+                    FN(tiles)(
+                        dtype, TILE_ROWS, 0, matrix, at, last, inputs,
+                        partial[(at.row - begin) / TILE_ROWS], out
+                    );
+            }
+        }
+        at.k = 0;
+        at.end = K;
+        for (at.row = rest; at.row < to; at.row++)
+            FN(tiles)(dtype, 1, 1, matrix, at, last, inputs, NULL, out);
+    }
 }
 
 INLINE void FN(matmul_of)(
     int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
     const Outputs *out
 ) {
-    /* Four long streams of weights are prefetched better than four neighboring rows. */
-    int64_t apart = (to - from) / TILE_ROWS;
-    for (int64_t row = from; row < from + apart; row++)
-        FN(tiles)(dtype, TILE_ROWS, matrix, row, apart, inputs, count, out);
-    for (int64_t row = from + apart * TILE_ROWS; row < to; row++)
-        FN(tiles)(dtype, 1, matrix, row, 0, inputs, count, out);
+    if (count <= FEW_INPUTS)
+        FN(few_inputs)(dtype, matrix, from, to, inputs, count, out);
+    else
+        FN(many_inputs)(dtype, matrix, from, to, inputs, count, out);
 }
 
 /* Compute outputs `from` to `to` of each input: inputs (count, K) -> out (count, to - from). */

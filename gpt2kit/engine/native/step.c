@@ -16,10 +16,12 @@
 #include "threads.h"
 
 enum {
-    PHASES_PER_LAYER = 5,
-    OTHER_PHASES = 3,     /* the embedding, and two for the head */
-    CHUNK_BYTES = 262144, /* of weights that one job reads */
-    ALIGNMENT = 64,       /* of arrays in scratch memory */
+    PHASES_PER_LAYER = 9,
+    OTHER_PHASES = 4,       /* the embedding, and up to three for the head */
+    CHUNK_BYTES = 262144,   /* of weights that one job reads */
+    OWN_INPUTS = 8,         /* up to this many, every thread prepares the inputs for itself */
+    QUERIES_AT_ONCE = 12,   /* tokens of a slot that a job of attention reads, at most */
+    ALIGNMENT = 64,         /* of arrays in scratch memory */
 };
 
 /* What all threads share during one step. The arrays are in the caller's scratch memory. */
@@ -27,17 +29,22 @@ typedef struct {
     const Model *model;
     const Step *step;
     const Kernels *kernels;
-    int64_t wanted;    /* tokens whose logits are wanted */
+    int64_t *wanted;   /* (n_wanted,): which tokens' logits are wanted */
+    int64_t n_wanted;
+    int64_t *groups;   /* (n_groups + 1,): the first token of each group, and the end of the last;
+                          the tokens of a group are adjacent in one slot */
+    int64_t n_groups;
     int64_t *next_job; /* (phases,): the first job of each phase that no thread has taken yet */
     float *x;          /* (N, C): the residual stream */
     float *qkv;        /* (N, 3C): queries, keys and values */
     float *y;          /* (N, C): what attention gives, the heads side by side */
     float *hidden;     /* (N, n_inner): inside the MLP */
+    Input *inputs;     /* inputs of a matrix, (N,), or if they are few, (threads, OWN_INPUTS) */
+    int64_t n_inputs;
 
     /* One piece for each thread: */
     float *vectors; /* (threads, vector_size): attention scores, or a normalized vector */
     int64_t vector_size;
-    Input *inputs;     /* (threads, N): inputs of a matrix */
     int16_t *integers; /* (threads, integers_size): the rounded input of the shortlist */
     int64_t integers_size;
     float *largest; /* (threads, 2, most_likely): the largest lower bounds: a thread's, and all */
@@ -47,7 +54,6 @@ typedef struct {
 typedef struct {
     const Run *run;
     float *vector;
-    Input *inputs;
     int16_t *integers;
     float *largest;
     int thread, threads;
@@ -118,9 +124,10 @@ static void embed(Worker *worker) {
 
 /* The inputs of a matrix. */
 typedef struct {
-    const float *vectors;  /* (N, K) */
-    const Norm *norm;      /* a layer norm to apply first, or NULL */
-    const uint8_t *wanted; /* (N,): which vectors to take, or NULL for all */
+    const float *vectors; /* (N, K) */
+    int64_t count;        /* how many of them to take */
+    const Norm *norm;     /* a layer norm to apply first, or NULL */
+    const int64_t *which; /* (count,): their indices, or NULL for the first ones */
 } Source;
 
 /* What to do with outputs `from` to `to` of a matrix once they are computed. */
@@ -128,24 +135,27 @@ typedef void (*Epilogue)(
     const Run *run, int64_t layer, const Outputs *out, int64_t from, int64_t to
 );
 
-/* Normalize the inputs and bring them into the form that the matrix's kernel reads. Every thread
- * does this for itself. Return how many inputs there are. */
-static int64_t prepare_inputs(Worker *worker, const Matrix *matrix, Source source) {
+/* Normalize the inputs and bring them into the form that the matrix's kernel reads. Return them. If
+ * they are few, every thread does this for itself; otherwise it is a phase of its own. */
+static const Input *prepare_inputs(Worker *worker, const Matrix *matrix, Source source) {
     const Run *run = worker->run;
     const Model *model = run->model;
-    int64_t K = matrix->columns, count = 0;
-    for (int64_t i = 0; i < run->step->count; i++) {
-        if (source.wanted && !source.wanted[i]) continue;
-        const float *x = source.vectors + i * K;
+    int64_t K = matrix->columns;
+    int shared = source.count > OWN_INPUTS;
+    Input *inputs = run->inputs + (shared ? 0 : worker->thread * OWN_INPUTS);
+    for (int64_t i = shared ? take_jobs(worker, 1) : 0; i < source.count;
+         i = shared ? take_jobs(worker, 1) : i + 1) {
+        const float *x = source.vectors + (source.which ? source.which[i] : i) * K;
         if (source.norm) {
             run->kernels->layer_norm(
                 x, source.norm, model->dtype, model->epsilon, K, worker->vector
             );
             x = worker->vector;
         }
-        run->kernels->prepare_input(matrix->dtype, x, K, &worker->inputs[count++]);
+        run->kernels->prepare_input(matrix->dtype, x, K, &inputs[i]);
     }
-    return count;
+    if (shared) end_phase(worker);
+    return inputs;
 }
 
 /* out = source @ weight.T + bias, or out += that. A job is some rows of the matrix, for all
@@ -155,10 +165,10 @@ static void matmul(
     int64_t layer
 ) {
     int64_t job = rows_per_job(matrix, worker->threads);
-    int64_t count = prepare_inputs(worker, matrix, source);
+    const Input *inputs = prepare_inputs(worker, matrix, source);
     for (int64_t from; (from = take_jobs(worker, job)) < matrix->rows;) {
         int64_t to = min(from + job, matrix->rows);
-        worker->run->kernels->matmul(matrix, from, to, worker->inputs, count, &out);
+        worker->run->kernels->matmul(matrix, from, to, inputs, source.count, &out);
         if (epilogue) epilogue(worker->run, layer, &out, from, to);
     }
 }
@@ -211,23 +221,45 @@ static void append_to_cache(
         }
 }
 
-/* y = softmax(q @ keys.T * scale) @ values. A job is one head of one token, which sees the keys and
- * values of its slot up to its own position. */
+/* y = softmax(q @ keys.T * scale) @ values. A job is one head of a group of tokens; each of them sees
+ * the keys and values of its slot up to its own position. */
 static void attention(Worker *worker, int64_t layer) {
     const Run *run = worker->run;
     const Step *step = run->step;
     int64_t C = run->model->n_embd, H = run->model->n_head, D = C / H;
     float scale = run->model->layers[layer].attention_scale;
-    for (int64_t job; (job = take_jobs(worker, 1)) < step->count * H;) {
-        int64_t i = job / H, head = job % H, S = step->positions[i] + 1;
-        const float *q = run->qkv + i * 3 * C + head * D;
+    int64_t room = step->capacity + 16;
+    for (int64_t job; (job = take_jobs(worker, 1)) < run->n_groups * H;) {
+        int64_t head = job / run->n_groups, group = job % run->n_groups;
+        int64_t i = run->groups[group];
         const void *keys = cached(run, step->keys, layer, step->slots[i], head);
         const void *values = cached(run, step->values, layer, step->slots[i], head);
-        float *y = run->y + i * C + head * D;
+        Queries queries = {
+            .q = run->qkv + i * 3 * C + head * D,
+            .out = run->y + i * C + head * D,
+            .stride = 3 * C,
+            .out_stride = C,
+            .count = run->groups[group + 1] - i,
+            .S = step->positions[i] + 1,
+        };
         run->kernels->attention(
-            step->cache_dtype, q, keys, values, S, D, scale, worker->vector, y
+            step->cache_dtype, &queries, keys, values, D, scale, worker->vector, room
         );
     }
+}
+
+/* Put tokens that attention reads at once into groups. */
+static void find_groups(Run *run) {
+    const Step *step = run->step;
+    int64_t jobs = step->count * run->model->n_head / (8 * step->threads), size = 0;
+    int64_t most = max(1, min(QUERIES_AT_ONCE, jobs));
+    run->n_groups = 0;
+    for (int64_t i = 0; i < step->count; i++, size++)
+        if (i == 0 || size == most || step->slots[i] != step->slots[i - 1]) {
+            run->groups[run->n_groups++] = i;
+            size = 0;
+        }
+    run->groups[run->n_groups] = step->count;
 }
 
 /* --- the shortlist ---------------------------------------------------------------------------- */
@@ -252,7 +284,8 @@ static void shortlist(Worker *worker, Source source) {
 
     /* upper bounds of all logits, and this thread's n largest lower bounds */
     RoundedInput x = {.int16 = worker->integers};
-    prepare_inputs(worker, head, source); /* leaves the normalized vector in worker->vector */
+    const Input *inputs = prepare_inputs(worker, head, source);
+    /* which leaves the normalized vector of a single input in worker->vector */
     run->kernels->round_input(head->dtype, worker->vector, K, &x);
     for (int64_t i = 0; i < 2 * n; i++) worker->largest[i] = -INFINITY;
     for (int64_t from; (from = take_jobs(worker, job)) < V;) {
@@ -277,7 +310,7 @@ static void shortlist(Worker *worker, Source source) {
                 step->logits[row] = -INFINITY;
             } else {
                 Outputs out = {step->logits, .stride = V};
-                run->kernels->matmul(head, row, row + 1, worker->inputs, 1, &out);
+                run->kernels->matmul(head, row, row + 1, inputs, 1, &out);
                 computed++;
             }
     __atomic_fetch_add(step->computed, computed, __ATOMIC_RELAXED);
@@ -289,7 +322,6 @@ static Worker make_worker(const Run *run, int thread, int threads) {
     return (Worker){
         .run = run,
         .vector = run->vectors + thread * run->vector_size,
-        .inputs = run->inputs + thread * run->step->count,
         .integers = run->integers + thread * run->integers_size,
         .largest = run->largest + thread * 2 * run->step->most_likely,
         .thread = thread,
@@ -303,7 +335,7 @@ static void forward(void *task, int thread, int threads) {
     const Run *run = task;
     const Model *model = run->model;
     const Step *step = run->step;
-    int64_t C = model->n_embd;
+    int64_t N = step->count, C = model->n_embd;
     Worker worker = make_worker(run, thread, threads);
 
     /* token embedding plus position embedding: x = wte[token] + wpe[position], (N, C) */
@@ -315,7 +347,7 @@ static void forward(void *task, int thread, int threads) {
 
         /* queries, keys and values: qkv = c_attn(ln_1(x)), (N, 3C); keys and values are appended to
          * the cache */
-        Source normalized = {run->x, .norm = &layer->ln_1};
+        Source normalized = {run->x, N, .norm = &layer->ln_1};
         Outputs qkv = {run->qkv, .stride = 3 * C};
         matmul(&worker, &layer->c_attn, normalized, qkv, append_to_cache, l);
         end_phase(&worker);
@@ -326,7 +358,7 @@ static void forward(void *task, int thread, int threads) {
 
         /* its projection is added to the residual stream: x += c_proj(y) */
         Outputs residual = {run->x, .stride = C, .add = 1};
-        matmul(&worker, &layer->attn_proj, (Source){run->y}, residual, NULL, l);
+        matmul(&worker, &layer->attn_proj, (Source){run->y, N}, residual, NULL, l);
         end_phase(&worker);
 
         /* MLP, up: hidden = activation(c_fc(ln_2(x))), (N, n_inner) */
@@ -336,16 +368,16 @@ static void forward(void *task, int thread, int threads) {
         end_phase(&worker);
 
         /* MLP, down: x += c_proj(hidden) */
-        matmul(&worker, &layer->mlp_proj, (Source){run->hidden}, residual, NULL, l);
+        matmul(&worker, &layer->mlp_proj, (Source){run->hidden, N}, residual, NULL, l);
         end_phase(&worker);
     }
 
     /* the head: logits = ln_f(x) @ head.T, (wanted, V) */
-    Source last = {run->x, .norm = &model->ln_f, .wanted = step->wanted};
+    Source last = {run->x, run->n_wanted, .norm = &model->ln_f, .which = run->wanted};
     Outputs logits = {step->logits, .stride = model->head.rows};
     if (step->sketch)
         shortlist(&worker, last);
-    else if (run->wanted)
+    else if (run->n_wanted)
         matmul(&worker, &model->head, last, logits, NULL, 0);
 }
 
@@ -366,7 +398,7 @@ static int64_t lay_out(Run *run) {
     int64_t widest = round_up(max(C, inner), BLOCK), used = 0;
     char *memory = step->scratch;
     int64_t phases = PHASES_PER_LAYER * model->n_layer + OTHER_PHASES;
-    run->vector_size = round_up(max(step->capacity + 16, C), 16);
+    run->vector_size = round_up(max((step->capacity + 16) * min(QUERIES_AT_ONCE, N), C), 16);
     run->integers_size = step->sketch ? widest : 0;
     run->next_job = take(memory, &used, phases * sizeof(int64_t));
     run->x = take(memory, &used, N * C * sizeof(float));
@@ -376,10 +408,14 @@ static int64_t lay_out(Run *run) {
     run->vectors = take(memory, &used, threads * run->vector_size * sizeof(float));
     run->largest = take(memory, &used, threads * 2 * step->most_likely * sizeof(float));
     run->integers = take(memory, &used, threads * run->integers_size * sizeof(int16_t));
-    run->inputs = take(memory, &used, threads * N * sizeof(Input));
-    for (int64_t i = 0; i < threads * N; i++) {
-        /* An int8 input with its offsets and scales takes no more room than one of floats. */
-        float *floats = take(memory, &used, widest * sizeof(float));
+    run->wanted = take(memory, &used, N * sizeof(int64_t));
+    run->groups = take(memory, &used, (N + 1) * sizeof(int64_t));
+    run->n_inputs = max(N, threads * OWN_INPUTS);
+    run->inputs = take(memory, &used, run->n_inputs * sizeof(Input));
+    for (int64_t i = 0; i < run->n_inputs; i++) {
+        /* An int8 input with its offsets and scales takes no more room than one of floats. A line
+         * between two inputs keeps them from competing for the same lines of the cache. */
+        float *floats = take(memory, &used, widest * sizeof(float) + ALIGNMENT);
         int8_t *int8 = (int8_t *)floats;
         if (memory)
             run->inputs[i] = (Input){
@@ -408,7 +444,9 @@ int decode_step(const Model *model, const Step *step, const char *level) {
     Run run = {.model = model, .step = step, .kernels = find_kernels(level)};
     if (!run.kernels) return 1;
     lay_out(&run);
-    for (int64_t i = 0; i < step->count; i++) run.wanted += step->wanted[i];
+    find_groups(&run);
+    for (int64_t i = 0; i < step->count; i++)
+        if (step->wanted[i]) run.wanted[run.n_wanted++] = i;
     run_together(step->threads, forward, &run);
     return 0;
 }

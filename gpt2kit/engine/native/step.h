@@ -94,6 +94,14 @@ typedef struct {
     int add; /* add to what is there instead of replacing it */
 } Outputs;
 
+/* Queries of one head, and where their results go. The first one sees S keys, and each of the others
+ * one more than the one before it. */
+typedef struct {
+    const float *q; /* (count, D), `stride` numbers apart */
+    float *out;     /* (count, D), `out_stride` numbers apart */
+    int64_t stride, out_stride, count, S;
+} Queries;
+
 /* An input of the head rounded to integers, with bounds of the error: see shortlist.h. */
 typedef struct {
     int16_t *int16; /* (C,), padded with zeros: the input is about int16 * scale */
@@ -110,8 +118,8 @@ typedef struct {
     );
     void (*activate)(float *x, int64_t n, int activation);
     void (*attention)(
-        int dtype, const float *q, const void *keys, const void *values, int64_t S, int64_t D,
-        float scale, float *scores, float *out
+        int dtype, const Queries *queries, const void *keys, const void *values, int64_t D,
+        float scale, float *scores, int64_t room
     );
     void (*prepare_input)(int dtype, const float *x, int64_t K, Input *out);
     void (*matmul)(

@@ -1,5 +1,11 @@
 /* Vectors of sixteen numbers: loading, comparing, rounding, adding up, e^x. Part of kernels.h. */
 
+/* Local variables of a type that is wider than the processor's vectors are kept in memory. So sums
+ * that many numbers are added to have the level's widest type, PARTS of them for sixteen lanes. */
+#define PARTS (16 / LANES)
+typedef uint16_t FN(Halves) __attribute__((vector_size(2 * LANES)));
+typedef uint32_t FN(Words) __attribute__((vector_size(4 * LANES)));
+
 /* --- loading and storing ---------------------------------------------------------------------- */
 
 INLINE f32x16 FN(splat)(float value) { return (f32x16){0} + value; }
@@ -19,6 +25,18 @@ INLINE f32x16 FN(load_some)(const void *numbers, int dtype, int64_t at, int64_t 
     float some[16] = {0};
     for (int64_t i = 0; i < count; i++) some[i] = read(numbers, dtype, at + i);
     return FN(load)(some, FLOAT32, 0);
+}
+
+/* As load, but as many numbers as the level's widest vector has. */
+INLINE FLOATS FN(load_floats)(const void *numbers, int dtype, int64_t at) {
+    FLOATS value;
+    if (dtype == BFLOAT16) {
+        FN(Halves) halves;
+        memcpy(&halves, (const uint16_t *)numbers + at, sizeof halves);
+        return (FLOATS)(__builtin_convertvector(halves, FN(Words)) << 16);
+    }
+    memcpy(&value, (const float *)numbers + at, sizeof value);
+    return value;
 }
 
 /* Load four numbers whose indices are `apart`. */
@@ -99,15 +117,25 @@ INLINE float FN(sum)(f32x16 value) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-/* Return the sums of four vectors, each taken in the order of `sum`. */
-INLINE f32x4 FN(sum4)(const f32x16 *values) {
+/* Return the sum of lanes 0, 4, 8 and 12, of lanes 1, 5, 9 and 13, and so on. */
+INLINE f32x4 FN(quarter)(const FLOATS *parts) {
+#if LANES == 16
+    union { f32x16 all; f32x8 half[2]; } a = {parts[0]};
+    union { f32x8 all; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
+    return b.half[0] + b.half[1];
+#elif LANES == 8
+    union { f32x8 all; f32x4 half[2]; } b = {parts[0] + parts[1]};
+    return b.half[0] + b.half[1];
+#else
+    return (parts[0] + parts[2]) + (parts[1] + parts[3]);
+#endif
+}
+
+/* Return the sums of four times sixteen numbers, each taken in the order of `sum`. */
+INLINE f32x4 FN(sum4)(const FLOATS (*values)[PARTS]) {
     f32x4 quarter[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        union { f32x16 all; f32x8 half[2]; } a = {values[i]};
-        union { f32x8 all; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
-        quarter[i] = b.half[0] + b.half[1];
-    }
+    for (int i = 0; i < 4; i++) quarter[i] = FN(quarter)(values[i]);
     f32x4 low = SHUFFLE(quarter[0], quarter[1], 0, 1, 4, 5) +
                 SHUFFLE(quarter[0], quarter[1], 2, 3, 6, 7);
     f32x4 high = SHUFFLE(quarter[2], quarter[3], 0, 1, 4, 5) +
