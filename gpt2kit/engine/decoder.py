@@ -20,15 +20,15 @@ from gpt2kit.engine import native
 from gpt2kit.engine.graph_engine import graph_engine
 from gpt2kit.engine.native_engine import NativeEngine
 from gpt2kit.engine.protocol import Engine, NewTokens, counts
-from gpt2kit.engine.torch_engine import TorchEngine
+from gpt2kit.engine.torch_engine import SHORT, TorchEngine
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 
-# The most tokens of a row that the native step reads at once; torch reads more of them faster.
-MOST_TOKENS = 16
-# On a CPU, longer rows are read in pieces that end at multiples of this position: then a piece has
-# the same bits, whoever reads it and whatever is read with it. Smaller pieces would cost more time,
-# and for larger ones other rows would wait longer: on two cores, 0.1 s for 124M.
+# Tokens of prompts that are read between two tokens of other rows. Fewer would take more time in
+# all, and for more the other rows would wait longer: on two cores, less than 0.1 s for 124M.
+NATIVE_PIECE = 128
+# Torch may add up in another order for another number of tokens. So on a CPU it reads long rows in
+# pieces that end at multiples of this position: then a piece has the same bits in every row.
 PIECE = 64
 GPU_PIECE = 256  # on other devices, where no bits are promised
 # Capacities are multiples of this, so that every slot's keys are aligned alike in memory.
@@ -60,39 +60,39 @@ class Decoder:
         self._torch = TorchEngine(model)
         self._read_natively = False  # whether the native step read last
 
-    def _engine_for(
-        self, row: NewTokens, *, native: NativeEngine | None, one_for_each: bool
-    ) -> Engine:
-        """Say who reads the new tokens of a row, given the native step if it can run this model.
+    def _engine_for(self, *, native: NativeEngine | None, one_for_each: bool) -> Engine:
+        """Say who reads new tokens, given the native step if it can run this model.
 
-        Each rule looks only at the row itself, or at what no row can change: so company changes
-        no bits. (On a GPU it may: `one_for_each` asks whether every row has one new token.)
+        No rule looks at other rows, so that company changes no bits. (On a GPU it may:
+        `one_for_each` asks whether every row has one new token.)
         """
-        # Weights in int8 are the native step's, for they are slow in torch.
-        if native and self.model.is_quantized:
-            return native
-        # So are a few tokens, and one is few: the native step fetches the weights once for all.
-        if native and len(row.tokens) <= MOST_TOKENS:
-            return native
-        # So are the tokens of a draft: they must get the bits that they get one at a time.
-        if native and row.wanted == len(row.tokens):
+        # The native step reads all that it can read.
+        if native:
             return native
         # On a GPU, or compiled, one new token of every row is read in a single call.
         if self._graph and one_for_each:
             return self._graph
-        # All other tokens, such as long prompts, are torch's.
+        # All other tokens are torch's.
         return self._torch
 
     @property
     def piece(self) -> int:
-        """How many tokens a piece of a prompt has: prompts are cut at multiples of it."""
+        """How many tokens of prompts are read between two tokens of other rows."""
+        if self.model.device.type != "cpu":
+            return GPU_PIECE
+        return NATIVE_PIECE if self.cut == 1 else PIECE
+
+    @property
+    def cut(self) -> int:
+        """Prompts may be cut at multiples of this, without any change of their bits."""
+        if self._native and self._native.can_read():
+            return 1  # the native step adds up in one order
         return PIECE if self.model.device.type == "cpu" else GPU_PIECE
 
     def name(self, tokens: int = 1) -> str:
         """Name who reads this many new tokens of each row at once: "torch", "native avx2" ..."""
         native = self._native if self._native and self._native.can_read() else None
-        row = NewTokens(0, [0] * tokens)
-        return self._engine_for(row, native=native, one_for_each=tokens == 1).name
+        return self._engine_for(native=native, one_for_each=tokens == 1).name
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty cache with room for `capacity` tokens in each slot, or some more."""
@@ -152,10 +152,9 @@ class Decoder:
         self._check([new], cache)
         native = self._native if self._native and self._native.can_read(cache) else None
         self._read_natively = native is not None
-        engine = self._engine_for(new, native=native, one_for_each=False)
-        if engine is self._torch:
+        if native is None:
             return self._torch.read_scored(new, cache)
-        return engine.read([new._replace(wanted=len(tokens))], cache)
+        return native.read([new._replace(wanted=len(tokens))], cache)
 
     def scores_natively(self) -> bool:
         """Whether `score` can be used: int8 weights, read as they are when they generate."""
@@ -200,34 +199,14 @@ class Decoder:
         native = self._native if self._native and self._native.can_read(cache) else None
         one_for_each = self._graph is not None and self._graph.can_read(new, cache)
         self._read_natively = native is not None
-        readers: dict[Engine, list[int]] = {}  # the rows whose last pieces an engine reads at once
-        last = list(new)
-        for b, row in enumerate(new):
-            *before, last[b] = self._pieces(row, cache)
-            for piece in before:
-                engine = self._engine_for(piece, native=native, one_for_each=False)
-                engine.read([piece], cache)
-            engine = self._engine_for(last[b], native=native, one_for_each=one_for_each)
-            readers.setdefault(engine, []).append(b)
-        if len(readers) == 1:
-            return engine.read(last, cache, most_likely=most_likely)
-        found: dict[int, Tensor] = {}
-        for engine, indices in readers.items():
-            logits = engine.read([last[b] for b in indices], cache, most_likely=most_likely)
-            wanted = [last[b].wanted for b in indices]
-            found |= zip(indices, torch.split(logits, wanted), strict=True)
-        return torch.cat([found[b] for b in range(len(new))])
-
-    def _pieces(self, row: NewTokens, cache: KVCache) -> list[NewTokens]:
-        """Cut a long row into pieces; logits are wanted after the last piece only."""
-        slot, tokens, wanted = row
-        n = len(tokens)
-        if n <= MOST_TOKENS or wanted > 1 or self.model.device.type != "cpu":
-            return [row]
-        start = cache.lengths[slot]
-        cuts = [0, *range(self.piece - start % self.piece, n, self.piece), n]
-        pieces = [NewTokens(slot, tokens[i:j], 0) for i, j in pairwise(cuts)]
-        return [*pieces[:-1], pieces[-1]._replace(wanted=wanted)]
+        engine = self._engine_for(native=native, one_for_each=one_for_each)
+        if engine is self._torch and self.model.device.type == "cpu":
+            pieces = [_pieces(row, cache.lengths[row.slot]) for row in new]
+            for before in pieces:
+                for piece in before[:-1]:
+                    engine.read([piece], cache)
+            new = [before[-1] for before in pieces]
+        return engine.read(new, cache, most_likely=most_likely)
 
     def _check(self, new: Sequence[NewTokens], cache: KVCache) -> None:
         """Refuse what no engine could read: engines trust the ids and the room."""
@@ -238,3 +217,14 @@ class Decoder:
             if len(tokens) < wanted:
                 raise ValueError("a row has fewer new tokens than logits are wanted for")
         cache.check_room(counts(new, cache))
+
+
+def _pieces(row: NewTokens, start: int) -> list[NewTokens]:
+    """Cut a long row, read from position `start` on; logits are wanted after its last piece."""
+    slot, tokens, wanted = row
+    n = len(tokens)
+    if n <= SHORT or wanted > 1:
+        return [row]
+    cuts = [0, *range(PIECE - start % PIECE, n, PIECE), n]
+    pieces = [NewTokens(slot, tokens[i:j], 0) for i, j in pairwise(cuts)]
+    return [*pieces[:-1], pieces[-1]._replace(wanted=wanted)]

@@ -122,7 +122,10 @@ class Continuation:
 
     def _leave(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self._prompts.slots.give_back(self._slots.pop(row))
+            slot = self._slots.pop(row)
+            if self._decoder.cut == 1:  # tokens that were chosen have the bits of a prompt's
+                self._prompts.slots.note(slot, row.history[: self._cache.lengths[slot]])
+            self._prompts.slots.give_back(slot)
         self._most_likely = self._logits_needed()
 
     def _drop_finished(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt2kit.cache import KVCache
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.generation.row import Chosen, Row, score
-from gpt2kit.generation.slots import Ids, Slots
+from gpt2kit.generation.slots import LEAST, Slots, common_length
 
 
 class Read(NamedTuple):
@@ -45,13 +45,13 @@ class _Prompt:
 class PromptReader:
     """Reads the prompts of rows that wait for a slot, the oldest first.
 
-    On a CPU each prompt is read in pieces cut at multiples of `decoder.piece` tokens, so its bits
-    do not depend on other rows, nor on how often or after what it was read. Pieces that a slot
-    holds already are copied, and equal prompts are read once.
+    On a CPU a prompt is cut at multiples of `decoder.cut` only, so its bits do not depend on other
+    rows, nor on how often or after what it was read. The beginning that a slot holds already is
+    copied, and equal prompts are read once.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache, *, n_vocab: int) -> None:
-        self.slots = Slots(cache.batch_size, decoder.piece)
+        self.slots = Slots(cache.batch_size, cut=decoder.cut)
         self.queue: deque[Row] = deque()  # rows without a slot
         self._decoder = decoder
         self._cache = cache
@@ -87,10 +87,9 @@ class PromptReader:
         self._unread.insert(0, _Prompt(row.history[:-1], [row], [slot], is_window=True))
 
     def read(self, pieces: int | None) -> list[Read]:
-        """Read at most this many pieces, or all, and return the rows whose prompts are complete.
+        """Read the tokens of this many pieces, or all; return the rows whose prompts are complete.
 
-        Several short prompts, or short ends of prompts, count as one piece as long as they have no
-        more tokens than one.
+        They may be tokens of one prompt, or of several.
         """
         left = math.inf if pieces is None else pieces * self._decoder.piece
         found: list[Read] = []
@@ -107,10 +106,10 @@ class PromptReader:
     def _next(self, left: float) -> list[tuple[_Prompt, list[int]]]:
         """Choose a piece of each prompt to read together, up to `left` tokens in all."""
         batch: list[tuple[_Prompt, list[int]]] = []
-        being_read: set[Ids] = set()
+        being_read: list[list[int]] = []  # the beginnings of prompts that this batch reaches
         prompts = self._prompts()
         while left > 0 and (prompt := next(prompts, None)):
-            piece = self._piece_of(prompt, being_read)
+            piece = self._piece_of(prompt, being_read, left)
             if piece is None:
                 continue
             if len(piece) > left:
@@ -145,27 +144,40 @@ class PromptReader:
             prompt.rows.append(row)
             prompt.slots.append(slot)
 
-    def _piece_of(self, prompt: _Prompt, being_read: set[Ids]) -> list[int] | None:
+    def _piece_of(
+        self, prompt: _Prompt, being_read: list[list[int]], left: float
+    ) -> list[int] | None:
         """Return the next piece of a prompt that nobody else reads, after copying what is held.
 
-        None if another prompt reads it right now: then it can be copied the next time.
+        None if another prompt reads some of it right now: then it can be copied the next time.
         """
         ids, slot = prompt.ids, prompt.slots[0]
         start = self._cache.lengths[slot]
         # Logits are not kept: if they are asked for, every token is read.
         found = None if prompt.is_scored else self.slots.find(ids, start)
         holder, known = found or (slot, start)
-        end = min(known + self._decoder.piece, len(ids))
-        beginning = tuple(ids[:end])
-        if end < len(ids) and beginning in being_read and not prompt.is_scored:
+        if not prompt.is_scored and self._will_be_held(ids, known, being_read):
             return None
-        being_read.add(beginning)
+        # Logits of scored tokens take memory; torch has to cut all prompts alike.
+        small = prompt.is_scored or self._decoder.cut > 1
+        end = int(min(known + (self._decoder.piece if small else left), len(ids)))
+        being_read.append(ids[:end])
         if known > start:
             self._cache.fill([slot], self._cache, holder, known)
             self.slots.note(slot, ids[:known])
             if not prompt.is_window:
                 prompt.rows[0].cached_tokens += known - start
         return ids[known:end]
+
+    def _will_be_held(
+        self, ids: Sequence[int], known: int, being_read: Sequence[Sequence[int]]
+    ) -> bool:
+        """Whether some of a prompt's next tokens are being read, enough to wait for them."""
+        cut = self._decoder.cut
+        shared = (
+            min(common_length(ids, other), len(ids) - 1) // cut * cut for other in being_read
+        )
+        return any(n - known >= LEAST for n in shared)
 
     # --- reading them -----------------------------------------------------------------------------
 
@@ -240,7 +252,7 @@ def _key(row: Row) -> tuple[object, ...]:
 def refill(decoder: Decoder, cache: KVCache, contents: Mapping[int, Sequence[int]]) -> None:
     """Replace what some slots of a cache hold by these tokens; equal ones are read once."""
     cache.truncate([0 if b in contents else length for b, length in enumerate(cache.lengths)])
-    same: dict[Ids, list[int]] = {}
+    same: dict[tuple[int, ...], list[int]] = {}
     for slot, tokens in contents.items():
         same.setdefault(tuple(tokens), []).append(slot)
     same.pop((), None)
@@ -248,11 +260,3 @@ def refill(decoder: Decoder, cache: KVCache, contents: Mapping[int, Sequence[int
     for first, *others in same.values():
         if others:
             cache.fill(others, cache, first)
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common at their beginning."""
-    return next(
-        (i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other),
-        min(len(a), len(b)),
-    )

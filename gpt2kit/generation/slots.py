@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-Ids = tuple[int, ...]
+# A shorter beginning is read again: it is hardly worth taking the slot that another text left.
+LEAST = 16
 
 
 class Slots:
-    """The slots of a cache: free or taken, and the whole pieces of prompts that each one holds.
+    """The slots of a cache: free or taken, and the tokens that each one holds.
 
-    A slot keeps what it holds after it was given back, until another text takes it. Only what was
-    read as a prompt, in pieces cut at multiples of `piece` tokens, is known here: read again in a
-    new prompt it would have the same bits. Tokens that were chosen one at a time would not.
+    A slot keeps what it holds after it was given back, until another text takes it. Only tokens are
+    known here that would have the same bits if they were read again in a new prompt: what was read
+    up to a multiple of `cut`. Beginnings of fewer than `least` tokens are not looked for.
     """
 
-    def __init__(self, n: int, piece: int) -> None:
-        self._piece = piece
+    def __init__(self, n: int, *, cut: int, least: int = LEAST) -> None:
+        self._cut = cut
+        self._least = least
         self._free = dict.fromkeys(range(n))  # the one that was given back first comes first
-        self._held: list[list[Ids]] = [[] for _ in range(n)]  # beginnings, the shortest first
-        self._holders: dict[Ids, set[int]] = {}  # the slots that hold a beginning
+        self._held: list[list[int]] = [[] for _ in range(n)]
 
     def __len__(self) -> int:
         return len(self._held)
@@ -35,10 +36,7 @@ class Slots:
         It is the one that holds the longest beginning of the prompt; if no free one holds any, the
         one that was not used for the longest time.
         """
-        slot, length = next(iter(self._free)), 0
-        for beginning in self._beginnings(ids, 0):
-            if free := self._holders[beginning] & self._free.keys():
-                slot, length = min(free), len(beginning)
+        slot, length = self._best(ids, sorted(self._free), 0) or (next(iter(self._free)), 0)
         del self._free[slot]
         self.forget(slot, length)
         return slot, length
@@ -50,39 +48,38 @@ class Slots:
     def find(self, ids: Sequence[int], known: int) -> tuple[int, int] | None:
         """Return a slot that holds more than `known` tokens of a prompt, and how many.
 
-        Among several it is one that holds the most. `known` is a multiple of the piece.
+        Among several it is one that holds the most.
         """
-        found = None
-        for beginning in self._beginnings(ids, known):
-            found = min(self._holders[beginning]), len(beginning)
-        return found
+        return self._best(ids, range(len(self._held)), known)
 
     def note(self, slot: int, ids: Sequence[int]) -> None:
-        """Note that a slot holds these tokens, the beginning of a prompt, read in pieces."""
-        held = self._held[slot]
-        for end in range((len(held) + 1) * self._piece, len(ids) + 1, self._piece):
-            held.append(tuple(ids[:end]))
-            self._holders.setdefault(held[-1], set()).add(slot)
+        """Note that a slot holds these tokens, the beginning of a text."""
+        end = len(ids) // self._cut * self._cut
+        if end > len(self._held[slot]):
+            self._held[slot] = list(ids[:end])
 
     def forget(self, slot: int, length: int = 0) -> None:
         """Note that a slot holds no more than its first `length` tokens."""
-        held = self._held[slot]
-        while held and len(held[-1]) > length:
-            beginning = held.pop()
-            holders = self._holders[beginning]
-            holders.remove(slot)
-            if not holders:
-                del self._holders[beginning]
+        del self._held[slot][length // self._cut * self._cut :]
 
-    def _beginnings(self, ids: Sequence[int], known: int) -> list[Ids]:
-        """Return the beginnings of a prompt, longer than `known`, that some slot holds.
+    def _best(
+        self, ids: Sequence[int], slots: Iterable[int], known: int
+    ) -> tuple[int, int] | None:
+        """Return the first of the slots that hold most of a prompt, beyond `known`, if any does.
 
-        The last token of the prompt is in none of them: it has to be read for its logits.
+        The last token of the prompt does not count: it has to be read for its logits.
         """
-        found: list[Ids] = []
-        for end in range(known + self._piece, len(ids), self._piece):
-            beginning = tuple(ids[:end])
-            if beginning not in self._holders:
-                break
-            found.append(beginning)
+        found, most = None, max(known, self._least - 1)
+        for slot in slots:
+            shared = min(common_length(self._held[slot], ids), len(ids) - 1)
+            if (length := shared // self._cut * self._cut) > most:
+                found, most = (slot, length), length
         return found
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
+    return next(
+        (i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other),
+        min(len(a), len(b)),
+    )

@@ -29,18 +29,20 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2kit.engine.decoder import MOST_TOKENS, Decoder
+from gpt2kit.engine.decoder import Decoder
 from gpt2kit.errors import ConfigError
-from gpt2kit.generation.prompts import common_length, refill
+from gpt2kit.generation.prompts import refill
 from gpt2kit.generation.request import DRAFT_TOKENS
 from gpt2kit.generation.row import Row, choose, distributions
 from gpt2kit.generation.sampling import draw, uniform
+from gpt2kit.generation.slots import common_length
 from gpt2kit.model import GPT2
 
 Draft = GPT2 | Literal["lookup"]
 
 # Lookup searches for the last tokens of the text, at most LONGEST and at least SHORTEST of them.
 LONGEST, SHORTEST = 8, 2
+_FEW = 16  # tokens that a draft reads together with its first proposal
 
 
 class Proposal(NamedTuple):
@@ -167,7 +169,7 @@ class SmallModel(Drafter):
                 continue
             slot, window = self._slots[row], self._window(row.history)
             known = min(common_length(self._read[slot], window), len(window) - 1)
-            if len(window) - known > MOST_TOKENS:  # too many for one step: read as a prompt is
+            if len(window) - known > _FEW:  # read as a prompt is, without logits
                 refills[slot] = window[:-1]
                 lengths[slot], known = 0, len(window) - 1
             else:

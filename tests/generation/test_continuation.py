@@ -13,6 +13,7 @@ from conftest import begun, compiled, make_model
 from engine_builders import int8_of, model_of
 
 from gpt2kit.config import GPT2Config
+from gpt2kit.engine import native
 from gpt2kit.engine.decoder import PIECE, Decoder
 from gpt2kit.evaluation.surprisal import Window, surprisals
 from gpt2kit.generation.continuation import Continuation
@@ -294,9 +295,7 @@ def check_random_requests(model: GPT2, n: int, seed: int) -> None:
         else:
             assert outcome(row, found[row]) == expected
     assert len(cancelled) > n // 50
-    hits = [
-        row for row in rows if row.cached_tokens and row.cached_tokens % Decoder(model).piece == 0
-    ]
+    hits = [row for row in rows if 0 < row.cached_tokens < row.prompt_length]
     assert len(hits) >= n // 50
     # No slot was lost: as many rows as there are slots run at the same time.
     for _ in range(6):
@@ -390,19 +389,21 @@ def test_beginnings_that_a_slot_holds_are_not_read_again(monkeypatch: pytest.Mon
     prompt = long_prompt(2 * PIECE)
     state = Continuation(model, slots=2)
     read = tokens_read(monkeypatch)
-    # From a slot that has ended, from one that runs, and up to the last whole piece only.
-    for row, cached, expected in (
-        (Row([*prompt, 1], Request(max_tokens=1), JOINING), 0, [PIECE, PIECE, 1]),
-        (Row([*prompt, 2], Request(max_tokens=50), JOINING), 2 * PIECE, [1]),
-        (Row([*prompt, 3, 3], Request(max_tokens=1), JOINING), 2 * PIECE, [2]),
-        (Row(prompt, Request(max_tokens=1), JOINING), PIECE, [PIECE]),
-        (Row(prompt[1:], Request(max_tokens=1), JOINING), 0, [PIECE, PIECE - 1]),
+    # From a slot that has ended, and from one that runs; never the last token, and of what torch
+    # reads only whole pieces.
+    most = PIECE if native.level() is None else 2 * PIECE - 1
+    for row, cached in (
+        (Row([*prompt, 1], Request(max_tokens=1), JOINING), 0),
+        (Row([*prompt, 2], Request(max_tokens=50), JOINING), 2 * PIECE),
+        (Row([*prompt, 3, 3], Request(max_tokens=1), JOINING), 2 * PIECE),
+        (Row(prompt, Request(max_tokens=1), JOINING), most),
+        (Row(prompt[1:], Request(max_tokens=1), JOINING), 0),
     ):
         running = bool(state.running)
         read.clear()
         state.add(row)
         state.step()
-        assert [n for each in read[running:] for n in each] == expected
+        assert sum(n for each in read[running:] for n in each) == row.prompt_length - cached
         assert row.cached_tokens == cached
 
 
@@ -490,4 +491,4 @@ def test_the_logits_of_a_scored_prompt_are_never_in_memory_all_at_once(
     request = Request(max_tokens=0, prompt_logprobs=True)
     outcomes(model_to_join("float32"), [Row(long_prompt(JOINING.n_ctx), request, JOINING)])
     assert sum(n_logits) == JOINING.n_ctx
-    assert max(n_logits) == PIECE
+    assert max(n_logits) <= Decoder(model_to_join("float32")).piece < JOINING.n_ctx

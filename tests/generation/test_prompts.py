@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import compiled, make_model
 from engine_builders import read_prompts
 from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine.decoder import PIECE, Decoder
-from gpt2kit.generation.prompts import common_length, refill
+from gpt2kit.generation.prompts import refill
 from gpt2kit.generation.request import Sampling
+from gpt2kit.generation.slots import common_length
 from gpt2kit.generation.text import generate_tokens
 from gpt2kit.model import GPT2
 
@@ -71,32 +72,38 @@ def test_a_prompt_read_beside_others_has_the_logits_and_cache_it_has_alone(
         assert (cache.values[:, slot, :, :n] - own.values[:, 0, :, :n]).abs().max() < 1e-5
 
 
-def test_pieces_that_prompts_share_are_read_once(
-    model: GPT2, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lengths: list[list[int]] = []
+def tokens_read(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Read the prompts together, and return the lengths of the rows that the decoder got."""
+    lengths: list[int] = []
     read = Decoder.read
 
     def counted(self: Decoder, rows: Any, cache: KVCache, **options: Any) -> Tensor:
-        lengths.append([len(row) for row in rows])
+        lengths.extend(len(row) for row in rows)
         return read(self, rows, cache, **options)
 
     monkeypatch.setattr(Decoder, "read", counted)
     read_prompts(Decoder(model), PROMPTS, model.new_cache(len(PROMPTS)))
+    return sorted(lengths)
+
+
+def test_pieces_that_prompts_share_are_read_once(
+    model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT2KIT_NATIVE", "0")
     # The first pieces of OTHER and LONG, twice those of which the end is a whole piece, because its
     # last token has to be read for its logits; the second of LONGER; and all ends.
-    assert sorted(n for each in lengths for n in each) == [
-        1,
-        2,
-        2,
-        3,
-        8,
-        9,
-        9,
-        10,
-        10,
-        *[PIECE] * 4,
-    ]
+    expected = [1, 2, 2, 3, 8, 9, 9, 10, 10, *[PIECE] * 4]
+    assert tokens_read(model, monkeypatch) == expected
+
+
+@compiled
+def test_the_native_step_reads_all_that_prompts_share_once(
+    model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only whole pieces of 64 tokens were shared."""
+    # What is read first is OTHER with one token, LONG with two and the two short ones; of the
+    # others only what is new, and at least the last token.
+    assert sum(tokens_read(model, monkeypatch)) <= len(LONGER) + len(OTHER) + 30
 
 
 def test_prompts_together_get_the_texts_that_they_get_one_by_one(model: GPT2) -> None:

@@ -92,7 +92,9 @@ INLINE void FN(add_int8)(
                     dot, *(const i8x16_unaligned *)(block + i),
                     *(const i8x16_unaligned *)(input + i)
                 );
-            sums[b][r][0] += __builtin_convertvector(dot, f32x4) * inputs[b].scales[k / BLOCK];
+            f32x4 scale = (f32x4){0} + inputs[b].scales[k / BLOCK];
+            sums[b][r][0] =
+                FN(multiply_add4)(__builtin_convertvector(dot, f32x4), scale, sums[b][r][0]);
         }
     }
 }
@@ -111,7 +113,8 @@ INLINE void FN(add_int8)(
             const int8_t *input = inputs[b].int8 + k;
             int32_t dot = 0;
             for (int i = 0; i < BLOCK; i++) dot += block[i] * input[i];
-            sums[b][r][0][0] += dot * inputs[b].scales[k / BLOCK];
+            f32x4 product = {dot}, scale = {inputs[b].scales[k / BLOCK]}, sum = {sums[b][r][0][0]};
+            sums[b][r][0][0] = FN(multiply_add4)(product, scale, sum)[0];
         }
 }
 

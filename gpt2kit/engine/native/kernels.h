@@ -11,6 +11,7 @@
  *     LANES             how many numbers they have
  *     TILE_INPUTS       1 or 6: how many inputs TILE_ROWS rows of weights meet in registers
  *     TILE_QUERIES      1 or 3: how many queries meet keys and values in registers
+ *     FMA               1 if it has x86's fused multiply-add
  *     VNNI, DOTPROD     1 if it has int8 dot products (x86's, ARM's)
  *     BF16              1 if it has bfloat16 dot products
  *
@@ -27,6 +28,9 @@
 #ifndef TILE_INPUTS
 #define TILE_INPUTS 1
 #define TILE_QUERIES 1
+#endif
+#ifndef FMA
+#define FMA 0
 #endif
 #ifndef VNNI
 #define VNNI 0
@@ -67,6 +71,7 @@ static const Kernels FN(kernels) = {
 #undef PARTS
 #undef TILE_INPUTS
 #undef TILE_QUERIES
+#undef FMA
 #undef VNNI
 #undef BF16
 #undef DOTPROD

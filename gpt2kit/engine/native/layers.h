@@ -65,7 +65,7 @@ TARGET static void FN(activate)(float *x, int64_t n, int activation) {
 
 /* Replace S scores by e^(score - largest), and return the sum of these. `scores` has room for
  * sixteen more. */
-INLINE float FN(softmax)(float *scores, int64_t S) {
+TARGET static __attribute__((noinline)) float FN(softmax)(float *scores, int64_t S) {
     for (int64_t j = S; j % 16; j++) scores[j] = -INFINITY;
     f32x16 lanes = FN(splat)(-INFINITY), sum = {0};
     for (int64_t j = 0; j < S; j += 16) lanes = FN(max)(FN(load)(scores, FLOAT32, j), lanes);
@@ -86,29 +86,27 @@ INLINE void FN(score_keys)(
     int64_t D, float scale, float *scores, int64_t room
 ) {
     FLOATS sum[TILE_QUERIES][4][PARTS] = {{{{0}}}};
-    int64_t vectors_end = D - D % 16, at = j * D;
+    int64_t at = j * D;
     const float *q = queries->q + i * queries->stride;
-    for (int64_t d = 0; d < vectors_end; d += 16)
+    for (int64_t d = 0; d < D; d += 16)
 #pragma GCC unroll 4
         for (int p = 0; p < PARTS; p++) {
+            int64_t from = d + LANES * p, count = D - from;
             FLOATS key[4];
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++)
-                key[r] = FN(load_floats)(keys, dtype, at + r * D + d + LANES * p);
+                key[r] = FN(load_some_floats)(keys, dtype, at + r * D + from, count);
 #pragma GCC unroll 3
             for (int b = 0; b < B; b++) {
-                FLOATS x = FN(load_floats)(q + b * queries->stride, FLOAT32, d + LANES * p);
+                FLOATS x = FN(load_some_floats)(q + b * queries->stride, FLOAT32, from, count);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) sum[b][r][p] += x * key[r];
+                for (int r = 0; r < R; r++)
+                    sum[b][r][p] = FN(multiply_add)(x, key[r], sum[b][r][p]);
             }
         }
 #pragma GCC unroll 3
     for (int b = 0; b < B; b++) {
-        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sum[b]);
-        for (int r = 0; r < R; r++)
-            for (int64_t d = vectors_end; d < D; d++)
-                four[r] += q[b * queries->stride + d] * read(keys, dtype, at + r * D + d);
-        four *= scale;
+        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sum[b]) * scale;
         if (R == 4)
             *(f32x4_unaligned *)(scores + b * room + j) = four;
         else
@@ -117,13 +115,14 @@ INLINE void FN(score_keys)(
 }
 
 /* Average the values (S, D) with the weights of B queries that add up to `totals`: W vectors of
- * columns, from column d on. Even and odd positions are added up apart. */
+ * columns from column d on, or what is left of one. Even and odd positions are added up apart. */
 INLINE void FN(weigh_values)(
     int dtype, int B, int W, const Queries *queries, int64_t i, const float *weights, int64_t room,
     const void *values, int64_t D, int64_t d, const float *totals
 ) {
     FLOATS y[TILE_QUERIES][4][2] = {{{{0}}}};
-    int64_t S = queries->S + i, pairs_end = S - S % 2;
+    int64_t S = queries->S + i, pairs_end = S - S % 2, columns = W * LANES;
+    if (W == 1 && D - d < columns) columns = D - d;
     for (int64_t j = 0; j < pairs_end; j += 2) {
         prefetch_cached(values, dtype, j * D + d, LANES * W);
         prefetch_cached(values, dtype, (j + 1) * D + d, LANES * W);
@@ -132,11 +131,16 @@ INLINE void FN(weigh_values)(
             FLOATS value[4];
 #pragma GCC unroll 4
             for (int w = 0; w < W; w++)
-                value[w] = FN(load_floats)(values, dtype, (j + odd) * D + d + LANES * w);
+                value[w] = FN(load_some_floats)(
+                    values, dtype, (j + odd) * D + d + LANES * w, columns - LANES * w
+                );
 #pragma GCC unroll 3
             for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
-                for (int w = 0; w < W; w++) y[b][w][odd] += weights[b * room + j + odd] * value[w];
+                for (int w = 0; w < W; w++) {
+                    FLOATS weight = (FLOATS){0} + weights[b * room + j + odd];
+                    y[b][w][odd] = FN(multiply_add)(weight, value[w], y[b][w][odd]);
+                }
         }
     }
 #pragma GCC unroll 3
@@ -147,15 +151,19 @@ INLINE void FN(weigh_values)(
                 int64_t j = pair + odd;
                 if (j == S + b) break;
 #pragma GCC unroll 4
-                for (int w = 0; w < W; w++)
-                    y[b][w][odd] += weights[b * room + j] *
-                                    FN(load_floats)(values, dtype, j * D + d + LANES * w);
+                for (int w = 0; w < W; w++) {
+                    FLOATS weight = (FLOATS){0} + weights[b * room + j];
+                    FLOATS value = FN(load_some_floats)(
+                        values, dtype, j * D + d + LANES * w, columns - LANES * w
+                    );
+                    y[b][w][odd] = FN(multiply_add)(weight, value, y[b][w][odd]);
+                }
             }
         float *out = queries->out + (i + b) * queries->out_stride + d;
 #pragma GCC unroll 4
         for (int w = 0; w < W; w++) {
             FLOATS average = (y[b][w][0] + y[b][w][1]) / totals[b];
-            memcpy(out + LANES * w, &average, sizeof average);
+            memcpy(out + LANES * w, &average, W == 1 ? columns * sizeof(float) : sizeof average);
         }
     }
 }
@@ -180,14 +188,8 @@ INLINE void FN(attend)(
     }
     for (; d + 4 * LANES <= D; d += 4 * LANES)
         FN(weigh_values)(dtype, B, 4, queries, i, scores, room, values, D, d, totals);
-    for (; d + LANES <= D; d += LANES)
+    for (; d < D; d += LANES)
         FN(weigh_values)(dtype, B, 1, queries, i, scores, room, values, D, d, totals);
-    for (; d < D; d++)
-        for (int b = 0; b < B; b++) {
-            float y = 0;
-            for (j = 0; j < S + b; j++) y += scores[b * room + j] * read(values, dtype, j * D + d);
-            queries->out[(i + b) * queries->out_stride + d] = y / totals[b];
-        }
 }
 
 INLINE void FN(attention_of)(

@@ -90,6 +90,7 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define FLOATS f32x8
 #define INTEGERS i32x8
 #define LANES 8
+#define FMA 1
 #include "kernels.h"
 
 #define FN(name) name##_avx512
@@ -97,6 +98,7 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define FLOATS f32x16
 #define INTEGERS i32x16
 #define LANES 16
+#define FMA 1
 #define TILE_INPUTS 6
 #define TILE_QUERIES 3
 #include "kernels.h"
@@ -106,6 +108,7 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define FLOATS f32x16
 #define INTEGERS i32x16
 #define LANES 16
+#define FMA 1
 #define TILE_INPUTS 6
 #define TILE_QUERIES 3
 #define VNNI 1
@@ -117,6 +120,7 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define FLOATS f32x16
 #define INTEGERS i32x16
 #define LANES 16
+#define FMA 1
 #define TILE_INPUTS 6
 #define TILE_QUERIES 3
 #define VNNI 1

@@ -37,7 +37,8 @@ INLINE void FN(add_float)(
                 FLOATS x =
                     FN(load_floats)(inputs[b].floats, FLOAT32, k + 16 * half + LANES * p);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) sums[b][r][p] += w[half][r] * x;
+                for (int r = 0; r < R; r++)
+                    sums[b][r][p] = FN(multiply_add)(w[half][r], x, sums[b][r][p]);
             }
     }
 }
@@ -174,29 +175,22 @@ INLINE void FN(tile)(
                 for (int p = 0; p < PARTS; p++) partial[b][r][p] = sums[b][r][p];
         return;
     }
-    f32x4 scale = {0}, bias = {0};
-    if (R == TILE_ROWS && dtype == INT8) scale = FN(load4)(matrix->scales, FLOAT32, at.row, at.apart);
-    if (R == TILE_ROWS && matrix->bias)
-        bias = FN(load4)(matrix->bias, matrix->bias_dtype, at.row, at.apart);
+    f32x4 scale = (f32x4){0} + 1, bias = {0};
+    int64_t apart = R == TILE_ROWS ? at.apart : 0;
+    if (dtype == INT8) scale = FN(load4)(matrix->scales, FLOAT32, at.row, apart);
+    if (matrix->bias) bias = FN(load4)(matrix->bias, matrix->bias_dtype, at.row, apart);
 #pragma GCC unroll 6
     for (int b = 0; b < B; b++) {
         float *output = out->floats + (at.first + b) * out->stride + at.row;
         f32x4 y = FN(sum4)((const FLOATS(*)[PARTS])sums[b]);
-        if (R == TILE_ROWS) {
-            if (dtype == INT8) y *= scale;
-            if (matrix->bias) y += bias;
-            if (at.apart == 1) {
-                f32x4_unaligned *four = (f32x4_unaligned *)output;
-                if (out->add) y += *four;
-                *four = y;
-            } else {
-                for (int r = 0; r < 4; r++)
-                    output[r * at.apart] = out->add ? output[r * at.apart] + y[r] : y[r];
-            }
+        y = dtype == INT8 ? FN(multiply_add4)(y, scale, bias) : y + bias;
+        if (R == TILE_ROWS && apart == 1) {
+            f32x4_unaligned *four = (f32x4_unaligned *)output;
+            if (out->add) y += *four;
+            *four = y;
         } else {
-            float value = dtype == INT8 ? y[0] * matrix->scales[at.row] : y[0];
-            if (matrix->bias) value += read(matrix->bias, matrix->bias_dtype, at.row);
-            *output = out->add ? value + *output : value;
+            for (int r = 0; r < R; r++)
+                output[r * apart] = out->add ? output[r * apart] + y[r] : y[r];
         }
     }
 }

@@ -39,6 +39,14 @@ INLINE FLOATS FN(load_floats)(const void *numbers, int dtype, int64_t at) {
     return value;
 }
 
+/* As load_floats, but if `count` numbers are fewer, zeros after them. */
+INLINE FLOATS FN(load_some_floats)(const void *numbers, int dtype, int64_t at, int64_t count) {
+    if (count >= LANES) return FN(load_floats)(numbers, dtype, at);
+    FLOATS some = {0};
+    for (int64_t i = 0; i < count; i++) some[i] = read(numbers, dtype, at + i);
+    return some;
+}
+
 /* Load four numbers whose indices are `apart`. */
 INLINE f32x4 FN(load4)(const void *numbers, int dtype, int64_t at, int64_t apart) {
     return (f32x4){
@@ -100,6 +108,27 @@ INLINE float FN(max_abs)(i32x16 bits) {
 }
 
 /* --- rounding and adding up ------------------------------------------------------------------- */
+
+/* Return a * b + c, rounded once if the level can. Compilers do the same for a * b + c in some
+ * places and not in others, so that the same sum in two functions could have different bits. */
+INLINE FLOATS FN(multiply_add)(FLOATS a, FLOATS b, FLOATS c) {
+#if FMA && LANES == 16
+    return (FLOATS)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif FMA
+    return (FLOATS)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* As multiply_add, of four numbers. */
+INLINE f32x4 FN(multiply_add4)(f32x4 a, f32x4 b, f32x4 c) {
+#if FMA
+    return (f32x4)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#else
+    return a * b + c;
+#endif
+}
 
 /* Adding 1.5 * 2^23 leaves the nearest integer in a float's low bits. */
 #define ROUND 12582912.0f
