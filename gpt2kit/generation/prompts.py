@@ -174,9 +174,7 @@ class PromptReader:
     ) -> bool:
         """Whether some of a prompt's next tokens are being read, enough to wait for them."""
         cut = self._decoder.cut
-        shared = (
-            min(common_length(ids, other), len(ids) - 1) // cut * cut for other in being_read
-        )
+        shared = (min(common_length(ids, other), len(ids) - 1) // cut * cut for other in being_read)
         return any(n - known >= LEAST for n in shared)
 
     # --- reading them -----------------------------------------------------------------------------

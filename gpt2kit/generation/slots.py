@@ -62,9 +62,7 @@ class Slots:
         """Note that a slot holds no more than its first `length` tokens."""
         del self._held[slot][length // self._cut * self._cut :]
 
-    def _best(
-        self, ids: Sequence[int], slots: Iterable[int], known: int
-    ) -> tuple[int, int] | None:
+    def _best(self, ids: Sequence[int], slots: Iterable[int], known: int) -> tuple[int, int] | None:
         """Return the first of the slots that hold most of a prompt, beyond `known`, if any does.
 
         The last token of the prompt does not count: it has to be read for its logits.
