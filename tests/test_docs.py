@@ -28,6 +28,7 @@ import torch
 import typer
 from builders import add_vocabulary, write_hub, write_layout, write_nanogpt
 from conftest import GOLDEN
+from features_builders import matrices, write_sae
 from serve_builders import Background
 from servers import FakeHub, FakeOpenAI
 from training_builders import VERSES
@@ -255,6 +256,9 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shape = GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=2)
         write_nanogpt(Path("out/ckpt.pt"), GPT2(replace(shape, activation_function="gelu")))
         write_courses()
+        write_sae(
+            Path("dante-sae"), matrices(192, 64), metadata={"hook_name": "blocks.4.hook_resid_pre"}
+        )
     return folder
 
 
@@ -262,7 +266,7 @@ def write_texts() -> None:
     """Write texts and tables under the names that the pages use."""
     for name in ("divina", "book", "val", "names", "the-verdict", "tinyshakespeare"):
         Path(f"{name}.txt").write_text(VERSES * 6 + "ROMEO:\n", encoding="utf-8")
-    for name in ("letter", "prompts", "sentences"):
+    for name in ("letter", "prompts", "sentences", "happy", "sad"):
         Path(f"{name}.txt").write_text("The dog\nThe cat sat\n")
     Path("reading.csv").write_text(
         "item,position,word,rt\n1,2,mezzo,402\n1,1,Nel,310\n1,3,del,280\n2,1,vita,333\n"

@@ -35,6 +35,7 @@ from gpt2kit.cli import (
     plots,
     process,
     replay,
+    sae,
     serve,
     surprisal,
     tokenize,
@@ -150,7 +151,7 @@ _HEADINGS = {
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
     "Measure": (evaluation, surprisal, cloze, filter, detect, embed, comparison, originality, bulk),
-    "Look inside": (explain, heads, neighbors, plots),
+    "Look inside": (explain, heads, sae, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():
     for _module in _modules:

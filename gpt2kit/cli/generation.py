@@ -18,6 +18,7 @@ from gpt2kit.cli.fields import takes
 from gpt2kit.cli.generation_report import Stats, Writer
 from gpt2kit.cli.options import OUTPUT_GROUP, SPEED_GROUP, TEXT_GROUP, ModelOptions
 from gpt2kit.cli.receipts import check_folder, loaded_from, write_receipt
+from gpt2kit.cli.steering import check_steer, steer_for
 from gpt2kit.fields import check, option
 from gpt2kit.generation.request import Request
 
@@ -176,6 +177,7 @@ def generate(
     """
     process.import_torch()
     request.check_draft(speed.draft)
+    check_steer(source.steer)
     if request.top_logprobs and not shown.json:
         raise typer.BadParameter("--top_logprobs is shown with --json; add it")
     request = dataclasses.replace(
@@ -193,6 +195,7 @@ def generate(
     prompts = [] if asks else read_prompts(options.as_typed(prompt), prompts_file)
     started = time.perf_counter()
     model, tokenizer = source.load()
+    steer_for(source.steer, model, tokenizer, prompts, request)
     if bias:
         sampling = dataclasses.replace(request.sampling, logit_bias=tuple(_bias(bias, tokenizer)))
         request = dataclasses.replace(request, sampling=sampling)
@@ -237,7 +240,9 @@ def load_draft(
         return None
     if draft == "lookup":
         return "lookup"
-    model, own = dataclasses.replace(source, model=draft, vocabulary=None, n_head=None).load()
+    model, own = dataclasses.replace(
+        source, model=draft, vocabulary=None, n_head=None, steer=()
+    ).load()
     if tokenizer and own and identity(tokenizer) != identity(own):
         raise ConfigError(
             f"the draft model {draft} has another vocabulary than {source.model} "

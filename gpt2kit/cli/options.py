@@ -168,12 +168,21 @@ class ModelOptions:
     quantize: str | None = option(None, _QUANTIZE_HELP, group=MODEL_GROUP, metavar="int8")
     vocabulary: str | None = option(None, VOCABULARY_HELP, group=MODEL_GROUP, metavar="FILE|MODEL")
     n_head: int | None = same_option(Unsaid, "n_head")
+    steer: tuple[str, ...] = option(
+        (),
+        "Add a vector to what the model computes: 'Love - Hate @6 *5' adds 5 times the difference "
+        "of two prompts before layer 6, 'file:A - file:B @6 *4' that of two files' texts, "
+        "'sae:FOLDER#123 *8' a feature of a sparse autoencoder. May be given several times.",
+        group=MODEL_GROUP,
+        metavar="WHAT",
+    )
     unknown: Literal["error", "skip"] = option("error", _UNKNOWN_HELP, group=TEXT_GROUP)
     no_verify: bool = option(False, _NO_VERIFY_HELP, group=MODEL_GROUP)
     no_cache: bool = option(False, _NO_CACHE_HELP, group=MODEL_GROUP)
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "steer", tuple(self.steer))  # a receipt has a list
 
     def load(self) -> tuple[GPT2, Tokenizer | None]:
         """Load the model, after downloading it if needed, and its tokenizer."""

@@ -22,6 +22,7 @@ from gpt2kit.cli.generation import (
 )
 from gpt2kit.cli.options import OUTPUT_GROUP, Json, ModelOptions
 from gpt2kit.cli.receipts import loaded_from, read_receipt
+from gpt2kit.cli.steering import check_steer, steer_for
 from gpt2kit.fields import build
 from gpt2kit.generation.request import Request
 
@@ -92,7 +93,9 @@ def replay(
         changed["ban"] = read_bans(changed["ban"])
     request = request_of(found, **changed)
     how, draft, batch_size = _how(found["source"], source)
+    check_steer(how.steer)
     model, tokenizer = how.load()
+    steer_for(how.steer, model, tokenizer, prompts, request)
     tokenizer = require_tokenizer(tokenizer, how.model)
     loaded = load_draft(draft, how, tokenizer)
     completions: list[Completion] = []

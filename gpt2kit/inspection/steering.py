@@ -328,7 +328,14 @@ def steer(model: GPT2, given: Steering) -> Callable[[], None]:
         return undo
     stack = contextlib.ExitStack()
     stack.enter_context(editing(model, [edit_of(model, given)]))
-    return stack.close
+    # The model keeps it: Python would end the edit if nobody had it any longer.
+    vars(model).setdefault("_steering", []).append(stack)
+
+    def end() -> None:
+        vars(model)["_steering"].remove(stack)
+        stack.close()
+
+    return end
 
 
 def edit_of(model: GPT2, given: Steering) -> Edit:

@@ -21,6 +21,7 @@ import torch
 import typer
 from builders import write_hub
 from conftest import make_model
+from features_builders import write_sae
 from safetensors.torch import load_file, save_file
 
 from gpt2kit import cli
@@ -34,6 +35,7 @@ from gpt2kit.tokenizers import CharTokenizer
 ESCAPES = "\x1b]0;owned\x07\x1b[5;31m\x9b5m\u202ee\u2066\x7f\x08\rX"
 NAME = f"{ESCAPES}\nY\udcff"
 MODEL, OTHER, BROKEN, TF = NAME, f"{NAME}2", f"{NAME}broken", f"{NAME}tf"
+SAE = f"{NAME}sae"
 TEXT = f"the {ESCAPES}\x00 end is near\n" * 12
 RAW = re.compile("\x1b\\]|\x1b\\[5;31m|[\x07\x9b\u202e\u2066\x7f\x08\x00\udcff]|\rX|\nY")
 
@@ -57,6 +59,7 @@ def desk(weights: Path) -> Path:
     desk = weights.parent
     (desk / NAME).write_text(TEXT, newline="")
     (desk / f"{NAME}.jsonl").write_text(json.dumps({ESCAPES: 1}))
+    write_sae(desk / "sae").rename(desk / SAE)
     kept = {"time": ESCAPES, "model": NAME, "prompt": ESCAPES, "text": f"a\n{ESCAPES}"}
     Path(os.environ["GPT2KIT_DATA"], "history.jsonl").write_text(json.dumps(kept))
     quoted = ESCAPES.replace('"', '""')
@@ -74,6 +77,18 @@ CASES: list[list[str]] = [
     ["generate", "the", "--model", MODEL, "--max_tokens", "60", "--color", "always"],
     ["generate", "the", "--model", MODEL, "--prompts_file", NAME],
     ["generate", "the", "--model", f"none/{NAME}"],
+    ["generate", "the", "--model", MODEL, "--max_tokens", "3", "--steer", f"{ESCAPES} - the @1"],
+    ["generate", "the", "--model", MODEL, "--max_tokens", "3", "--steer", "the - end @1 *2"],
+    ["generate", "the", "--model", MODEL, "--steer", f"sae:{NAME}#1"],
+    ["sae", NAME],
+    ["sae", SAE],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--top", "3"],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--top", "3", "--json"],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--feature", "3"],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--feature", "3", "--color", "always"],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--steer", "3=8", "--max_tokens", "5"],
+    ["sae", SAE, "--model", MODEL, "--text", ESCAPES, "--steer", ESCAPES],
+    ["sae", SAE, "--model", MODEL, "--corpus", NAME],
     ["generate", "--model", MODEL, "--prompts_file", NAME, "--max_tokens", "9"],
     ["generate", ESCAPES, "--model", MODEL, "--max_tokens", "60", "--json"],
     ["generate", "the", "--model", MODEL, "--ban", f"@none{NAME}"],

@@ -27,6 +27,7 @@ from gpt2kit.inspection.steering import (
     from_prompts,
     from_texts,
     parse,
+    steer,
     steered,
     steering_of,
     strength_of,
@@ -279,3 +280,14 @@ def test_a_text_is_steered_in_python(tiny_model: GPT2, small_bpe: BPETokenizer) 
     with steered(tiny_model, [given]):
         other = generate(tiny_model, small_bpe, "The cat sat on it", temperature=0, max_tokens=8)
     assert other != plain
+
+
+def test_a_model_stays_steered_if_nobody_keeps_what_ends_it(tiny_model: GPT2) -> None:
+    """Python collected the edit, and with it the vector for the first positions."""
+    before = tiny_model(IDS)
+    first = Steering("v", "blocks.1.hook_resid_pre", torch.ones(3, 16).cumsum(1), False)
+    steer(tiny_model, first)
+    assert not torch.allclose(tiny_model(IDS), before, atol=1e-3)
+    once = tiny_model(IDS)
+    steer(tiny_model, first)()  # a second time, ended at once
+    assert torch.equal(tiny_model(IDS), once)

@@ -20,6 +20,7 @@ import torch
 from gpt2kit.checkpoints.device import processor_name
 from gpt2kit.engine.decoder import Decoder
 from gpt2kit.engine.snapshot import weights_sha256
+from gpt2kit.errors import ConfigError
 from gpt2kit.generation.request import Request
 from gpt2kit.generation.shaping.processors import name_of
 from gpt2kit.generation.speculate import Draft
@@ -51,8 +52,16 @@ def receipt(
     `source` says how the model was loaded, for who replays; the receipt has it as it is. The
     weights are hashed as they are in memory, so equal weights have one digest whatever file they
     came from. That takes about a second for each GB, unless `weights` gives the digest that
-    `weights_sha256` has for this model.
+    `weights_sha256` has for this model. What hooks add is in no digest: `source` must name it as
+    "steer", or ConfigError is raised.
     """
+    if not (source or {}).get("steer") and any(
+        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    ):
+        raise ConfigError(
+            "the model has hooks (edits, or a steering vector for the first positions), which "
+            "change texts and which a receipt does not hold; make it with generate --steer"
+        )
     prompts = list(dict.fromkeys(each.prompt for each in completions))
     return {
         "receipt": VERSION,

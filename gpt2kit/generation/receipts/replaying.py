@@ -123,6 +123,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         # Weights in another dtype are other bytes, and "dtype" says it already.
         if then[name] != now[name] and (same_numbers or name == "tokenizer"):
             found.append(f"{name}: sha256 {then[name][:12]} in the receipt, {now[name][:12]} now")
+    steered = [_plain(each["source"].get("steer"), "") for each in (then, now)]
+    if steered[0] != steered[1]:
+        found.append(f"steer: {shortened(steered[0])} in the receipt, {shortened(steered[1])} now")
     if then["draft"] != now["draft"]:
         found.append("draft: another one, or other weights")
     for part in ("config", "options", "computed", "versions"):
