@@ -142,7 +142,6 @@ TESTED_BY = {
     "cli/test_output.py": "cli/progress",
     "cli/test_plots_command.py": "cli/pictures",
     "cli/test_replay.py": "cli/receipts",
-    "cli/test_sae_command.py": "cli/sae",
     "cli/test_steer_option.py": "cli/steering",
     "cli/test_suites_command.py": "evaluation/accuracy",
     "cli/test_training_commands.py": "cli/training_report cli/training_summary",
