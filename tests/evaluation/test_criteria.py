@@ -121,6 +121,18 @@ def test_each_criterion_reads_the_text_as_its_authors_do(
     assert read["bos"][0]["curvature"] != read["none"][0]["curvature"]
 
 
+def test_a_criterion_is_the_same_whichever_others_are_computed(
+    model: GPT2, observer: GPT2, small_bpe: BPETokenizer
+) -> None:
+    every = criteria(model, small_bpe, TEXTS, observer)
+    for names in ("perplexity,nll,bits_per_byte", "perplexity,rank", "top10", "cross_curvature"):
+        found = criteria(model, small_bpe, TEXTS, observer, criteria=names)
+        for figures, others in zip(found, every, strict=True):
+            assert figures.pop("error") is None
+            expected = {name: others[name] for name in figures}
+            assert figures == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_model_observing_itself_has_the_same_curvature_and_its_own_entropy(
     model: GPT2, small_bpe: BPETokenizer
 ) -> None:
