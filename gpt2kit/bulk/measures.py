@@ -1,4 +1,4 @@
-"""The commands that measure texts by the pile: score, surprisal, filter and detect."""
+"""The commands that measure texts by the pile: score, surprisal, filter, detect, embed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from gpt2kit.bulk.work import Cells, Gives
 from gpt2kit.data.window import Overflow
+from gpt2kit.errors import ConfigError
 from gpt2kit.evaluation import criteria
 from gpt2kit.evaluation.conditions import Conditions
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
@@ -18,8 +19,10 @@ from gpt2kit.evaluation.passages import Passage, split, target, whole
 from gpt2kit.evaluation.perplexity import score
 from gpt2kit.evaluation.receipt import described
 from gpt2kit.evaluation.surprisal import BATCH_SIZE
+from gpt2kit.evaluation.vectors import text_vectors
 from gpt2kit.evaluation.word_options import UnitName, WordOptions
 from gpt2kit.evaluation.words import Word, measure
+from gpt2kit.inspection.hidden import Pool, parse_layers
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 
@@ -235,3 +238,52 @@ class Detect(Filter):
         for found in super().measure(model, tokenizer, rows):
             verdict = self.detector.verdict(found[0], self.by) if self.detector else {}
             yield [{**found[0], **verdict}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """A vector of each text: `evaluation.vectors.text_vectors`."""
+
+    text_field: str = "text"
+    layer: str = "ln_f"
+    pool: Pool = "mean"
+    normalize: bool = False
+    first: str = "bos"
+    stride: int | None = None
+    batch_size: int = BATCH_SIZE
+
+    command: ClassVar[str] = "embed"
+    gives: ClassVar[Gives] = "one"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns whose texts are read."""
+        return (self.text_field,)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the new columns."""
+        return ("vector",)
+
+    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+        """Raise ConfigError for a layer that the model lacks, and for several."""
+        require_tokenizer(tokenizer, "the model")
+        if len(parse_layers(self.layer, model.config.n_layer)) > 1:
+            raise ConfigError("--layer is one layer; give the command once for each")
+
+    def measure(
+        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
+    ) -> Iterable[Sequence[Cells]]:
+        """Return the vector of each text."""
+        found = text_vectors(
+            model,
+            tokenizer,
+            [text for (text,) in rows],
+            parse_layers(self.layer, model.config.n_layer),
+            pool=self.pool,
+            normalize=self.normalize,
+            first=self.first,
+            stride=self.stride,
+            batch_size=self.batch_size,
+        )
+        for vector, error in found:
+            numbers = [float(f"{number:.9g}") for number in vector[0].tolist()]
+            yield [{"vector": None if error else numbers, "error": error}]

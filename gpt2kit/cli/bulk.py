@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ def run(
             on_ray=running.ray,
             progress=progress,
         )
-    _report(outcome, out)
+    if os.environ.get("RANK", "0") == "0":  # one voice of those that torchrun started
+        _report(outcome, out)
     if not outcome.is_good:
         raise typer.Exit(1)
 

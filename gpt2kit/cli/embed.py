@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, process
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import FORMATS_HELP, TextOptions, counted
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
@@ -52,11 +53,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("embed")(embed)
 
 
-File = Annotated[
-    str,
+Files = Annotated[
+    list[str],
     typer.Argument(
         metavar="FILE|-",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input.",
+        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
+        "With --out DIR several, also folders and globs.",
     ),
 ]
 Out = Annotated[
@@ -71,9 +73,10 @@ Out = Annotated[
 ]
 
 
-@takes(reading=TextOptions, wanted=VectorOptions)
+@takes(reading=TextOptions, wanted=VectorOptions, many=Reading, running=Running)
 def embed(
-    file: File,
+    context: typer.Context,
+    files: Files,
     out: Out,
     model: Model = "124M",
     device: Device = "auto",
@@ -84,12 +87,28 @@ def embed(
     *,
     reading: TextOptions,
     wanted: VectorOptions,
+    many: Reading,
+    running: Running,
 ) -> None:
     """Turn each text into a vector: the mean of the hidden states of its tokens.
 
     <|endoftext|> before a text is read and is in no vector. A text that has none, such as an empty
     one, has the reason in error, and NaN or null for its vector.
+
+    With --out DIR, any number of files is read in parts, by as many processes and machines as give
+    the same command; see docs/score-at-scale.md.
     """
+    if bulk.is_folder(files, out):
+        options.refuse(context, ("format", "encoding"), "--out DIR reads files by their names")
+        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
+        process.import_torch()
+        from gpt2kit.bulk.measures import Embed
+
+        work = Embed(text_field=reading.text, batch_size=batch_size, **asdict(wanted))
+        bulk.run(files, out, work, load, many, running, "cell")
+        return
+    bulk.refuse_without_folder(context)
+    file = files[0]
     from gpt2kit.data.tables import format_of
 
     format = format_of(out)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
+from gpt2kit.data.streams import read_batches
 
 
 @pytest.fixture
@@ -172,3 +173,23 @@ def test_verdicts_are_those_of_a_single_file(desk: Path) -> None:
     other = invoke("detect", "a.jsonl", *verdict, "--first", "bos", "--out", "other")
     assert other.exit_code == 1
     assert "does not belong to these figures" in other.stderr
+
+
+def test_vectors_are_those_of_a_single_file(desk: Path) -> None:
+    pytest.importorskip("pyarrow")
+    how = ("--model", "tiny", "--layer", "1", "--pool", "last")
+    many = invoke("embed", "a.jsonl", "b.txt", *how, "--out", "vectors", "--part_rows", "10")
+    assert many.exit_code == 0, many.stderr
+    assert invoke("parts", "vectors", "--merge", "all.parquet").exit_code == 0
+    assert invoke("embed", "a.jsonl", *how, "--out", "alone.jsonl").exit_code == 0
+    expected = [json.loads(line) for line in Path("alone.jsonl").read_text().splitlines()]
+    table = next(batch for batch in read_batches(Path("all.parquet")) if batch.rows)
+    at = table.column("vector")
+    assert len(table.rows) == 28
+    for row, other in zip(table.rows, expected, strict=False):
+        assert row[at] == pytest.approx(other["vector"], abs=1e-5)
+    assert table.rows[26][at] is None
+    assert table.rows[26][table.column("error")] == "empty"
+    wrong = invoke("embed", "a.jsonl", "--model", "tiny", "--layer", "9", "--out", "other")
+    assert wrong.exit_code == 1
+    assert "layer" in wrong.stderr
