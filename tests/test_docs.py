@@ -275,6 +275,7 @@ def write_texts() -> None:
     Path("corpus/a.jsonl").write_text('{"text": "The dog"}\n{"text": "The cat sat"}\n')
     Path("corpus/b.txt").write_text("The dog\n\nThe cat\n")
     Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
+    Path("patches.csv").write_text("clean,corrupt,answer,wrong\ndi vi,di co,t,s\n")
     Path("texts.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     for name, texts in (("human", VERSES), ("machine", VERSES[::-1])):
         rows = [json.dumps({"text": line}) for line in texts.splitlines()[:4]]

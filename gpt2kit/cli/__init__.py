@@ -31,6 +31,7 @@ from gpt2kit.cli import (
     neighbors,
     originality,
     output,
+    patch,
     plan,
     plots,
     process,
@@ -151,7 +152,7 @@ _HEADINGS = {
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus),
     "Measure": (evaluation, surprisal, cloze, filter, detect, embed, comparison, originality, bulk),
-    "Look inside": (explain, heads, sae, neighbors, plots),
+    "Look inside": (explain, heads, patch, sae, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():
     for _module in _modules:

@@ -41,6 +41,8 @@ from gpt2kit.inspection.measures import (
 )
 from gpt2kit.inspection.modules import ModuleSummary, module_tree
 from gpt2kit.inspection.neighbors import Neighbor, Term, combine, find_term, nearest, similarity
+from gpt2kit.inspection.patching import Cell, Pair, Patching, PatchOptions, mean_patching, patch
+from gpt2kit.inspection.paths import PathPatching, mean_paths, path_patch
 from gpt2kit.inspection.running import Run, editing, run
 from gpt2kit.inspection.splicing import Quality, quality, splice, splice_edit, top_features
 from gpt2kit.inspection.steering import Steering, steered, steering_of
@@ -49,6 +51,7 @@ from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabular
 __all__ = [
     "SAE",
     "Attribution",
+    "Cell",
     "Contribution",
     "Edit",
     "Expectation",
@@ -61,6 +64,10 @@ __all__ = [
     "ModuleSummary",
     "Neighbor",
     "NormTrace",
+    "Pair",
+    "PatchOptions",
+    "Patching",
+    "PathPatching",
     "Quality",
     "RandomTokens",
     "Run",
@@ -84,6 +91,8 @@ __all__ = [
     "lens",
     "lens_logits",
     "load_sae",
+    "mean_patching",
+    "mean_paths",
     "memory",
     "mlp_input",
     "module_tree",
@@ -91,6 +100,8 @@ __all__ = [
     "norms_of",
     "ov_copying",
     "part_of",
+    "patch",
+    "path_patch",
     "quality",
     "random_tokens",
     "run",

@@ -215,6 +215,9 @@ def _region(
 ) -> Region:
     """Return where an edit meets the `size` indices from `offset` on that are computed now."""
     whole = length if letter in "TS" else size
+    if edit.selected(letter) is None and (letter != "B" or len(rows) == size):
+        span = range(offset, offset + size)
+        return Region(range(size), span, span, offset + size, whole, is_single=False)
     chosen = _resolved(edit, letter, whole)
     if chosen is None:
         picked, end = edit.selected(letter), offset + size
@@ -233,13 +236,15 @@ def _region(
 
 def _index(lists: Sequence[Sequence[int]], device: torch.device) -> tuple[slice | Tensor, ...]:
     """Return what selects the given indices along each dimension, as slices if that is possible."""
-    slices = tuple(slice(each[0], each[-1] + 1) for each in lists)
-    if all(
-        list(range(s.start, s.stop)) == list(each) for s, each in zip(slices, lists, strict=True)
-    ):
-        return slices
+    spans = [range(each[0], each[-1] + 1) for each in lists]
+    if all(map(_equal, spans, lists)):
+        return tuple(slice(span.start, span.stop) for span in spans)
     tensors = [torch.tensor(list(each), device=device) for each in lists]
     return tuple(torch.meshgrid(*tensors, indexing="ij"))
+
+
+def _equal(span: range, indices: Sequence[int]) -> bool:
+    return span == indices if isinstance(indices, range) else [*span] == [*indices]
 
 
 def _value(
@@ -300,7 +305,7 @@ def _aligned(
             wanted = region.of_whole
         else:
             raise _misfit(edit, given, regions)
-        if list(wanted) != list(range(size)):
+        if not _equal(range(size), wanted):
             value = value.index_select(n, torch.tensor(list(wanted), device=value.device))
     return value
 

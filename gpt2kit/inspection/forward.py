@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.edits import Edit
+from gpt2kit.inspection.folding import folded
 from gpt2kit.inspection.hooks import masked_scores
-from gpt2kit.inspection.places import present_in
+from gpt2kit.inspection.places import find_place, present_in
 from gpt2kit.inspection.running import Run, run
 from gpt2kit.model import GPT2, Attention
 
@@ -89,6 +91,30 @@ class Trace:
     final: Tensor  # (B, T, C) the residual stream after the last block
     normalized: Tensor  # (B, T, C) what the head reads
     logits: Tensor  # (B, T, V)
+
+    def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
+        """Return an activation by either name, in its shape: `seen["z", 3]`; see `run`."""
+        text, layer = (name, None) if isinstance(name, str) else name
+        named = find_place(text)
+        layer = named.layer if layer is None else layer
+        owner: Trace | LayerTrace = self
+        if named.place.in_layer:
+            if layer is None or not 0 <= layer < len(self.layers):
+                raise ConfigError(f"{text}: of which layer? expected 0 to {len(self.layers) - 1}")
+            owner = self.layers[layer]
+        if not hasattr(owner, named.place.name):
+            raise ConfigError(f"a trace does not have {text}; run(…, record=[{text!r}]) does")
+        x: Tensor = getattr(owner, named.place.name)
+        x = x.expand(len(self.ids), *x.shape) if x.dim() < 3 else x
+        return x if named.is_ours else named.place.in_our_order(x)
+
+    def as_transformer_lens(self) -> dict[str, Tensor]:
+        """Return the activations by TransformerLens's names, with its default numbers.
+
+        They are folded and centered: see `gpt2kit.inspection.folding`. Raises ConfigError for a
+        model for which that is not possible.
+        """
+        return folded(self)
 
 
 def trace(model: GPT2, ids: Tensor, *, neurons: bool = True, edits: Sequence[Edit] = ()) -> Trace:

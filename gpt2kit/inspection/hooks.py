@@ -51,7 +51,9 @@ class Observer:
     def sees(self, spot: Spot, x: Tensor) -> Tensor:
         """Edit and record an activation; return what takes its place, or the same object."""
         if edits := self.edits.get(spot):
-            x = edited(x, edits, self.starts, self.length, lambda: self._zero_of_z(spot))
+            x = edited(
+                x, edits, self.starts, self.length, lambda: zero_of_z(self.model, spot.layer or 0)
+            )
         if spot in self.wanted:
             if self.gradients:  # a node of the graph, from which all that follows is computed
                 x = x.clone()
@@ -74,15 +76,17 @@ class Observer:
         part(whole, config).copy_(after)
         return whole
 
-    def _zero_of_z(self, spot: Spot) -> Tensor:
-        """Return the z that TransformerLens calls zero, (H, D): the values of the norm's bias."""
-        config, block = self.model.config, f"h.{spot.layer}"
-        bias = getattr(self.model.get_submodule(f"{block}.ln_1"), "bias", None)  # (C,)
-        if bias is None:
-            bias = torch.zeros(config.n_embd, dtype=self.model.dtype, device=self.model.device)
-        both = self.model.get_submodule(f"{block}.attn.c_attn").forward(bias[None])  # (1, 3 C)
-        values: Tensor = both[0, -config.n_embd :]
-        return values.view(config.n_head, config.head_size)
+
+def zero_of_z(model: GPT2, layer: int) -> Tensor:
+    """Return the z that TransformerLens calls zero, (H, D): the values of the norm's bias."""
+    config, block = model.config, f"h.{layer}"
+    bias = getattr(model.get_submodule(f"{block}.ln_1"), "bias", None)  # (C,)
+    if bias is None:
+        bias = torch.zeros(config.n_embd, dtype=model.dtype, device=model.device)
+    with torch.no_grad():
+        both = model.get_submodule(f"{block}.attn.c_attn").forward(bias[None])  # (1, 3 C)
+    values: Tensor = both[0, -config.n_embd :]
+    return values.view(config.n_head, config.head_size)
 
 
 def check(

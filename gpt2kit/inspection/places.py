@@ -9,6 +9,7 @@ for all of them ("head_outputs", "z"). TransformerLens's names stand for Transfo
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Place:
         return {"BTHD": "BHTD", "BTHC": "BHTC"}.get(self.dims, self.dims)
 
     def in_our_order(self, x: Tensor) -> Tensor:
-        """Return an activation in TransformerLens's order of dimensions in ours."""
+        """Return an activation in TransformerLens's order of dimensions in ours, or the reverse."""
         return x.transpose(1, 2) if self.own_dims != self.dims else x
 
     def missing_in(self, config: GPT2Config) -> str | None:
@@ -164,6 +165,7 @@ class Named:
         return [Spot(self.place, self.layer)]
 
 
+@functools.cache
 def find_place(name: str) -> Named:
     """Return what a name stands for; raises ConfigError, with a similar name, for an unknown one.
 

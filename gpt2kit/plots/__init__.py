@@ -18,6 +18,7 @@ from gpt2kit.plots.inputs import embeddings, norms, positions, tokens
 from gpt2kit.plots.layers import lens, residual, stream, updates
 from gpt2kit.plots.mlps import activation, mlp, mlp_in_out, neurons
 from gpt2kit.plots.normalization import layernorm
+from gpt2kit.plots.patches import patching, paths
 from gpt2kit.plots.runs import Average, losses
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "mlp_in_out",
     "neurons",
     "norms",
+    "patching",
+    "paths",
     "positions",
     "readable",
     "residual",

@@ -36,6 +36,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[5;31m\x9b5m\u202ee\u2066\x7f\x08\rX"
 NAME = f"{ESCAPES}\nY\udcff"
 MODEL, OTHER, BROKEN, TF = NAME, f"{NAME}2", f"{NAME}broken", f"{NAME}tf"
 SAE = f"{NAME}sae"
+PATCHED = ("--model", MODEL, "--answer", "a", "--wrong", "b")
 TEXT = f"the {ESCAPES}\x00 end is near\n" * 12
 RAW = re.compile("\x1b\\]|\x1b\\[5;31m|[\x07\x9b\u202e\u2066\x7f\x08\x00\udcff]|\rX|\nY")
 
@@ -173,6 +174,20 @@ CASES: list[list[str]] = [
     ["heads", MODEL, "--json", "--out", f"{NAME}new.csv"],
     ["heads", MODEL, "--picture", f"{NAME}.png"],
     ["heads", f"none{NAME}"],
+    [
+        "patch",
+        "--model",
+        MODEL,
+        "--clean",
+        ESCAPES,
+        "--corrupt",
+        ESCAPES,
+        "--answer",
+        "a",
+        "--wrong",
+        "b",
+    ],
+    ["patch", f"none{NAME}.csv"],
     ["neighbors", ESCAPES, "+the", "-end", "--model", MODEL],
     ["neighbors", ESCAPES, "the", "--model", MODEL],
     ["neighbors", ESCAPES, "--model", MODEL, "--json"],
