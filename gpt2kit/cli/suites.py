@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from gpt2kit.evaluation.suites import Suite
 
 TASKS = ("blimp", "pairs", "syntaxgym")
-_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -132,28 +129,22 @@ def _shown(group: dict[str, Any]) -> str:
 
 def check_out(out: Path | None) -> None:
     """Refuse a file whose name does not say how the table is written."""
-    if out is not None and out.suffix not in _SUFFIXES:
-        raise typer.BadParameter(f"--out is {out}, expected a .csv, .tsv or .jsonl file")
+    from gpt2kit.data.tables import format_of
+
+    if out is not None and format_of(out) in (None, "txt"):
+        raise typer.BadParameter(
+            f"--out is {out}, expected a name in .csv, .tsv, .jsonl or .parquet"
+        )
 
 
 def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a table with a line for each row, in the format that the file's name says."""
-    from gpt2kit.files import write_whole
+    from gpt2kit.data.streams import write_batches
+    from gpt2kit.data.tables import Table, format_of
 
-    text = io.StringIO()
-    if out.suffix == ".jsonl":
-        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        delimiter = "\t" if out.suffix == ".tsv" else ","
-        table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-        table.writerow(rows[0])
-        table.writerows([_cell(value) for value in row.values()] for row in rows)
-    # A model's name may hold a byte that is not UTF-8, as names of files may.
-    write_whole(out, text.getvalue().encode(errors="surrogateescape"))
-    output.note(f"wrote {output.count(len(rows), 'row')} to ", out)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    columns = tuple(rows[0])
+    cells = [[row[name] for name in columns] for row in rows]
+    if format_of(out) == "parquet":  # whose objects would need the same keys in every row
+        cells = [[json.dumps(c) if isinstance(c, dict) else c for c in row] for row in cells]
+    n = write_batches(out, [Table(columns, cells, out)])
+    output.note(f"wrote {output.count(n, 'row')} to ", out)

@@ -6,14 +6,13 @@ a pair are compared by the probability of the whole sentence.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2kit.data.texts import json_objects, read_file
+from gpt2kit.data.streams import read_batches
+from gpt2kit.data.tables import ABSENT, format_of
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
 from gpt2kit.evaluation.beginnings import text_surprisals
 from gpt2kit.evaluation.surprisal import BATCH_SIZE, Progress, ignore
@@ -47,7 +46,7 @@ class Pair:
     item: str
     good: str
     bad: str
-    source: str  # the file and line, for messages
+    source: str  # the file and row, for messages
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ def read_blimp(path: Path) -> list[Pair]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read pairs from a .jsonl, .csv or .tsv file with the columns good and bad.
+    """Read pairs from a .csv, .tsv, .jsonl or .parquet file with the columns good and bad.
 
     The columns phenomenon, paradigm and item are optional; BLiMP's own names are understood, too.
-    Raises CorpusError for a file without pairs and a line that is not one.
+    Raises CorpusError for a file without pairs and a row that is not one.
     """
     pairs = [_pair(path, number, row) for number, row in _rows(path)]
     if not pairs:
@@ -104,7 +103,7 @@ def score_pairs(
 
     A vocabulary without a marker for the start of a text leaves the first token unscored.
     `progress` counts sentences. A sentence that cannot be scored raises CorpusError,
-    TokenizerError or ContextLengthError with its file and line.
+    TokenizerError or ContextLengthError with its file and row.
     """
     tokenizer = require_tokenizer(tokenizer, "the model")
     space = " " if protocol == "harness" else ""
@@ -147,31 +146,22 @@ def sentence_ids(model: GPT2, tokenizer: Tokenizer, sentence: str, source: str) 
 # --- rows of a file -------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the line number and the cells of each row of a table."""
-    if path.suffix == ".jsonl":
-        yield from json_objects(read_file(path), path)
-        return
-    if path.suffix not in (".csv", ".tsv"):
-        raise CorpusError(f"{path}: expected a .csv, .tsv or .jsonl file", path=path)
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    table = csv.DictReader(io.StringIO(read_file(path), newline=""), delimiter=delimiter)
-    header = table.fieldnames or []
-    for name in ("good", "bad"):
-        if header and name not in header and _COLUMNS[name] not in header:
-            raise CorpusError(
-                f"{path}: no column {name!r}; the first line has {', '.join(header)[:80]}",
-                path=path,
-            )
-    try:
-        for row in table:
-            yield table.line_num, row
-    except csv.Error as error:
-        raise CorpusError(f"{path}: line {table.line_num:,}: {error}", path=path) from error
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the cells of each row of a table."""
+    format = format_of(path)
+    if format in (None, "txt"):
+        raise CorpusError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file", path=path)
+    for table in read_batches(path):
+        for name in ("good", "bad"):
+            if format != "jsonl" and _COLUMNS[name] not in table.columns:
+                table.column(name)  # else each object has its own keys
+        for number, row in enumerate(table.rows, table.first):
+            cells = zip(table.columns, row, strict=True)
+            yield number, {name: cell for name, cell in cells if cell is not ABSENT}
 
 
 def _pair(path: Path, number: int, row: Mapping[str, Any]) -> Pair:
-    source = f"{path}: line {number:,}"
+    source = f"{path}: row {number:,}"
     cells = {name: row.get(name, row.get(other)) for name, other in _COLUMNS.items()}
     for name in ("good", "bad"):
         if not isinstance(cells[name], str) or not cells[name].strip():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt2kit.errors import CorpusError, TokenizerError
 from gpt2kit.evaluation.beginnings import text_surprisals
 from gpt2kit.evaluation.formulas import Formula, parse
 from gpt2kit.evaluation.pairs import sentence_ids
+from gpt2kit.evaluation.passages import Passage, Unit, spans, token_pieces
 from gpt2kit.evaluation.surprisal import BATCH_SIZE, Progress, ignore
 from gpt2kit.files import read_json
 from gpt2kit.model import GPT2
@@ -58,6 +60,8 @@ class ScoredItem:
     item: str
     correct: bool
     surprisals: dict[str, dict[int, float]]  # in bits, by condition and region
+    # by condition, the regions of which a token also belongs to another one
+    straddled: dict[str, list[int]]
 
 
 def read_suites(path: Path) -> list[Suite]:
@@ -97,47 +101,49 @@ def score_suites(
     scored = []
     for suite in suites:
         for number, item in suite.items.items():
-            surprisals = {}
+            surprisals, straddled = {}, {}
             for sentence, ids, nats in (next(rows) for _ in item):
                 bits = [0.0] * (n_start == 0) + (nats[max(n_start, 1) - 1 :] / math.log(2)).tolist()
-                surprisals[sentence.condition] = region_surprisals(
+                surprisals[sentence.condition], shared = region_surprisals(
                     sentence, ids[n_start:], bits, tokenizer
                 )
-            scored += _predictions(suite, number, surprisals)
+                if shared:
+                    straddled[sentence.condition] = shared
+            scored += _predictions(suite, number, surprisals, straddled)
     return sorted(scored, key=lambda each: (each.suite, each.prediction))
 
 
 def region_surprisals(
     sentence: Sentence, ids: Sequence[int], surprisals: Sequence[float], tokenizer: Tokenizer
-) -> dict[int, float]:
-    """Return the sum of the tokens' surprisals for each region; 0 for an empty one.
+) -> tuple[dict[int, float], list[int]]:
+    """Return the sum of the tokens' surprisals for each region, and the regions that share a token.
 
-    A space belongs to the region after it, and a token to the region in which it ends. Raises
-    TokenizerError if the tokens are not exactly the sentence, as when characters were left out.
+    A space belongs to the region after it, and a token to the region in which it ends; an empty
+    region has 0. Raises TokenizerError if the tokens are not exactly the sentence, as when
+    characters were left out.
     """
-    pieces = [tokenizer.token_bytes(token) for token in ids]
-    if b"".join(pieces) != sentence.text.encode():
-        raise TokenizerError(
-            f"{sentence.source}: the model's tokens do not give back {sentence.text!r}, "
-            "so that they have no regions"
-        )
+    try:
+        pieces = token_pieces(tokenizer, sentence.text, ids)
+    except TokenizerError as error:
+        raise TokenizerError(f"{sentence.source}: {error}") from error
+    numbers = [number for number, region in sentence.regions.items() if region]
+    ends = accumulate(1 + len(sentence.regions[number]) for number in numbers)
+    cuts = [0, *(end - 1 for end in ends)]  # no space stands before the first region
+    units = tuple(Unit(start, end) for start, end in pairwise(cuts))
     sums = dict.fromkeys(sentence.regions, 0.0)
-    ends, end = [], -1  # in bytes; no space stands before the first region
-    for number, region in sentence.regions.items():
-        if region:
-            end += 1 + len(region.encode())
-            ends.append((end, number))
-    done, which = 0, 0
-    for piece, surprisal in zip(pieces, surprisals, strict=True):
-        done += len(piece)
-        while done > ends[which][0]:
-            which += 1
-        sums[ends[which][1]] += surprisal
-    return sums
+    shared = []
+    for number, span in zip(numbers, spans(Passage(sentence.text, units), pieces), strict=True):
+        sums[number] = sum(surprisals[span.first : span.end])
+        if span.straddles:
+            shared.append(number)
+    return sums, shared
 
 
 def _predictions(
-    suite: Suite, item: str, surprisals: dict[str, dict[int, float]]
+    suite: Suite,
+    item: str,
+    surprisals: dict[str, dict[int, float]],
+    straddled: dict[str, list[int]],
 ) -> list[ScoredItem]:
     found = {
         (condition, number): value
@@ -145,7 +151,9 @@ def _predictions(
         for number, value in regions.items()
     }
     return [
-        ScoredItem(suite.name, number, formula.text, item, formula.holds(found), surprisals)
+        ScoredItem(
+            suite.name, number, formula.text, item, formula.holds(found), surprisals, straddled
+        )
         for number, formula in enumerate(suite.formulas, 1)
     ]
 

@@ -174,7 +174,7 @@ def test_a_suite_with_two_predictions_shows_both(model: Path, suite: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "blimp", "x", "--out", "x.txt"], "expected a .csv, .tsv or .jsonl file"),
+        (["--task", "blimp", "x", "--out", "x.txt"], "expected a name in .csv, .tsv, .jsonl"),
         (["--task", "syntaxgym", "x", "--as", "paper"], "--as has no effect here"),
         (["--corpus", "x", "--as", "paper"], "--as has no effect here"),
         (["--task", "lambada", "x", "--out", "x.csv"], "--out has no effect here"),

@@ -94,8 +94,8 @@ def test_a_table_of_pairs_has_quotes_line_ends_and_other_columns(tmp_path: Path)
         ("Tw\u00f6", "two\nlines"),
     ]
     assert [(pair.phenomenon, pair.paradigm, pair.item) for pair in pairs] == [
-        ("a", "a", "2"),
-        ("p", "p", "4"),  # without a paradigm or item, the file and the line
+        ("a", "a", "1"),
+        ("p", "p", "2"),  # without a paradigm or item, the file and the row
     ]
     (pair,) = read_pairs(write(tmp_path / "p.tsv", "bad\tgood\titem\na,b\tc\t7\n"))
     assert (pair.bad, pair.good, pair.item) == ("a,b", "c", "7")
@@ -104,15 +104,19 @@ def test_a_table_of_pairs_has_quotes_line_ends_and_other_columns(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.csv", "", "p.csv: empty; expected a pair"),
+        ("p.csv", "", "p.csv: empty, expected a table"),
         ("p.csv", "good,bad\n", "p.csv: empty; expected a pair"),
-        ("p.csv", "good;bad\na;b\n", "no column 'good'; the first line has good;bad"),
-        ("p.csv", "good,bad\na,b\nc\n", "line 3: expected a sentence under 'bad', found None"),
-        ("p.csv", "good,bad\n ,b\n", "line 2: expected a sentence under 'good', found ' '"),
-        ("p.csv", 'good,bad\n"' + "a" * 200_000 + '",b', "line 1: field larger than"),
-        ("p.jsonl", '{"good": 3, "bad": "b"}', "line 1: expected a sentence under 'good', found 3"),
+        (
+            "p.csv",
+            "good;bad\na;b\n",
+            "no column 'good'; there is 'good;bad'; they are separated by",
+        ),
+        ("p.csv", "good,bad\na,b\nc\n", "line 3 has 1 cells, expected 2"),
+        ("p.csv", "good,bad\n ,b\n", "row 1: expected a sentence under 'good', found ' '"),
+        ("p.csv", 'good,bad\n"a"b,c\n', "line 2: .*a quotation mark inside"),
+        ("p.jsonl", '{"good": 3, "bad": "b"}', "row 1: expected a sentence under 'good', found 3"),
         ("p.jsonl", "[1]", "line 1 is no JSON object"),
-        ("p.xlsx", "x", "expected a .csv, .tsv or .jsonl file"),
+        ("p.xlsx", "x", "expected a .csv, .tsv, .jsonl or .parquet file"),
     ],
 )
 def test_a_file_that_is_no_table_of_pairs_is_one_clear_error(
@@ -145,9 +149,9 @@ def test_equally_likely_sentences_are_right_for_the_harness_alone(
 @pytest.mark.parametrize(
     ("sentence", "kind", "message"),
     [
-        ("a" * 26, ContextLengthError, "p.csv: line 2: 25 tokens, but the model reads at most 24"),
-        ("\u00f1", TokenizerError, "p.csv: line 2: the character"),
-        ("a", CorpusError, "p.csv: line 2: the model has no token to score in 'a'"),
+        ("a" * 26, ContextLengthError, "p.csv: row 1: 25 tokens, but the model reads at most 24"),
+        ("\u00f1", TokenizerError, "p.csv: row 1: the character"),
+        ("a", CorpusError, "p.csv: row 1: the model has no token to score in 'a'"),
     ],
 )
 def test_a_sentence_that_cannot_be_scored_is_named(

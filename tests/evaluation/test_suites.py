@@ -152,10 +152,24 @@ def test_a_token_belongs_to_the_region_in_which_it_ends(small_bpe: BPETokenizer)
     sentence = Sentence("a", {1: "\u00e8", 2: "", 3: "b c", 9: "d"}, "file: item 1")
     tokenizer = CharTokenizer(list("\u00e8 bcd"))
     ids = tokenizer.encode(sentence.text)
-    found = region_surprisals(sentence, ids, [1, 2, 4, 8, 16, 32, 64], tokenizer)
+    found, shared = region_surprisals(sentence, ids, [1, 2, 4, 8, 16, 32, 64], tokenizer)
+    assert not shared
     assert found == {1: 1, 2: 0, 3: 2 + 4 + 8 + 16, 9: 32 + 64}  # a space is the next region's
-    with pytest.raises(TokenizerError, match="file: item 1: the model's tokens do not give back"):
+    with pytest.raises(
+        TokenizerError, match="file: item 1: the tokens of the text do not spell it"
+    ):
         region_surprisals(sentence, ids[1:], [1] * 6, tokenizer)
+
+
+def test_a_token_of_two_regions_is_counted_where_it_ends_and_both_are_named() -> None:
+    # Its surprisal was added to the second region, and nothing said so.
+    class Pieces(CharTokenizer):
+        def token_bytes(self, token: int) -> bytes:
+            return [b"a", b"b c", b"d"][token]
+
+    sentence = Sentence("x", {1: "ab", 2: "cd", 3: ""}, "file")
+    found, shared = region_surprisals(sentence, [0, 1, 2], [1, 2, 4], Pieces(list("abcd ")))
+    assert (found, shared) == ({1: 1, 2: 6, 3: 0}, [1, 2])
 
 
 def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
