@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.errors import ConfigError, Gpt2KitError, OutOfMemoryError, is_out_of_memory
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
+from gpt2kit.inspection.steering import bias_of, steer, steering_of
 from gpt2kit.model import GPT2
 from gpt2kit.serve.errors import model_not_found, not_ready
 from gpt2kit.serve.metrics import Metrics
@@ -32,6 +34,8 @@ from gpt2kit.serve.worker import Batch, Worker
 from gpt2kit.store.catalogue import canonical_size
 from gpt2kit.tokenizers import BPETokenizer, Tokenizer, require_tokenizer
 from gpt2kit.training.plan import free_memory
+
+log = logging.getLogger("gpt2kit.serve")
 
 T = TypeVar("T")
 Source = str | Path | tuple[GPT2, Tokenizer | None]
@@ -48,6 +52,7 @@ class Loaded:
     batch: Batch
     fingerprint: str  # changes if answers to the same request may change
     created: int  # seconds since 1970
+    steer: tuple[str, ...] = ()  # what it is steered by, as it was typed
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -227,18 +232,30 @@ class Models:
         try:
             model, vocabulary = source if isinstance(source, tuple) else self._load(source)
             tokenizer = require_tokenizer(vocabulary, entry.name)
+            for typed in self._settings.steer:
+                _steer(model, tokenizer, typed)
             n_vocab = min(tokenizer.n_vocab, model.config.n_vocab)
             held = sum(other.n_bytes for other in self._in_memory())
             slots = slots_that_fit(model, self._settings.parallel, held=held)
             batch = Batch(model, slots=slots, n_vocab=n_vocab, metrics=self._metrics)
             now = int(time.time())
-            loaded = Loaded(model, tokenizer, batch, fingerprint(model), now)
+            steer = self._settings.steer
+            loaded = Loaded(model, tokenizer, batch, fingerprint(model), now, steer)
         except (Gpt2KitError, OSError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
                 raise not_ready(f"there is not enough memory to load {entry.name}") from error
             raise
         loaded.batch.warm_up(Row([0], _ONE_TOKEN, model.config))
         return loaded
+
+
+def _steer(model: GPT2, tokenizer: Tokenizer, typed: str) -> None:
+    """Add a vector to a model for good, and log how large it is."""
+    given = steering_of(typed, model, tokenizer)
+    if bias_of(model, given) is None:
+        raise ConfigError(f"{typed!r} cannot be added to a bias of this model, which serve needs")
+    steer(model, given)
+    log.info("steering: %s: adds a vector of norm %.1f at every position", typed, given.norm)
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:

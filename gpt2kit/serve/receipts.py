@@ -40,6 +40,7 @@ def receipt_of(
         request,
         completions,
         source={"model": model, "dtype": str(loaded.model.dtype).removeprefix("torch.")}
+        | ({"steer": [*loaded.steer]} if loaded.steer else {})
         | ({"dtype": "auto", "quantize": "int8"} if loaded.model.is_quantized else {}),
         weights=loaded.weights_sha256,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2kit.errors import ConfigError
@@ -99,9 +100,17 @@ class Settings:
         metavar="NAME",
     )
 
+    steer: tuple[str, ...] = option(
+        (),
+        "Add a vector at every position of all texts: 'file:A - file:B @6 *4' or "
+        "'sae:FOLDER#123 *8'; may be given several times. It applies to every model.",
+        group="Model",
+        metavar="WHAT",
+    )
+
     def __post_init__(self) -> None:
         check(self)
-        for name in ("api_key", "cors_origin", "allowed_host", "served_name"):
+        for name in ("api_key", "cors_origin", "allowed_host", "served_name", "steer"):
             given = getattr(self, name)
             texts = (given,) if isinstance(given, str) else tuple(given)
             if not all(isinstance(text, str) and text for text in texts):
@@ -113,12 +122,27 @@ class Settings:
                     f"allowed_host is {name!r}, expected a name as in a Host header, such as "
                     "gpt2.example"
                 )
+        if self.steer:
+            _check_steer(self.steer)
         for origin in self.cors_origin:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"cors_origin is {origin!r}, expected what a browser sends: a scheme, a name "
                     "in lower case and perhaps a port, such as https://example.com, or *"
                 )
+
+
+def _check_steer(typed: Sequence[str]) -> None:
+    """Raise ConfigError for a vector that is not understood, or not for every position."""
+    from gpt2kit.inspection.steering import parse  # imports torch, which the help does without
+
+    for each in typed:
+        if parse(each).kind == "prompts":
+            raise ConfigError(
+                f"steer is {each!r}: two prompts are for the first positions of one prompt, and a "
+                "server has many; expected 'file:FILE - file:FILE @LAYER *STRENGTH' or "
+                "'sae:FOLDER#FEATURE *STRENGTH'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
