@@ -157,8 +157,8 @@ class Decoder:
         return native.read([new._replace(wanted=len(tokens))], cache)
 
     def scores_natively(self) -> bool:
-        """Whether `score` can be used: int8 weights, read as they are when they generate."""
-        return self.model.is_quantized and self._native is not None and self._native.can_read()
+        """Whether `score` can be used, that is, whether the native step can read the model."""
+        return self._native is not None and self._native.can_read()
 
     def score(self, rows: Sequence[Sequence[int]], wanted: Sequence[int]) -> Iterator[Tensor]:
         """Read rows from their beginnings; yield the logits after the last wanted[b] of row b.

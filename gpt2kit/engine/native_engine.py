@@ -17,6 +17,7 @@ from gpt2kit.model import GPT2
 
 # Tokens that one step reads: the weights are fetched from memory once for all of them.
 TOKENS_AT_ONCE = 256
+SCORED_AT_ONCE = 128  # if the logits after all of them are wanted, which take more memory
 
 
 class NativeEngine:
@@ -52,13 +53,17 @@ class NativeEngine:
 
     def read(self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0) -> Tensor:
         """See Engine.read; only after `can_read`."""
-        pieces = list(self.read_in_pieces(new, cache, most_likely=most_likely))
+        pieces = list(self._read(new, cache, TOKENS_AT_ONCE, most_likely))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def read_in_pieces(
-        self, new: Sequence[NewTokens], cache: KVCache, *, most_likely: int = 0
+    def read_in_pieces(self, new: Sequence[NewTokens], cache: KVCache) -> Iterator[Tensor]:
+        """Do what `read` does, and yield the logits of up to 128 tokens at a time, (N, V) each."""
+        return self._read(new, cache, SCORED_AT_ONCE, most_likely=0)
+
+    def _read(
+        self, new: Sequence[NewTokens], cache: KVCache, at_once: int, most_likely: int
     ) -> Iterator[Tensor]:
-        """Do what `read` does, and yield the logits of up to 256 tokens at a time, (N, V) each."""
+        """Read tokens in order, `at_once` in a step, and yield the logits of each step."""
         if self._description is None:
             raise RuntimeError("the native step cannot run this model; see can_read")
         tokens: list[int] = []
@@ -71,8 +76,8 @@ class NativeEngine:
             slots += [slot] * n
             positions += range(start, start + n)
             wanted += [False] * (n - n_wanted) + [True] * n_wanted
-        for i in range(0, len(tokens), TOKENS_AT_ONCE):
-            piece = slice(i, i + TOKENS_AT_ONCE)
+        for i in range(0, len(tokens), at_once):
+            piece = slice(i, i + at_once)
             yield self._description.step(
                 tokens=tokens[piece],
                 slots=slots[piece],

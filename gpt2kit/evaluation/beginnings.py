@@ -52,7 +52,7 @@ def text_surprisals(
             limit = model.config.n_ctx
             message = f"a text has {len(text):,} tokens; expected at most {limit + 1:,}"
             raise ContextLengthError(message, requested=len(text) - 1, limit=limit)
-    if Decoder(model).scores_natively():
+    if model.is_quantized and Decoder(model).scores_natively():
         work = [Window(text, len(text) - 1) for text in texts]
         found = by_length(model, work, batch_size=batch_size, progress=progress)
         return [surprisal.nats.double() for surprisal in found]

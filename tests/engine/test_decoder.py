@@ -73,6 +73,17 @@ def test_who_reads_a_token_does_not_depend_on_how_many_rows_there_are(batch_size
 
 
 @compiled
+@pytest.mark.parametrize("method", ["forward", "hidden", "head"])
+def test_a_model_whose_methods_were_replaced_is_left_to_torch(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The native step gave the logits of the method that had been replaced."""
+    model = model_of(SMALL)
+    monkeypatch.setattr(model, method, getattr(model, method))
+    assert Decoder(model).name() == "torch"
+
+
+@compiled
 def test_the_native_step_is_not_used_in_training_or_if_gradients_are_wanted() -> None:
     model = model_of(SMALL)
     decoder = Decoder(model)

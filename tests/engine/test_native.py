@@ -234,6 +234,42 @@ def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(
         )
 
 
+# Widths and heads that are no multiple of a vector, and more inputs than a block has.
+UNEVEN = replace(SMALL, n_ctx=100, n_embd=84, n_head=4, n_layer=2)
+CUTS = ((1,), (2, 3, 90), (7, 40), (13, 14, 15, 33, 80), (16, 32, 48, 64, 80))
+
+
+@compiled
+@pytest.mark.parametrize("n_embd", [84, 64, 16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        model_of,
+        lambda config: int8_of(model_of(config)),
+        lambda config: model_of(config, torch.bfloat16),
+    ],
+    ids=["float32", "int8", "bfloat16"],
+)
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_beside_other_rows(
+    make: object, n_embd: int, level: str
+) -> None:
+    """Compilers fused a multiplication with an addition in one of two loops for the same sum."""
+    config = replace(UNEVEN, n_embd=n_embd)
+    model: GPT2 = make(config)  # type: ignore[operator]
+    decoder, prompt = Decoder(model), ids_of(97, V=config.n_vocab, seed=3).tolist()
+    single = model.new_cache()
+    expected = [decoder.read([[token]], single)[0] for token in prompt]
+    for cuts in ((), *CUTS):
+        cache, ends = model.new_cache(4), [*cuts, len(prompt)]
+        decoder.read([[1] * 5, [2]], cache, slots=[0, 3])
+        for start, end in zip([0, *cuts], ends, strict=True):
+            beside = [[3], prompt[start:end], [4, 5]]
+            found = decoder.read(beside, cache, slots=[0, 2, 3])[1]
+            assert torch.equal(found, expected[end - 1])
+        assert torch.equal(cache.keys[:, 2, :, :97], single.keys[:, 0, :, :97])
+        assert torch.equal(cache.values[:, 2, :, :97], single.values[:, 0, :, :97])
+
+
 @compiled
 def test_damaged_weights_give_no_finite_logits() -> None:
     model = model_of(SMALL)

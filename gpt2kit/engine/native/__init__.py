@@ -82,8 +82,10 @@ def describe(model: GPT2) -> Description | None:
     """Return the model as the native step sees it, or None if the step cannot run it.
 
     It cannot run other shapes than GPT-2's, other dtypes than float32, bfloat16 and int8, other
-    devices than the CPU, nor modules with hooks.
+    devices than the CPU, nor modules with hooks, nor a model whose methods were replaced.
     """
+    if vars(model).keys() & {"forward", "hidden", "head"}:
+        return None
     is_gpt2 = replace(model.config, bias=True, qkv_bias=True).is_gpt2  # biases may be missing
     if type(model) not in (GPT2, Int8GPT2) or not is_gpt2 or model.dtype not in CACHE_DTYPES:
         return None
