@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gpt2kit.checkpoints.load import load
 from gpt2kit.evaluation.verify import verify
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.evaluation.words import words
+from gpt2kit.inspection import Pair, PatchOptions, patch, run
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -211,3 +213,42 @@ def test_suites_of_syntaxgym_have_about_their_published_accuracy(test_data: Path
         for each in scored:
             items[each.item] = items.get(each.item, True) and each.correct
         assert sum(items.values()) / len(items) == pytest.approx(accuracy, abs=0.06)
+
+
+# The eight prompts of TransformerLens's demo of activation patching: the first name is the answer.
+IOI = [
+    ("When John and Mary went to the shops, {} gave the bag to", "Mary", "John"),
+    ("When Tom and James went to the park, {} gave the ball to", "James", "Tom"),
+    ("When Dan and Sid went to the shops, {} gave an apple to", "Sid", "Dan"),
+    ("After Martin and Amy went to the park, {} gave a drink to", "Amy", "Martin"),
+]
+
+
+@pytest.mark.weights
+def test_the_indirect_object_is_preferred_by_what_transformerlens_found() -> None:
+    # "Average logit difference: 3.5519", in the saved output of its demo.
+    model, tokenizer = loaded("124M")
+    differences, by_head = [], torch.zeros(12, 12)
+    for text, first, second in IOI:
+        for answer, wrong in ((first, second), (second, first)):
+            tokens = [tokenizer.encode(f" {name}")[0] for name in (answer, wrong)]
+            clean, corrupted = (
+                [50256, *tokenizer.encode(text.format(name))] for name in (wrong, answer)
+            )
+            found = patch(model, Pair(clean, corrupted, *tokens), PatchOptions(at="z"))
+            differences.append(found.clean)
+            by_head += torch.tensor([cell.recovered or 0.0 for cell in found.cells]).view(12, 12)
+    assert sum(differences) / len(differences) == pytest.approx(3.5519, abs=1e-3)
+    # Name movers and S-inhibition heads (Wang et al. 2022) are among the heads that matter most.
+    best = {divmod(int(index), 12) for index in by_head.flatten().topk(8).indices}
+    assert len(best & {(9, 9), (9, 6), (10, 0), (8, 6), (8, 10), (7, 9), (7, 3)}) >= 5
+
+
+@pytest.mark.weights
+def test_the_loss_of_a_greeting_is_transformerlens_one() -> None:
+    # HookedTransformer's own test of gpt2-small: 5.331855773925781, after <|endoftext|>.
+    model, tokenizer = loaded("124M")
+    ids = torch.tensor([[50256, *tokenizer.encode("Hello world!")]])
+    logits = run(model, ids).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
+    assert float(loss) == pytest.approx(5.331855773925781, abs=1e-4)
