@@ -22,11 +22,10 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
-from itertools import islice
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from gpt2kit.bulk.options import Reading
 from gpt2kit.bulk.sources import SourceRow
@@ -42,9 +41,11 @@ from gpt2kit.errors import (
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 
-ROWS_AT_ONCE = 4096  # in memory
-_ROWS_OF_A_THREAD = 512  # given to a command in one batch
-_BYTES_AT_ONCE = 2**23  # of text: long rows come in smaller batches
+# In memory at a time, whichever is less: rows, and characters of them.
+_ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**23
+# In a group, which one thread measures: small enough that many threads have something to do.
+_ROWS_OF_A_GROUP, _CHARACTERS_OF_A_GROUP = 128, 2**16
+T = TypeVar("T")
 # What a row can be the cause of. Other errors, such as too little memory, are the part's.
 _OF_A_ROW = (TokenizerError, ContextLengthError, CorpusError)
 
@@ -158,14 +159,11 @@ def results(
     Memory holds a batch of rows, whatever the number of rows is. The pool's threads measure groups
     of them at a time, which are the same for any number of threads.
     """
-    for some in _batches(rows):
+    for some in _in_groups(rows, _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE, _length_of_row):
         problems = [row.error or _problem(row, output.work.needs()) for row in some]
         good = [index for index, problem in enumerate(problems) if problem is None]
         texts = [tuple(some[index].cells[name] for name in output.work.needs()) for index in good]
-        groups = [
-            texts[start : start + _ROWS_OF_A_THREAD]
-            for start in range(0, len(texts), _ROWS_OF_A_THREAD)
-        ]
+        groups = list(_in_groups(texts, _ROWS_OF_A_GROUP, _CHARACTERS_OF_A_GROUP, _length))
         with warnings.catch_warnings():  # what a row has to say is in its cells
             warnings.simplefilter("ignore", Gpt2KitWarning)
             measured = [
@@ -192,16 +190,28 @@ def results(
                 yield output.cells(row, file, cells, problem)
 
 
-def _batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
-    rest = iter(rows)
-    while some := list(islice(rest, 1)):
-        size = 0
-        for row in islice(rest, ROWS_AT_ONCE - 1):
-            some.append(row)
-            size += sum(len(cell) for cell in row.cells.values() if isinstance(cell, str))
-            if size >= _BYTES_AT_ONCE:
-                break
-        yield some
+def _in_groups(
+    items: Iterable[T], n: int, size: int, size_of: Callable[[T], int]
+) -> Iterator[list[T]]:
+    """Yield groups of at most n items; a group ends after the item with which it reaches a size."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size_of(item)
+        if len(group) >= n or total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _length(texts: Sequence[str]) -> int:
+    return sum(map(len, texts))
+
+
+def _length_of_row(row: SourceRow) -> int:
+    return _length([cell for cell in row.cells.values() if isinstance(cell, str)])
 
 
 def _problem(row: SourceRow, needs: Sequence[str]) -> str | None:

@@ -62,7 +62,7 @@ def test_the_bytes_are_the_same_with_shares_and_threads(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With several threads for one product, torch rounded the results differently."""
-    monkeypatch.setattr("gpt2kit.bulk.work._ROWS_OF_A_THREAD", 4)
+    monkeypatch.setattr("gpt2kit.bulk.work._ROWS_OF_A_GROUP", 4)
     monkeypatch.setattr("gpt2kit.bulk.processes.available_cores", lambda: [0])
     run(job(texts, out=tmp_path / "one"))
     shared = job(texts, out=tmp_path / "shared")
