@@ -29,7 +29,8 @@ def download(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="124M, 355M, 774M, 1558M, distilgpt2, or a Hub id such as org/name.",
+            help="124M, 355M, 774M, 1558M, distilgpt2, or a Hub id such as org/name; "
+            "org/name/FOLDER is a sparse autoencoder.",
         ),
     ],
     source: Annotated[

@@ -25,6 +25,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
 from gpt2kit.inspection.forward import trace
 from gpt2kit.model import GPT2
+from gpt2kit.store.lookup import find_sae
 
 # What an SAE may read, by TransformerLens's names.
 HOOKS = (
@@ -205,13 +206,14 @@ def load_sae(
 ) -> SAE:
     """Load a sparse autoencoder from a SAELens folder, an OpenAI .pt or an attention SAE's .pt.
 
+    A SAELens folder or .pt of the Hub that was downloaded is found by its name, org/name/FOLDER.
     `at` says what it reads, such as blocks.8.hook_resid_post, for a file that does not (OpenAI's).
     `is_centered` says whether it reads the stream without its mean, if the file is wrong about it.
     `input_scale` is what activations are multiplied by first, for files that need it
     (normalize_activations: expected_average_only_in). All numbers become float32. Raises
     CheckpointError for files that cannot be used, ConfigError for an invalid `at` or scale.
     """
-    file = open_sparse(Path(path))
+    file = open_sparse(find_sae(path))
     if file.hook is not None and at not in (None, file.hook):
         raise ConfigError(f"{path} reads {file.hook}, not {at}; leave out --at")
     hook = file.hook or at

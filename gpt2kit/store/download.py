@@ -22,7 +22,7 @@ from gpt2kit.files import put_in_place, sweep
 from gpt2kit.store import catalogue, folders, integrity
 from gpt2kit.store.catalogue import nearest_size
 from gpt2kit.store.hub import hub_plan
-from gpt2kit.store.lookup import HUB_ID, directory_name, split_source
+from gpt2kit.store.lookup import HUB_ID, SAE_ID, directory_name, split_source
 from gpt2kit.store.manifest import Manifest
 from gpt2kit.store.parts import drop_sidecars
 from gpt2kit.store.retries import Patience, Progress, Silent
@@ -44,6 +44,8 @@ def download(
     patience: Patience | None = None,
 ) -> Path:
     """Fetch a size, an alias or a Hub id ("org/name") and return its directory.
+
+    "org/name/FOLDER" and "org/name/FILE.pt" are sparse autoencoders of such a repository.
 
     A model that is here and complete is returned without using the network, unless `force` or
     another `revision` is given; the older copy then stays usable until the new one is whole.
@@ -98,8 +100,9 @@ def _understood(model: str, source: str, revision: str | None) -> tuple[str, str
     source = told or source
     if source not in ("hub", "openai"):
         raise DownloadError(f"there is no source {source!r}; it is hub or openai")
-    if name not in SIZES and (source == "openai" or not HUB_ID.fullmatch(name)):
-        if source == "openai" and HUB_ID.fullmatch(name):
+    is_on_hub = HUB_ID.fullmatch(name) or SAE_ID.fullmatch(name)
+    if name not in SIZES and (source == "openai" or not is_on_hub):
+        if source == "openai" and is_on_hub:
             raise DownloadError(
                 f"{name} is a repository of the Hub, not one of OpenAI's models; "
                 f"run: gpt2kit download {name} --source hub"

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -18,6 +19,7 @@ import httpx2
 from gpt2kit.errors import DownloadError
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
+from gpt2kit.store.lookup import SAE_ID
 from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
 from gpt2kit.store.retries import Interrupted, Patience, Progress, Tries, shown, within
@@ -51,7 +53,8 @@ def hub_plan(
     from huggingface_hub import HfApi
 
     publication = catalogue.PUBLICATIONS.get(model)
-    repository = publication.repository if publication else model
+    sae = SAE_ID.fullmatch(model)
+    repository = publication.repository if publication else sae[1] if sae else model
     endpoint = base_address(os.environ.get("HF_ENDPOINT") or HUB_URL, "HF_ENDPOINT")
     token = _token(patience)
 
@@ -70,7 +73,9 @@ def hub_plan(
     info = _model_info(api, repository, revision, refusal, tries, patience)
     commit = _commit(info, repository, endpoint)
     described = _described(info, repository, endpoint, commit)
-    if publication and revision is None:
+    if sae:
+        files = _files_of_sae(info, repository, endpoint, commit, sae[2])
+    elif publication and revision is None:
         files = [
             _pinned(file, described, repository, endpoint, verify) for file in publication.hub_files
         ]
@@ -92,6 +97,28 @@ def hub_plan(
     return Plan(
         source="hub", repository=repository, revision=commit, files=files, transfer=transfer
     )
+
+
+def _files_of_sae(
+    info: ModelInfo, repository: str, endpoint: str, commit: str, inner: str
+) -> list[RemoteFile]:
+    """Choose the files of a sparse autoencoder: a folder, or a .pt with what describes it."""
+    siblings = {each.rfilename: each for each in info.siblings or ()}
+    if inner.endswith(".pt"):
+        needed, optional = [inner], [f"{inner.removesuffix('.pt')}_cfg.json"]
+    else:
+        needed = [f"{inner}/cfg.json", f"{inner}/sae_weights.safetensors"]
+        optional = [f"{inner}/sparsity.safetensors"]
+    if missing := [name for name in needed if name not in siblings]:
+        folders = sorted(name.rpartition("/")[0] for name in siblings if name.endswith("/cfg.json"))
+        known = [*folders, *(name for name in siblings if name.endswith(".pt"))]
+        advice = (
+            f"; it has {', '.join(known[:4])}{', …' if len(known) > 4 else ''}" if known else ""
+        )
+        raise DownloadError(f"{repository} has no {missing[0]}{advice}")
+    chosen = [name for name in (*needed, *optional) if name in siblings]
+    files = [_remote(siblings[name], repository, endpoint, commit) for name in chosen]
+    return [replace(file, name=file.name.rpartition("/")[2]) for file in files]
 
 
 def _commit(info: ModelInfo, repository: str, endpoint: str) -> str:

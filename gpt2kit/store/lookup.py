@@ -23,6 +23,8 @@ from gpt2kit.store.folders import (
 from gpt2kit.store.models import installed
 
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
+# A sparse autoencoder: a folder or .pt of a repository that holds many, org/name/FOLDER
+SAE_ID = re.compile(rf"({HUB_ID.pattern})/((?:[A-Za-z0-9_][A-Za-z0-9._+-]*/)*[A-Za-z0-9_][\w.+-]*)")
 OPENAI_SUFFIX = "-openai"
 
 
@@ -72,6 +74,26 @@ def find(model: str | Path) -> Path:
     if "\0" not in name and (os.path.isfile(path) or os.path.isfile(f"{path}.index")):
         return path
     raise CheckpointNotFoundError(_what_to_type(model, path), path=path if is_path else None)
+
+
+def find_sae(name: str | Path) -> Path:
+    """Return the path of a sparse autoencoder: a path, or the Hub's name of one that is here.
+
+    The network is never asked. Raises CheckpointNotFoundError, which says what to type, for a name
+    of the Hub that is not on this machine; any other path is returned as it is.
+    """
+    path = Path(os.path.expanduser(name))
+    found = SAE_ID.fullmatch(str(name))
+    if os.path.lexists(path) or found is None:
+        return path
+    folder = weights_dir() / directory_name(str(name), "hub")
+    if os.path.isdir(folder):
+        return folder / path.name if path.suffix == ".pt" else folder
+    raise CheckpointNotFoundError(
+        f"there is no file or folder {name}, and the Hub's is not on this machine (looked in "
+        f"{weights_dir()}). Run: gpt2kit download {name}",
+        path=path,
+    )
 
 
 def _is_path(name: str) -> bool:
