@@ -16,12 +16,15 @@ import gpt2kit
 from gpt2kit import reference
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError
-from gpt2kit.inspection import Edit, editing, run, trace
+from gpt2kit.inspection import Edit, Pair, PatchOptions, editing, patch, run, trace
 from gpt2kit.inspection.places import PLACES, find_place, present_in
+from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
+from gpt2kit.quantize import Int8GPT2, quantized_state
 from gpt2kit.tokenizers import BPETokenizer
 
 IDS = torch.randint(0, 512, (2, 9), generator=torch.Generator().manual_seed(1))
+CLEAN = torch.tensor([[1, 2, 3]])
 OTHERS = torch.randint(0, 512, (2, 9), generator=torch.Generator().manual_seed(2))
 
 
@@ -304,3 +307,40 @@ def test_every_name_of_a_place_is_its_own() -> None:
         theirs = f"blocks.3.{place.lens_name}" if place.in_layer else place.lens_name
         if place.lens_name:
             assert find_place(theirs).place is place
+
+
+def test_texts_of_unequal_length_are_edited_at_their_own_positions(
+    tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    edits = [Edit("resid_pre", position=slice(7, 9), value=torch.eye(16)[3] * 3, add=True)]
+    prompts = ["the the", "and of", "in the end of"]
+    assert len({len(small_bpe.encode(prompt)) for prompt in prompts}) == 3
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with editing(tiny_model, edits):
+        alone = [gpt2kit.generate(tiny_model, small_bpe, prompt, **options) for prompt in prompts]
+        together = gpt2kit.complete(tiny_model, small_bpe, prompts, **options)
+    assert [each.text for each in together] == alone
+    plain = [gpt2kit.generate(tiny_model, small_bpe, prompt, **options) for prompt in prompts]
+    assert alone != plain
+
+
+def test_int8_and_adapted_models_are_edited_too(tiny_model: GPT2) -> None:
+    int8 = Int8GPT2(tiny_model.config).eval()
+    int8.load_state_dict(
+        dict(quantized_state(tiny_model.config, tiny_model.state_dict().__getitem__)), assign=True
+    )
+    adapted = make_model(tiny_model.config)
+    add_adapters(adapted, 2)
+    for model in (int8, adapted):
+        names = names_in(model)
+        plain = run(model, IDS, record=names)
+        same = [Edit(name, value=plain[name]) for name in names]
+        assert torch.equal(run(model, IDS, same).logits, plain.logits)
+        zeroed = run(model, IDS, [Edit("z", head=1, value=0)]).logits
+        expected = run(tiny_model, IDS, [Edit("z", head=1, value=0)]).logits
+        torch.testing.assert_close(zeroed, expected, rtol=0, atol=0.3)
+        sweep = patch(model, Pair([1, 2, 3], [1, 5, 3], 7, 8), PatchOptions(at="z"))
+        edit = Edit("blocks.1.attn.hook_z", head=1, value=run(model, CLEAN, record=["z"])["z", 1])
+        logits = run(model, torch.tensor([[1, 5, 3]]), [edit]).logits[0, -1]
+        difference = float(logits[7] - logits[8])
+        assert sweep.cells[-1].logit_diff == pytest.approx(difference, abs=1e-4)
