@@ -17,7 +17,7 @@ from gpt2kit.checkpoints.load import load
 from gpt2kit.evaluation.verify import verify
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.evaluation.words import words
-from gpt2kit.inspection import Pair, PatchOptions, patch, run
+from gpt2kit.inspection import Pair, PatchOptions, load_sae, patch, quality, run
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -252,3 +252,30 @@ def test_the_loss_of_a_greeting_is_transformerlens_one() -> None:
     logits = run(model, ids).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
     assert float(loss) == pytest.approx(5.331855773925781, abs=1e-4)
+
+
+# SAELens's list of gpt2-small-res-jb: features at a position and explained variance, by layer. They
+# are of OpenWebText; other texts differ a little.
+RES_JB = {0: (10, 0.999), 4: (31, 0.9), 8: (60, 0.9), 11: (56, 0.77)}
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("layer", RES_JB)
+def test_res_jb_explains_what_its_authors_say(layer: int, test_data: Path) -> None:
+    """Reading the stream with its mean, which they were not trained on, explains far less."""
+    model, tokenizer = loaded("124M")
+    folder = WEIGHTS / f"jbloom--GPT2-Small-SAEs-Reformatted--blocks.{layer}.hook_resid_pre"
+    if not folder.is_dir():
+        name = f"jbloom/GPT2-Small-SAEs-Reformatted/blocks.{layer}.hook_resid_pre"
+        pytest.skip(f"{folder} is not here; run: gpt2kit download {name}")
+    rows = []
+    for path in sorted((test_data / "known/gltr").glob("*.json")):
+        text = json.loads(path.read_text(encoding="utf-8"))["request"]["text"]
+        ids = tokenizer.encode(text)
+        rows += [
+            torch.tensor([[50256, *ids[start : start + 127]]]) for start in range(0, len(ids), 127)
+        ]
+    found = quality(model, load_sae(folder).for_model(model), rows)
+    l0, explained = RES_JB[layer]
+    assert found.explained_variance == pytest.approx(explained, abs=0.08)
+    assert found.l0 == pytest.approx(l0, rel=0.3)

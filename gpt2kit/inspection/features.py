@@ -23,7 +23,7 @@ from torch import Tensor
 from gpt2kit.checkpoints.sparse import SparseFile, open_sparse
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
-from gpt2kit.inspection.forward import trace
+from gpt2kit.inspection.running import run
 from gpt2kit.model import GPT2
 from gpt2kit.store.lookup import find_sae
 
@@ -273,18 +273,8 @@ def activations(model: GPT2, ids: Tensor, hook: str) -> Tensor:
     """
     layer, part = split_hook(hook)
     check_layer(model, layer)
-    seen = trace(model, ids, neurons=part == "mlp.hook_post").layers[layer]
-    if part == "attn.hook_z":
-        return seen.head_outputs.transpose(1, 2).flatten(2)  # (B, T, H * D)
-    named = {
-        "hook_resid_pre": seen.before,
-        "hook_resid_mid": seen.middle,
-        "hook_resid_post": seen.after,
-        "hook_attn_out": seen.attention_update,
-        "hook_mlp_out": seen.mlp_update,
-        "mlp.hook_post": seen.mlp_after,
-    }
-    return named[part]
+    found = run(model, ids, record=[hook])[hook]
+    return found.flatten(2) if part == "attn.hook_z" else found  # (B, T, H * D) or (B, T, C)
 
 
 def check_layer(model: GPT2, layer: int) -> None:
