@@ -61,7 +61,7 @@ def rounded(x: Tensor) -> Tensor:
     """Round an input to int8 in blocks of 64, and return the rounded values: (B, K) -> (B, K)."""
     K = x.shape[-1]
     padded = F.pad(x, (0, -K % BLOCK))  # (B, K rounded up to a multiple of 64)
-    blocks = padded.view(*padded.shape[:-1], -1, BLOCK)  # (B, K / 64, 64)
+    blocks = padded.view(*padded.shape[:-1], padded.shape[-1] // BLOCK, BLOCK)  # (B, K / 64, 64)
     integers, scales = _round(blocks)
     return (integers * scales[..., None]).view(padded.shape)[..., :K]
 

@@ -107,6 +107,15 @@ def test_without_the_library_torch_reads_everything(monkeypatch: pytest.MonkeyPa
         Decoder(model)
 
 
+def test_torch_reads_a_long_prompt_of_an_int8_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the last piece have no wanted logits, and int8 could not multiply no vectors."""
+    monkeypatch.setenv(native.VARIABLE, "0")
+    model = KINDS["int8"](LONG)
+    logits, cache = read_alone(model, ids_of(PIECE + 9, V=LONG.n_vocab).tolist())
+    assert cache.lengths == [PIECE + 9]
+    assert logits.isfinite().all()
+
+
 def test_every_new_cache_aligns_its_slots_alike() -> None:
     decoder = Decoder(model_of(replace(SMALL, n_ctx=1000)))
     for capacity in (1, 16, 17, 300):
