@@ -131,7 +131,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write all numbers of every pair to a .csv, .tsv or .jsonl file, too.",
+        help="Write all numbers of every pair to a .csv, .tsv, .jsonl or .parquet file, too.",
         show_default=False,
         rich_help_panel=OUTPUT_GROUP,
     ),

@@ -117,7 +117,7 @@ def test_prompts_of_unequal_length_are_refused_with_their_tokens(letters: str) -
         (["--sender", "0.1"], 2, "--sender has no effect here: it is for --receiver"),
         (["--receiver", "1.0.q", "--at", "z"], 2, "--at has no effect here: --receiver patches"),
         (["--receiver", "x"], 1, "'x' names no receiver"),
-        (["--out", "x.txt"], 2, "expected a .csv, .tsv or .jsonl file"),
+        (["--out", "x.txt"], 2, "--out is x.txt, expected a name in .csv, .tsv"),
         (["pairs.csv"], 2, "--clean has no effect here: pairs.csv has the pairs"),
     ],
 )
