@@ -1,6 +1,6 @@
 """Claims: small files that say which worker has a part in hand.
 
-A claim is made by creating a file that must not exist. Its worker touches it while it works; a
+A claim is a file that gets its name by a link, which fails if the name is there. Its worker touches it while it works; a
 claim that nobody touched for a while, or whose process is gone from this machine, may be taken
 over. Two workers may still come to do one part: both then write the same bytes.
 """
@@ -31,7 +31,8 @@ class Claim:
     token: str
 
     def release(self) -> None:
-        """Delete the claim, unless another worker has taken it over."""
+        """Delete the claim, unless another worker has it; undoes `take` wherever that stopped."""
+        _unnamed(self.path, self.token).unlink(missing_ok=True)
         if owner(self.path).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
@@ -47,18 +48,28 @@ def take(path: Path, token: str) -> Claim | None:
     The caller makes the token (`new_token`) before, so that `Claim(path, token).release()` undoes
     this at whichever point it was interrupted.
     """
-    for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            if not is_stale(path):
+    unnamed = _unnamed(path, token)
+    unnamed.write_text(json.dumps({**_here(), "token": token}))
+    try:
+        for _ in range(2):
+            try:
+                os.link(unnamed, path)  # whole at once: a signal finds no claim without its token
+            except FileExistsError:
+                if not is_stale(path):
+                    return None
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # swept by the worker who was faster
                 return None
-            path.unlink(missing_ok=True)
-            continue
-        with open(descriptor, "w") as file:
-            json.dump({**_here(), "token": token}, file)
-        return Claim(path, token)
-    return None
+            else:
+                return Claim(path, token)
+        return None
+    finally:
+        unnamed.unlink(missing_ok=True)
+
+
+def _unnamed(path: Path, token: str) -> Path:
+    """Return the name of a claim before it has its own."""
+    return path.with_name(f".{path.name}.{token}")
 
 
 def new_token() -> str:

@@ -81,8 +81,9 @@ class Folder:
 
     def sweep(self, number: int) -> None:
         """Delete what killed workers left of a part that this process has claimed."""
-        for path in (self.path / "parts").glob(f".{number:05}.*"):
-            path.unlink(missing_ok=True)
+        for name in ("parts", "claims"):
+            for path in (self.path / name).glob(f".{number:05}.*"):
+                path.unlink(missing_ok=True)
 
     def write(self, number: int, lines: Iterable[bytes]) -> str:
         """Write the lines of a part under its temporary name, and return their sha256."""

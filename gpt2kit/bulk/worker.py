@@ -91,12 +91,17 @@ class Worker:
         """
         if self.folder.is_done(number) or self._has_failed_now(number):
             return None
-        token = claims.new_token()
-        claim = Claim(self.folder.claim(number), token)
+        claim = Claim(self.folder.claim(number), claims.new_token())
         try:
-            if claims.take(claim.path, token) is None:
-                return None
-            if self.folder.is_done(number):
+            return self._claimed(number, heartbeat, claim)
+        except BaseException:
+            claim.release()  # a signal may have come in the middle of the release below
+            raise
+
+    def _claimed(self, number: int, heartbeat: Heartbeat, claim: Claim) -> bool | None:
+        """Do a part between taking and releasing the claim on it."""
+        try:
+            if claims.take(claim.path, claim.token) is None or self.folder.is_done(number):
                 return None
             heartbeat.hold(claim)
             self.folder.sweep(number)

@@ -15,6 +15,7 @@ import torch
 from bulk_builders import job, write_texts
 
 from gpt2kit.bulk import plan as plans
+from gpt2kit.bulk.claims import Claim
 from gpt2kit.bulk.folder import Folder
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.merge import merge
@@ -97,3 +98,26 @@ def test_a_signal_leaves_no_claim_and_no_unfinished_part(
     assert len(list((wanted.out / "parts").glob("*.jsonl"))) == 2
     monkeypatch.setattr(Folder, "write", lines)
     assert run(wanted).summary["done"] == 4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_signal_in_the_middle_of_a_release_leaves_no_claim(
+    tmp_path: Path, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that came while a part ended well skipped the release: its claim was left."""
+    wanted = job(write_texts(tmp_path / "texts.jsonl", 40), out=tmp_path / "out")
+    release, seen = Claim.release, list[Path]()
+
+    def interrupted(self: Claim) -> None:
+        seen.append(self.path)
+        if not before:
+            release(self)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        if before:
+            release(self)
+
+    monkeypatch.setattr(Claim, "release", interrupted)
+    with pytest.raises(SystemExit):
+        run(wanted)
+    assert not list((wanted.out / "claims").iterdir())
