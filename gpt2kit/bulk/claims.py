@@ -1,8 +1,9 @@
 """Claims: small files that say which worker has a part in hand.
 
-A claim is a file that gets its name by a link, which fails if the name is there. Its worker touches it while it works; a
-claim that nobody touched for a while, or whose process is gone from this machine, may be taken
-over. Two workers may still come to do one part: both then write the same bytes.
+A claim is a file that gets its name by a link, which fails if the name is there. Its worker touches
+it while it works; a claim that nobody touched for a while, or whose process is gone from this
+machine, may be taken over. Two workers may still come to do one part: both then write the same
+bytes.
 """
 
 from __future__ import annotations
