@@ -191,15 +191,15 @@ def test_rows_of_different_lengths_after_truncate_keep_and_fill(
 
 
 @compiled
-def test_a_long_prompt_of_an_int8_model_is_read_in_pieces() -> None:
-    model = int8_of(model_of(replace(SMALL, n_ctx=200)))
-    ids = ids_of(1, 150)
+def test_a_long_prompt_is_read_in_several_steps() -> None:
+    model = int8_of(model_of(replace(SMALL, n_ctx=300)))
+    ids = ids_of(1, 270)
     whole, single = model.new_cache(), model.new_cache()
     found = Decoder(model).read(ids, whole)
-    for place in range(150):
-        expected = Decoder(model).read(ids[:, place : place + 1], single)
+    for position in range(270):
+        expected = Decoder(model).read(ids[:, position : position + 1], single)
     assert torch.equal(found, expected)
-    assert torch.equal(whole.keys[..., :150, :], single.keys[..., :150, :])
+    assert torch.equal(whole.keys[..., :270, :], single.keys[..., :270, :])
 
 
 ROWS = [[5, 6, 7, 8], [9], [], list(range(20))]  # more tokens than one step reads

@@ -203,9 +203,9 @@ INLINE void FN(attention_of)(
         FN(attend)(dtype, 1, queries, i, keys, values, D, scale, scores, room);
 }
 
-/* Attention in one head: out = softmax(q @ keys.T * scale) @ values. q and out are float32, keys and
- * values (S, D) of the cache's dtype; `scores` is (ATTENTION_QUERIES, room), with room for sixteen more
- * scores than the last query has. */
+/* Attention in one head: out = softmax(q @ keys.T * scale) @ values. q and out are float32, keys
+ * and values (S, D) of the cache's dtype; `scores` is (TILE_QUERIES, room), with room for sixteen
+ * more scores than the last query has. */
 TARGET static void FN(attention)(
     int dtype, const Queries *queries, const void *keys, const void *values, int64_t D, float scale,
     float *scores, int64_t room

@@ -79,7 +79,7 @@ INLINE void FN(add_bfloat16)(
 #else
 
 /* Of every PAIRS numbers, first those with even indices, then those with odd ones: the order in
- * which load_pairs takes the weights apart. */
+ * which add_float takes the weights apart. */
 INLINE void FN(prepare_bfloat16)(const float *numbers, int64_t k, Input *out) {
     float *even_and_odd = out->floats + k;
     for (int i = 0; i < BLOCK; i++)
@@ -125,8 +125,9 @@ INLINE void FN(add)(
         FN(add_float)(FLOAT32, R, B, weights, row_bytes, k, inputs, sums);
 }
 
-/* Some rows of a matrix and some inputs that are multiplied at once: R rows, `row` and those `apart`
- * from it, with B inputs from index `first` on, in their numbers from k to `end`. */
+/* Some rows of a matrix and some inputs that are multiplied at once: R rows, `row` and those
+ * `apart` from it, with B inputs from index `first` on, in their numbers from k to `end`. Weights
+ * that are `ahead` bytes further on are asked for. */
 typedef struct {
     int64_t row, apart, first, k, end, ahead;
 } FN(Tile);
@@ -197,8 +198,8 @@ INLINE void FN(tile)(
 
 /* As tile, for the inputs up to `last`. */
 INLINE void FN(tiles)(
-    int dtype, int R, int whole, const Matrix *matrix, FN(Tile) at, int64_t last, const Input *inputs,
-    FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
+    int dtype, int R, int whole, const Matrix *matrix, FN(Tile) at, int64_t last,
+    const Input *inputs, FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
 ) {
     int64_t first = at.first;
     for (; at.first + TILE_INPUTS <= last; at.first += TILE_INPUTS)

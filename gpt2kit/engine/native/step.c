@@ -221,8 +221,8 @@ static void append_to_cache(
         }
 }
 
-/* y = softmax(q @ keys.T * scale) @ values. A job is one head of a group of tokens; each of them sees
- * the keys and values of its slot up to its own position. */
+/* y = softmax(q @ keys.T * scale) @ values. A job is one head of a group of tokens; each of them
+ * sees the keys and values of its slot up to its own position. */
 static void attention(Worker *worker, int64_t layer) {
     const Run *run = worker->run;
     const Step *step = run->step;

@@ -94,8 +94,8 @@ typedef struct {
     int add; /* add to what is there instead of replacing it */
 } Outputs;
 
-/* Queries of one head, and where their results go. The first one sees S keys, and each of the others
- * one more than the one before it. */
+/* Queries of one head, and where their results go. The first one sees S keys, and each of the
+ * others one more than the one before it. */
 typedef struct {
     const float *q; /* (count, D), `stride` numbers apart */
     float *out;     /* (count, D), `out_stride` numbers apart */
