@@ -52,7 +52,7 @@ _TINY = (
     "--max_steps 3 --block_size 16 --batch_size 2 --warmup 1 --eval_every 3 --sample_tokens 4 "
     "--dtype float32"
 )
-SHORTER = {"finetune": _TINY, "train": f"{_TINY} --n_layer 1 --n_head 2 --n_embd 16 --n_inner 32"}
+SHORTER = {"finetune": _TINY, "train": f"{_TINY} --n_layer 2 --n_head 2 --n_embd 16"}
 # These test the options on the pages, since their commands are not run here.
 ELSEWHERE = {
     "torchrun": "tests/training/test_distributed.py",

@@ -161,8 +161,8 @@ def explain(
         head=head,
         strongest=entries_to_keep(gpt2, len(ids)) if html else 0,
         attribution=attribution,
-        target=_token(tokenizer, target),
-        against=_token(tokenizer, against),
+        target=single_token(tokenizer, target),
+        against=single_token(tokenizer, against),
     )
     n_vocab = min(tokenizer.n_vocab, gpt2.config.n_vocab)
     found = find_out(gpt2, ids, chosen, overflow=overflow, n_vocab=n_vocab, progress=_show_progress)
@@ -207,7 +207,7 @@ def _head(name: str | None) -> tuple[int, int] | None:
     return int(layer), int(head)
 
 
-def _token(tokenizer: Tokenizer, text: str | None) -> int | None:
+def single_token(tokenizer: Tokenizer, text: str | None) -> int | None:
     """Return the id of a text that is a single token."""
     from gpt2kit.errors import TokenizerError
 

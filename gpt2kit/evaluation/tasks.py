@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpt2kit.data.texts import json_objects, read_file
 from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
@@ -66,6 +67,29 @@ def lambada(
     passage that is too long the end is read. A line that cannot be used raises CorpusError,
     TokenizerError or ContextLengthError with its number.
     """
+    right, nats = lambada_items(model, tokenizer, path, batch_size=batch_size, progress=progress)
+    perplexity, error = exponential(float(nats.mean())), standard_error(nats)
+    return Lambada(
+        len(right),
+        float(right.mean()),
+        standard_error(right),
+        perplexity,
+        None if error is None else perplexity * error,
+    )
+
+
+def lambada_items(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    path: Path,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = ignore,
+) -> tuple[Tensor, Tensor]:
+    """Return whether each passage's last word was predicted, 1 or 0, and its surprisal in nats.
+
+    Both are (passages,) float64; see `lambada`.
+    """
     passages = [(number, _lambada_line(path, number, value)) for number, value in _lines(path)]
     work = [_window(path, number, model, tokenizer, *parts) for number, parts in passages]
     found = by_length(model, work, batch_size=batch_size, progress=progress)
@@ -75,14 +99,7 @@ def lambada(
     right = torch.tensor(
         [bool(word.greedy.all()) for word in found], dtype=torch.float64
     )  # (passages,)
-    perplexity, error = exponential(float(nats.mean())), standard_error(nats)
-    return Lambada(
-        len(found),
-        float(right.mean()),
-        standard_error(right),
-        perplexity,
-        None if error is None else perplexity * error,
-    )
+    return right, nats
 
 
 def hellaswag(

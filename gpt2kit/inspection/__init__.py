@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from gpt2kit.inspection.ablation import (
+    Ablation,
+    Effect,
+    Part,
+    Texts,
+    every_head,
+    every_mlp,
+    of_repetition,
+    of_windows,
+)
 from gpt2kit.inspection.attribution import Attribution, Contribution, attribute
 from gpt2kit.inspection.checkpoint import (
     TensorSummary,
@@ -50,10 +60,12 @@ from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabular
 
 __all__ = [
     "SAE",
+    "Ablation",
     "Attribution",
     "Cell",
     "Contribution",
     "Edit",
+    "Effect",
     "Expectation",
     "ExplainOptions",
     "Explanation",
@@ -65,6 +77,7 @@ __all__ = [
     "Neighbor",
     "NormTrace",
     "Pair",
+    "Part",
     "PatchOptions",
     "Patching",
     "PathPatching",
@@ -75,6 +88,7 @@ __all__ = [
     "Steering",
     "TensorSummary",
     "Term",
+    "Texts",
     "Trace",
     "VocabularySummary",
     "activations",
@@ -83,6 +97,8 @@ __all__ = [
     "combine",
     "count_parameters",
     "editing",
+    "every_head",
+    "every_mlp",
     "expectations",
     "explain",
     "find_term",
@@ -98,6 +114,8 @@ __all__ = [
     "module_tree",
     "nearest",
     "norms_of",
+    "of_repetition",
+    "of_windows",
     "ov_copying",
     "part_of",
     "patch",

@@ -10,7 +10,7 @@ positions count from 0.
 """
 
 from gpt2kit.plots.backward import gradients, gradients_of_runs
-from gpt2kit.plots.by_head import head_kinds
+from gpt2kit.plots.by_head import ablations, head_kinds
 from gpt2kit.plots.canvas import check_picture, readable, save
 from gpt2kit.plots.choices import temperature
 from gpt2kit.plots.heads import attention, attention_bars, scores
@@ -23,6 +23,7 @@ from gpt2kit.plots.runs import Average, losses
 
 __all__ = [
     "Average",
+    "ablations",
     "activation",
     "attention",
     "attention_bars",

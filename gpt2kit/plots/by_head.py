@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+    from gpt2kit.inspection.ablation import Effect
     from gpt2kit.inspection.heads import HeadScores
 
 _CELL = 0.38  # inches, width of a head whose number is written in it
@@ -81,7 +82,7 @@ def _norm(values: Array) -> Normalize:
 
     if np.nanmin(values) < 0:
         return around_zero(values)
-    return Plain(0, max(1.0, float(np.nanmax(values))))
+    return Plain(0, 1 if np.nanmax(values) <= 1 else float(np.nanmax(values)))
 
 
 def head_kinds(scores: Sequence[HeadScores]) -> Figure:
@@ -101,3 +102,21 @@ def head_kinds(scores: Sequence[HeadScores]) -> Figure:
         if None not in values
     }
     return by_head(maps, "What kind of head each head is", "score")
+
+
+def ablations(effects: Sequence[Effect], replacement: str) -> Figure:
+    """Draw what the ablation of each head by itself changes, from `Ablation.effects`.
+
+    Raises ConfigError for effects of other parts than single heads.
+    """
+    if not effects or any([part.kind for part in each.parts] != ["head"] for each in effects):
+        raise ConfigError("expected the effects of single heads, all of a model")
+    places = [(each.parts[0].layer, each.parts[0].index or 0) for each in effects]
+    L, H = (max(place[axis] for place in places) + 1 for axis in (0, 1))
+    changes = np.full((L, H), np.nan)
+    for place, each in zip(places, effects, strict=True):
+        changes[place] = each.change
+    what = effects[0].what
+    return by_head(
+        {f"change of the {what}": changes}, f"Without each head ({replacement})", "change"
+    )
