@@ -148,22 +148,3 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         cells = [[json.dumps(c) if isinstance(c, dict) else c for c in row] for row in cells]
     n = write_batches(out, [Table(columns, cells, out)])
     output.note(f"wrote {output.count(n, 'row')} to ", out)
-    text = io.StringIO()
-    if out.suffix == ".jsonl":
-        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        delimiter = "\t" if out.suffix == ".tsv" else ","
-        table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-        table.writerow(rows[0])
-        table.writerows([_cell(value) for value in row.values()] for row in rows)
-    # A model's name may hold a byte that is not UTF-8, as names of files may.
-    write_whole(out, text.getvalue().encode(errors="surrogateescape"))
-    output.note(f"wrote {output.count(len(rows), 'row')} to ", out)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.9g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
