@@ -76,7 +76,7 @@ def test_a_text_gives_the_shares_its_own_numbers(letters: str) -> None:
         (["--length", "9"], "length is 9, but this model reads 16 tokens at once"),
         (["--first", "bos"], "no <|endoftext|>"),
         (["--text", "a"], "the text has 1 tokens, expected from 2 to 16"),
-        (["--out", "heads.txt"], "expected a .csv, .tsv or .jsonl file"),
+        (["--out", "heads.txt"], "heads.txt"),
         (["--picture", "heads.gif"], "expected a name that ends in .png, .svg or .pdf"),
     ],
 )
