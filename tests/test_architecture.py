@@ -130,6 +130,12 @@ TESTED_BY = {
     "checkpoints/test_courses.py": """
         checkpoints/layouts checkpoints/torch_files checkpoints/unsaid
     """,  # weights of other programs, each through `open_checkpoint`
+    "checkpoints/test_gguf_numbers.py": "checkpoints/gguf/numbers",
+    "checkpoints/test_gguf_reading.py": "checkpoints/gguf/header checkpoints/gguf/reading",
+    "checkpoints/test_gguf_writing.py": """
+        checkpoints/exports checkpoints/gguf/vocabulary checkpoints/gguf/writing checkpoints/plain
+        checkpoints/written
+    """,  # from a model to a file that has been compared with it
     "checkpoints/test_reading.py": """
         checkpoints/config_json checkpoints/huggingface checkpoints/load
         checkpoints/nanogpt checkpoints/openai checkpoints/safetensors_files

@@ -174,12 +174,10 @@ def _with_zero_biases(
     complete = replace(config, bias=True, qkv_bias=True)
     if config.is_gpt2 or not complete.is_gpt2:
         return config, tensors
-
-    def zeros(shape: tuple[int, ...]) -> StoredTensor:
-        return StoredTensor(shape, torch.float32, lambda _: torch.zeros(shape))
-
     shapes = complete.shapes()
-    return complete, {name: tensors.get(name) or zeros(shape) for name, shape in shapes.items()}
+    return complete, {
+        name: tensors.get(name) or StoredTensor.zeros(shape) for name, shape in shapes.items()
+    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

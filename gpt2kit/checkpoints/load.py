@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from gpt2kit import store
-from gpt2kit.checkpoints import huggingface, openai, pickled, torch_files
+from gpt2kit.checkpoints import huggingface, llmc, openai, pickled, torch_files
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, read_config
 from gpt2kit.checkpoints.device import (
     resolve_device,
     resolve_device_and_dtype,
     resolve_dtype,
 )
+from gpt2kit.checkpoints.gguf import reading as gguf
 from gpt2kit.checkpoints.int8 import build_int8_model
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.checkpoints.unsaid import Unsaid
@@ -51,6 +52,8 @@ __all__ = [
 # Bytes of the buffer that a thread keeps for tensors to transpose or convert. Larger tensors, of
 # which there are one or two, get memory of their own.
 _BUFFER = 2**26
+# Names of files that are a model by themselves, if a folder has only one of them
+_SUFFIXES = (".pt", ".pth", gguf.SUFFIX)
 
 
 def load(
@@ -127,7 +130,7 @@ def open_checkpoint(
     if verify:
         store.check_files(path if path.is_dir() else path.parent, record=write_cache)
     if alone := _alone(path):
-        return torch_files.open_file(alone, unsaid)
+        return _open_alone(alone, unsaid)
     unsaid.refuse(path)
     if path.is_dir():
         return _open_folder(path)
@@ -142,13 +145,30 @@ def open_checkpoint(
 
 
 def _alone(path: Path) -> Path | None:
-    """Return a path if it is a file of torch.save, or the only one in a folder without others."""
+    """Return the file that is a model by itself: the path, or the only one in a folder.
+
+    These are files of torch.save, GGUF files and those of llm.c.
+    """
     if not path.is_dir():
-        return path if path.is_file() and pickled.is_pickled(_start(path)) else None
+        return path if path.is_file() and _is_whole(path, _start(path)) else None
     if (path / openai.HPARAMS_FILE).exists() or huggingface.weights_in(path):
         return None
-    saved = [each for each in sorted(path.iterdir()) if each.suffix in (".pt", ".pth")]
+    saved = [each for each in sorted(path.iterdir()) if each.suffix in _SUFFIXES]
     return saved[0] if len(saved) == 1 and saved[0].is_file() else None
+
+
+def _is_whole(path: Path, start: bytes) -> bool:
+    return pickled.is_pickled(start) or gguf.is_gguf(path, start) or llmc.is_llmc(start)
+
+
+def _open_alone(path: Path, unsaid: Unsaid) -> Checkpoint:
+    """Open a file that is a model by itself."""
+    start = _start(path)
+    is_gguf = gguf.is_gguf(path, start)
+    if not is_gguf and not llmc.is_llmc(start):
+        return torch_files.open_file(path, unsaid)
+    unsaid.refuse(path)
+    return gguf.open_file(path) if is_gguf else llmc.open_file(path)
 
 
 def _start(path: Path) -> bytes:
@@ -162,7 +182,8 @@ def _open_folder(path: Path) -> Checkpoint:
     if (path / openai.HPARAMS_FILE).exists() or any(path.glob("*.index")):
         return openai.open_directory(path)
     expected = (
-        "config.json with model.safetensors, hparams.json with model.ckpt.index, or one .pt or .pth"
+        "config.json with model.safetensors, hparams.json with model.ckpt.index, or one .pt, .pth "
+        "or .gguf"
     )
     message = store.adapters_alone(path) or f"{path}: no model; expected {expected}"
     raise CheckpointNotFoundError(message, path=path, missing=[CONFIG_FILE])

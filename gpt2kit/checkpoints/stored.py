@@ -15,6 +15,7 @@ from gpt2kit.checkpoints import memory
 from gpt2kit.checkpoints.names import is_transposed
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointMismatchError
+from gpt2kit.tokenizers import Tokenizer
 
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -36,6 +37,11 @@ class StoredTensor:
     def of(cls, tensor: Tensor) -> StoredTensor:
         """Present a tensor in memory as a stored one; `read` returns it, on the CPU."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda _: tensor.detach().cpu())
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...]) -> StoredTensor:
+        """Present zeros as a stored tensor; they are made when it is read."""
+        return cls(shape, torch.float32, lambda _: torch.zeros(shape))
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor, in the memory of `buffer` if the format can read into it.
@@ -160,6 +166,8 @@ class Checkpoint:
     # Whether it is a file that a training program saved, without files of a vocabulary beside it
     is_alone: bool = False
     dataset: str | None = None  # what nanoGPT calls the folder of its text and vocabulary
+    # Reads the vocabulary that is in the file of the weights itself
+    own_vocabulary: Callable[[], Tokenizer | None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_tensors(self.path, self.config.shapes(), self.tensors)

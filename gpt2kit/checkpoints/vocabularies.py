@@ -46,6 +46,8 @@ def load_vocabulary(
     if source is not None:
         tokenizer: Tokenizer | None = read_vocabulary(source, n_vocab)
         where = source
+    elif checkpoint.own_vocabulary is not None:
+        tokenizer, where = checkpoint.own_vocabulary(), checkpoint.path
     else:
         tokenizer, where = load_tokenizer(checkpoint.folder), checkpoint.folder
         if tokenizer is None and checkpoint.is_alone:

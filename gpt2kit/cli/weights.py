@@ -15,7 +15,9 @@ from gpt2kit.cli.options import Device, Force, Json, ModelArgument, NoVerify
 from gpt2kit.cli.output import human_size
 
 if TYPE_CHECKING:
+    from gpt2kit.checkpoints.stored import Checkpoint
     from gpt2kit.store import InstalledModel
+    from gpt2kit.tokenizers import Tokenizer
 
 
 def add_to(app: typer.Typer) -> None:
@@ -124,13 +126,34 @@ def convert(
             help="A model of any format: a folder, a checkpoint's prefix, a file, a name.",
         ),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to", metavar="PATH", help="The folder to write; a file with --format gguf or llmc."
+        ),
+    ],
+    format: Annotated[
+        Literal["hf", "gguf", "llmc"],
+        typer.Option(
+            "--format",
+            help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc).",
+        ),
+    ] = "hf",
     dtype: Annotated[
         str,
         typer.Option(
-            "--dtype", help="float32, bfloat16, float16, float64, or auto: as it is stored."
+            "--dtype",
+            help="float32, bfloat16, float16, float64, or auto: as it is stored. GGUF also has "
+            "q8_0 and q4_0, which round to 8 and 4 bits.",
         ),
     ] = "auto",
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie",
+            help="Write the head as a tensor of its own in GGUF, for llama.cpp before March 2025.",
+        ),
+    ] = False,
     vocabulary: Annotated[
         str | None,
         typer.Option(
@@ -145,23 +168,65 @@ def convert(
     *,
     unsaid: Unsaid,
 ) -> None:
-    """Write a model of any format as a folder that transformers loads.
+    """Write a model of any format as a folder that transformers loads, or for another program.
 
-    It has config.json, model.safetensors, vocab.json and merges.txt.
+    The folder has config.json, model.safetensors, vocab.json and merges.txt. A file for another
+    program is read back and compared with the model before it gets its name.
     """
+    from gpt2kit.checkpoints.load import load_vocabulary
+    from gpt2kit.checkpoints.vocabularies import find_vocabulary
+
+    if untie and format != "gguf":
+        raise typer.BadParameter("--untie has no effect here: it is for --format gguf")
+    checkpoint = options.open_model(path, verify=not no_verify, unsaid=unsaid)
+    source = None if vocabulary is None else find_vocabulary(vocabulary)
+    if format == "hf":
+        check_target(to, force, "--to")
+    tokenizer = load_vocabulary(checkpoint, source, fetch=options.fetch_vocabulary)
+    if format == "hf":
+        _write_folder(to, checkpoint, tokenizer, dtype, force)
+    else:
+        _write_file(to, checkpoint, tokenizer, dtype, force, untie if format == "gguf" else None)
+
+
+def _write_file(
+    to: Path,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    dtype: str,
+    force: bool,
+    untie: bool | None,
+) -> None:
+    """Write a GGUF file, or one of llm.c if `untie` is None, and print how it is used."""
+    from gpt2kit.checkpoints.exports import export_gguf, export_llmc
+
+    if untie is None:
+        export = export_llmc(to, checkpoint, tokenizer, dtype=dtype, replace=force)
+    else:
+        export = export_gguf(to, checkpoint, tokenizer, dtype=dtype, untie=untie, replace=force)
+    for warning in export.warnings:
+        output.warn(warning)
+    output.note(str(export.comparison))
+    output.result(to)
+    output.result(export.command)
+
+
+def _write_folder(
+    to: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, dtype: str, force: bool
+) -> None:
+    """Write a folder that transformers loads."""
     import torch
 
-    from gpt2kit.checkpoints.load import load_vocabulary, resolve_dtype, write_checkpoint
-    from gpt2kit.checkpoints.vocabularies import find_vocabulary, where_to_look
-    from gpt2kit.errors import CheckpointError
+    from gpt2kit.checkpoints.exports import GGUF_TYPES, LONG
+    from gpt2kit.checkpoints.load import resolve_dtype, write_checkpoint
+    from gpt2kit.checkpoints.vocabularies import where_to_look
+    from gpt2kit.errors import CheckpointError, ConfigError
     from gpt2kit.files import new_directory
 
-    checkpoint = options.open_model(path, verify=not no_verify, unsaid=unsaid)
-    check_target(to, force, "--to")
-    is_kept = dtype == "auto"
+    is_kept, dtype = dtype == "auto", LONG.get(dtype, dtype)
+    if dtype in GGUF_TYPES:
+        raise ConfigError(f"dtype is {dtype!r}, which only --format gguf has")
     stored = checkpoint.dtype if is_kept else resolve_dtype(dtype, torch.device("cpu"))
-    source = None if vocabulary is None else find_vocabulary(vocabulary)
-    tokenizer = load_vocabulary(checkpoint, source, fetch=options.fetch_vocabulary)
     with new_directory(to, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, checkpoint, stored, tokenizer)
     if tokenizer is None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_bundle_writer as writer
+from builders import mutate
 
 from gpt2kit.checkpoints import snappy
 from gpt2kit.checkpoints.tf_bundle import TensorBundle
@@ -700,30 +701,6 @@ def test_strings_are_listed_but_not_read(tmp_path: Path) -> None:
 
 
 # Chance.
-
-
-def mutate(data: bytes, generator: random.Random) -> bytes:
-    out = bytearray(data)
-    for _ in range(generator.choice((1, 1, 1, 2, 8))):
-        at = generator.randrange(len(out))
-        match generator.randrange(6):
-            case 0:
-                out[at] ^= 1 << generator.randrange(8)
-            case 1:
-                out[at] = generator.choice((0, 1, 0x7F, 0x80, 0xFF))
-            case 2:
-                out[at : at + generator.randrange(1, 12)] = (
-                    generator.randbytes(generator.randrange(12)) or b"\0"
-                )
-            case 3:
-                out[at : at + 10] = b"\xff" * 9 + b"\1"
-            case 4:
-                other = generator.randrange(len(out))
-                out[at : at + 20] = out[other : other + 20]
-            case 5:
-                del out[at : at + generator.randrange(1, 6)]
-                out = out or bytearray(b"\0")
-    return bytes(out)
 
 
 def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:

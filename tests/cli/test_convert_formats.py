@@ -1,0 +1,98 @@
+"""convert --format gguf and llmc, as a user types them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+from gguf_builders import characters
+from typer.testing import CliRunner, Result
+
+from gpt2kit.checkpoints.load import open_checkpoint, write_model
+from gpt2kit.cli import app
+from gpt2kit.config import GPT2Config
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model of characters, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    config = GPT2Config(n_vocab=40, n_ctx=16, n_embd=32, n_head=2, n_layer=1)
+    Path("small").mkdir()
+    write_model(Path("small"), make_model(config), characters(40))
+    return tmp_path
+
+
+def test_gguf_is_compared_and_the_line_for_llama_cpp_comes_last(small: Path) -> None:
+    result = run("convert", "./small", "--format", "gguf", "--dtype", "q8_0", "--to", "a b.gguf")
+    assert result.exit_code == 0, result.output
+    path, command = result.stdout.splitlines()
+    assert path == "a b.gguf"
+    words = shlex.split(command)
+    assert words[:5] == ["llama-completion", "-m", "a b.gguf", "-c", "16"]
+    assert words[-1] == "--ignore-eos"
+    assert "tensors equal" in result.stderr
+    assert "prompt and text together have more than 16" in result.stderr
+    assert open_checkpoint(Path("a b.gguf")).format == "GGUF, F32 and Q8_0"
+
+
+def test_a_converted_file_is_used_as_a_model_everywhere(small: Path) -> None:
+    for format, name in (("gguf", "small.gguf"), ("llmc", "small.bin")):
+        assert run("convert", "./small", "--format", format, "--to", name).exit_code == 0
+        vocabulary = ["--vocabulary", "./small"] if format == "llmc" else []
+        arguments = ["--model", f"./{name}", "--max_tokens", "3", "--temperature", "0"]
+        expected = run("generate", "a", "--model", "./small", *arguments[2:]).stdout
+        assert run("generate", "a", *arguments, *vocabulary).stdout == expected
+        assert run("inspect", name).exit_code == 0
+        assert run("verify", name).exit_code == 0
+        assert run("convert", name, "--to", f"back-{format}", *vocabulary).exit_code == 0
+        weights = Path(f"back-{format}/model.safetensors").read_bytes()
+        assert weights == Path("small/model.safetensors").read_bytes()
+
+
+def test_a_file_is_replaced_with_force_and_only_by_its_own_kind(small: Path) -> None:
+    to = ["convert", "./small", "--format", "gguf", "--to"]
+    assert run(*to, "small.gguf").exit_code == 0
+    before = os.stat("small.gguf").st_ino
+    assert "add --force to replace it" in run(*to, "small.gguf").stderr
+    assert os.stat("small.gguf").st_ino == before
+    assert run(*to, "small.gguf", "--force").exit_code == 0
+    assert os.stat("small.gguf").st_ino != before
+    Path("thesis").write_text("mine")
+    assert "is no file of this format" in run(*to, "thesis", "--force").stderr
+    assert Path("thesis").read_text() == "mine"
+    assert "is a folder" in run(*to, "small", "--force").stderr
+    assert not [path for path in small.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "gguf", "--dtype", "float64"], "GGUF has f32, f16, bf16, q8_0, q4_0"),
+        (["--format", "llmc", "--dtype", "f16"], "llm.c has f32, bf16"),
+        (["--dtype", "q8_0"], "only --format gguf has"),
+        (["--format", "llmc", "--untie"], "--untie has no effect here"),
+        (["--untie"], "--untie has no effect here"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    small: Path, arguments: list[str], message: str
+) -> None:
+    result = run("convert", "./small", "--to", "new", *arguments)
+    assert result.exit_code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not Path("new").exists()
+
+
+def test_short_names_of_dtypes_are_taken_for_folders_and_long_ones_for_files(small: Path) -> None:
+    assert run("convert", "./small", "--to", "new", "--dtype", "bf16").exit_code == 0
+    to = ["--format", "gguf", "--to", "new.gguf", "--dtype", "bfloat16"]
+    assert run("convert", "./small", *to).exit_code == 0
+    assert open_checkpoint(Path("new.gguf")).format == "GGUF, BF16 and F32"
