@@ -52,6 +52,8 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if not self._json:
             show_plan(self._setup)
+            if self._run.extension is not None:
+                self._tell(str(self._run.extension))
         self._started = time.monotonic()
         if self._bar:
             self._bar.start()

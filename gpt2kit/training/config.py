@@ -45,6 +45,11 @@ class TrainConfig:
     lr: float = option(3e-3, "Highest learning rate.", above=0)
     schedule: Schedule = option("linear", "How the learning rate falls after the warm-up.")
     warmup: int = option(50, "Steps during which the learning rate rises.", at_least=0)
+    warmdown: int = option(
+        0,
+        "With a constant learning rate: last steps, during which it falls to nearly zero.",
+        at_least=0,
+    )
     weight_decay: float = option(
         0.01,
         "Share that matrices and embeddings lose in a step, times the learning rate.",
@@ -83,6 +88,11 @@ class TrainConfig:
         if self.warmup >= self.max_steps:
             raise ConfigError(
                 f"warmup is {self.warmup}, expected less than the {self.max_steps} steps in all"
+            )
+        if self.warmup + self.warmdown > self.max_steps:
+            raise ConfigError(
+                f"warmdown is {self.warmdown}, expected at most {self.max_steps - self.warmup}: "
+                "the steps after the warm-up"
             )
         if self.stride is not None and self.stride > self.block_size:
             raise ConfigError(

@@ -155,8 +155,11 @@ def _save(run: Run | None, trainer: Trainer, state: LoopState, report: StepRepor
     if report.is_best:
         run.write_best(trainer.model)
     run.record(report)
-    if state.step % trainer.config.save_every == 0 or report.finish_reason is not None:
-        is_last = is_finished(state, trainer.config)
+    config = trainer.config
+    # An extension of the run is exact from before the learning rate falls.
+    falls = config.warmdown > 0 and state.step == config.max_steps - config.warmdown
+    if state.step % config.save_every == 0 or falls or report.finish_reason is not None:
+        is_last = is_finished(state, config)
         run.save(trainer.model, trainer.optimizers, state, is_last=is_last)
 
 

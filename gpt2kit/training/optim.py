@@ -78,12 +78,13 @@ def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    It rises to `config.lr` during `warmup` steps, then falls to nearly zero, or stays.
+    It rises to `config.lr` during `warmup` steps, then falls to nearly zero, or stays:
+    with `warmdown`, up to that many steps before the end.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     if config.schedule == "constant":
-        return config.lr
+        return config.lr * min(1.0, (config.max_steps - step) / (config.warmdown + 1))
     left = (config.max_steps - step) / (config.max_steps - config.warmup)  # from 1 down to nearly 0
     return config.lr * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 

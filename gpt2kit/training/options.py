@@ -59,6 +59,7 @@ class TrainingOptions:
     warmup: int | None = _train(
         "warmup", None, default=f"a tenth of the steps, at most {MOST_WARMUP}"
     )
+    warmdown: int = _train("warmdown")
     weight_decay: float = _train("weight_decay")
     beta1: float = _train("beta1")
     beta2: float = _train("beta2")
@@ -129,7 +130,10 @@ class TrainingOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""
-        return {} if self.val is None else {"val_fraction": "--val names a text to validate with"}
+        idle = {} if self.val is None else {"val_fraction": "--val names a text to validate with"}
+        if self.schedule != "constant":
+            idle["warmdown"] = "it is for --schedule constant"
+        return idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +287,8 @@ class RunOptions:
     )
     resume: bool = option(
         False,
-        "Continue the run in --out exactly where it stopped; --max_steps may have grown.",
+        "Continue the run in --out exactly where it stopped; with a larger --max_steps it is "
+        "extended.",
         group="Run",
     )
     force: bool = option(False, "Replace the run that is in --out.", group="Run")
@@ -314,6 +319,7 @@ class FinetuneKeywords(TypedDict, total=False):
     stride: int | None
     schedule: Schedule
     warmup: int | None
+    warmdown: int
     weight_decay: float
     beta1: float
     beta2: float

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gpt2kit.files import delete, fsync_directory
 from gpt2kit.model import GPT2
 from gpt2kit.training import records
 from gpt2kit.training.distributed import Ranks
+from gpt2kit.training.extension import Extension
 from gpt2kit.training.records import METRICS, SAMPLES, StepReport
 from gpt2kit.training.settings import SETTINGS, Settings
 from gpt2kit.training.sharding import whole
@@ -59,6 +61,7 @@ class Run:
         self._ranks = ranks or Ranks()
         self._write = write
         self._states = States(self.folder / _STATES, self._ranks, keep_all=keep_states)
+        self.extension: Extension | None = None  # if the run is given more steps now
         self._lock = filelock.FileLock(self.folder / _LOCK)
         if self._ranks.is_main:
             with _writing(self.folder):
@@ -77,9 +80,28 @@ class Run:
         self._delete_leftovers()
         if stored is None:
             self._clear()
+        else:
+            settings = self._extend(stored, settings)
         if settings != stored:
             settings.write(self.folder)
         self._states.folder.mkdir(exist_ok=True)
+
+    def _extend(self, stored: Settings, settings: Settings) -> Settings:
+        """Return settings with the history of the run, and prepare its states for more steps."""
+        settings = replace(settings, history=stored.history)
+        kept = self._states.kept()
+        if settings.training.max_steps == stored.training.max_steps or not kept:
+            return settings
+        if 0 < stored.training.patience <= kept[-1].since_best:
+            raise TrainingError(
+                f"{self.folder} ended at step {kept[-1].step:,}, since {kept[-1].since_best} "
+                "validations brought no better one, so it does no more steps; train its best "
+                f"weights in another run: finetune --model {self.folder}"
+            )
+        extension = Extension.plan(stored.training, settings.training, kept, stored.last_phase)
+        self._states.go_back(extension.step)
+        self.extension = extension
+        return replace(settings, history=[*stored.history, extension.as_record()])
 
     def _check_free(self, force: bool) -> None:
         """Raise TrainingError if there is something in the folder that may not be replaced."""
@@ -143,7 +165,10 @@ class Run:
 
     def restore(self, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopState | None:
         """Set model and optimizers to the newest whole state; None if nothing was saved yet."""
-        return self._states.load_newest(model, optimizers)
+        state = self._states.load_newest(model, optimizers)
+        if self._ranks.any(self.extension is not None and self.extension.goes_back):
+            self.write_best(model)  # in place of weights that a longer run would not have had
+        return state
 
     def save(
         self,

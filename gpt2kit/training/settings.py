@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +35,22 @@ class Settings:
     training: TrainConfig
     # Where the run was started, for readers: another device may continue it.
     device: str = field(default="", compare=False)
+    # How the run was extended: the step, the number of steps before and now, exact or a new phase.
+    history: Sequence[Mapping[str, Any]] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check(self)
+        is_list = isinstance(self.history, list | tuple)
+        if not is_list or not all(
+            isinstance(each, dict) and type(each.get("step")) is int for each in self.history
+        ):
+            raise ConfigError(f"history is {shortened(self.history)}, expected extensions")
+
+    @property
+    def last_phase(self) -> int:
+        """The step at which the newest phase of the run began, 0 if it had no other."""
+        begun = [each["step"] for each in self.history if each.get("kind") == "new phase"]
+        return max(begun, default=0)
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
@@ -71,7 +84,7 @@ class Settings:
         Only the number of steps may differ, and only grow.
         """
         before, now = _flat(asdict(self)), _flat(asdict(other))
-        ignored = ("device",) + (
+        ignored = ("device", "history") + (
             _STEPS if self.training.max_steps < other.training.max_steps else ()
         )
         differences = [

@@ -14,6 +14,7 @@ functions of seed and step, so they have no state to save.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -33,7 +34,13 @@ from torch.optim import Optimizer
 
 from gpt2kit.checkpoints.safetensors_files import write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
-from gpt2kit.errors import CheckpointError, CheckpointFormatError, Gpt2KitWarning, TrainingError
+from gpt2kit.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    ConfigError,
+    Gpt2KitWarning,
+    TrainingError,
+)
 from gpt2kit.fields import build, check, option
 from gpt2kit.files import new_directory, read_json
 from gpt2kit.model import GPT2
@@ -102,6 +109,20 @@ class States:
             )
         return None
 
+    def kept(self) -> list[LoopState]:
+        """Return what the saved states say of the loop, the oldest first, unreadable ones left."""
+        found = []
+        for folder in self._saved():
+            with contextlib.suppress(CheckpointError, ConfigError, OSError, ValueError):
+                found.append(_read_loop(folder))
+        return found
+
+    def go_back(self, step: int) -> None:
+        """Delete the states after a step."""
+        for folder in reversed(self._saved()):
+            if _step(folder) > step:
+                shutil.rmtree(folder)
+
     def save(
         self,
         model: GPT2,
@@ -156,7 +177,11 @@ class States:
         found = [
             path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)
         ]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def new_state(target: Path) -> AbstractContextManager[Path]:
@@ -188,10 +213,7 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
     """
     try:
         _check_manifest(folder)
-        values = read_json(folder / "state.json", error=CheckpointError)
-        values = {name: value for name, value in values.items() if name not in _OLD_FIELDS}
-        state = build(LoopState, values, what="state.json")
-        check(state)
+        state = _read_loop(folder)
         weights: Any = safe_open(folder / "weights.safetensors", framework="pt", backend="pread")
         averages: Any = safe_open(folder / "optimizer.safetensors", framework="pt", backend="pread")
     except CheckpointFormatError:
@@ -214,6 +236,15 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
             kept[what] = like(optimized_parameter, tensor)
         else:  # the number of the step
             kept[what] = tensor.to(optimized_parameter.device)
+    return state
+
+
+def _read_loop(folder: Path) -> LoopState:
+    """Return what a state says of the loop; raise an error if it is damaged."""
+    values = read_json(folder / "state.json", error=CheckpointError)
+    values = {name: value for name, value in values.items() if name not in _OLD_FIELDS}
+    state = build(LoopState, values, what="state.json")
+    check(state)
     return state
 
 

@@ -201,6 +201,19 @@ def test_a_finished_run_keeps_one_state_or_all_if_asked_and_can_go_on(
     assert [line["step"] for line in read_metrics(tmp_path / "one")] == list(range(10))
 
 
+def test_an_extended_run_says_in_a_line_what_is_exact_and_what_is_a_new_phase(
+    book: Path, tmp_path: Path
+) -> None:
+    for name, how, said in (
+        ("exact", ["--schedule=constant"], "exact: from step 6 on, bit for bit as if there had"),
+        ("phase", ["--schedule=constant", "--warmdown=2"], "new phase: after step 6 the learning"),
+    ):
+        run("train", book, *SMALL_OPTIONS, *how, "--out", tmp_path / name)
+        shown = run("train", book, "--resume", "--max_steps", 9, "--out", tmp_path / name).stderr
+        assert shown.count(said) == 1
+        assert Settings.read(tmp_path / name).training.warmdown == len(how[1:]) * 2
+
+
 def test_resuming_with_another_option_or_text_is_refused_with_the_difference(
     book: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +341,7 @@ SEEN_ELSEWHERE = {  # by the tests below
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
     "lora_rank", "lora_alpha", "head",
     "replace", "markers",  # by tests/cli/test_word_options.py
+    "warmdown",
 }  # fmt: skip
 
 

@@ -79,6 +79,11 @@ def test_the_learning_rate_rises_in_the_warm_up_and_falls_as_the_schedule_says()
     assert rates("cosine")[-1] > 0
 
 
+def test_a_constant_rate_falls_in_the_last_steps_if_asked() -> None:
+    config = TrainConfig(lr=1.0, max_steps=10, warmup=3, schedule="constant", warmdown=3)
+    assert [learning_rate(step, config) for step in range(3, 10)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
 def test_gradients_are_scaled_to_the_largest_norm_and_smaller_ones_left() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     for largest, after in ((1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (10.0, [3.0, 4.0])):

@@ -40,6 +40,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         (None, "training", [], "training of run.json is [], expected an object"),
         (None, "options", "lr", "options of run.json is 'lr', expected an object"),
         (None, "notes", "x", "run.json has no option 'notes'"),
+        (None, "history", 3, "history is 3, expected extensions"),
+        (None, "history", [{"step": "x"}], "expected extensions"),
         ("training", "max_steps", None, "training of run.json has no 'max_steps'"),
         ("training", "weigit_decay", 0.1, "no option 'weigit_decay'; did you mean weight_decay?"),
         ("training", "lr", "fast", "lr is 'fast', expected a number"),
