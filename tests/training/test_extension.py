@@ -77,7 +77,7 @@ def test_without_a_state_from_before_it_fell_the_rest_is_a_new_phase(tmp_path: P
     extension = extended(tmp_path / "run", max_steps=20, **WARMDOWN)
     assert (extension.exact, extension.step) == (False, 12)
     assert "new phase: after step 12 the learning rate goes from 0.00075 to 0.003" in str(extension)
-    model, _ = go(tmp_path / "run", resume=True, max_steps=20, **WARMDOWN)
+    go(tmp_path / "run", resume=True, max_steps=20, **WARMDOWN)
     assert records(tmp_path / "run") != records(tmp_path / "long")
     assert Settings.read(tmp_path / "run").last_phase == 12
 
