@@ -63,6 +63,7 @@ ELSEWHERE = {
 # Options in the text that are not gpt2kit's.
 OTHERS_OPTIONS = {
     "--help",
+    "--ignore-eos",
     "--nproc-per-node",
     "--max-restarts",
     "--array",

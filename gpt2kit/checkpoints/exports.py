@@ -73,7 +73,8 @@ def export_gguf(
     keys = vocabulary.keys(stand_in)
     errors = {name: kind.error for name, kind in number_types(config, chosen).items()}
     with _new_file(to, replace, header.MAGIC) as (file, part):
-        write_gguf(file, config, tensors, keys, name=to.stem, chosen=chosen, untie=untie)
+        name = "".join(filter(str.isprintable, to.stem))  # a file's name may have any bytes
+        write_gguf(file, config, tensors, keys, name=name, chosen=chosen, untie=untie)
         file.flush()
         found = reading.open_file(part)
         comparison = compare_written(checkpoint, tensors, found, errors)

@@ -208,7 +208,7 @@ def _write_file(
         output.warn(warning)
     output.note(str(export.comparison))
     output.result(to)
-    output.result(export.command)
+    output.result(output.one_line(export.command))
 
 
 def _write_folder(

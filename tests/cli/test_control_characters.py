@@ -113,6 +113,8 @@ CASES: list[list[str]] = [
     ["rm", OTHER, "--yes"],
     ["rm", f"none{NAME}"],
     ["convert", MODEL, "--to", f"{NAME}new"],
+    ["convert", MODEL, "--to", f"{NAME}new", "--format", "gguf"],
+    ["convert", MODEL, "--to", f"{NAME}new", "--format", "llmc"],
     ["convert", BROKEN, "--to", f"{NAME}new"],
     ["convert", TF, "--to", f"{NAME}new"],
     ["inspect", MODEL],
