@@ -18,7 +18,7 @@ from gpt2kit.model import GPT2
 TOLERANCE = 2e-5
 _TINY = 2**-19  # what a scale in float16 may lose of any number
 _TOKENS = 16
-_CHUNK = 2**22  # numbers that are compared at once
+_CHUNK = 2**18  # numbers that are compared at once
 
 
 @dataclass(frozen=True)
