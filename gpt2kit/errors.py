@@ -214,12 +214,12 @@ class TokenizerError(Gpt2KitError):
     except gpt2kit.TokenizerError as error:
         print(error)  # names the character and the nearest ones
 
-    `detail` is the message without the option of the command line that would help, if one does.
+    `option` is an option that would help, with its value, on a command line that has it.
     """
 
-    def __init__(self, detail: str, *, option: str | None = None) -> None:
-        super().__init__(f"{detail}, or add {option}" if option else detail)
-        self.detail = detail
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class ContextLengthError(Gpt2KitError):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Set
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +45,7 @@ from gpt2kit.cli import (
     weights,
 )
 from gpt2kit.cli.help import Commands
-from gpt2kit.errors import Gpt2KitError, advice_on_memory
+from gpt2kit.errors import Gpt2KitError, TokenizerError, advice_on_memory
 
 # Typer exports one of its usage errors; this is the class that all of them share.
 _UsageError: Any = typer.BadParameter.__base__
@@ -74,6 +75,8 @@ class CommandLine(Commands):
         try:
             with advice_on_memory(lambda: _advice_on_memory(self, ctx.invoked_subcommand)):
                 return super().invoke(ctx)
+        except TokenizerError as error:
+            raise _with_option(error, _options(self, ctx.invoked_subcommand)) from error
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             raise typer.Exit(0) from None
 
@@ -93,8 +96,7 @@ def _cause(error: OSError) -> str:
 
 def _advice_on_memory(group: Commands, name: str | None) -> str:
     """Name the options of a command by which it needs less memory."""
-    command = group.commands.get(name or "")
-    own = {parameter.name for parameter in command.params} if command else set()
+    own = _options(group, name)
     advice = {
         "dtype": "--dtype bfloat16",
         "quantize": "--quantize int8",
@@ -102,6 +104,23 @@ def _advice_on_memory(group: Commands, name: str | None) -> str:
     }
     *several, last = ["a smaller model", *(text for name, text in advice.items() if name in own)]
     return f"{', '.join(several)} or {last} needs less" if several else f"{last} needs less"
+
+
+def _with_option(error: TokenizerError, names: Set[str | None]) -> TokenizerError:
+    """Return the error with the option that would help, if the command has that option."""
+    cause: BaseException | None = error
+    while cause is not None:
+        option = cause.option if isinstance(cause, TokenizerError) else None
+        if option and option.split()[0].removeprefix("--") in names:
+            return TokenizerError(f"{error}, or add {option}")
+        cause = cause.__cause__
+    return error
+
+
+def _options(group: Commands, name: str | None) -> set[str | None]:
+    """Return the names of the options of a command."""
+    command = group.commands.get(name or "")
+    return {parameter.name for parameter in command.params} if command else set()
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

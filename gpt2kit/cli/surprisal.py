@@ -254,6 +254,8 @@ def _check(how: TableOptions, measured: WordOptions) -> None:
         raise typer.BadParameter(
             "--punctuation is for words; a target and a whole text are measured as they are"
         )
+    if measured.renyi is not None and how.unit != "word":
+        raise typer.BadParameter(f"--renyi is for words; leave it out with --unit {how.unit}")
     if how.words and measured.punctuation == "split":
         raise ConfigError(
             "punctuation is split, but a row holds one word; expected keep or drop with --words"

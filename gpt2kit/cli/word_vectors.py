@@ -101,4 +101,7 @@ def write(
     with new_file(out) as file:
         np.savez(file, **found)
     shape = " x ".join(f"{n:,}" for n in found["hidden"].shape)
+    if missing := len(rows) - len(set(found["row"].tolist())):
+        without = output.count(missing, "row")
+        output.warn(f"{without} without hidden states: no word there, or one that cannot be read")
     output.note(out, f": hidden states {shape} (words x layers x width)")

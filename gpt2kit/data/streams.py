@@ -198,10 +198,13 @@ def _fitted(
 
 
 def _ragged(line: int, cells: Sequence[str], columns: Sequence[str]) -> str:
-    message = f"line {line:,} has {len(cells)} cells, expected {len(columns)}"
+    message = (
+        f"line {line:,} has {len(cells)} cells, expected {len(columns)}; "
+        "a cell with a comma or line end stands between quotation marks"
+    )
     if len(cells) == len(columns) + 1 and line == 2:
-        return f"{message}; R names its rows there: write it with write.csv or row.names = FALSE"
-    return f"{message}; a cell with a comma or line end stands between quotation marks"
+        return f"{message}; if R named the rows, write it with write.csv or row.names = FALSE"
+    return message
 
 
 def _csv_lines(texts: Iterable[str]) -> Iterator[str]:

@@ -88,9 +88,11 @@ def sentence(
         f"{each['stride']:,} tokens apart)"
         for each in models
     )
+    measured = f"{units:,} {unit}{'s' * (units != 1)}"
+    if unit != "text":
+        measured += f" in {texts:,} text{'s' * (texts != 1)}"
     words = [
-        f"The surprisal of {units:,} {unit}{'s' * (units != 1)} in {texts:,} "
-        f"text{'s' * (texts != 1)} was computed in {_UNITS[options.base]} by gpt2kit "
+        f"The surprisal of {measured} was computed in {_UNITS[options.base]} by gpt2kit "
         f"{__version__} with {names}."
     ]
     if unit != "text":

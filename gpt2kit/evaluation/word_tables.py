@@ -72,15 +72,20 @@ def text_rows(
 ) -> list[list[int]]:
     """Return the rows of each text of a table with a word in each row, in the order of the words.
 
-    Rows that agree in `by` are one text. A row whose order is no number belongs to none, and the
-    reason is put into `errors`. Two words with one order raise CorpusError.
+    Rows that agree in `by` are one text. A row whose order is no number is put into `errors` with
+    the reason. So are all other rows of a text with a row in `errors`, because without its word
+    they would be read in another context. Two words with one order raise CorpusError.
     """
     keys = zip(*(table.texts(name, errors) for name in by), strict=True)
     numbers = _numbers(table, order, errors) if order is not None else None
     groups: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(keys):
-        if row not in errors:
-            groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append(row)
+    for key, rows in list(groups.items()):
+        if bad := [row for row in rows if row in errors]:
+            problem = f"row {table.first + bad[0]:,}, of the same text, has an error"
+            for row in groups.pop(key):
+                errors.setdefault(row, problem)
     if numbers is not None and order is not None:
         for key, rows in groups.items():
             rows.sort(key=numbers.__getitem__)
@@ -262,7 +267,7 @@ def _figure_names(unit: UnitName, options: WordOptions) -> tuple[str, ...]:
     if unit == "token":
         return _OF_TOKENS
     names = _OF_WORDS if unit == "word" else _OF_TEXTS
-    if options.renyi is None or unit == "text":
+    if options.renyi is None or unit != "word":
         return names
     return (*names[:4], "renyi", *names[4:])
 

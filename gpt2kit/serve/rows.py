@@ -76,7 +76,7 @@ def encode_text(loaded: Loaded, text: str, *, special: bool) -> list[int]:
         return loaded.tokenizer.encode(text, special=special)
     except TokenizerError as error:
         # A client has no command line, so no option of it is named.
-        raise Refusal(400, error.detail, param="prompt") from None
+        raise Refusal(400, str(error), param="prompt") from None
 
 
 def check_ids(loaded: Loaded, ids: Sequence[int], param: str) -> None:

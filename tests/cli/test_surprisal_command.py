@@ -241,6 +241,9 @@ def test_the_digest_of_weights_changes_with_a_single_number(model: Path) -> None
         ),
         (["--words", "w", "--by", "i", "--punctuation", "split"], "w,i\na,1\n", "keep or drop"),
         (["--unit", "text", "--punctuation", "drop"], "a\n", "--punctuation is for words"),
+        # The Rényi entropy was left out without a word.
+        (["--unit", "text", "--renyi", "0.5"], "a\n", "--renyi is for words"),
+        (["--unit", "token", "--renyi", "0.5"], "a\n", "--renyi is for words"),
         (["--out", "found.xls"], "a\n", "expected a name in .csv, .tsv, .jsonl or .parquet"),
         (["--out", "found.csv", "--json"], "a\n", "--out FILE.jsonl writes it"),
         ([], " \n", "no text, expected a text on each line"),

@@ -64,3 +64,30 @@ def test_another_word_is_a_mistake_of_usage(model: str) -> None:
         .exit_code
         == 2
     )
+
+
+@pytest.mark.parametrize(("command", "advised"), [("cloze", False), ("tokenize", True)])
+def test_the_option_is_advised_by_the_commands_that_have_it(
+    command: str, advised: bool, model: str
+) -> None:
+    # Every command advised --unknown skip, and most refused it when it was typed.
+    result = CliRunner().invoke(app, [command, "piñata", "--model", model])
+    assert result.stderr.rstrip().endswith(", or add --unknown skip") is advised
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_option_is_advised_if_a_line_of_a_file_cannot_be_written(
+    model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lines.txt").write_text("ñ\n")
+    result = CliRunner().invoke(app, ["score", str(tmp_path / "lines.txt"), "--model", model])
+    assert "line 1: the character 'ñ'" in result.stderr
+    assert ", or add --unknown skip" in result.stderr
+
+
+def test_a_cell_with_an_error_names_no_option(model: str, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("piñata\n")
+    command = ["surprisal", str(tmp_path / "lines.txt"), "--model", model]
+    result = CliRunner().invoke(app, command)
+    assert "the character 'ñ' at offset 2" in result.stdout
+    assert "--unknown" not in result.stdout

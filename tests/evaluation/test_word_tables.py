@@ -40,3 +40,19 @@ def test_two_words_at_one_point_of_a_text_are_an_error() -> None:
             "n",
             {},
         )
+
+
+def test_a_text_with_a_row_that_cannot_be_read_has_no_figures_in_its_other_rows() -> None:
+    # They were read without the word of that row, and their figures were those of another text.
+    table = Table(
+        ("item", "n", "word"),
+        [["1", "first", "The"], ["1", "2", "cat"], ["2", "1", "So"], ["1", "3", "sat"]],
+        Path("words.csv"),
+    )
+    errors: dict[int, str] = {}
+    assert text_rows(table, ["item"], "n", errors) == [[2]]
+    assert errors == {
+        0: "n is 'first', expected a number",
+        1: "row 1, of the same text, has an error",
+        3: "row 1, of the same text, has an error",
+    }
