@@ -19,9 +19,9 @@ from gpt2kit.cache import KVCache
 from gpt2kit.engine import native
 from gpt2kit.engine.graph_engine import graph_engine
 from gpt2kit.engine.native_engine import NativeEngine
-from gpt2kit.engine.protocol import Engine, NewTokens, counts
+from gpt2kit.engine.protocol import Engine, NewTokens, Nodes, counts
 from gpt2kit.engine.torch_engine import SHORT, TorchEngine
-from gpt2kit.errors import ConfigError
+from gpt2kit.errors import ConfigError, ContextLengthError
 from gpt2kit.model import GPT2
 
 # Tokens of prompts that are read between two tokens of other rows. Fewer would take more time in
@@ -175,6 +175,27 @@ class Decoder:
             if len(logits):
                 yield logits
 
+    def score_nodes(self, trees: Sequence[Nodes]) -> Iterator[Tensor]:
+        """Read trees of nodes; yield the logits after all nodes, tree after tree, (N, V) each.
+
+        Logits are in float32 or wider, and those of one piece are in memory at a time. Raises
+        ContextLengthError or IndexError for what the model cannot read.
+        """
+        config = self.model.config
+        positions = max(max(tree.positions) for tree in trees) + 1
+        if positions > config.n_ctx:
+            message = f"a row has {positions:,} tokens; expected at most {config.n_ctx:,}"
+            raise ContextLengthError(message, requested=positions, limit=config.n_ctx)
+        for tree in trees:
+            _check_ids(tree.tokens, config.n_vocab)
+        if self._native is None or not self._native.can_read():
+            yield from self._torch.read_nodes(trees)
+            return
+        slots = max(max(map(int.__add__, tree.slots, tree.copies)) for tree in trees)
+        cache = self.new_cache(slots, positions)
+        for tree in trees:
+            yield from self._native.read_nodes(tree, cache)
+
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Keep torch to one thread meanwhile, if the native step read last and will read next.
@@ -212,11 +233,15 @@ class Decoder:
         """Refuse what no engine could read: engines trust the ids and the room."""
         n_vocab = self.model.config.n_vocab
         for _, tokens, wanted in new:
-            if any(not 0 <= token < n_vocab for token in tokens):
-                raise IndexError(f"an id is outside of the vocabulary of {n_vocab:,}")
+            _check_ids(tokens, n_vocab)
             if len(tokens) < wanted:
                 raise ValueError("a row has fewer new tokens than logits are wanted for")
         cache.check_room(counts(new, cache))
+
+
+def _check_ids(tokens: Sequence[int], n_vocab: int) -> None:
+    if any(not 0 <= token < n_vocab for token in tokens):
+        raise IndexError(f"an id is outside of the vocabulary of {n_vocab:,}")
 
 
 def _pieces(row: NewTokens, start: int) -> list[NewTokens]:

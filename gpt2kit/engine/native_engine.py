@@ -12,12 +12,11 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 from gpt2kit.engine import native
-from gpt2kit.engine.protocol import NewTokens, counts
+from gpt2kit.engine.protocol import SCORED_AT_ONCE, NewTokens, Nodes, counts
 from gpt2kit.model import GPT2
 
 # Tokens that one step reads: the weights are fetched from memory once for all of them.
 TOKENS_AT_ONCE = 256
-SCORED_AT_ONCE = 128  # if the logits after all of them are wanted, which take more memory
 
 
 class NativeEngine:
@@ -64,8 +63,6 @@ class NativeEngine:
         self, new: Sequence[NewTokens], cache: KVCache, at_once: int, most_likely: int
     ) -> Iterator[Tensor]:
         """Read tokens in order, `at_once` in a step, and yield the logits of each step."""
-        if self._description is None:
-            raise RuntimeError("the native step cannot run this model; see can_read")
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
@@ -76,18 +73,33 @@ class NativeEngine:
             slots += [slot] * n
             positions += range(start, start + n)
             wanted += [False] * (n - n_wanted) + [True] * n_wanted
-        for i in range(0, len(tokens), at_once):
-            piece = slice(i, i + at_once)
+        nodes = Nodes(tokens, slots, positions, [1] * len(tokens))
+        yield from self._steps(nodes, wanted, cache, at_once, most_likely)
+        cache.advance(counts(new, cache))
+
+    def read_nodes(self, nodes: Nodes, cache: KVCache) -> Iterator[Tensor]:
+        """Read nodes into a cache; yield the logits after up to 128 of them at a time, (N, V) each.
+
+        Only after `can_read`. What the cache holds is overwritten, and its lengths stay as they
+        are: it serves for nothing else.
+        """
+        wanted = [True] * len(nodes.tokens)
+        return self._steps(nodes, wanted, cache, SCORED_AT_ONCE, most_likely=0)
+
+    def _steps(
+        self, nodes: Nodes, wanted: list[bool], cache: KVCache, at_once: int, most_likely: int
+    ) -> Iterator[Tensor]:
+        """Read nodes in order, `at_once` in a step, and yield the logits of each step."""
+        if self._description is None:
+            raise RuntimeError("the native step cannot run this model; see can_read")
+        for i in range(0, len(wanted), at_once):
             yield self._description.step(
-                tokens=tokens[piece],
-                slots=slots[piece],
-                positions=positions[piece],
-                wanted=wanted[piece],
+                nodes.part(i, i + at_once),
+                wanted[i : i + at_once],
                 cache=cache,
                 level=self._level,
                 most_likely=most_likely,
             )
-        cache.advance(counts(new, cache))
 
 
 def _can_use(cache: KVCache) -> bool:

@@ -1,6 +1,6 @@
 """What an engine is: it reads new tokens into slots of a cache, and returns logits.
 
-B slots, V vocabulary
+B slots, N nodes, V vocabulary
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from gpt2kit.cache import KVCache
 
+# Tokens of which all logits are wanted and in memory at a time, which take 25 MB for GPT-2.
+SCORED_AT_ONCE = 128
+
 
 class NewTokens(NamedTuple):
     """Tokens to read after those that a slot of a cache holds."""
@@ -19,6 +22,23 @@ class NewTokens(NamedTuple):
     slot: int
     tokens: Sequence[int]
     wanted: int = 1  # how many of the last tokens to return logits after
+
+
+class Nodes(NamedTuple):
+    """Tokens of rows some of which begin alike, so that one token may belong to several rows.
+
+    Row b has slot b, and the rows of a token are adjacent: its own slot is the first of theirs.
+    Nodes with the same own slot are adjacent, in the order of their positions.
+    """
+
+    tokens: Sequence[int]  # (N,)
+    slots: Sequence[int]  # (N,) the own slot of each
+    positions: Sequence[int]  # (N,)
+    copies: Sequence[int]  # (N,) how many rows it belongs to
+
+    def part(self, start: int, stop: int) -> Nodes:
+        """Return the nodes `start` to `stop` - 1."""
+        return Nodes(*(each[start:stop] for each in self))
 
 
 class Engine(Protocol):

@@ -1,17 +1,18 @@
 """Tokens read by the torch model, on any device.
 
-B rows, T new tokens, N wanted logits, C width, V vocabulary
+B rows, T new tokens, N wanted logits or nodes, C width, V vocabulary
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpt2kit.cache import Cache, KVCache
-from gpt2kit.engine.protocol import NewTokens, counts
+from gpt2kit.engine.protocol import SCORED_AT_ONCE, NewTokens, Nodes, counts
 from gpt2kit.model import GPT2
 
 # Rows of up to this many tokens take as long to read as one token, because the weights have to be
@@ -47,6 +48,21 @@ class TorchEngine:
         cache.advance(counts([new], cache))
         last = self._model.head(hidden[None, -1])  # (1, V)
         return precise(torch.cat([self._model.head(hidden[:-1]), last]))
+
+    def read_nodes(self, trees: Sequence[Nodes]) -> Iterator[Tensor]:
+        """Read trees of nodes, each as one row; yield the logits after all nodes, (N, V) each."""
+        cache = _NodesCache(trees, self._model.device)
+        T = cache.positions(0).shape[1]
+        ids = torch.tensor(
+            [[*tree.tokens, *[0] * (T - len(tree.tokens))] for tree in trees],
+            device=self._model.device,
+        )  # (B, T)
+        hidden = self._model.hidden(ids, cache)  # (B, T, C)
+        wanted = torch.cat(
+            [row[: len(tree.tokens)] for row, tree in zip(hidden, trees, strict=True)]
+        )  # (N, C)
+        for some in torch.split(wanted, SCORED_AT_ONCE):
+            yield precise(self._model.head(some))
 
     def _batches(self, new: Sequence[NewTokens], cache: KVCache) -> list[list[NewTokens]]:
         """Split rows into those that are read together; these have consecutive slots.
@@ -95,6 +111,46 @@ class TorchEngine:
             for row, new in zip(hidden, batch, strict=True)
         ]  # (wanted, C) each
         return precise(self._model.head(torch.cat(wanted)))
+
+
+class _NodesCache:
+    """What a model needs to read trees of nodes as rows: see cache.Cache. It keeps no tokens."""
+
+    def __init__(self, trees: Sequence[Nodes], device: torch.device) -> None:
+        B, T = len(trees), max(len(tree.tokens) for tree in trees)
+        positions = np.zeros((B, T), dtype=np.int64)
+        visible = np.zeros((B, 1, T, T), dtype=bool)
+        visible[:, 0] = np.eye(T, dtype=bool)  # padding sees itself, for softmax needs a key
+        for row, tree in enumerate(trees):
+            n = len(tree.tokens)
+            positions[row, :n] = tree.positions
+            visible[row, 0, :n, :n] = _visible(tree)
+        self._positions = torch.from_numpy(positions).to(device)  # (B, T)
+        self._visible = torch.from_numpy(visible).to(device)  # (B, 1, T, T)
+
+    def positions(self, n: int) -> Tensor:
+        """Return the position of each node in its rows, (B, T)."""
+        return self._positions
+
+    def mask(self, n: int) -> Tensor:
+        """Return which nodes each node attends to, (B, 1, T, T)."""
+        return self._visible
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the new keys and values, which are all there are."""
+        return keys, values
+
+    def advance(self, n: int) -> None:
+        """Keep nothing."""
+
+
+def _visible(tree: Nodes) -> np.ndarray:
+    """Return which nodes each node attends to: those of its row up to its position, (N, N) bool."""
+    slots, positions = np.array(tree.slots), np.array(tree.positions)
+    ends = slots + np.array(tree.copies)
+    visible: np.ndarray = (slots <= slots[:, None]) & (slots[:, None] < ends)
+    visible &= positions <= positions[:, None]
+    return visible
 
 
 def next_logits(model: GPT2, ids: Tensor, cache: Cache) -> Tensor:

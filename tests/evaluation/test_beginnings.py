@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import compiled, make_model
+from engine_builders import int8_of
 
 from gpt2kit.config import GPT2Config
+from gpt2kit.engine.decoder import Decoder
 from gpt2kit.errors import ContextLengthError, GenerationError
 from gpt2kit.evaluation.beginnings import text_surprisals
 from gpt2kit.model import GPT2
@@ -57,6 +59,30 @@ def test_each_text_is_scored_as_if_read_alone(batch_size: int, changes: dict[str
     for nats, text in zip(found, texts, strict=True):
         torch.testing.assert_close(nats, alone(model, text), rtol=0, atol=1e-9)
     assert done[-1] == (len(texts), len(texts))
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_the_native_step_gives_each_text_the_bits_that_it_has_alone(kind: str) -> None:
+    config = replace(CONFIG, n_ctx=512)
+    model = int8_of(make_model(config)) if kind == "int8" else make_model(config)
+    model = model.to(torch.bfloat16) if kind == "bfloat16" else model
+    assert Decoder(model).scores_natively()
+    texts = texts_alike(300)  # several trees, and steps that end within one
+    long = [position % 50 for position in range(500)]
+    texts += [long, [*long[:400], 1, 2, 3], [*long[:400], 1, 2, 4], long[:300]]
+    for nats, text in zip(text_surprisals(model, texts), texts, strict=True):
+        assert torch.equal(nats, text_surprisals(model, [text])[0])
+        if kind == "float32":
+            torch.testing.assert_close(nats, alone(model, text), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_an_unknown_id_is_an_error(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2KIT_NATIVE", native)
+    for text in ([1, 50, 2], [1, 2, 50], [1, -1, 2]):
+        with pytest.raises(IndexError):
+            text_surprisals(make_model(CONFIG), [[1, 2], text])
 
 
 def test_what_texts_share_is_read_once() -> None:

@@ -23,6 +23,7 @@ from gpt2kit.cache import KVCache
 from gpt2kit.config import ACTIVATIONS
 from gpt2kit.engine.native import library
 from gpt2kit.engine.native.sketch import Sketch, sketch_of
+from gpt2kit.engine.protocol import Nodes
 from gpt2kit.engine.snapshot import Snapshot
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2, MLP, Attention, Block
@@ -156,9 +157,7 @@ class Description:
 
     def step(
         self,
-        tokens: Sequence[int],
-        slots: Sequence[int],
-        positions: Sequence[int],
+        nodes: Nodes,
         wanted: Sequence[bool],
         cache: KVCache,
         level: str,
@@ -166,21 +165,21 @@ class Description:
     ) -> Tensor:
         """Read N tokens and return the logits after the wanted ones, (wanted, V) float32.
 
-        Token i is read at a position of a slot of the cache; tokens of the same slot are adjacent
-        and in order. Their keys and values go into the cache, which the caller advances. With
-        `most_likely`, logits below this many largest may be minus infinity. Ids, slots and
-        positions must be valid: C does not check them. Calls from several threads take turns.
+        Their keys and values go into the cache, which the caller advances. With `most_likely`,
+        logits below this many largest may be minus infinity. Ids, slots and positions must be
+        valid: C does not check them. Calls from several threads take turns.
         """
-        N, V = len(tokens), self._model.config.n_vocab
+        N, V = len(nodes.tokens), self._model.config.n_vocab
         sketch = self._sketch_for(most_likely, level) if sum(wanted) == 1 else None
         logits = torch.empty((sum(wanted), V), dtype=torch.float32)
         computed = c_int64()
         integers = c_int64 * N
         step = library.Step(
             count=N,
-            tokens=integers(*tokens),
-            slots=integers(*slots),
-            positions=integers(*positions),
+            tokens=integers(*nodes.tokens),
+            slots=integers(*nodes.slots),
+            positions=integers(*nodes.positions),
+            copies=integers(*nodes.copies),
             wanted=bytes(wanted),
             logits=logits.data_ptr(),
             keys=cache.keys.data_ptr(),

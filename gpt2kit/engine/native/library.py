@@ -103,6 +103,7 @@ class Step(Structure):
         ("tokens", POINTER(c_int64)),
         ("slots", POINTER(c_int64)),
         ("positions", POINTER(c_int64)),
+        ("copies", POINTER(c_int64)),
         ("wanted", c_char_p),
         ("logits", c_void_p),
         ("keys", c_void_p),

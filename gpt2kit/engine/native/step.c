@@ -214,10 +214,15 @@ static void append_to_cache(
         for (int64_t column = max(from, C); column < to;) { /* one head at a time */
             int64_t c = column % C, head_end = column - c % D + D;
             void *cache = column < 2 * C ? step->keys : step->values;
-            void *head = cached(run, cache, layer, step->slots[i], c / D);
-            int64_t at = step->positions[i] * D + c % D;
-            for (; column < head_end && column < to; column++)
-                write_number(head, step->cache_dtype, at++, out->floats[i * out->stride + column]);
+            int64_t at = step->positions[i] * D + c % D, end = min(head_end, to);
+            for (int64_t copy = 0; copy < step->copies[i]; copy++) {
+                void *head = cached(run, cache, layer, step->slots[i] + copy, c / D);
+                for (int64_t j = column; j < end; j++)
+                    write_number(
+                        head, step->cache_dtype, at + j - column, out->floats[i * out->stride + j]
+                    );
+            }
+            column = end;
         }
 }
 

@@ -65,6 +65,7 @@ typedef struct {
     const int64_t *tokens;    /* (N,): ids */
     const int64_t *slots;     /* (N,): the row of the cache that the token belongs to */
     const int64_t *positions; /* (N,): its position there; it sees the keys up to its own */
+    const int64_t *copies;    /* (N,): how many slots get its key and value, from its own on */
     const uint8_t *wanted;    /* (N,): 1 for the tokens after which the logits are wanted */
     float *logits;            /* (wanted tokens, V) */
     void *keys, *values;      /* the cache, (n_layer, batch, H, capacity, D) each */
