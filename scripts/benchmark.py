@@ -33,6 +33,10 @@
     python scripts/benchmark.py evaluate [--against hf]
         tokens/s of scoring a text, in batches of 4 windows that overlap by half; transformers runs
         the loop of its own documentation
+    python scripts/benchmark.py score    [--against hf]
+        tokens/s of scoring sentences of 8 to 15 tokens in batches of 32, and in_pairs: of reading
+        once what the two sentences of a pair share, half of their tokens; `forward`: of
+        transformers reading a single text that is as long as the model allows
     python scripts/benchmark.py serve    [--against llama,hf]
         tokens/s of 8 clients together, or --batch_size, each with a stream of its own; seconds to
         the median first token (first_s) and to the last one (last_first_s), and the median gap
@@ -121,6 +125,7 @@ WORKS = {
     "load": Work("hf"),
     "cold": Work("hf"),
     "evaluate": Work("hf", tokens=2560, batch=4),
+    "score": Work("hf", tokens=2560, batch=32),
     "serve": Work("llama hf", batch=8, long_prompt=True),
     "train": Work("hf", tokens=6),
     "plan": Work(tokens=STEPS),
@@ -486,7 +491,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens",
         type=int,
-        help="to generate (128 by default); for evaluate, to score (2560); for train, steps (6)",
+        help="to generate (128 by default); for evaluate and score, to score (2560); for train, "
+        "steps (6)",
     )
     parser.add_argument(
         "--prompt_tokens",
@@ -497,7 +503,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch_size",
         type=int,
-        help="for batch, prefix and serve (the clients), 8 by default; for evaluate, 4",
+        help="for batch, prefix and serve (the clients), 8 by default; for evaluate, 4; score, 32",
     )
     parser.add_argument(
         "--llama_server", default="llama-server", metavar="PROGRAM", help="for serve"

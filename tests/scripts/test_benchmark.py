@@ -64,6 +64,7 @@ def run(work: Path, *words: str) -> dict[str, Any]:
         ),
         ("load", {"seconds"}),
         ("evaluate --tokens 600 --batch_size 2", {"tokens_per_second"}),
+        ("score --tokens 200", {"tokens_per_second", "in_pairs"}),
         ("train --tokens 2", {"tokens_per_second"}),
         (
             "serve --tokens 6 --batch_size 3 --prompt_tokens 60 --engines kit-float32",
@@ -239,7 +240,9 @@ def test_only_peers_that_can_do_the_work_take_part() -> None:
 
 
 def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="for batch, prefix, evaluate, serve, not for decode"):
+    with pytest.raises(
+        SystemExit, match="for batch, prefix, evaluate, score, serve, not for decode"
+    ):
         run(tmp_path, "decode", "--model", "dante", "--batch_size", "4")
 
 
