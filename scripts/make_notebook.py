@@ -1,12 +1,13 @@
-"""Write docs/learn/course.ipynb: the pages of docs/learn as one notebook, with outputs.
+"""Write the notebooks: pages of docs with the outputs of their commands and examples.
 
-    python scripts/make_notebook.py [--check]
+    python scripts/make_notebook.py [course|circuits] [--check]
 
-A command on a page becomes a cell that runs it, a plot is shown, and Python examples are cells as
-they are. Commands that need GPT-2's own weights are text. The cells are run in the working folder,
-which needs tinyshakespeare.txt, names.txt and the-verdict.txt (`python scripts/fetch_corpora.py`);
-it takes about half an hour. `--check` writes nothing; its exit code is 1 if the notebook does not
-have the cells of today's pages.
+A command on a page becomes a cell that runs it, a picture is shown, and Python examples are cells
+as they are. Commands that need GPT-2's own weights are text. The cells are run in the working
+folder. That of docs/learn needs tinyshakespeare.txt, names.txt and the-verdict.txt in it (`python
+scripts/fetch_corpora.py`) and half an hour; docs/circuits.md needs ten minutes, and its pictures
+are written to docs/images. `--check` writes nothing; its exit code is 1 if a notebook does not have
+the cells of today's pages.
 """
 
 from __future__ import annotations
@@ -18,18 +19,38 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LEARN = Path(__file__).parent.parent / "docs" / "learn"
-NOTEBOOK = LEARN / "course.ipynb"
-TITLE = """# How a GPT works
-
-The eight pages of [docs/learn](README.md) as a notebook. A line that begins with `!` is a command
+DOCS = Path(__file__).parent.parent / "docs"
+LEARN = DOCS / "learn"
+_HOW = """A line that begins with `!` is a command
 of a terminal; `pip install '.[plots]'` in gpt2kit's folder brings all that the cells need."""
+_COURSE = f"""# How a GPT works
+
+The eight pages of [docs/learn](README.md) as a notebook. {_HOW}"""
+_CIRCUITS = f"""The page [docs/circuits.md](../circuits.md) as a notebook. {_HOW}"""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook, the pages that it is made from, and the text that it begins with."""
+
+    path: Path
+    pages: tuple[Path, ...]
+    title: str
+
+
+NOTEBOOKS = {
+    "course": Notebook(LEARN / "course.ipynb", tuple(sorted(LEARN.glob("[0-9]*.md"))), _COURSE),
+    "circuits": Notebook(DOCS / "notebooks" / "circuits.ipynb", (DOCS / "circuits.md",), _CIRCUITS),
+}
 
 # A command with one of these words needs GPT-2's weights, or a file that only the reader has.
 NOT_RUN = ("124M", "gpt2-small", "divina", "letter.txt", "--version")
+
+WIDTH = 900  # pixels of a picture of docs/images
 
 Cell = dict[str, Any]  # as the notebook format, version 4.5, has it
 
@@ -64,11 +85,14 @@ def _commands(block: str) -> list[str]:
 def _shell(command: str) -> str:
     """Return the source of a cell that runs a command, and shows the picture if it makes one."""
     words = shlex.split(command)
-    if words[:2] != ["gpt2kit", "plot"]:
+    if "--picture" in words:
+        picture = words[words.index("--picture") + 1]
+    elif words[:2] != ["gpt2kit", "plot"]:
         return f"!{command}"
-    if "--out" not in words:
-        command += f" --out {words[2]}.png"
-    picture = shlex.split(command)[-1]
+    else:
+        if "--out" not in words:
+            command += f" --out {words[2]}.png"
+        picture = shlex.split(command)[-1]
     return f'!{command}\n\nfrom IPython.display import Image\n\nImage("{picture}", width=800)'
 
 
@@ -78,10 +102,10 @@ def _text(part: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", without).strip()
 
 
-def build() -> dict[str, Any]:
+def build(book: Notebook) -> dict[str, Any]:
     """Return the notebook of today's pages, without outputs."""
-    found: list[Cell] = [{"cell_type": "markdown", "metadata": {}, "source": TITLE}]
-    for page in sorted(LEARN.glob("[0-9]*.md")):
+    found: list[Cell] = [{"cell_type": "markdown", "metadata": {}, "source": book.title}]
+    for page in book.pages:
         found += cells(page.read_text(encoding="utf-8"))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {
@@ -139,15 +163,32 @@ def _fewer_colors(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode("ascii")
 
 
+def keep_pictures(pages: tuple[Path, ...]) -> None:
+    """Copy the pictures that the cells made to docs/images, if a page shows them."""
+    from PIL import Image
+
+    for page in pages:
+        for name in re.findall(r"\(images/([\w-]+\.png)\)", page.read_text(encoding="utf-8")):
+            picture = Image.open(name)
+            picture.thumbnail((WIDTH, WIDTH))
+            picture.convert("RGB").quantize(64).save(DOCS / "images" / name, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=NOTEBOOKS, nargs="?", default="course")
     parser.add_argument("--check", action="store_true", help="compare only; exit code 1 if old")
-    notebook = build()
-    if parser.parse_args().check:
-        old = sources(json.loads(NOTEBOOK.read_text(encoding="utf-8"))) != sources(notebook)
+    chosen = parser.parse_args()
+    book = NOTEBOOKS[chosen.name]
+    notebook = build(book)
+    if chosen.check:
+        old = sources(json.loads(book.path.read_text(encoding="utf-8"))) != sources(notebook)
         sys.exit("the pages have changed; run scripts/make_notebook.py" if old else 0)
     text = json.dumps(run(notebook), indent=1, ensure_ascii=False, sort_keys=True)
-    NOTEBOOK.write_text(text + "\n", encoding="utf-8")
+    book.path.parent.mkdir(exist_ok=True)
+    book.path.write_text(text + "\n", encoding="utf-8")
+    if chosen.name == "circuits":
+        keep_pictures(book.pages)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/learn: what the pages quote is the code as it is, and the notebook has the pages' cells."""
+"""docs/learn: what its pages quote is the code as it is; and notebooks have their pages' cells."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ def test_what_a_page_quotes_is_in_the_code(page: str, module: str, name: str, qu
         assert not wanted or wanted in there, f"{page}: not in {name}:\n{run}"
 
 
-def test_the_notebook_has_the_cells_of_the_pages_and_their_outputs() -> None:
-    written = json.loads(make_notebook.NOTEBOOK.read_text(encoding="utf-8"))
-    assert make_notebook.sources(written) == make_notebook.sources(make_notebook.build())
+@pytest.mark.parametrize(("name", "cells"), [("course", 20), ("circuits", 12)])
+def test_a_notebook_has_the_cells_of_the_pages_and_their_outputs(name: str, cells: int) -> None:
+    book = make_notebook.NOTEBOOKS[name]
+    written = json.loads(book.path.read_text(encoding="utf-8"))
+    assert make_notebook.sources(written) == make_notebook.sources(make_notebook.build(book))
     ran = [cell for cell in written["cells"] if cell["cell_type"] == "code"]
-    assert len(ran) > 20
+    assert len(ran) > cells
     for cell in ran:
         assert cell["outputs"], "".join(cell["source"])
         assert all(output["output_type"] != "error" for output in cell["outputs"])
