@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2kit.cli import (
+    ablate,
     bulk,
     cloze,
     comparison,
@@ -40,6 +41,7 @@ from gpt2kit.cli import (
     sae,
     serve,
     surprisal,
+    synthetic,
     tokenize,
     training,
     weights,
@@ -169,9 +171,9 @@ def common(
 _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
-    "Train": (training, plan, corpus),
+    "Train": (training, plan, corpus, synthetic),
     "Measure": (evaluation, surprisal, cloze, filter, detect, embed, comparison, originality, bulk),
-    "Look inside": (explain, heads, patch, sae, neighbors, plots),
+    "Look inside": (explain, heads, ablate, patch, sae, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():
     for _module in _modules:

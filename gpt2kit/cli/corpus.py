@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, synthetic
+from gpt2kit.cli import options, output
 from gpt2kit.cli.color import fit, visible
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import MODEL_GROUP, OUTPUT_GROUP, TEXT_GROUP, Json
@@ -88,9 +88,8 @@ class LookOptions:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this command, and synthetic, which writes a corpus."""
+    """Register this command."""
     app.command("corpus")(corpus)
-    synthetic.add_to(app)
 
 
 @takes(look=LookOptions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from gpt2kit.cli import ablate, options, output, process
+from gpt2kit.cli import options, output, process
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
     TEXT_GROUP,
@@ -108,9 +108,8 @@ Picture = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this command, and ablate, which follows from it."""
+    """Register this command."""
     app.command("heads")(heads)
-    ablate.add_to(app)
 
 
 def heads(
