@@ -24,6 +24,8 @@ from gpt2kit.cli.options import (
 if TYPE_CHECKING:
     from gpt2kit.cli.explain_words import Placed
     from gpt2kit.inspection import Explanation
+    from gpt2kit.inspection.switching import Switched
+    from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
 _ANALYSIS = "What to show"  # the heading of these options in the help
@@ -104,6 +106,15 @@ Html = Annotated[
         rich_help_panel=OUTPUT_GROUP,
     ),
 ]
+SwitchHeads = Annotated[
+    bool,
+    typer.Option(
+        "--switch_heads",
+        help="With --html: let the reader switch off one head at a time (it then gives its mean "
+        "over the text), and see how surprising each token becomes. As many runs as heads.",
+        rich_help_panel=OUTPUT_GROUP,
+    ),
+]
 Overflow = Annotated[
     Literal["slide", "stop", "error"],
     typer.Option(
@@ -130,6 +141,7 @@ def explain(
     device: Device = "auto",
     dtype: Dtype = "auto",
     html: Html = None,
+    switch_heads: SwitchHeads = False,
     colors: Color = "auto",
     json: Json = False,
 ) -> None:
@@ -140,6 +152,8 @@ def explain(
     """
     if (target is not None or against is not None) and not attribution:
         raise typer.BadParameter("--target and --against belong to --attribution; add that")
+    if switch_heads and html is None:
+        raise typer.BadParameter("--switch_heads makes a part of a page; give --html FILE, too")
     _check_output(json, html, colors)
     process.import_torch()
     from gpt2kit.cli.explain_report import Report
@@ -171,7 +185,8 @@ def explain(
         for each in _objects(found, tokenizer, head, words):
             output.print_json(each)
     elif html:
-        _write_page(html, found, tokenizer, model, head, words)
+        switched = _switched(gpt2, found, top, n_vocab) if switch_heads else None
+        _write_page(html, found, tokenizer, model, head, words, switched)
     else:
         colored = color.wanted(colors)
         for line in Report(found, tokenizer, colored, words).lines(head):
@@ -193,6 +208,16 @@ def _check_output(json: bool, html: Path | None, colors: color.Choice) -> None:
 def _show_progress(done: int, n: int) -> None:
     """Show on a terminal how much of a long text has been read."""
     output.status(f"{done:,} of {n:,} tokens" if done < n else "")
+
+
+def _switched(gpt2: GPT2, found: Explanation, top: int, n_vocab: int) -> Switched:
+    """Return what each token becomes without each head."""
+    from gpt2kit.inspection.switching import switch_heads
+
+    def show(done: int, n: int) -> None:
+        output.status(f"{done:,} of {n:,} layers" if done < n else "")
+
+    return switch_heads(gpt2, found.ids, top, n_vocab=n_vocab, progress=show)
 
 
 def _head(name: str | None) -> tuple[int, int] | None:
@@ -230,13 +255,16 @@ def _write_page(
     model: str,
     head: tuple[int, int] | None,
     words: Sequence[Placed],
+    switched: Switched | None,
 ) -> None:
     from gpt2kit.files import write_whole
     from gpt2kit.inspection.page import write_page
 
     name = output.one_line(Path(model).name)  # in UTF-8, which the name need not be
     own = [word.as_json() for word in words]
-    page = write_page(found, tokenizer.token_bytes, model=name, head=head, words=own)
+    page = write_page(
+        found, tokenizer.token_bytes, model=name, head=head, words=own, switched=switched
+    )
     write_whole(file, page)
     output.note(f"{file}: {output.human_size(len(page.encode()))}; open it in a browser")
 

@@ -56,6 +56,7 @@ from gpt2kit.inspection.paths import PathPatching, mean_paths, path_patch
 from gpt2kit.inspection.running import Run, editing, run
 from gpt2kit.inspection.splicing import Quality, quality, splice, splice_edit, top_features
 from gpt2kit.inspection.steering import Steering, steered, steering_of
+from gpt2kit.inspection.switching import Switched, switch_heads
 from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "Run",
     "ScoreSpread",
     "Steering",
+    "Switched",
     "TensorSummary",
     "Term",
     "Texts",
@@ -131,6 +133,7 @@ __all__ = [
     "steering_of",
     "summarize",
     "summarize_vocabulary",
+    "switch_heads",
     "top_features",
     "trace",
 ]

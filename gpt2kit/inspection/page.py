@@ -3,7 +3,7 @@
 The page is `page.html` with one JSON object in it, which the page's script draws. Attention as a
 whole would be too large (150 million numbers for 12 layers of 12 heads on 1,024 tokens), so only
 the largest entries of each row are kept: two bytes for the distance, one for the square root of the
-weight.
+weight. What each token becomes without a head takes two bytes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from importlib.resources import files
 from typing import Any
 
 from gpt2kit.inspection.explanation import Explanation
+from gpt2kit.inspection.switching import Switched
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import StreamDecoder
 
 _BUDGET = 12_000_000  # bytes of attention, before base64
+_PARTS_OF_A_BIT = 1024  # which two bytes hold up to 64 bits
 _MOST, _FEWEST = 16, 2  # entries kept of each row
 
 
@@ -36,15 +38,16 @@ def write_page(
     model: str,
     head: tuple[int, int] | None = None,
     words: Sequence[Mapping[str, Any]] = (),
+    switched: Switched | None = None,
 ) -> str:
     """Return the page of an explanation, as HTML.
 
     `token_bytes` gives the bytes of a token, `model` is the name to show, `head` the layer and head
     to show first. Words have a word, first and end, the positions of their tokens, and surprisal
-    and surprisal_corrected in bits.
+    and surprisal_corrected in bits. With `switched` the reader can switch heads off.
     """
     shown = json.dumps(
-        _data(found, token_bytes, model, head) | {"words": list(words)},
+        _data(found, token_bytes, model, head, switched) | {"words": list(words)},
         ensure_ascii=False,
         separators=(",", ":"),
     )
@@ -59,6 +62,7 @@ def _data(
     token_bytes: Callable[[int], bytes],
     model: str,
     head: tuple[int, int] | None,
+    switched: Switched | None,
 ) -> dict[str, Any]:
     """Return the data of the page's script, which names each token once, by its id."""
     decoder = StreamDecoder(token_bytes)
@@ -112,11 +116,34 @@ def _data(
             "total": _short(found.attribution.total),
             "parts": parts,
         }
+    if switched:
+        data["switched"] = _without_heads(switched)
+        used |= set(switched.tokens.flatten().tolist())
     data["names"] = {
         token: token_bytes(token).decode("utf-8", errors="backslashreplace")
         for token in sorted(used)
     }
     return data
+
+
+def _without_heads(switched: Switched) -> dict[str, Any]:
+    """Return what a page says of each head: the surprisals, (L, H, T), in 1/1024 of a bit."""
+    layers, heads, _ = switched.surprisal.shape
+    rounded = (switched.surprisal * _PARTS_OF_A_BIT).round().clamp(max=2**16 - 1)
+    return {
+        "layers": layers,
+        "heads": heads,
+        "bits": base64.b64encode(rounded.numpy().astype("<u2").tobytes()).decode(),
+        "next": [
+            [
+                [[token, _short(share)] for token, share in zip(*likely, strict=True)]
+                for likely in zip(*of_layer, strict=True)
+            ]
+            for of_layer in zip(
+                switched.tokens.tolist(), switched.probabilities.tolist(), strict=True
+            )
+        ],  # [layer][head]
+    }
 
 
 def _short(value: float | None) -> float | None:

@@ -174,6 +174,7 @@ CASES: list[list[str]] = [
     ["explain", MODEL, ESCAPES, "--color", "always"],
     ["explain", MODEL, ESCAPES, "--json"],
     ["explain", MODEL, ESCAPES, "--html", f"{NAME}.html"],
+    ["explain", MODEL, ESCAPES, "--html", f"{NAME}.html", "--switch_heads"],
     ["explain", MODEL, "the", "--attribution", "--target", ESCAPES],
     ["heads", MODEL, "--text", ESCAPES, "--length", "4"],
     ["heads", MODEL, "--json", "--out", f"{NAME}new.csv"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -245,7 +246,23 @@ def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: 
     assert data["attention"]["first"] == [1, 1]
     assert len(data["alternatives"][1]) == 3
     assert len(data["lens"]["tokens"][0]) == 3
+    assert "switched" not in data
     assert run(model, TEXT, "--html", str(tmp_path / "no" / "page.html")).exit_code == 2
+
+
+def test_a_page_can_switch_heads_off(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run(model, TEXT, "--html", str(page), "--switch_heads", "--top", "3")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(
+        page.read_text(encoding="utf-8").split('type="application/json">')[1].split("</script>")[0]
+    )
+    switched = data["switched"]
+    size = switched["layers"] * switched["heads"] * len(data["ids"])
+    assert len(base64.b64decode(switched["bits"])) == 2 * size
+    likely = [each for layer in switched["next"] for head in layer for each in head]
+    assert len(likely) == 3 * switched["layers"] * switched["heads"]
+    assert {str(token) for token, _ in likely} <= data["names"].keys()
 
 
 @pytest.mark.parametrize(
@@ -257,6 +274,7 @@ def test_the_page_is_written_whole_and_stdout_stays_empty(model: str, tmp_path: 
         (["a", "--attention", "1.x"], 2, "such as 0.1"),
         (["a", "--json", "--html", "x.html"], 2, "not both"),
         (["a", "--top", "0"], 2, "top"),
+        (["a", "--switch_heads"], 2, "give --html FILE"),
         (["a", "--dtype", "int3"], 1, "int3"),
     ],
 )

@@ -19,6 +19,7 @@ from conftest import make_model
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.inspection import ExplainOptions, explain, trace
 from gpt2kit.inspection.page import entries_to_keep, write_page
+from gpt2kit.inspection.switching import switch_heads
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -243,3 +244,40 @@ def test_colors_can_be_those_of_gltr_and_a_line_below_tells_them_apart_too(
     assert len({line for _, _, line in looks}) == 4
     assert left == ""
     assert "16+" in scale
+
+
+@pytest.mark.browser
+def test_a_head_can_be_switched_off_and_on_again(small_bpe: BPETokenizer, tmp_path: Path) -> None:
+    model = make_model(GPT2Config(n_vocab=512, n_ctx=128, n_embd=16, n_head=2, n_layer=2))
+    ids = small_bpe.encode("One two three four five six.")
+    found = explain(model, ids, ExplainOptions())
+    switched = switch_heads(model, ids)
+    page = write_page(found, small_bpe.token_bytes, model="tiny", switched=switched)
+    text = "document.getElementById('about').innerText.replace(/\\s+/g, ' ')"
+    point = (
+        "document.querySelector('#text [data-place=\"{}\"]').dispatchEvent("
+        "new PointerEvent('pointerover', {{bubbles: true}}));"
+    )
+    script = (
+        "{ switches.open = true; const button = document.querySelector('[data-head=\"1.0\"]');"
+        f"button.click(); {point.format(3)} const token = {text};"
+        f"{point.format(len(ids))} const next = {text}; const on = document.body.className;"
+        f"button.click(); {point.format(3)}"
+        f"document.title = JSON.stringify([token, next, on, {text}, document.body.className,"
+        "  [...document.querySelectorAll('#switches button')].map(each => each.innerText)]); }"
+    )
+    token, following, on, token_again, off, numbers = json.loads(
+        Parts(drawn(page, tmp_path, script)).text["title"]
+    )
+    before, after = found.expectations[3].surprisal, float(switched.surprisal[1, 0, 3])
+    assert before is not None
+    sign = "−" if after < before else "+"
+    assert f"without head 1.0: {after:.2f} bits ({sign}{abs(after - before):.2f})" in token
+    assert "Expected here without head 1.0" in following
+    assert on == "switched"
+    assert off == ""
+    assert "without head" not in token_again
+    total = sum(each.surprisal or 0 for each in found.expectations[1:-1])
+    wanted = (switched.surprisal.sum(dim=-1) - total) / (len(ids) - 1)
+    shown = [float(each.replace("−", "-")) for each in numbers]
+    assert shown == pytest.approx(wanted.flatten().tolist(), abs=6e-3)
