@@ -122,7 +122,7 @@ BatchSize = Annotated[
     typer.Option(
         "--batch_size",
         min=1,
-        help="Texts or windows that the model reads at once.",
+        help="Texts or windows in a batch; short ones share larger batches.",
         rich_help_panel=SPEED_GROUP,
     ),
 ]
@@ -151,7 +151,7 @@ class CorpusOptions:
     device: str = option("auto", _DEVICE_HELP, group=MODEL_GROUP, metavar="DEVICE")
     dtype: str = option("auto", _DTYPE_HELP, group=MODEL_GROUP, metavar="DTYPE")
     batch_size: int = option(
-        8, "Windows that the model reads at once.", group=SPEED_GROUP, at_least=1
+        8, "Windows in a batch; short ones share larger batches.", group=SPEED_GROUP, at_least=1
     )
 
     def __post_init__(self) -> None:

@@ -65,9 +65,10 @@ class Calibration:
         """What the numbers of texts do not allow to say."""
         n, notes = len(self.human), []
         if n < 1 / FALSE_POSITIVES:
+            bound = "upper" if self.higher else "lower"
             notes.append(
                 f"{n} human texts are too few to measure 1% of them: the threshold is the most "
-                "machine-like of them, and has no upper bound"
+                f"machine-like of them, and has no {bound} bound"
             )
         if min(n, self.machine_texts) < FEWEST_FOR_INTERVAL:
             notes.append(f"fewer than {FEWEST_FOR_INTERVAL} texts of a kind give no intervals")

@@ -93,7 +93,7 @@ def windows(ids: Sequence[int] | Any, *, n_ctx: int, stride: int) -> Iterator[Wi
 def surprisals(
     model: GPT2, work: Iterable[Window], *, batch_size: int = BATCH_SIZE
 ) -> Iterator[Surprisal]:
-    """Yield the surprisal of each window, in order, reading `batch_size` windows at once.
+    """Yield the surprisal of each window, in order, with `batch_size` windows in a batch.
 
     Raises the errors of `measured`.
     """

@@ -115,3 +115,11 @@ def test_a_human_text_has_a_human_share_of_a_fifth_or_less_one_time_in_five() ->
     found = made([float(n) for n in range(199)], [5.0, 6.0])
     assert found.human_share(1000.0) == 1 / 200
     assert found.human_share(-1.0) == 1.0
+
+
+@pytest.mark.parametrize(("higher", "bound"), [(True, "upper"), (False, "lower")])
+def test_the_note_on_few_texts_names_the_bound_that_is_missing(higher: bool, bound: str) -> None:
+    # It said "upper" also if lower figures are machine-like, where the lower bound is missing.
+    found = calibrate([1.0, 2.0] * 10, [3.0, 4.0] * 10, higher=higher, seed=1)
+    assert found.threshold_interval[1 if higher else 0] is None
+    assert found.notes[0].endswith(f"has no {bound} bound")
