@@ -52,6 +52,8 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if not self._json:
             show_plan(self._setup)
+            if self._is_main and self._setup.carried is not None:
+                self._tell(self._setup.carried.reason)
             if self._run.extension is not None:
                 self._tell(str(self._run.extension))
         self._started = time.monotonic()

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from gpt2kit.data.corpus import Corpus, Split
 from gpt2kit.errors import TrainingError
@@ -40,12 +41,14 @@ def train(
     run: Run | None = None,
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
+    begin: Callable[[Sequence[Optimizer]], None] = lambda _: None,
 ) -> Iterator[StepReport]:
     """Train a model's trainable parameters; yield a report before the first step and after each.
 
     With a `run`, training continues from its newest saved state, bit for bit as if there had been
     no interruption, and saves states, the best weights and the reports there. `stop` is asked after
-    every step; True, or closing the iterator, saves and ends training. Every step seeds torch's
+    every step; True, or closing the iterator, saves and ends training. `begin` is given the
+    optimizers before the first step of a new run, to set what they keep. Every step seeds torch's
     global random stream from seed and step. Raises TrainingError if the loss is not finite.
     """
     trainer = Trainer(model, corpus, config, ranks or Ranks())
@@ -54,6 +57,7 @@ def train(
         run.rewind_records(-1 if state is None else state.step)
 
     if state is None:  # a new run begins with a measurement
+        begin(trainer.optimizers)
         state = LoopState()
         losses = _evaluate(trainer)
         is_best = state.note(losses["val_loss"])

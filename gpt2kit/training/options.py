@@ -259,6 +259,11 @@ class FinetuneOptions(TrainingOptions):
         default="twice the rank",
         above=0,
     )
+    fresh_optimizer: bool = option(
+        False,
+        "With a run as the model: start the optimizer anew, and not with what the run kept of it.",
+        group="Training",
+    )
     max_steps: int | None = _train("max_steps", None, default=f"{EPOCHS:g} epochs")
     batch_size: int | None = _train("batch_size", None, default=str(BATCH_SIZE))
     optimizer: OptimizerName = _train("optimizer", "adamw")
@@ -342,6 +347,7 @@ class FinetuneKeywords(TypedDict, total=False):
     model: str | Path
     lora_rank: int
     lora_alpha: float | None
+    fresh_optimizer: bool
     optimizer: OptimizerName
     lr: float | None
     dropout: float | None

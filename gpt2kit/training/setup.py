@@ -25,6 +25,7 @@ from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.training import plan, recipes, start
+from gpt2kit.training.carried import Carried
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.configure import Options, configure, reconfigure
 from gpt2kit.training.distributed import Ranks, join
@@ -64,6 +65,7 @@ class Setup:
     ranks: Ranks
     files: ModelFiles
     device: torch.device  # to train on; the model of a plan is on the meta device
+    carried: Carried | None = None  # the averages of the run whose weights it starts from
 
     @property
     def outline(self) -> Outline:
@@ -81,7 +83,15 @@ class Setup:
 
     def train(self, run: Run, stop: Callable[[], bool]) -> Iterator[StepReport]:
         """Train, saving in a run's folder, and yield a report of every step."""
-        yield from train(self.model, self.corpus, self.config, run=run, ranks=self.ranks, stop=stop)
+        yield from train(
+            self.model,
+            self.corpus,
+            self.config,
+            run=run,
+            ranks=self.ranks,
+            stop=stop,
+            begin=self.carried.put if self.carried else lambda _: None,
+        )
 
     def memory_needed(self) -> Memory:
         """Return the memory that this training needs, in each process."""
@@ -227,9 +237,17 @@ def set_up(
         training=config,
         device=described(device),
     )
+    carried = _carried(options, begin, model, config) if with_weights and not before else None
     return Setup(
-        name, options, begin, corpus, model, config, settings, folder, ranks, files, device
+        name, options, begin, corpus, model, config, settings, folder, ranks, files, device, carried
     )
+
+
+def _carried(options: Options, begin: Start, model: GPT2, config: TrainConfig) -> Carried | None:
+    """Return the optimizer's averages of the run that a model is from, unless they start anew."""
+    if isinstance(options, TrainOptions) or options.fresh_optimizer or begin.path is None:
+        return None
+    return Carried.find(begin.path, model, config.optimizer)
 
 
 def _name(command: Command, given: Given) -> str:

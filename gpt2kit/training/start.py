@@ -41,6 +41,7 @@ class Start:
     tokenizer: Tokenizer
     shape: Callable[[int], GPT2Config]
     build: Callable[[int], GPT2]  # with the weights before the first step
+    path: Path | None = None  # of the model that it starts from
 
     def outline(self, block_size: int) -> GPT2:
         """Return the model without weights, on the meta device."""
@@ -67,7 +68,8 @@ def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> S
 def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -> Start:
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
-    checkpoint = open_checkpoint(locate(options.model))
+    path = locate(options.model)
+    checkpoint = open_checkpoint(path)
     tokenizer = require_tokenizer(
         load_vocabulary(checkpoint), options.model, where_to_look(checkpoint)
     )
@@ -75,7 +77,7 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    return Start(text, tokenizer, lambda _: config, lambda _: build_model(changed))
+    return Start(text, tokenizer, lambda _: config, lambda _: build_model(changed), path)
 
 
 def from_catalogue(source: str, options: FinetuneOptions) -> Start:

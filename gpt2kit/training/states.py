@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gpt2kit.checkpoints.safetensors_files import write_safetensors
+from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from gpt2kit.checkpoints.stored import StoredTensor
 from gpt2kit.errors import (
     CheckpointError,
@@ -116,6 +116,11 @@ class States:
             with contextlib.suppress(CheckpointError, ConfigError, OSError, ValueError):
                 found.append(_read_loop(folder))
         return found
+
+    def newest(self) -> tuple[Path, int] | None:
+        """Return the folder of the newest state and its step; None if nothing was saved."""
+        saved = self._saved()
+        return (saved[-1], _step(saved[-1])) if saved else None
 
     def go_back(self, step: int) -> None:
         """Delete the states after a step."""
@@ -227,6 +232,12 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(parameter, weights.get_tensor(name)))
+    _set_averages(optimizers, averages)
+    return state
+
+
+def _set_averages(optimizers: Sequence[Optimizer], averages: Any) -> None:
+    """Set what the optimizers keep to the tensors of an opened file."""
     optimized = {name: (each, kept) for name, each, kept in named_state(optimizers)}
     for key in averages.keys():  # noqa: SIM118
         name, _, what = key.rpartition(".")  # such as h.0.attn.c_attn.weight.exp_avg
@@ -236,7 +247,28 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
             kept[what] = like(optimized_parameter, tensor)
         else:  # the number of the step
             kept[what] = tensor.to(optimized_parameter.device)
-    return state
+
+
+def read_averages(folder: Path) -> dict[str, StoredTensor]:
+    """Return what the optimizer kept in a saved state, by the names of the file.
+
+    Raises CheckpointError for damage.
+    """
+    _check_manifest(folder)
+    return read_safetensors(folder / "optimizer.safetensors")
+
+
+def load_averages(folder: Path, optimizers: Sequence[Optimizer]) -> None:
+    """Set the averages of optimizers to those of a saved state.
+
+    Raises CheckpointError for damage.
+    """
+    try:
+        _check_manifest(folder)
+        averages: Any = safe_open(folder / "optimizer.safetensors", framework="pt", backend="pread")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointFormatError(folder, f"damaged: {error}") from error
+    _set_averages(optimizers, averages)
 
 
 def _read_loop(folder: Path) -> LoopState:

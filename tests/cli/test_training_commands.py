@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_builders import VERSES
 from typer.testing import CliRunner
 
@@ -341,7 +342,7 @@ SEEN_ELSEWHERE = {  # by the tests below
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
     "lora_rank", "lora_alpha", "head",
     "replace", "markers",  # by tests/cli/test_word_options.py
-    "warmdown",
+    "warmdown", "fresh_optimizer",
 }  # fmt: skip
 
 
@@ -689,6 +690,34 @@ def test_fine_tuning_starts_from_a_model_and_leaves_one_of_the_same_shape(
     assert not torch.equal(after.wte.weight, before.wte.weight)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model_type"] == "gpt2"
+
+
+def test_a_run_as_the_model_continues_with_its_optimizer_and_says_so(
+    book: Path, base: Path, tmp_path: Path
+) -> None:
+    how = [*FINE, "--schedule=constant", "--warmup=0", "--dtype=float32"]
+    run("finetune", book, "--model", base, *how, "--out", tmp_path / "first")
+    stored = load_file(tmp_path / "first" / "states" / "step-00000006" / "optimizer.safetensors")
+    ended = {}
+    for name, more in (
+        ("on", []),
+        ("fresh", ["--fresh_optimizer"]),
+        ("muon", ["--optimizer=muon"]),
+    ):
+        out = tmp_path / name
+        said = run(
+            *("finetune", book, "--model", tmp_path / "first", *how, *more, "--keep_states"),
+            *("--out", out),
+        ).stderr
+        assert said.count("optimizer: continues with its averages of step 6") == (name == "on")
+        assert said.count("optimizer: starts anew, since the state of step 6") == (name == "muon")
+        if name == "on":
+            begun = load_file(out / "states" / "step-00000000" / "optimizer.safetensors")
+            assert begun.keys() == stored.keys()
+            assert all(torch.equal(begun[key], stored[key]) for key in stored)
+            assert "optimizer:" not in run("finetune", book, "--resume", "--out", out).stderr
+        ended[name] = load(out, device="cpu")[0].wte.weight
+    assert not torch.equal(ended["on"], ended["fresh"])
 
 
 def test_transformers_loads_what_was_fine_tuned(book: Path, base: Path, tmp_path: Path) -> None:
