@@ -75,11 +75,11 @@ def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: in
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
-    for parent, layer in _matrices(model):
+    for parent, layer in matrices(model):
         setattr(parent, layer, LoRALinear.beside(getattr(parent, layer), rank, alpha, generator))
 
 
-def _matrices(model: GPT2) -> Iterator[tuple[nn.Module, str]]:
+def matrices(model: GPT2) -> Iterator[tuple[nn.Module, str]]:
     """Yield every matrix of the blocks: the module that has it, and its name there."""
     for block in model.h:
         for part, layer in (name.split(".") for name in _LAYERS):
@@ -98,7 +98,7 @@ def settings(model: GPT2) -> dict[str, Any] | None:
 
 def merge_adapters(model: GPT2) -> None:
     """Add all adapters to the weights: a plain model again, which computes the same function."""
-    for parent, layer in _matrices(model):
+    for parent, layer in matrices(model):
         if isinstance(adapted := getattr(parent, layer), LoRALinear):
             setattr(parent, layer, adapted.merged())
     model.requires_grad_(True)

@@ -193,6 +193,7 @@ def generate(
             raise typer.BadParameter("--receipt needs a prompt or --prompts_file")
         check_folder(shown.receipt)
     prompts = [] if asks else read_prompts(options.as_typed(prompt), prompts_file)
+    source = options.under_adapters(context, source)
     started = time.perf_counter()
     model, tokenizer = source.load()
     steer_for(source.steer, model, tokenizer, prompts, request)
@@ -241,7 +242,7 @@ def load_draft(
     if draft == "lookup":
         return "lookup"
     model, own = dataclasses.replace(
-        source, model=draft, vocabulary=None, n_head=None, steer=()
+        source, model=draft, adapter=None, vocabulary=None, n_head=None, steer=()
     ).load()
     if tokenizer and own and identity(tokenizer) != identity(own):
         raise ConfigError(

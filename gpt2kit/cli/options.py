@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +17,7 @@ from gpt2kit.cli import output, process
 from gpt2kit.cli.output import as_typed_here as as_typed_here
 from gpt2kit.cli.output import human_size as human_size
 from gpt2kit.cli.output import print_json as print_json
+from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, option, same_option
 
 if TYPE_CHECKING:
@@ -168,6 +169,13 @@ class ModelOptions:
     quantize: str | None = option(None, _QUANTIZE_HELP, group=MODEL_GROUP, metavar="int8")
     vocabulary: str | None = option(None, VOCABULARY_HELP, group=MODEL_GROUP, metavar="FILE|MODEL")
     n_head: int | None = same_option(Unsaid, "n_head")
+    adapter: str | None = option(
+        None,
+        "Write with the LoRA adapters of this run or folder, over the model that they were trained "
+        "on.",
+        group=MODEL_GROUP,
+        metavar="RUN",
+    )
     steer: tuple[str, ...] = option(
         (),
         "Add a vector to what the model computes: 'Love - Hate @6 *5' adds 5 times the difference "
@@ -186,6 +194,8 @@ class ModelOptions:
 
     def load(self) -> tuple[GPT2, Tokenizer | None]:
         """Load the model, after downloading it if needed, and its tokenizer."""
+        if self.adapter is not None:
+            return self._load_adapted()
         model, tokenizer = load(
             self.model,
             self.device,
@@ -198,6 +208,20 @@ class ModelOptions:
         )
         set_unknown(tokenizer, self.unknown)
         return model, tokenizer
+
+    def _load_adapted(self) -> tuple[GPT2, Tokenizer | None]:
+        """Load the model that the adapters were trained on, and merge them into it."""
+        from gpt2kit.checkpoints.adapted import merge_all, open_stack, require_adapters
+        from gpt2kit.checkpoints.load import resolve_device_and_dtype
+
+        if self.quantize is not None:
+            raise ConfigError("--adapter and --quantize are both given; gpt2kit merge RUN first")
+        device, dtype = resolve_device_and_dtype(self.device, self.dtype, None)
+        stack = open_stack(str(require_adapters(self.adapter or "")), locate)
+        plain = replace(self, adapter=None, model=stack.base, device="cpu", dtype="float32")
+        model, tokenizer = plain.load()
+        merge_all(model, stack.folders)
+        return model.to(device=device, dtype=dtype), tokenizer
 
 
 def is_typed(context: typer.Context, name: str) -> bool:
@@ -214,6 +238,16 @@ def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
         raise typer.BadParameter(
             f"{', '.join(typed)} {'has' if len(typed) == 1 else 'have'} no effect here: {because}"
         )
+
+
+def under_adapters(context: typer.Context, source: ModelOptions) -> ModelOptions:
+    """Return a source whose model is the one that its adapters, if any, were trained on."""
+    from gpt2kit.checkpoints.adapted import open_stack, require_adapters
+
+    if source.adapter is None:
+        return source
+    refuse(context, ["model"], "--adapter says which model it was trained on; leave it out")
+    return replace(source, model=open_stack(str(require_adapters(source.adapter)), locate).base)
 
 
 def read_corpus(corpus: str, how: CorpusOptions) -> Text | Path:

@@ -108,25 +108,15 @@ def merge(
     ] = False,
 ) -> None:
     """Merge a run's adapters into its model's weights, as a folder that transformers loads."""
-    from gpt2kit import lora
-    from gpt2kit.checkpoints import adapters
-    from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
-    from gpt2kit.engine.snapshot import weights_sha256
+    from gpt2kit.checkpoints import adapted
+    from gpt2kit.checkpoints.load import load_vocabulary, write_model
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
-    about = adapters.read_adapters(run)
-    checkpoint = open_checkpoint(options.locate(str(about["base"])))
-    model = build_model(checkpoint)
-    if weights_sha256(model) != about.get("base_sha256"):
-        raise CheckpointError(
-            f"{run}: its adapters were trained on other weights than those in {checkpoint.path}"
-        )
-    lora.add_adapters(model, about["rank"], alpha=about["alpha"])
-    adapters.load_adapters(run, model)
-    lora.merge_adapters(model)
+    stack = adapted.open_stack(str(adapted.require_adapters(run)), options.locate)
+    model = adapted.build_merged(stack.checkpoint, stack.folders)
     with new_directory(out, replace=force, error=CheckpointError) as folder:
-        write_model(folder, model, load_vocabulary(checkpoint))
+        write_model(folder, model, load_vocabulary(stack.checkpoint))
     output.result(out)
 
 

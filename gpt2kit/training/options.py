@@ -259,6 +259,10 @@ class FinetuneOptions(TrainingOptions):
         default="twice the rank",
         above=0,
     )
+    stack: bool = option(
+        False,
+        "With adapters as the model: train new ones over them, and not the same ones further.",
+    )
     fresh_optimizer: bool = option(
         False,
         "With a run as the model: start the optimizer anew, and not with what the run kept of it.",
@@ -280,7 +284,8 @@ class FinetuneOptions(TrainingOptions):
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""
         idle = super().without_effect()
-        return idle if self.lora_rank else {**idle, "lora_alpha": "it is for --lora_rank"}
+        why = "it is for --lora_rank"
+        return idle if self.lora_rank else {**idle, "lora_alpha": why, "stack": why}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +352,7 @@ class FinetuneKeywords(TypedDict, total=False):
     model: str | Path
     lora_rank: int
     lora_alpha: float | None
+    stack: bool
     fresh_optimizer: bool
     optimizer: OptimizerName
     lr: float | None

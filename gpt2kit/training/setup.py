@@ -15,11 +15,11 @@ from typing import Any, Unpack
 import torch
 
 from gpt2kit import lora, store
-from gpt2kit.checkpoints.adapters import load_adapters, save_adapters
+from gpt2kit.checkpoints.adapted import digest_of, digest_over, find_adapters, put_adapters
+from gpt2kit.checkpoints.adapters import load_adapters, read_adapters, save_adapters
 from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
 from gpt2kit.data.corpus import Corpus
-from gpt2kit.engine.snapshot import weights_sha256
 from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
 from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
@@ -200,6 +200,7 @@ def set_up(
     folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{name}"
     before = _settings_before(command, folder) if run.resume else None
     every = _over(before.options if before else {}, _with_recipe(given))
+    every = {**_with_adapters(command, every)}
     options = _options(command, every)
     _check_effects(given, options)
     ranks = join(shard=run.shard)
@@ -219,10 +220,10 @@ def set_up(
     n_ctx = corpus.fit_block_size(options.block_size or options.BLOCK_SIZE)
     if with_weights:
         model = begin.build(n_ctx).to(device)
-        sha256 = weights_sha256(model)
+        sha256 = digest_of(model, begin.below)
     else:
         model, sha256 = begin.outline(n_ctx), ""
-    files = _prepare(model, options, sha256, begin.tokenizer, ranks)
+    files = _prepare(model, options, sha256, begin, ranks)
     device = model.device if with_weights else resolve_device(options.device)
     if before is None:
         config = configure(options, model, corpus, ranks, device)
@@ -232,7 +233,7 @@ def set_up(
         command=command,
         options=every,
         corpus=corpus.sha256,
-        start=sha256,
+        start=digest_over(begin.adapters) if begin.adapters else sha256,
         model=model.config,
         training=config,
         device=described(device),
@@ -286,6 +287,25 @@ def _over(lower: Given, upper: Given) -> dict[str, Any]:
     return {**kept, **upper}
 
 
+def _with_adapters(command: Command, every: Given) -> Given:
+    """Return options with the rank and alpha of the adapters that are to be trained further."""
+    folder = None
+    if command == "finetune" and not every.get("stack"):
+        folder = find_adapters(every.get("model", FinetuneOptions.model))
+    if folder is None:
+        return every
+    about = read_adapters(folder)
+    own = {"lora_rank": about["rank"], "lora_alpha": about["alpha"]}
+    for name, value in own.items():
+        if every.get(name, value) != value:
+            raise ConfigError(
+                f"{name} is {every[name]}, but that of the adapters in {folder} is {value}; leave "
+                "it out, train new adapters over these with --stack, or make a model of them with: "
+                f"gpt2kit merge {folder}"
+            )
+    return {**every, **own}
+
+
 def _options(command: Command, every: Given) -> Options:
     if command == "train":
         return build(TrainOptions, every, what=command)
@@ -302,19 +322,24 @@ def _check_effects(given: Given, options: Options) -> None:
 def _begin(source: str, options: Options, locate: Locate, *, with_weights: bool) -> Start:
     if isinstance(options, TrainOptions):
         return start.from_scratch(source, options, locate)
-    if not with_weights and not is_here(options.model):
+    has_adapters = find_adapters(options.model) is not None
+    if not (with_weights or has_adapters or is_here(options.model)):
         return start.from_catalogue(source, options)
     return start.from_weights(source, options, locate)
 
 
-def _prepare(
-    model: GPT2, options: Options, sha256: str, tokenizer: Tokenizer, ranks: Ranks
-) -> ModelFiles:
+def _prepare(model: GPT2, options: Options, sha256: str, begin: Start, ranks: Ranks) -> ModelFiles:
     """Add adapters, freeze and divide a model, as the options say; return how to save it."""
-    files = ModelFiles(partial(write_model, tokenizer=tokenizer), _read_weights)
+    files = ModelFiles(partial(write_model, tokenizer=begin.tokenizer), _read_weights)
     if isinstance(options, FinetuneOptions) and options.lora_rank:
-        lora.add_adapters(model, options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
-        write = partial(save_adapters, base=options.model, base_sha256=sha256)
+        base = options.model
+        if begin.adapters is not None:
+            base = read_adapters(begin.adapters)["base"]
+        if begin.adapters is not None and model.device.type != "meta":
+            put_adapters(begin.adapters, model, sha256)
+        else:
+            lora.add_adapters(model, options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
+        write = partial(save_adapters, base=base, base_sha256=sha256)
         files = ModelFiles(write, load_adapters)
     freeze(model, options.freeze)
     if ranks.sharded and model.device.type != "meta":

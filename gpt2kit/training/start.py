@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
+from gpt2kit.checkpoints.adapted import build_merged, open_stack
+from gpt2kit.checkpoints.load import load_vocabulary
 from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
@@ -42,6 +43,8 @@ class Start:
     shape: Callable[[int], GPT2Config]
     build: Callable[[int], GPT2]  # with the weights before the first step
     path: Path | None = None  # of the model that it starts from
+    below: tuple[Path, ...] = ()  # the folders of adapters that are merged into it
+    adapters: Path | None = None  # the folder of those over it, to train further
 
     def outline(self, block_size: int) -> GPT2:
         """Return the model without weights, on the meta device."""
@@ -68,8 +71,13 @@ def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> S
 def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -> Start:
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
-    path = locate(options.model)
-    checkpoint = open_checkpoint(path)
+    stack = open_stack(options.model, locate)
+    checkpoint, below, top = stack.checkpoint, stack.folders, None
+    if options.stack and not below:
+        raise ConfigError(f"--stack is for adapters, and {options.model} has none; leave it out")
+    if below and not options.stack:
+        *rest, top = below
+        below = tuple(rest)
     tokenizer = require_tokenizer(
         load_vocabulary(checkpoint), options.model, where_to_look(checkpoint)
     )
@@ -77,7 +85,16 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    return Start(text, tokenizer, lambda _: config, lambda _: build_model(changed), path)
+    path = None if options.stack else top or locate(options.model)
+    return Start(
+        text,
+        tokenizer,
+        lambda _: config,
+        lambda _: build_merged(changed, below),
+        path,
+        below,
+        top,
+    )
 
 
 def from_catalogue(source: str, options: FinetuneOptions) -> Start:

@@ -342,7 +342,7 @@ SEEN_ELSEWHERE = {  # by the tests below
     "prompt", "stop_when_copied", "device", "tokenizer", "vocabulary", "n_vocab", "model",
     "lora_rank", "lora_alpha", "head",
     "replace", "markers",  # by tests/cli/test_word_options.py
-    "warmdown", "fresh_optimizer",
+    "warmdown", "fresh_optimizer", "stack",
 }  # fmt: skip
 
 
@@ -749,6 +749,42 @@ def test_adapters_are_saved_apart_and_merged_into_a_model(
     )
     assert "already exists" in run("merge", lora, "--out", merged, code=1).stderr
     assert "no adapters" in run("merge", base, "--out", tmp_path / "x", code=1).stderr
+
+
+def test_adapters_are_trained_further_stacked_and_switched(
+    book: Path, base: Path, tmp_path: Path
+) -> None:
+    how = [*FINE, "--dtype=float32"]
+    first, on, over = tmp_path / "first", tmp_path / "on", tmp_path / "over"
+    run("finetune", book, "--model", base, *how, "--lora_rank=2", "--out", first)
+    said = run("finetune", book, "--model", first, *how, "--keep_states", "--out", on).stderr
+    assert said.count("optimizer: continues with its averages of step 6") == 1
+    a, b = (json.loads((folder / "adapter.json").read_text()) for folder in (first, on))
+    assert a == b  # the rank, alpha and base are the same
+    begun = load_file(on / "states" / "step-00000000" / "weights.safetensors")
+    kept = load_file(first / "adapter.safetensors")
+    assert all(torch.equal(begun[name], kept[name]) for name in kept)
+    said = run("finetune", book, "--model", first, *how, "--lora_rank=4", code=1).stderr
+    assert "lora_rank is 4, but that of the adapters in" in said
+    assert "--stack" in said
+
+    stacked = ["--stack", "--lora_rank=2", "--out", over]
+    said = run("finetune", book, "--model", first, *how, *stacked).stderr
+    assert "optimizer:" not in said
+    assert json.loads((over / "adapter.json").read_text())["base"] == str(first)
+    run("finetune", book, "--resume", "--out", over)
+    texts = set()
+    for number, folder in enumerate((first, on, over)):
+        merged = tmp_path / f"merged-{number}"
+        run("merge", folder, "--out", merged)
+        asked = ["Nel", "--max_tokens=12", "--seed=1", "--dtype=float32", "--device=cpu"]
+        text = run("generate", *asked, "--adapter", folder).stdout
+        assert text == run("generate", *asked, "--model", merged).stdout
+        texts.add(text)
+    assert len(texts) > 1
+    said = run("generate", "Nel", "--adapter", first, "--model", base, code=2).output
+    assert "--model has no effect here" in said
+    assert "no adapters" in run("generate", "Nel", "--adapter", base, code=1).stderr
 
 
 def test_adapters_are_not_merged_into_other_weights(book: Path, base: Path, tmp_path: Path) -> None:
