@@ -211,8 +211,8 @@ class ModelOptions:
 
     def _load_adapted(self) -> tuple[GPT2, Tokenizer | None]:
         """Load the model that the adapters were trained on, and merge them into it."""
-        from gpt2kit.checkpoints.adapted import merge_all, open_stack, require_adapters
         from gpt2kit.checkpoints.load import resolve_device_and_dtype
+        from gpt2kit.training.adapted import merge_all, open_stack, require_adapters
 
         if self.quantize is not None:
             raise ConfigError("--adapter and --quantize are both given; gpt2kit merge RUN first")
@@ -242,7 +242,7 @@ def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
 
 def under_adapters(context: typer.Context, source: ModelOptions) -> ModelOptions:
     """Return a source whose model is the one that its adapters, if any, were trained on."""
-    from gpt2kit.checkpoints.adapted import open_stack, require_adapters
+    from gpt2kit.training.adapted import open_stack, require_adapters
 
     if source.adapter is None:
         return source

@@ -108,10 +108,10 @@ def merge(
     ] = False,
 ) -> None:
     """Merge a run's adapters into its model's weights, as a folder that transformers loads."""
-    from gpt2kit.checkpoints import adapted
     from gpt2kit.checkpoints.load import load_vocabulary, write_model
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
+    from gpt2kit.training import adapted
 
     stack = adapted.open_stack(str(adapted.require_adapters(run)), options.locate)
     model = adapted.build_merged(stack.checkpoint, stack.folders)

@@ -15,7 +15,6 @@ from typing import Any, Unpack
 import torch
 
 from gpt2kit import lora, store
-from gpt2kit.checkpoints.adapted import digest_of, digest_over, find_adapters, put_adapters
 from gpt2kit.checkpoints.adapters import load_adapters, read_adapters, save_adapters
 from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
@@ -25,6 +24,7 @@ from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.training import plan, recipes, start
+from gpt2kit.training.adapted import digest_of, digest_over, find_adapters, put_adapters
 from gpt2kit.training.carried import Carried
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.configure import Options, configure, reconfigure

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from gpt2kit.checkpoints.adapted import build_merged, open_stack
 from gpt2kit.checkpoints.load import load_vocabulary
 from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
@@ -28,6 +27,7 @@ from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.tokenizers.word import parse_markers
 from gpt2kit.tokenizers.word_replacements import parse
+from gpt2kit.training.adapted import build_merged, open_stack
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 from gpt2kit.training.published import RoughTokenizer, published_config
 

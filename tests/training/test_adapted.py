@@ -8,18 +8,18 @@ import pytest
 import torch
 from training_builders import TOKENIZER, same, small_model, weights
 
-from gpt2kit.checkpoints.adapted import (
+from gpt2kit.checkpoints.adapters import save_adapters
+from gpt2kit.checkpoints.load import write_model
+from gpt2kit.errors import CheckpointError, CheckpointNotFoundError
+from gpt2kit.lora import add_adapters
+from gpt2kit.model import GPT2
+from gpt2kit.training.adapted import (
     digest_of,
     open_stack,
     put_adapters,
     require_adapters,
     with_adapters,
 )
-from gpt2kit.checkpoints.adapters import save_adapters
-from gpt2kit.checkpoints.load import write_model
-from gpt2kit.errors import CheckpointError, CheckpointNotFoundError
-from gpt2kit.lora import add_adapters
-from gpt2kit.model import GPT2
 
 IDS = torch.arange(12)[None]
 
