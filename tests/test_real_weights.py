@@ -18,6 +18,7 @@ from gpt2kit.evaluation.verify import verify
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.evaluation.words import words
 from gpt2kit.inspection import Pair, PatchOptions, load_sae, patch, quality, run
+from gpt2kit.inspection.heads import head_scores, random_tokens
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -252,6 +253,23 @@ def test_the_loss_of_a_greeting_is_transformerlens_one() -> None:
     logits = run(model, ids).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
     assert float(loss) == pytest.approx(5.331855773925781, abs=1e-4)
+
+
+# Published scores of induction heads, on random tokens that come twice, 50 of them (README of
+# designer-coderajay/induction-head-detector). Other random tokens give other third decimals.
+INDUCTION = {"5.5": 0.932, "6.9": 0.913, "7.10": 0.910, "5.1": 0.908, "7.2": 0.833}
+
+
+@pytest.mark.weights
+def test_induction_heads_and_the_previous_token_head_are_the_known_ones() -> None:
+    model, tokenizer = loaded("124M")
+    found = {
+        scores.name: scores
+        for scores in head_scores(model, random_tokens(model, tokenizer, first="bos"))
+    }
+    for name, expected in INDUCTION.items():
+        assert found[name].induction == pytest.approx(expected, abs=0.05)
+    assert max(found.values(), key=lambda scores: scores.previous).name == "4.11"
 
 
 # SAELens's list of gpt2-small-res-jb: features at a position and explained variance, by layer. They
