@@ -60,12 +60,18 @@ def steer_for(
         n_ctx=model.config.n_ctx,
     )
     for each in vectors:
-        where = "every position" if each.everywhere else f"the first {len(each.vectors)} positions"
-        line = f"steering: {each.name}: adds a vector of norm {each.norm:.1f} at {where}"
+        where = "every position" if each.everywhere else _first(len(each.vectors))
+        added, beside = each.norm, ""
         if encoded and encoded[0]:
             ids = torch.tensor([encoded[0][: model.config.n_ctx]])
             added, stream = strength_of(model, each, ids)
-            line += f", where the prompt's have {stream:.1f} ({added / stream:.0%})"
-        output.note(line, dim=True)
+            beside = f", where the prompt's have {stream:.1f} ({added / stream:.0%})"
+        scaled = "" if each.unit is None else ", in proportion to each position's scale"
+        line = f"steering: {each.name}: adds a vector of norm {added:.1f} at {where}"
+        output.note(line, scaled, beside, dim=True)
     for each in vectors:
         steer(model, each)
+
+
+def _first(n: int) -> str:
+    return "the first position" if n == 1 else f"the first {n} positions"

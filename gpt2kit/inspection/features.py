@@ -23,6 +23,7 @@ from torch import Tensor
 from gpt2kit.checkpoints.sparse import SparseFile, open_sparse
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
+from gpt2kit.inspection.places import find_place
 from gpt2kit.inspection.running import run
 from gpt2kit.model import GPT2
 from gpt2kit.store.lookup import find_sae
@@ -118,10 +119,23 @@ class SAE:
     def direction(self, feature: int) -> Tensor:
         """Return what one unit of a feature adds to the activations, (C,).
 
-        Raises ConfigError for a feature that the SAE does not have.
+        If the SAE normalizes each position, `unit` is what it is multiplied by there. Raises
+        ConfigError for a feature that the SAE does not have.
         """
         self.check_feature(feature)
         return self.decoder[feature] / self.input_scale
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether each position is scaled by itself before it is encoded."""
+        return self.normalization in ("layer_norm", "constant_norm_rescale")
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Return how large one unit of a feature's direction is in activations: (…, C) -> (…, 1).
+
+        It is 1 unless the SAE normalizes each position: then features are in units of its scale.
+        """
+        return self._statistics(x)[2] if self.normalizes else x.new_ones((*x.shape[:-1], 1))
 
     def check_feature(self, feature: int) -> None:
         """Raise ConfigError for a feature that the SAE does not have."""
@@ -138,9 +152,8 @@ class SAE:
         model's z but not in the folded one. Raises ConfigError if it reads a part that the model
         does not have, or one of another width.
         """
-        layer, part = split_hook(self.hook)
+        layer, part = check_hook(model, self.hook)
         config = model.config
-        check_layer(model, layer)
         width = config.inner_size if part == "mlp.hook_post" else config.n_embd
         if self.width != width:
             raise ConfigError(
@@ -191,7 +204,7 @@ def split_hook(hook: str | None) -> tuple[int, str]:
     found = _HOOK.fullmatch(hook)
     if found is None:
         raise ConfigError(
-            f"an SAE at {shortened(hook)} is not supported; expected a name {example}, with one of "
+            f"{shortened(hook)} is not supported here; expected a name {example}, with one of "
             f"{', '.join(HOOKS)}"
         )
     return int(found[1]), found[2]
@@ -268,20 +281,24 @@ def _made(file: SparseFile, hook: str | None, is_centered: bool, input_scale: fl
 def activations(model: GPT2, ids: Tensor, hook: str) -> Tensor:
     """Read (B, T) ids and return the activations at a hook, (B, T, C).
 
-    z has its heads side by side. Raises ConfigError for a name that no SAE reads at, or a block
-    that the model does not have.
+    z has its heads side by side. Raises ConfigError for a name that no SAE reads at, or a part that
+    the model does not have.
     """
-    layer, part = split_hook(hook)
-    check_layer(model, layer)
+    _, part = check_hook(model, hook)
     found = run(model, ids, record=[hook])[hook]
     return found.flatten(2) if part == "attn.hook_z" else found  # (B, T, H * D) or (B, T, C)
 
 
-def check_layer(model: GPT2, layer: int) -> None:
-    """Raise ConfigError for a block that the model does not have."""
+def check_hook(model: GPT2, hook: str | None) -> tuple[int, str]:
+    """Return block and part as `split_hook` does; raises ConfigError if the model lacks them."""
+    layer, part = split_hook(hook)
     n = model.config.n_layer
     if layer >= n:
-        raise ConfigError(f"there is no block {layer}: the model has {n}, from 0 to {n - 1}")
+        there_are = f"{n}, from 0 to {n - 1}" if n else "none"
+        raise ConfigError(f"there is no block {layer}: the model has {there_are}")
+    if missing := find_place(str(hook)).place.missing_in(model.config):
+        raise ConfigError(f"{hook}: {missing}")
+    return layer, part
 
 
 @torch.no_grad()

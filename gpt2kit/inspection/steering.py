@@ -14,6 +14,7 @@ the first positions only is added by a hook.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gpt2kit.data.texts import read_texts
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
 from gpt2kit.inspection.edits import Edit
-from gpt2kit.inspection.features import SAE, activations, check_layer, load_sae, split_hook
+from gpt2kit.inspection.features import SAE, activations, check_hook, load_sae, split_hook
 from gpt2kit.inspection.running import editing
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
@@ -38,7 +39,7 @@ SYNTAX = (
     "'sae:FOLDER#FEATURE *STRENGTH'"
 )
 _PARTS = re.compile(
-    r"(?P<what>.*?)(?:\s?@\s*(?P<at>[\w.]+))?(?:\s*\*\s*(?P<by>[-+]?[\d.]+))?\s*", re.DOTALL
+    r"(?P<what>.*?)(?:\s?@\s*(?P<at>[\w.]+))?(?:\s*\*\s*(?P<by>[-+]?[\w.]+))?\s*", re.DOTALL
 )
 _LARGEST = 1e6  # of a strength
 
@@ -67,16 +68,19 @@ class Steering:
     hook      where it is added: blocks.6.hook_resid_pre
     vectors   (P, C) for the first P positions, or (1, C) for every position
     everywhere  whether it is added at every position
+    unit        what it is multiplied by at each position, (…, C) -> (…, 1), a function of the
+                activations there; None: by nothing
     """
 
     name: str
     hook: str
     vectors: Tensor
     everywhere: bool
+    unit: Callable[[Tensor], Tensor] | None = None
 
     @property
     def norm(self) -> float:
-        """The norm of what is added at a position, the largest of them."""
+        """The norm of what is added at a position, the largest of them, before `unit`."""
         return float(self.vectors.norm(dim=-1).max())
 
 
@@ -89,6 +93,8 @@ def parse(typed: str) -> Recipe:
         strength = 1.0 if found["by"] is None else float(found["by"])
     except ValueError:
         raise _not_understood(typed, f"{found['by']} is not a number") from None
+    if math.isnan(strength):
+        raise _not_understood(typed, f"{found['by']} is not a number")
     if abs(strength) > _LARGEST:
         raise _not_understood(typed, f"a strength of {strength:g} is too large")
     hook = found["at"]
@@ -227,17 +233,17 @@ def _mean(model: GPT2, tokenizer: Tokenizer, texts: Sequence[str], at: str) -> T
 
 
 def from_feature(sae: SAE, feature: int, *, strength: float = 1.0, name: str = "") -> Steering:
-    """Return a feature's direction times `strength`, in the units of its activations."""
+    """Return a feature's direction times `strength`, in the units of its activations.
+
+    The feature's activation rises by `strength` at every position. If the SAE normalizes each
+    position, what is added has the scale of the position.
+    """
     vectors = strength * sae.direction(feature)[None]  # (1, C)
-    if sae.normalization in ("layer_norm", "constant_norm_rescale"):
-        raise ConfigError(
-            f"the SAE normalizes each position ({sae.normalization}), so a feature has no fixed "
-            "size in the stream; use splice, or gpt2kit sae --steer"
-        )
     hook = sae.hook
     split_hook(hook)
     assert hook is not None
-    return Steering(name or f"feature {feature}", hook, vectors, True)
+    unit = sae.unit if sae.normalizes else None
+    return Steering(name or f"feature {feature}", hook, vectors, True, unit)
 
 
 def _check_room(model: GPT2, n: int) -> None:
@@ -265,23 +271,24 @@ def steered(model: GPT2, steerings: Sequence[Steering]) -> Iterator[None]:
 def strength_of(model: GPT2, given: Steering, ids: Tensor) -> tuple[float, float]:
     """Return the norm of what is added, and the mean norm of what it is added to.
 
-    The latter is measured on (B, T) ids from position 1 on, as position 0 has an exceptional norm.
+    Both are measured on (B, T) ids from position 1 on, as position 0 has an exceptional norm.
     """
-    found = activations(model, ids, given.hook)  # (B, T, C)
+    found = activations(model, ids, given.hook).float()  # (B, T, C)
     found = found[:, 1:] if found.shape[1] > 1 else found
-    return given.norm, float(found.float().norm(dim=-1).mean())
+    factor = 1.0 if given.unit is None else float(given.unit(found).mean())
+    return given.norm * factor, float(found.norm(dim=-1).mean())
 
 
 @torch.no_grad()
 def bias_of(model: GPT2, given: Steering) -> tuple[nn.Parameter, Tensor] | None:
     """Return a parameter and what to add to it, so that a vector is added at every position.
 
-    None if there is no such parameter: the vector is for some positions only, or the model has no
-    bias there, or normalizes the stream itself.
+    None if there is no such parameter: the vector is for some positions only or not the same at
+    each, or the model has no bias there, or normalizes the stream itself.
     """
     config = model.config
     layer, part = split_hook(given.hook)
-    if not given.everywhere or not config.norm_first:
+    if not given.everywhere or given.unit is not None or not config.norm_first:
         return None
     vector = given.vectors[0].to(model.device)  # (C,)
     if part == "hook_resid_pre" and layer == 0:
@@ -307,10 +314,9 @@ def bias_of(model: GPT2, given: Steering) -> tuple[nn.Parameter, Tensor] | None:
 def steer(model: GPT2, given: Steering) -> Callable[[], None]:
     """Add a vector to the model's activations until the function that is returned is called.
 
-    Raises ConfigError for a vector of another width, or of a layer that the model does not have.
+    Raises ConfigError for a vector of another width, or of a part that the model does not have.
     """
-    layer, part = split_hook(given.hook)
-    check_layer(model, layer)
+    _, part = check_hook(model, given.hook)
     width = model.config.inner_size if part == "mlp.hook_post" else model.config.n_embd
     if given.vectors.shape[-1] != width:
         raise ConfigError(
@@ -342,6 +348,12 @@ def edit_of(model: GPT2, given: Steering) -> Edit:
     """Return the edit that adds a vector to the model's activations."""
     value = given.vectors  # (P, C), or (1, C)
     P = len(value)
+    if (unit := given.unit) is not None:
+
+        def scaled(x: Tensor) -> Tensor:
+            return (value.to(x.device) * unit(x.flatten(2))).to(x.dtype).view_as(x)
+
+        return Edit(given.hook, value=scaled, add=True)
     if given.hook.endswith("attn.hook_z"):
         value = value.view(P, model.config.n_head, model.config.head_size)  # (P, H, D)
     if given.everywhere:

@@ -253,7 +253,9 @@ def _steer(model: GPT2, tokenizer: Tokenizer, typed: str) -> None:
     """Add a vector to a model for good, and log how large it is."""
     given = steering_of(typed, model, tokenizer)
     if bias_of(model, given) is None:
-        raise ConfigError(f"{typed!r} cannot be added to a bias of this model, which serve needs")
+        raise ConfigError(
+            f"{typed!r} is no constant that a bias of this model can hold, which serve needs"
+        )
     steer(model, given)
     log.info("steering: %s: adds a vector of norm %.1f at every position", typed, given.norm)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_model
-from features_builders import SAES, matrices, write_sae
+from features_builders import matrices, write_sae
+from torch import Tensor
 
 from gpt2kit import generate
 from gpt2kit.config import GPT2Config
@@ -17,6 +19,7 @@ from gpt2kit.generation.text import complete
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.features import activations, load_sae
 from gpt2kit.inspection.running import editing, run
+from gpt2kit.inspection.splicing import splice
 from gpt2kit.inspection.steering import (
     Recipe,
     Steering,
@@ -33,6 +36,7 @@ from gpt2kit.inspection.steering import (
     strength_of,
 )
 from gpt2kit.model import GPT2
+from gpt2kit.quantize import Int8GPT2, quantized_state
 from gpt2kit.tokenizers import BPETokenizer
 
 HOOKS = [
@@ -76,6 +80,8 @@ def test_what_is_typed_is_taken_apart(typed: str, expected: tuple[Any, ...]) -> 
         ("Love - Hate", "there is no @LAYER"),
         ("Love - Hate @6 *1.2.3", "1.2.3 is not a number"),
         ("Love - Hate @6 *9999999", "is too large"),
+        ("Love - Hate @6 *nan", "nan is not a number"),
+        ("sae:folder#7 *strong", "strong is not a number"),
         ("sae:folder", "there is no #FEATURE"),
         ("sae:#12", "there is no #FEATURE"),
         ("sae:folder#x", "there is no #FEATURE"),
@@ -83,7 +89,7 @@ def test_what_is_typed_is_taken_apart(typed: str, expected: tuple[Any, ...]) -> 
         ("file: - file:b @2", "expected two files"),
         (" -  @2", "both texts are empty"),
         ("", "expected one ' - '"),
-        ("a - b @blocks.1.ln1", "'blocks.1.ln1' is not supported"),
+        ("a - b @blocks.1.ln1", "'blocks.1.ln1' is not supported here"),
     ],
 )
 def test_what_is_not_understood_is_one_line_that_says_why(typed: str, why: str) -> None:
@@ -161,6 +167,29 @@ def test_a_vector_that_does_not_fit_is_refused_and_nothing_stays_behind(tiny_mod
     assert torch.equal(tiny_model(IDS), before)
 
 
+@pytest.mark.parametrize("part", ["hook_resid_mid", "hook_mlp_out", "mlp.hook_post"])
+def test_a_part_that_the_model_lacks_is_refused(part: str) -> None:
+    """Without an MLP its output was taken for attention's, and its neurons were a crash."""
+    model = make_model(GPT2Config(n_vocab=64, n_ctx=16, n_embd=16, n_head=2, n_layer=2, mlp="none"))
+    given = everywhere(f"blocks.1.{part}", 64 if "post" in part else 16)
+    with pytest.raises(ConfigError, match=f"{given.hook}: this model has no MLP"):
+        steer(model, given)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_int8_model_is_steered_as_by_a_hook(tiny_model: GPT2, hook: str) -> None:
+    model = Int8GPT2(tiny_model.config).eval()
+    state = dict(quantized_state(tiny_model.config, tiny_model.get_parameter))
+    model.load_state_dict(state, assign=True)
+    given = everywhere(hook, 64 if "hook_post" in hook and "mlp." in hook else 16)
+    by_hook = run(model, IDS, [edit_of(model, given)]).logits
+    before = model(IDS)
+    with steered(model, [given]):
+        torch.testing.assert_close(model(IDS), by_hook, atol=2e-2, rtol=1e-2)
+    assert not torch.allclose(by_hook, before, atol=0.1)
+    assert torch.equal(model(IDS), before)
+
+
 # --- where vectors come from ----------------------------------------------------------------------
 
 
@@ -234,10 +263,29 @@ def test_a_feature_gives_its_direction(
         steering_of(f"sae:{folder}#24 *8", tiny_model, small_bpe)
 
 
-def test_a_feature_of_an_sae_that_normalizes_has_no_fixed_size() -> None:
-    sae = load_sae(SAES / "topk-by-norm")
-    with pytest.raises(ConfigError, match="normalizes each position"):
-        from_feature(sae, 3)
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_z"])
+def test_a_feature_of_an_sae_that_normalizes_rises_by_the_strength_at_every_position(
+    tiny_model: GPT2, tmp_path: Path, hook: str
+) -> None:
+    """Such a feature, as OpenAI's TopK has them, was refused: its size depends on the position."""
+    plain = load_sae(write_sae(tmp_path / "sae"))
+    sae = replace(plain, hook=hook, kind="topk", k=4, normalization="layer_norm")
+    given = from_feature(sae, 3, strength=4.0)
+
+    def raised(features: Tensor) -> Tensor:
+        features[..., 3] += 4.0
+        return features
+
+    expected = splice(tiny_model, IDS, sae, raised)
+    added, _ = strength_of(tiny_model, given, IDS)
+    scale = activations(tiny_model, IDS, hook)[:, 1:].std(-1).mean()
+    assert added == pytest.approx(4 * float(sae.direction(3).norm() * scale), rel=1e-4)
+    with steered(tiny_model, [given]):
+        torch.testing.assert_close(tiny_model(IDS), expected, atol=2e-5, rtol=1e-5)
+        cache = tiny_model.new_cache()
+        parts = [tiny_model(piece, cache=cache) for piece in IDS.split(3, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(expected, tiny_model(IDS), atol=1e-2)
 
 
 def test_texts_that_give_no_vector_are_refused(tiny_model: GPT2, small_bpe: BPETokenizer) -> None:
