@@ -48,6 +48,10 @@
     python scripts/benchmark.py train    [--against hf]
         tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
         plain training loop
+    python scripts/benchmark.py patch    [--against tl] [--tl_python PYTHON]
+        seconds of patching the residual stream at every layer and position of a prompt of 16
+        tokens, and the processor time that it takes; TransformerLens makes a run for each. It may
+        be installed in an environment of its own: --tl_python is the python there
     python scripts/benchmark.py plan     [--cases NAME,…]
         the memory that `gpt2kit plan` shows for fine-tuning, the peak of a process that does three
         steps of it, with random weights, and the error of the plan; one round suffices
@@ -90,6 +94,7 @@ KINDS = {
     "hf": ("float32", "bfloat16"),
     "ct2": ("float32", "int8_float32"),
     "llama": ("f32", "bf16", "q8_0"),
+    "tl": ("float32",),
 }
 BYTES = {  # per weight
     "float32": 4.0,
@@ -128,6 +133,7 @@ WORKS = {
     "score": Work("hf", tokens=2560, batch=32),
     "serve": Work("llama hf", batch=8, long_prompt=True),
     "train": Work("hf", tokens=6),
+    "patch": Work("tl", tokens=0),
     "plan": Work(tokens=STEPS),
 }
 ON_A_GPU = {"kit": ("float32", "bfloat16", "bfloat16-compiled"), "hf": ("float32", "bfloat16")}
@@ -167,7 +173,8 @@ def in_this_process(engine: str, task: Task) -> Figures:
 
 def in_its_own_process(engine: str, task: Task) -> Figures:
     """Return the engine's figures; if it fails, print why and return none."""
-    command = [sys.executable, __file__, "engine", engine, json.dumps(task)]
+    python = task["tl_python"] if engine.startswith("tl-") else sys.executable
+    command = [python, __file__, "engine", engine, json.dumps(task)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(task), check=False
     )
@@ -243,14 +250,17 @@ def matrix_weights(model: str) -> int:
 def engines_of(what: str, against: str, device: str = "cpu") -> list[str]:
     """Return the engines for a kind of work; families that cannot do it are left out."""
     families = [family for family in against.split(",") if family]
-    if unknown := set(families) - KINDS.keys():
-        raise SystemExit(f"--against knows hf, ct2 and llama, not {', '.join(sorted(unknown))}")
+    theirs = [family for family in KINDS if family != "kit"]
+    if unknown := set(families) - {*theirs}:
+        raise SystemExit(f"--against knows {', '.join(theirs)}, not {', '.join(sorted(unknown))}")
     kinds: dict[str, tuple[str, ...]] = KINDS if device == "cpu" else ON_A_GPU
     able = [
         family for family in families if family in WORKS[what].peers.split() and family in kinds
     ]
     if what == "train":
         return [f"{family}-bfloat16" for family in [*able, "kit"]]
+    if what == "patch":
+        return [f"{family}-float32" for family in [*able, "kit"]]
     engines = [f"{family}-{kind}" for family in [*able, "kit"] for kind in kinds[family]]
     return engines + (["kit-help"] if what == "cold" else [])
 
@@ -422,6 +432,7 @@ def with_everything(options: argparse.Namespace) -> list[Contestant]:
         "device": options.device,
         "llama_server": options.llama_server,
         "transformers": options.transformers,
+        "tl_python": options.tl_python,
     }
     if options.what == "scale":
         return [
@@ -449,7 +460,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         default="",
-        metavar="hf,ct2,llama",
+        metavar="hf,ct2,llama,tl",
         help="other engines to compare with, which must be installed; none by default",
     )
     parser.add_argument(
@@ -510,6 +521,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--transformers", default="transformers", metavar="PROGRAM", help="for serve"
+    )
+    parser.add_argument(
+        "--tl_python", default=sys.executable, metavar="PYTHON", help="for patch, TransformerLens's"
     )
     parser.add_argument(
         "--device",

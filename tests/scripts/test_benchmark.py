@@ -63,6 +63,7 @@ def run(work: Path, *words: str) -> dict[str, Any]:
             | {"kept_s", "forbid_30000_s"},
         ),
         ("load", {"seconds"}),
+        ("patch", {"seconds", "processor_s"}),
         ("evaluate --tokens 600 --batch_size 2", {"tokens_per_second"}),
         ("score --tokens 200", {"tokens_per_second", "in_pairs"}),
         ("train --tokens 2", {"tokens_per_second"}),
@@ -249,7 +250,10 @@ def test_a_batch_size_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> 
 def test_every_benchmark_on_the_pages_is_a_command_of_the_script() -> None:
     pages = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "finetune.md")
+        for path in (
+            ROOT / "README.md",
+            *(ROOT / "docs" / f"{name}.md" for name in ("speed", "finetune", "interventions")),
+        )
     )
     commands = re.findall(r"python scripts/benchmark\.py ([a-z][^`\n]*)", pages)
     assert {
