@@ -39,7 +39,8 @@ _ROW = 0.3  # inches, height of a layer
 def patching(found: Patching, tokens: Sequence[Token], name: str) -> Figure:
     """Draw how much of the difference each cell of a sweep recovers.
 
-    `tokens` are those of the clean prompt, `name` is what was patched. Heads and positions together
+    `tokens` are those of the clean prompt, or empty if several pairs have no tokens in common; then
+    positions are numbered. `name` is what was patched. Heads and positions together
     are a map for each layer, one below the other. Raises ConfigError if the prompts agree, or if
     there are no layers.
     """
@@ -58,8 +59,10 @@ def patching(found: Patching, tokens: Sequence[Token], name: str) -> Figure:
     image = paint(axes, maps, DIVERGING, around_zero(maps), extent=(-0.5, T + 0.5, L - 0.5, -0.5))
     if len(maps) == L:
         write_numbers(image, (WIDTH - 2.5) / (T + 1), height / L)
-    name_positions(axes, "x", tokens, WIDTH - 2.5)
-    axes.set_xlabel("position")
+    if any(tokens):
+        name_positions(axes, "x", tokens, WIDTH - 2.5)
+    else:
+        name_numbers(axes, "x", T + 1, WIDTH - 2.5, "position")
     heads = len(maps) // L
     rows = "layer" if heads == 1 else f"layer, each with its {heads} heads from top to bottom"
     name_numbers(axes, "y", L, height, rows)
