@@ -146,7 +146,6 @@ TESTED_BY = {
     "cli/test_filter_command.py": "cli/criteria",
     "cli/test_help.py": "cli/color cli/options",
     "cli/test_output.py": "cli/progress",
-    "cli/test_patch_command.py": "plots/patches",
     "cli/test_plots_command.py": "cli/pictures",
     "cli/test_replay.py": "cli/receipts",
     "cli/test_steer_option.py": "cli/steering",
