@@ -77,8 +77,9 @@ def _condition(text: str) -> Condition:
     value = _number(found["value"]) if found else None
     if found is None or (value is None and found["sign"] not in ("==", "!=")):
         raise ConfigError(
-            f"--keep has {text.strip()!r}; expected a column, one of < <= > >= == != and a number, "
-            "and several of them joined by and: 'perplexity < 60 and tokens >= 20'"
+            f"--keep has {text.strip()!r}; expected a column, one of < <= > >= and a number, or "
+            "== or != and a number or word; several are joined by and: "
+            "'perplexity < 60 and tokens >= 20'"
         )
     return Condition(
         found["column"].strip(), found["sign"], found["value"] if value is None else value

@@ -274,12 +274,15 @@ def write_numbers(image: AxesImage, width: float, height: float) -> bool:
 
     Return whether they have.
     """
-    values: Array = np.ma.asarray(image.get_array()).filled(0)
-    # As many decimals for all as give a typical number three digits
-    typical = max(float(np.median(np.abs(values))), 1e-6)
+    masked = np.ma.masked_invalid(np.ma.asarray(image.get_array()))
+    values: Array = masked.filled(0)
+    # As many decimals for all as give a typical number three digits, and the largest four at most
+    sizes = np.abs(values)
+    typical = max(float(np.median(sizes)), float(sizes.max()) / 5, 1e-6)
     decimals = max(0, 2 - math.floor(math.log10(typical)))
-    words = {cell: f"{value:.{decimals}f}" for cell, value in np.ndenumerate(values)}
-    longest = max(map(len, words.values()))
+    there = ~np.ma.getmaskarray(masked)  # a cell without a number stays empty
+    words = {cell: f"{value:.{decimals}f}" for cell, value in np.ndenumerate(values) if there[cell]}
+    longest = max(map(len, words.values()), default=0)
     if width < _DIGIT * (longest + 0.5) or height < _LABEL:
         return False
     for (row, column), word in words.items():

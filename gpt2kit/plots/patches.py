@@ -73,14 +73,17 @@ def patching(found: Patching, tokens: Sequence[Token], name: str) -> Figure:
 def paths(found: PathPatching) -> Figure:
     """Draw how much of the difference each direct path into a receiver recovers.
 
-    A row for each layer: its heads, and its MLP in the last column. Raises ConfigError if the
-    prompts agree.
+    A row for each layer: its heads, and in the last column its MLP, if the model has MLPs. Raises
+    ConfigError if the prompts agree.
     """
     _check([each.recovered for each in found.paths])
     senders = [each.sender for each in found.paths]
     L = 1 + max((sender.layer or 0 for sender in senders), default=0)
     H = 1 + max((sender.head or 0 for sender in senders), default=0)
-    maps = np.full((L, H + 1), np.nan)
+    columns = [*map(str, range(H))]
+    if any(sender.layer is not None and sender.head is None for sender in senders):
+        columns.append("MLP")
+    maps = np.full((L, len(columns)), np.nan)
     title = f"Direct paths to {found.receiver.name}"
     for path in found.paths:
         if path.sender.layer is None:
@@ -92,8 +95,8 @@ def paths(found: PathPatching) -> Figure:
     figure = new_figure(title, 1.6 + height)
     axes = figure.add_subplot()
     image = heat(axes, maps, "", _MEANING, cmap=DIVERGING, norm=around_zero(maps))
-    write_numbers(image, (WIDTH - 2.5) / (H + 1), height / L)
-    axes.set_xticks(range(H + 1), [*map(str, range(H)), "MLP"])
+    write_numbers(image, (WIDTH - 2.5) / len(columns), height / L)
+    axes.set_xticks(range(len(columns)), columns)
     axes.set_xlabel("head")
     name_numbers(axes, "y", L, height, "layer")
     return figure
