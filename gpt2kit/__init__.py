@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpt2kit.config import GPT2Config as GPT2Config
     from gpt2kit.data.corpus import Corpus as Corpus
     from gpt2kit.data.corpus import load_corpus as load_corpus
+    from gpt2kit.errors import BadRowError as BadRowError
     from gpt2kit.errors import CheckpointError as CheckpointError
     from gpt2kit.errors import CheckpointFormatError as CheckpointFormatError
     from gpt2kit.errors import CheckpointMismatchError as CheckpointMismatchError
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from gpt2kit.training.setup import finetune as finetune
 
 _EXPORTS = {
+    "BadRowError": "gpt2kit.errors",
     "CheckpointError": "gpt2kit.errors",
     "CheckpointFormatError": "gpt2kit.errors",
     "CheckpointMismatchError": "gpt2kit.errors",

@@ -10,6 +10,7 @@
     ├── TokenizerError                 text or files that the vocabulary cannot represent
     ├── ContextLengthError             more tokens than the model has positions
     ├── CorpusError                    a text to train on is empty, undecodable or too short
+    │   └── BadRowError                a row of a table cannot be measured, and the run shall stop
     ├── GenerationError                the model's output cannot be sampled from
     ├── TrainingError                  the loss is not finite, or a saved run is another one
     ├── DownloadError                  network, hash or permission
@@ -257,6 +258,10 @@ class CorpusError(Gpt2KitError):
     def for_file(cls, path: Path, detail: str, *, missing: bool = False) -> CorpusError:
         """Return an error of this kind about a file."""
         return cls(f"{path}: {detail}", path=path)
+
+
+class BadRowError(CorpusError):
+    """A row of a table cannot be measured, and the user wants the run to stop then."""
 
 
 class GenerationError(Gpt2KitError):

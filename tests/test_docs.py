@@ -72,6 +72,7 @@ OTHERS_OPTIONS = {
     "--model_args",
     "--tasks",
     "--against",
+    "--tl_python",
     "--rounds",
     "--batch_size",
     "--sizes",

@@ -30,6 +30,7 @@ EVERY = [
     errors.TokenizerError("unknown"),
     errors.ContextLengthError("too long", requested=2000, limit=1024),
     errors.CorpusError("not UTF-8", path=PATH, offset=7),
+    errors.BadRowError("row 2: 'text' is null"),
     errors.GenerationError("NaN"),
     errors.TrainingError("the loss is NaN", step=3),
     errors.DownloadError("no connection", url="https://host/file", path=PATH),

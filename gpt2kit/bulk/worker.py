@@ -24,17 +24,13 @@ from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.threads import Threads, single_threaded
 from gpt2kit.bulk.work import Counts, Output, results
 from gpt2kit.checkpoints.device import processor_name
-from gpt2kit.errors import CorpusError
+from gpt2kit.errors import BadRowError, CorpusError
 from gpt2kit.model import GPT2
 
 _TRIES = 2  # of a part that raises an error
 
 # Called after each part with the rows that are done, by whichever worker, and all rows.
 Progress = Callable[[int, int], None]
-
-
-class BadRowError(CorpusError):
-    """A row cannot be measured, and the user wants the run to stop then."""
 
 
 @dataclass

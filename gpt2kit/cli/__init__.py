@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Annotated, Any
 
 import typer
@@ -120,9 +120,13 @@ def _with_option(error: TokenizerError, names: Set[str | None]) -> TokenizerErro
 
 
 def _options(group: Commands, name: str | None) -> set[str | None]:
-    """Return the names of the options of a command."""
+    """Return the names of the options of a command, and of the commands below it (plot's kinds)."""
     command = group.commands.get(name or "")
-    return {parameter.name for parameter in command.params} if command else set()
+    if command is None:
+        return set()
+    below: Mapping[str, Any] = getattr(command, "commands", {})
+    every = [command, *below.values()]
+    return {parameter.name for each in every for parameter in each.params}
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

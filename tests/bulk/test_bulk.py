@@ -24,9 +24,8 @@ from gpt2kit.bulk.merge import merge
 from gpt2kit.bulk.options import Reading
 from gpt2kit.bulk.run import Outcome, run
 from gpt2kit.bulk.work import Cells, Gives
-from gpt2kit.bulk.worker import BadRowError
 from gpt2kit.data.streams import read_batches
-from gpt2kit.errors import ConfigError, FileError, OutOfMemoryError
+from gpt2kit.errors import BadRowError, ConfigError, FileError, OutOfMemoryError
 from gpt2kit.evaluation.perplexity import score
 
 
