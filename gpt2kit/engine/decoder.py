@@ -26,9 +26,8 @@ from gpt2kit.model import GPT2
 
 # Tokens of prompts that are read between two tokens of other rows. Fewer would take more time in
 # all, and for more the other rows would wait longer: on two cores, less than 0.1 s for 124M.
-NATIVE_PIECE = 128
-# Torch may add up in another order for another number of tokens. So on a CPU it reads long rows in
-# pieces that end at multiples of this position: then a piece has the same bits in every row.
+# Torch may add up in another order for another number of tokens. So on a CPU it always reads long
+# rows in pieces that end at multiples of this position: a piece has the same bits in every row.
 PIECE = 64
 GPU_PIECE = 256  # on other devices, where no bits are promised
 # Capacities are multiples of this, so that every slot's keys are aligned alike in memory.
@@ -78,9 +77,7 @@ class Decoder:
     @property
     def piece(self) -> int:
         """How many tokens of prompts are read between two tokens of other rows."""
-        if self.model.device.type != "cpu":
-            return GPU_PIECE
-        return NATIVE_PIECE if self.cut == 1 else PIECE
+        return PIECE if self.model.device.type == "cpu" else GPU_PIECE
 
     @property
     def cut(self) -> int:
