@@ -274,7 +274,7 @@ def write_numbers(image: AxesImage, width: float, height: float) -> bool:
 
     Return whether they have.
     """
-    masked = np.ma.masked_invalid(np.ma.asarray(image.get_array()))
+    masked: Any = np.ma.masked_invalid(np.ma.asarray(image.get_array()))
     values: Array = masked.filled(0)
     # As many decimals for all as give a typical number three digits, and the largest four at most
     sizes = np.abs(values)
