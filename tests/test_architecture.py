@@ -168,6 +168,7 @@ TESTED_BY = {
     "generation/test_continuation.py": "generation/row",
     "generation/test_text.py": "generation/stop_texts",
     "inspection/test_explanation.py": "inspection/attribution",
+    "inspection/test_patching.py": "inspection/patch_options",
     "inspection/test_running.py": "inspection/edits inspection/hooks inspection/places",
     "serve/test_asgi.py": """
         serve/answering serve/errors serve/receipts serve/rows serve/service serve/settings
@@ -175,6 +176,7 @@ TESTED_BY = {
     "serve/test_server.py": "serve/life",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",
     "test_lora.py": "checkpoints/adapters",
+    "test_public_api.py": "inspection/public",
     "tokenizers/test_bpe.py": "tokenizers/bpe_files",
     "tokenizers/test_char.py": "tokenizers/listed",  # and test_word.py
     "tokenizers/test_tokenizers.py": "tokenizers/protocol",

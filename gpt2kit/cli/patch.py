@@ -10,15 +10,16 @@ import typer
 
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.color import visible
+from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import OUTPUT_GROUP, TEXT_GROUP, Device, Dtype, Json, Model
 from gpt2kit.cli.suites import check_out, write_rows
 from gpt2kit.errors import ConfigError, CorpusError
+from gpt2kit.inspection.patch_options import PatchOptions
 
 if TYPE_CHECKING:
-    from gpt2kit.inspection import Pair, Patching, PatchOptions, PathPatching
+    from gpt2kit.inspection import Pair, Patching, PathPatching
     from gpt2kit.tokenizers import Tokenizer
 
-_GROUP = "Patches"
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
 
 File = Annotated[
@@ -56,45 +57,6 @@ First = Annotated[
         rich_help_panel=TEXT_GROUP,
     ),
 ]
-At = Annotated[
-    Literal[
-        "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"
-    ],
-    typer.Option(
-        "--at",
-        help="The activation: the residual stream before, between and after the parts of a layer; "
-        "what attention or MLP add to it; outputs, queries, keys, values or attention weights of "
-        "heads.",
-        rich_help_panel=_GROUP,
-    ),
-]
-By = Annotated[
-    Literal["position", "head", "both"] | None,
-    typer.Option(
-        "--by",
-        help="Patch a position at a time, a head (at all positions), or both. Default: a head if "
-        "there are heads, else a position.",
-        show_default=False,
-        rich_help_panel=_GROUP,
-    ),
-]
-Direction = Annotated[
-    Literal["denoise", "noise"],
-    typer.Option(
-        "--direction",
-        help="denoise puts clean activations into the run of the corrupted prompt; noise puts "
-        "corrupted ones into that of the clean prompt.",
-        rich_help_panel=_GROUP,
-    ),
-]
-Attribution = Annotated[
-    bool,
-    typer.Option(
-        "--attribution",
-        help="Estimate each number by the gradient, too, and say how far both agree.",
-        rich_help_panel=_GROUP,
-    ),
-]
 ReceiverOption = Annotated[
     str | None,
     typer.Option(
@@ -103,7 +65,7 @@ ReceiverOption = Annotated[
         help="Patch direct paths in place of activations: those into this part: queries, keys or "
         "values of a head (9.6.q), an MLP (mlp.10) or logits.",
         show_default=False,
-        rich_help_panel=_GROUP,
+        rich_help_panel="Patches",
     ),
 ]
 SenderOption = Annotated[
@@ -114,7 +76,7 @@ SenderOption = Annotated[
         help="Patch only the path from this part: a head (9.6), an MLP (mlp.3) or embeddings. "
         "Several are allowed. Default: every part before the receiver.",
         show_default=False,
-        rich_help_panel=_GROUP,
+        rich_help_panel="Patches",
     ),
 ]
 Top = Annotated[
@@ -153,6 +115,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("patch")(patch)
 
 
+@takes(how=PatchOptions)
 def patch(
     context: typer.Context,
     file: File = None,
@@ -162,10 +125,8 @@ def patch(
     answer: Answer = None,
     wrong: Wrong = None,
     first: First = "bos",
-    at: At = "resid_pre",
-    by: By = None,
-    direction: Direction = "denoise",
-    attribution: Attribution = False,
+    *,
+    how: PatchOptions,
     receiver: ReceiverOption = None,
     sender: SenderOption = None,
     device: Device = "auto",
@@ -193,19 +154,17 @@ def patch(
     typed = dict(zip(_COLUMNS, (clean, corrupt, answer, wrong), strict=True))
     prompts = _prompts(file, {name: options.as_typed(text) for name, text in typed.items()})
     process.import_torch()
-    from gpt2kit.inspection import PatchOptions
     from gpt2kit.tokenizers import require_tokenizer
 
-    how = PatchOptions(at=at, by=by, direction=direction, attribution=attribution)
     gpt2, found_tokenizer = options.load(model, device, dtype)
     tokenizer = require_tokenizer(found_tokenizer, model)
     pairs = [_pair(each, tokenizer, first) for each in prompts]
     if receiver is None:
         shown = _activations(gpt2, pairs, how, picture, tokenizer)
     else:
-        shown = _paths(gpt2, pairs, receiver, sender, direction, picture)
+        shown = _paths(gpt2, pairs, receiver, sender, how.direction, picture)
     rows, mean, note = shown
-    _show(mean, direction, top, json=json)
+    _show(mean, how.direction, top, json=json)
     output.note(note, dim=True)
     if out is not None:
         write_rows(out, rows)

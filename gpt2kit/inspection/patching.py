@@ -14,59 +14,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.fields import check, option
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.hooks import Observer, by_spot, observing
-from gpt2kit.inspection.places import Place, find_place
+from gpt2kit.inspection.patch_options import PatchOptions
+from gpt2kit.inspection.places import Place
 from gpt2kit.inspection.running import Run, run
 from gpt2kit.model import GPT2
 
-At = Literal[
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"
-]
-By = Literal["position", "head", "both"]
 _AT_ONCE = 4096  # tokens in one call of a layer: their MLP takes 50 MB in 124M
 _GROUPS = 8  # of positions that are read together, from the first of them on
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchOptions:
-    """What is patched, and in which direction."""
-
-    # The residual stream before, between and after the parts of a layer; what attention or MLP add
-    # to it; outputs, queries, keys, values or attention weights of heads
-    at: At = option("resid_pre")
-    # One position at a time, one head (at all positions), or both; None: a head if there are heads
-    by: By | None = option(None)
-    # Clean activations into the run of the corrupted prompt, or corrupted ones into the clean one
-    direction: Literal["denoise", "noise"] = option("denoise")
-    attribution: bool = option(False)  # estimate every cell by the gradient, too
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.by in ("head", "both") and "H" not in self.place.dims:
-            raise ConfigError(f"{self.at} has no heads; patch it by position")
-
-    @property
-    def place(self) -> Place:
-        return find_place(self.at).place
-
-    @property
-    def by_head(self) -> bool:
-        """Whether each head is patched by itself."""
-        return "H" in self.place.dims if self.by is None else self.by != "position"
-
-    @property
-    def by_position(self) -> bool:
-        """Whether each position is patched by itself."""
-        return not self.by_head or self.by == "both"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from test_model import VARIANTS
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection import Edit, Pair, PatchOptions, patch, run
-from gpt2kit.inspection.patching import At, Cell, Patching
+from gpt2kit.inspection.patch_options import At
+from gpt2kit.inspection.patching import Cell, Patching
 from gpt2kit.model import GPT2
 
 PAIR = Pair([5, 17, 300, 42, 8, 99, 410, 3, 7], [5, 18, 300, 43, 8, 99, 411, 3, 7], 30, 31)
