@@ -31,7 +31,7 @@ from gpt2kit.cli.options import (
     Quantize,
 )
 from gpt2kit.errors import ConfigError
-from gpt2kit.evaluation.word_options import TableOptions, WordOptions
+from gpt2kit.evaluation.word_options import TableOptions, WordOptions, check_together
 
 if TYPE_CHECKING:
     from gpt2kit.data.tables import Format, Table
@@ -135,7 +135,7 @@ def surprisal(
     format = "csv" if wants_hidden else _format(out, source.format, json)
     if bom and format not in ("csv", "tsv"):
         raise typer.BadParameter("--bom is for CSV and TSV")
-    _check(how, measured)
+    check_together(how, measured)
     process.import_torch()
     from gpt2kit.evaluation import receipt
     from gpt2kit.evaluation.scored_tables import Tally, scored
@@ -199,7 +199,7 @@ def _by_parts(
     options.refuse(typed, ("words",), "the words of a text may come to different parts")
     if how.unit == "token":
         raise typer.BadParameter("--unit token has no effect here: " + because)
-    _check(how, measured)
+    check_together(how, measured)
     process.import_torch()
     from gpt2kit.bulk.measures import Surprisal
 
@@ -247,19 +247,6 @@ def _format(out: Path | None, input: Format, json: bool) -> Format:
     if json:
         return "jsonl"
     return input if input in ("tsv", "jsonl") else "csv"
-
-
-def _check(how: TableOptions, measured: WordOptions) -> None:
-    if (how.unit == "text" or how.target) and measured.punctuation != "keep":
-        raise typer.BadParameter(
-            "--punctuation is for words; a target and a whole text are measured as they are"
-        )
-    if measured.renyi is not None and how.unit != "word":
-        raise typer.BadParameter(f"--renyi is for words; leave it out with --unit {how.unit}")
-    if how.words and measured.punctuation == "split":
-        raise ConfigError(
-            "punctuation is split, but a row holds one word; expected keep or drop with --words"
-        )
 
 
 class _Source:

@@ -76,9 +76,7 @@ def write(
     from gpt2kit.inspection.hidden import parse_layers
 
     layers = parse_layers(hidden, meter.model.config.n_layer)
-    names = list(how.columns) if how.is_table else ["text"]
-    names += [name.strip() for name in (how.by or "").split(",") if name.strip()]
-    names = list(dict.fromkeys([*names, *([how.order] if how.order else [])]))
+    names = how.columns
     rows: list[list[object]] = []
     errors: dict[int, str] = {}
     with opened as read:
@@ -93,7 +91,7 @@ def write(
                 for row in table.rows
             ]
             path = table.path
-    whole = TableOf(tuple(names), rows, path, errors=errors)
+    whole = TableOf(names, rows, path, errors=errors)
     if errors and how.on_error == "stop":
         row = min(errors)
         raise ConfigError(f"{path}: row {row + 1:,}: {errors[row]}")

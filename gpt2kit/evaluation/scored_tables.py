@@ -20,18 +20,19 @@ from typing import Any
 from gpt2kit.data.streams import ROWS_AT_ONCE
 from gpt2kit.data.tables import ABSENT, Table
 from gpt2kit.errors import ConfigError, CorpusError, TokenizerError
-from gpt2kit.evaluation.word_options import TableOptions, WordOptions
+from gpt2kit.evaluation.word_options import TableOptions, WordOptions, check_together
 from gpt2kit.evaluation.word_tables import (
     Added,
     Found,
     Plan,
     lines,
+    reason,
     targets_plan,
     text_rows,
     texts_plan,
     words_plan,
 )
-from gpt2kit.evaluation.words import Meter, Word
+from gpt2kit.evaluation.words import Measured, Meter
 
 Read = Callable[[], Iterator[Table]]
 
@@ -60,6 +61,7 @@ def scored(
     added, and for two words at one point of a text; with on_error "stop" also for a row that cannot
     be read, and TokenizerError for a text that cannot be spelled.
     """
+    check_together(how, options)
     tally = Tally() if tally is None else tally
     rows = _by_word if how.words else _by_row
     return rows(read, meters, how, options, tally)
@@ -70,7 +72,7 @@ def _by_row(
 ) -> Iterator[Table]:
     """Yield tables whose rows each have a text, or a context and a target."""
     added = _added(how, options, meters, keeps_rows=how.target is not None or how.unit == "text")
-    for table in _prepared(read(), how.columns if how.is_table else ("text",), added):
+    for table in _prepared(read(), how.columns, added):
         errors = dict(table.errors)
         if how.context is not None and how.target is not None:
             plan = targets_plan(table, how.context, how.target, how.sep, errors)
@@ -94,24 +96,9 @@ def _by_word(
     read: Read, meters: Mapping[str, Meter], how: TableOptions, options: WordOptions, tally: Tally
 ) -> Iterator[Table]:
     """Yield tables whose rows each have a word of a text."""
-    assert how.words is not None
     added = _added(how, options, meters, keeps_rows=True)
-    by = [name.strip() for name in (how.by or "").split(",")]
-    names = list(dict.fromkeys([how.words, *by, *([how.order] if how.order else [])]))
-    errors: dict[int, str] = {}
-    table = _columns(_prepared(read(), names, added), names, errors)
-    cells = table.texts(how.words)
-    texts = text_rows(table, by, how.order, errors)
-    store = _Store(added, len(table.rows))
-    for row, problem in errors.items():
-        store.add(row, added.empty(error=problem))
-    _stop(table, errors, how)
-    for some in _chunks(texts):
-        plan = words_plan(table, cells, some, how.sep, options)
-        for row, line in lines(plan, _measured(plan, meters, how, tally), added):
-            store.add(row, line)
-    del table, cells, texts
-    for part in _prepared(read(), names, added):
+    store = _stored(_prepared(read(), how.columns, added), meters, how, options, added, tally)
+    for part in _prepared(read(), how.columns, added):
         tally.rows += len(part.rows)
         rows = [
             [*row, *line]
@@ -120,6 +107,32 @@ def _by_word(
         ]
         tally.errors += _errors(rows, added)
         yield _filled(part, rows, added)
+
+
+def _stored(
+    tables: Iterator[Table],
+    meters: Mapping[str, Meter],
+    how: TableOptions,
+    options: WordOptions,
+    added: Added,
+    tally: Tally,
+) -> _Store:
+    """Return the cells that the rows of tables with a word in each row get."""
+    errors: dict[int, str] = {}
+    table = _columns(tables, how.columns, errors)
+    cells = table.texts(how.words or "")
+    texts = text_rows(table, how.by_columns, how.order, errors)
+    # Many subjects read the same texts: equal ones are measured together, and so only once.
+    texts.sort(key=lambda rows: [cells[row] for row in rows])
+    store = _Store(added, len(table.rows))
+    for row, problem in errors.items():
+        store.add(row, added.empty(error=problem))
+    _stop(table, errors, how)
+    for some in _chunks(texts):
+        plan = words_plan(table, cells, some, how.sep, options)
+        for row, line in lines(plan, _measured(plan, meters, how, tally), added):
+            store.add(row, line)
+    return store
 
 
 def _added(
@@ -183,25 +196,26 @@ def _measured(plan: Plan, meters: Mapping[str, Meter], how: TableOptions, tally:
     _stop(plan.table, plan.errors, how)
     found = {name: meter.measure(plan.passages) for name, meter in meters.items()}
     for index, owners in enumerate(plan.owners):
-        models = [each[index] for each in found.values()]
-        words = [each for each in models if not isinstance(each, TokenizerError)]
-        if len(words) == len(models):
-            _count(words, owners, how, tally)
-        elif how.on_error == "stop":
+        models = {name: each[index] for name, each in found.items()}
+        why = reason(models)
+        if why is not None and how.on_error == "stop":
             row = plan.table.first + owners[0]
-            problem = next(each for each in models if isinstance(each, TokenizerError))
-            raise TokenizerError(f"{plan.table.path}: row {row:,}: {problem}") from problem
+            raise TokenizerError(f"{plan.table.path}: row {row:,}: {why}")
+        _count([each for each in models.values() if each.error is None], owners, how, tally)
     return found
 
 
 def _count(
-    models: Sequence[Sequence[Word]], owners: Sequence[int], how: TableOptions, tally: Tally
+    models: Sequence[Measured], owners: Sequence[int], how: TableOptions, tally: Tally
 ) -> None:
+    """Count what at least one model has measured."""
+    if not models:
+        return
     tally.texts += bool(owners)
     if how.unit != "token":
         tally.units += len(owners)
         return
-    tally.units += sum(len(word.tokens) for word in models[0])
+    tally.units += sum(len(word.tokens) for word in models[0].words)
     _check_same_tokens(models)
 
 
@@ -212,9 +226,9 @@ def _stop(table: Table, errors: Mapping[int, str], how: TableOptions) -> None:
         raise CorpusError(f"{table.path}: row {table.first + row:,}: {errors[row]}")
 
 
-def _check_same_tokens(models: Sequence[Sequence[Word]]) -> None:
+def _check_same_tokens(models: Sequence[Measured]) -> None:
     """Refuse models that cut a text into different tokens: they have no common rows."""
-    ids = [[[token.id for token in word.tokens] for word in words] for words in models]
+    ids = [[[token.id for token in word.tokens] for word in each.words] for each in models]
     if any(each != ids[0] for each in ids[1:]):
         raise ConfigError(
             "--unit token gives a row for each token, but these models split the text into "

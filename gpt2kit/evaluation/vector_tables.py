@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from gpt2kit.data.tables import Table
-from gpt2kit.errors import TokenizerError
 from gpt2kit.evaluation.vectors import word_vectors
-from gpt2kit.evaluation.word_options import TableOptions, WordOptions
+from gpt2kit.evaluation.word_options import TableOptions, WordOptions, check_together
 from gpt2kit.evaluation.word_tables import Plan, targets_plan, text_rows, texts_plan, words_plan
 from gpt2kit.evaluation.words import Meter
 from gpt2kit.inspection.hidden import Layer, Pool
@@ -22,10 +21,10 @@ from gpt2kit.inspection.hidden import Layer, Pool
 
 def plan_of(table: Table, how: TableOptions, options: WordOptions) -> Plan:
     """Return which passages of a whole table are read, and the row that each unit belongs to."""
+    check_together(how, options)
     errors = dict(table.errors)
     if how.words is not None:
-        by = [name.strip() for name in (how.by or "").split(",")]
-        texts = text_rows(table, by, how.order, errors)
+        texts = text_rows(table, how.by_columns, how.order, errors)
         return words_plan(table, table.texts(how.words), [*texts], how.sep, options)
     if how.context is not None and how.target is not None:
         return targets_plan(table, how.context, how.target, how.sep, errors)
@@ -43,7 +42,7 @@ def arrays(
     from 1; `flag` has the flags of `words.Word`. A passage that cannot be spelled has no units.
     """
     measured = meter.measure(plan.passages)
-    good = [n for n, each in enumerate(measured) if not isinstance(each, TokenizerError)]
+    good = [n for n, each in enumerate(measured) if each.error is None]
     vectors = word_vectors(
         meter.model,
         meter.tokenizer,
@@ -56,9 +55,7 @@ def arrays(
     )
     units = []
     for n, own in zip(good, vectors, strict=True):
-        words = measured[n]
-        assert not isinstance(words, TokenizerError)
-        units += list(zip(plan.owners[n], words, own, strict=True))
+        units += list(zip(plan.owners[n], measured[n].words, own, strict=True))
     units.sort(key=lambda unit: unit[0])
     words = [word for _, word, _ in units]
     nothing = torch.empty(0, len(layers), meter.model.config.n_embd)

@@ -136,6 +136,8 @@ class TableOptions:
                 "--words needs --by: the columns that tell one text from another, such as "
                 "--by item,condition"
             )
+        if "" in self.by_columns:
+            raise ConfigError(f"--by is {self.by!r}, expected columns with commas between them")
         if self.unit == "text" and (self.words or self.target):
             raise ConfigError("--unit text is for --text and for plain lines")
 
@@ -145,6 +147,28 @@ class TableOptions:
         return any(column is not None for column in (self.text, self.words, self.target))
 
     @property
+    def by_columns(self) -> tuple[str, ...]:
+        """The columns that tell one text of --words from another."""
+        return tuple(name.strip() for name in self.by.split(",")) if self.by is not None else ()
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read, without those of --by and --order."""
-        return tuple(name for name in (self.text, self.words, self.context, self.target) if name)
+        """The columns that are read; plain text has a column of that name."""
+        if not self.is_table:
+            return ("text",)
+        columns = (self.text, self.words, self.context, self.target, *self.by_columns, self.order)
+        return tuple(dict.fromkeys(name for name in columns if name is not None))
+
+
+def check_together(how: TableOptions, options: WordOptions) -> None:
+    """Raise ConfigError for options of a table and of words that exclude each other."""
+    if (how.unit == "text" or how.target) and options.punctuation != "keep":
+        raise ConfigError(
+            "--punctuation is for words; a target and a whole text are measured as they are"
+        )
+    if how.words and options.punctuation == "split":
+        raise ConfigError(
+            "--punctuation is split, but a row holds one word; expected keep or drop with --words"
+        )
+    if options.renyi is not None and how.unit != "word":
+        raise ConfigError(f"--renyi is for words; leave it out with --unit {how.unit}")

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt2kit.data.tables import Table
-from gpt2kit.errors import ConfigError, CorpusError, TokenizerError
+from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.passages import Passage, joined, split, target, whole
 from gpt2kit.evaluation.word_options import UnitName, WordOptions
-from gpt2kit.evaluation.words import Word
+from gpt2kit.evaluation.words import Measured, Word, WordToken
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,6 @@ def words_plan(
     options: WordOptions,
 ) -> Plan:
     """Plan some texts of a table with a word in each row, given all words and the texts' rows."""
-    if options.punctuation == "split":
-        raise ConfigError(
-            "punctuation is split, but a row holds one word; expected keep or drop with --words"
-        )
     passages, owners, notes = [], [], {}
     for rows in texts:
         passage, indices = joined([cells[row] for row in rows], separator, options.punctuation)
@@ -187,7 +183,7 @@ _COUNTS = (
 )
 _TEXTS = ("flag", "word", "token")
 
-Found = Mapping[str, Sequence[Sequence[Word] | TokenizerError]]  # of each passage, by model
+Found = Mapping[str, Sequence[Measured]]  # of each passage, by model
 # A row of the input, and the cells that are added to it.
 Line = tuple[int, list[Any]]
 
@@ -252,11 +248,35 @@ class Added:
                 "the result has one of that name"
             )
 
-    def empty(self, note: str | None = None, error: str | None = None) -> list[Any]:
-        """Return the cells of a row without figures."""
-        figures = [note if name == "flag" else None for name in self.figures]
-        cells = [*[None] * len(self.where), *[*figures, *[None] * 2 * self.top] * len(self.models)]
+    def cells(
+        self, where: Sequence[Any], models: Iterable[Sequence[Any]], error: str | None = None
+    ) -> list[Any]:
+        """Return the cells of a row: where its unit is, what each model found, and its error.
+
+        Of `where` the last ones are taken, as many as there are columns.
+        """
+        cells = [
+            *where[len(where) - len(self.where) :],
+            *(cell for each in models for cell in each),
+        ]
         return [*cells, error] if self.errors else cells
+
+    def measured(self, unit: Word | WordToken) -> list[Any]:
+        """Return the cells of what one model found about a unit."""
+        tokens = unit.tokens if isinstance(unit, Word) else (unit,)
+        pairs = [cell for pair in (tokens[0].top if tokens else ()) for cell in pair]
+        figures = [_figure(unit, name) for name in self.figures]
+        return [*figures, *pairs, *[None] * (2 * self.top - len(pairs))]
+
+    def nothing(self, flag: str | None = None) -> list[Any]:
+        """Return the cells of one model for a unit without figures."""
+        figures = [flag if name == "flag" else None for name in self.figures]
+        return [*figures, *[None] * 2 * self.top]
+
+    def empty(self, flag: str | None = None, error: str | None = None) -> list[Any]:
+        """Return the cells of a row without a unit."""
+        models = [self.nothing(flag)] * len(self.models)
+        return self.cells([None] * len(self.where), models, error)
 
 
 def _kind(name: str) -> type:
@@ -278,55 +298,60 @@ def lines(plan: Plan, found: Found, added: Added) -> list[Line]:
     if plan.keeps_rows:
         result += [(row, added.empty(note)) for row, note in plan.notes.items()]
     for passage, owners in enumerate(plan.owners):
-        models = [each[passage] for each in found.values()]
-        if problem := next((each for each in models if isinstance(each, TokenizerError)), None):
-            result += [(row, added.empty(error=str(problem))) for row in dict.fromkeys(owners)]
-            continue
+        models = {name: each[passage] for name, each in found.items()}
+        error = reason(models)
         for index, row in enumerate(owners):
-            same = [each[index] for each in models if not isinstance(each, TokenizerError)]
+            text_n = plan.table.first + row
             if added.unit == "token":
-                result += _token_lines(plan, row, index, same, added)
+                some = _token_cells(text_n, index, [*models.values()], added, error)
             else:
-                word = same[0]
-                place = (plan.table.first + row, index + 1, word.text, word.start, word.end)
-                tops = [each.tokens[0].top if each.tokens else () for each in same]
-                result.append((row, _line(place, same, tops, added)))
+                some = iter([_word_cells(text_n, index, [*models.values()], added, error)])
+            result += ((row, cells) for cells in some)
     return sorted(result, key=lambda line: line[0])
 
 
-def _token_lines(
-    plan: Plan, row: int, index: int, same: Sequence[Word], added: Added
-) -> Iterator[Line]:
-    """Yield a line for each token of a word, which several models have measured."""
-    for number, tokens in enumerate(zip(*(each.tokens for each in same), strict=True), 1):
-        first = tokens[0]
-        place = (
-            plan.table.first + row,
-            index + 1,
-            number,
-            first.text,
-            first.id,
-            first.start,
-            first.end,
-        )
-        yield row, _line(place, tokens, [token.top for token in tokens], added)
+def reason(models: Mapping[str, Measured]) -> str | None:
+    """Return why models could not spell a text, and which, if there are several models."""
+    errors = [
+        f"{name}: {each.error}" if len(models) > 1 else str(each.error)
+        for name, each in models.items()
+        if each.error is not None
+    ]
+    return "; ".join(errors) or None
 
 
-def _line(
-    place: Sequence[Any], same: Sequence[Any], tops: Sequence[Any], added: Added
+def _word_cells(
+    text_n: int, index: int, models: Sequence[Measured], added: Added, error: str | None
 ) -> list[Any]:
-    """Return the cells of a unit: where it is, what each model found, and no error."""
-    cells = list(place[-len(added.where) :]) if added.where else []
-    for each, top in zip(same, tops, strict=True):
-        cells += [_figure(each, name) for name in added.figures]
-        pairs = [cell for pair in top for cell in pair]
-        cells += [*pairs, *[None] * (2 * added.top - len(pairs))]
-    return [*cells, None] if added.errors else cells
+    """Return the cells of a word, a target or a text."""
+    word = models[0].words[index]
+    where = (text_n, index + 1, word.text, word.start, word.end)
+    units = [each.words[index] for each in models]
+    cells = [
+        added.nothing(_figure(unit, "flag")) if each.error else added.measured(unit)
+        for each, unit in zip(models, units, strict=True)
+    ]
+    return added.cells(where, cells, error)
 
 
-def _figure(each: Any, name: str) -> Any:
+def _token_cells(
+    text_n: int, index: int, models: Sequence[Measured], added: Added, error: str | None
+) -> Iterator[list[Any]]:
+    """Yield the cells of each token of a word; if no model could spell the text, of the word."""
+    tokens = [each.words[index].tokens for each in models if each.error is None]
+    if not tokens:
+        where = (text_n, index + 1, *[None] * 5)
+        yield added.cells(where, [added.nothing()] * len(models), error)
+    for number, same in enumerate(zip(*tokens, strict=True), 1):
+        token, rest = same[0], iter(same)
+        where = (text_n, index + 1, number, token.text, token.id, token.start, token.end)
+        cells = [added.nothing() if each.error else added.measured(next(rest)) for each in models]
+        yield added.cells(where, cells, error)
+
+
+def _figure(unit: Any, name: str) -> Any:
     if name == "n_tokens":
-        return len(each.tokens)
+        return len(unit.tokens)
     if name == "flag":
-        return " ".join(each.flags) or None
-    return getattr(each, name)
+        return " ".join(unit.flags) or None
+    return getattr(unit, name)

@@ -21,8 +21,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,21 +77,22 @@ class Word:
 
     `flags` say what to look at: "no-context", the first word without a mark before it; "straddle",
     a token belongs to this word and its neighbor; "no-token", all its tokens end in the next word;
-    "not-nfc" and "odd-space", spellings that change the numbers.
+    "unknown", something in it is not in the vocabulary; "not-nfc" and "odd-space", spellings that
+    change the numbers.
     """
 
     text: str
     start: int  # offset in the text, in characters
     end: int
-    surprisal: float | None  # sum over its tokens
-    surprisal_corrected: float | None  # with its end in place of the space before it
-    entropy: float | None  # before its first token, over all tokens
-    entropy_word: float | None  # the same, over the tokens that begin a word
-    renyi: float | None  # Rényi entropy before its first token, over all tokens
-    rank: int | None  # of its first token, from 1
-    n_context: int | None  # the fewest tokens that the model had read before one of its tokens
-    flags: tuple[str, ...]
-    tokens: tuple[WordToken, ...]
+    surprisal: float | None = None  # sum over its tokens
+    surprisal_corrected: float | None = None  # with its end in place of the space before it
+    entropy: float | None = None  # before its first token, over all tokens
+    entropy_word: float | None = None  # the same, over the tokens that begin a word
+    renyi: float | None = None  # Rényi entropy before its first token, over all tokens
+    rank: int | None = None  # of its first token, from 1
+    n_context: int | None = None  # the fewest tokens that the model had read before one of its own
+    flags: tuple[str, ...] = ()
+    tokens: tuple[WordToken, ...] = ()
 
 
 def words(
@@ -130,9 +131,16 @@ def measure(
     while some := list(islice(rest, _PASSAGES_AT_ONCE)):
         for found in meter.measure(some):
             number += 1
-            if isinstance(found, TokenizerError):
-                raise TokenizerError(f"text {number:,}: {found}") from found
-            yield found
+            if found.error is not None:
+                raise TokenizerError(f"text {number:,}: {found.error}") from found.error
+            yield found.words
+
+
+class Measured(NamedTuple):
+    """The wanted units of a passage; none of them has figures if its text cannot be spelled."""
+
+    words: list[Word]
+    error: TokenizerError | None = None  # why it cannot be spelled
 
 
 class Meter:
@@ -153,19 +161,26 @@ class Meter:
             self._begins, renyi=options.renyi, top=min(options.top, model.config.n_vocab)
         )
 
-    def measure(self, passages: Sequence[Passage]) -> list[list[Word] | TokenizerError]:
-        """Return the wanted units of each passage, or why its text cannot be spelled."""
-        read = [self._read(passage) for passage in passages]
-        work = [window for each in read if isinstance(each, _Read) for window in each.windows]
+    def measure(self, passages: Sequence[Passage]) -> list[Measured]:
+        """Return the wanted units of each passage; equal passages are read once."""
+        read = {passage: self._read(passage) for passage in dict.fromkeys(passages)}
+        work = [
+            window
+            for each in read.values()
+            if not isinstance(each, TokenizerError)
+            for window in each.windows
+        ]
         found = iter(measured_by_length(self.model, work, self._look, batch_size=self.batch_size))
-        results: list[list[Word] | TokenizerError] = []
-        for each in read:
+        results: dict[Passage, Measured] = {}
+        for passage, each in read.items():
             if isinstance(each, TokenizerError):
-                results.append(each)
+                results[passage] = Measured(_unread(passage, self.tokenizer), each)
                 continue
             parts = [Expected(*next(found)) for _ in each.windows]
-            results.append(_units(each, parts, self._begins, self.tokenizer, self.options))
-        return results
+            results[passage] = Measured(
+                _units(each, parts, self._begins, self.tokenizer, self.options)
+            )
+        return [results[passage] for passage in passages]
 
     def _read(self, passage: Passage) -> _Read | TokenizerError:
         try:
@@ -310,7 +325,34 @@ def _flags(text: str, span: Span, own: Sequence[WordToken]) -> Iterator[str]:
         yield "no-context"
     if span.straddles:
         yield "straddle"
+    yield from _spelling(text)
+
+
+def _spelling(text: str) -> Iterator[str]:
+    """Yield the flags of a word that tell of its spelling."""
     if not unicodedata.is_normalized("NFC", text):
         yield "not-nfc"
     if _ODD_SPACE.search(text) or text != text.strip(" \t\n\r\v\f"):
         yield "odd-space"
+
+
+def _unread(passage: Passage, tokenizer: Tokenizer) -> list[Word]:
+    """Return the wanted units of a text that cannot be spelled: without figures, but flagged."""
+    ends = [0, *(unit.end for unit in passage.units)]
+    words = []
+    for unit, (before, end) in zip(passage.units, pairwise(ends), strict=True):
+        text = passage.text[unit.start : end]
+        # With the space before it, which a vocabulary of words has in its words.
+        unknown = [] if _spells(tokenizer, passage.text[before:end]) else ["unknown"]
+        if unit.wanted:
+            words.append(Word(text, unit.start, end, flags=(*unknown, *_spelling(text))))
+    return words
+
+
+def _spells(tokenizer: Tokenizer, text: str) -> bool:
+    """Return whether a vocabulary has everything in a text."""
+    try:
+        token_pieces(tokenizer, text, tokenizer.encode(text))
+    except TokenizerError:
+        return False
+    return True

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_model
 
+from gpt2kit.config import GPT2Config
 from gpt2kit.data.streams import read_batches
 from gpt2kit.data.tables import Table
 from gpt2kit.errors import CorpusError, TokenizerError
@@ -128,7 +130,7 @@ def test_a_row_that_cannot_be_measured_gets_an_error_and_stops_no_other(
     assert rows[4]["flag"] == "empty"
     assert (tally.errors, tally.texts, tally.rows) == (3, 2, 6)
     rows, _ = run(model, tokenizer, read(), TableOptions(text="t"))  # of words
-    assert [row["word"] for row in rows] == ["abc", None, None, None, "cab"]
+    assert [row["word"] for row in rows] == ["abc", None, None, "a?b", "cab"]
 
     stop = TableOptions(text="t", unit="text", on_error="stop")
     with pytest.raises(CorpusError, match=r"row 1: \[1\] is no text"):
@@ -147,6 +149,7 @@ def test_a_word_that_cannot_be_spelled_leaves_its_text_without_figures(
     how = TableOptions(words="w", by="i", order="n")
     rows, tally = run(*letters, cut(table, 2), how)
     assert all(row["surprisal"] is None and row["error"] for row in rows[:5])
+    assert [row["flag"] for row in rows[:5]] == [None, "unknown", None, None, None]
     assert rows[3]["error"] == "n is 'x', expected a number"
     assert not any(row["error"] for row in rows[5:])
     assert rows[5]["flag"] == "no-context"  # this vocabulary has no mark before a text
@@ -154,15 +157,95 @@ def test_a_word_that_cannot_be_spelled_leaves_its_text_without_figures(
     assert (tally.errors, tally.texts) == (5, 1)
 
 
+def of_letters(text: str) -> tuple[GPT2, CharTokenizer]:
+    """A model whose vocabulary is the characters of a text."""
+    tokenizer = CharTokenizer.from_text(text)
+    config = GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=16, n_embd=8, n_head=2, n_layer=1)
+    return make_model(config), tokenizer
+
+
 @pytest.fixture(scope="module")
 def letters() -> tuple[GPT2, CharTokenizer]:
-    from conftest import make_model
+    return of_letters("abc ")
 
-    from gpt2kit.config import GPT2Config
 
-    tokenizer = CharTokenizer.from_text("abc ")
-    config = GPT2Config(n_vocab=4, n_ctx=16, n_embd=8, n_head=2, n_layer=1)
-    return make_model(config), tokenizer
+UNITS: list[tuple[dict[str, Any], tuple[str, ...], list[Any]]] = [
+    ({"text": "t", "unit": "text"}, ("a a?b c",), ["unknown"]),
+    ({"text": "t"}, ("a a?b c",), [None, "unknown", None]),
+    ({"context": "t", "target": "u"}, ("a", "?b"), ["unknown"]),
+    ({"context": "t", "target": "u"}, ("?", "ab"), [None]),
+]
+
+
+@pytest.mark.parametrize(("how", "row", "flags"), UNITS)
+def test_a_word_with_what_the_vocabulary_lacks_is_flagged(
+    how: dict[str, Any], row: Sequence[str], flags: list[Any], letters: tuple[GPT2, CharTokenizer]
+) -> None:
+    # There was an error for the whole text alone, and one row in place of one for each word.
+    rows, _ = run(*letters, [Table(("t", "u")[: len(row)], [row], PATH)], TableOptions(**how))
+    assert [each["flag"] for each in rows] == flags
+    assert all("'?'" in each["error"] and each["n_tokens"] is None for each in rows)
+
+
+@pytest.mark.parametrize("unit", ["word", "token", "text"])
+def test_a_text_that_one_model_cannot_spell_has_the_figures_of_the_others(
+    unit: Any, letters: tuple[GPT2, CharTokenizer]
+) -> None:
+    # No model had figures then, and the message did not say which one could not spell it.
+    more = of_letters("abc ?")
+    measured = WordOptions(top=1)
+    meters = {name: Meter(*each, measured) for name, each in (("few", letters), ("more", more))}
+    how = TableOptions(text="t", unit=unit)
+    texts = ["ab", "ab a?"] if unit != "token" else ["ab a?"]  # tokens have other ids there
+    table = Table(("t",), [[text] for text in texts], PATH)
+    (found,) = scored(lambda: iter([table]), meters, how, measured)
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    alone, _ = run(*more, [table], how, top=1)
+    assert [row["surprisal_more"] for row in rows] == [row["surprisal"] for row in alone]
+    assert [row["top_1_more"] for row in rows] == [row["top_1"] for row in alone]
+    bad = [row for row in rows if row["error"]]
+    assert [row["surprisal_few"] for row in bad] == [None] * len(bad)
+    assert len(bad) == {"word": 2, "token": 5, "text": 1}[unit]
+    assert all(row["error"].startswith("few: the character '?'") for row in bad)
+    if unit != "token":
+        assert bad[-1]["flag_few"] == "unknown"
+        assert bad[-1]["flag_more"] in (None, "no-context")
+    with pytest.raises(TokenizerError, match=r"row \d: few: the character"):
+        list(scored(lambda: iter([table]), meters, TableOptions(**vars(how) | STOP), measured))
+
+
+STOP = {"on_error": "stop"}
+
+
+class Counting(CharTokenizer):
+    """Counts the texts that it encodes."""
+
+    encoded = 0
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        self.encoded += 1
+        return super().encode(text, special=special)
+
+
+def test_a_text_that_many_subjects_have_read_is_measured_once(
+    letters: tuple[GPT2, CharTokenizer],
+) -> None:
+    # Each subject's copy was measured: with a hundred subjects, a hundred times the work.
+    tokenizer = Counting(letters[1].tokens)
+    rows = [
+        [str(subject), text, str(n), word]
+        for subject in range(350)
+        for text in ("ab ca b", "c ba cab")
+        for n, word in enumerate(text.split())
+    ]
+    random.Random(1).shuffle(rows)
+    table = Table(("subject", "item", "n", "word"), rows, PATH)
+    how = TableOptions(words="word", by="subject, item", order="n")
+    found, tally = run(letters[0], tokenizer, cut(table, 900), how)
+    assert tokenizer.encoded <= 3  # 4,096 rows are measured together
+    assert tally.texts == 700
+    figures = {(row["item"], row["n"], round(row["surprisal"] or 0, 4)) for row in found}
+    assert len(figures) == 6
 
 
 def test_a_key_that_only_the_first_rows_have_is_an_empty_text_later(
