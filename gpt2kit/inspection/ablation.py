@@ -19,10 +19,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.data.window import check_ids
@@ -32,7 +34,7 @@ from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.explanation import check_head
 from gpt2kit.inspection.heads import RandomTokens
 from gpt2kit.inspection.measures import check_mlp
-from gpt2kit.inspection.running import editing, run
+from gpt2kit.inspection.running import continued, editing, run
 from gpt2kit.model import GPT2
 
 Replacement = Literal["mean", "zero", "zero-tl", "resample"]
@@ -83,6 +85,12 @@ class Part:
         if self.kind == "head":
             return Edit(self.place, head=self.index, value=value)
         return Edit(self.place, unit=self.index, value=value)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Return the part's own source of random numbers, the same on every machine."""
+        key = (tuple(_PLACES).index(self.kind), self.layer, self.index or 0)
+        state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
 
     def outputs(self, activation: Tensor) -> Tensor:
         """Return its output in an activation of its place, by position: (N, D)."""
@@ -141,21 +149,27 @@ class Texts:
         rows = [[*self.ids[number], *[0] * (longest - len(self.ids[number]))] for number in some]
         return torch.tensor(rows)
 
-    def values(self, logits: Tensor, some: range) -> Tensor:
-        """Return the number of each of some texts: (B, T, V) -> (B,) float64."""
-        found = []
-        for row, number in enumerate(some):
-            ids = self.ids[number]
-            if self.compared:
-                answer, wrong = self.compared[number]
-                last = logits[row, len(ids) - 1].double()
-                found.append(last[answer] - last[wrong])
-                continue
-            wanted = torch.tensor(ids[self.first :], device=logits.device)
-            predicted = precise(logits[row, self.first - 1 : len(ids) - 1])  # (n, V)
-            nats = torch.nn.functional.cross_entropy(predicted, wanted, reduction="none")
-            found.append(nats.double().mean())
-        return torch.stack(found).cpu()
+    @torch.no_grad()
+    def values(self, model: GPT2, hidden: Tensor, some: Sequence[int]) -> Tensor:
+        """Return the number of each of some texts, (B,) float64, from what the head reads, (B, T, C).
+
+        Logits are computed only where they count.
+        """
+        ends = [len(self.ids[number]) for number in some]
+        if self.compared:
+            last = hidden[range(len(ends)), [end - 1 for end in ends]]  # (B, C)
+            both = torch.tensor([self.compared[number] for number in some], device=hidden.device)
+            logits = model.head(last).gather(1, both).double()  # (B, 2)
+            return (logits[:, 0] - logits[:, 1]).cpu()
+        counted = [hidden[row, self.first - 1 : end - 1] for row, end in enumerate(ends)]
+        wanted = [token for number in some for token in self.ids[number][self.first :]]
+        nats = F.cross_entropy(
+            precise(model.head(torch.cat(counted))),  # (n, V)
+            torch.tensor(wanted, device=hidden.device),
+            reduction="none",
+        )
+        each = nats.double().split([len(part) for part in counted])
+        return torch.stack([part.mean() for part in each]).cpu()
 
     @property
     def weights(self) -> Tensor:
@@ -252,10 +266,7 @@ class Ablation:
         if self.replacement == "mean":
             mean = outputs.double().mean(dim=0).to(outputs.dtype)
             return part.edit(float(mean) if part.kind == "neuron" else mean)
-        number = 0 if part.index is None else part.index
-        generator = torch.Generator().manual_seed(
-            hash((self._seed, part.layer, number, len(part.kind))) % 2**63
-        )
+        generator = part.generator(self._seed)
 
         def drawn(now: Tensor) -> Tensor:
             n = now.numel() // outputs.shape[1]
@@ -272,45 +283,50 @@ class Ablation:
     def effects(self, texts: Texts) -> Iterator[Effect]:
         """Yield what each part does for the texts, replaced by itself.
 
-        The layers before a part compute the same with and without it, so that each ablation starts
-        at the layer of its part.
+        The layers before a part compute the same with and without it, so each ablation starts at
+        the layer of its part, and parts of a layer are computed together.
         """
+        edits = {part: self._edit(part) for part in self.parts}
         by_layer: dict[int, list[Part]] = {}
         for part in self.parts:
             by_layer.setdefault(part.layer, []).append(part)
         before: list[Tensor] = []
         after: dict[Part, list[Tensor]] = {part: [] for part in self.parts}
-        edits = {part: self._edit(part) for part in self.parts}
         for some in texts.batches():
             streams = [f"layers.{layer}.before" for layer in by_layer]
-            found = run(self.model, texts.padded(some), record=streams)
-            before.append(texts.values(found.logits, some))
+            found = run(self.model, texts.padded(some), record=[*streams, "normalized"])
+            before.append(texts.values(self.model, found["normalized"], some))
+            at_once = max(1, _TOKENS_AT_ONCE // found.ids.numel())
             for layer, parts in by_layer.items():
                 stream = found["before", layer]
-                for part in parts:
-                    logits = continued(self.model, stream, layer, [edits[part]])
-                    after[part].append(texts.values(logits, some))
+                for start in range(0, len(parts), at_once):
+                    few = parts[start : start + at_once]
+                    hidden = _without_each(self.model, stream, layer, [edits[part] for part in few])
+                    numbers = texts.values(self.model, hidden, [*some] * len(few))
+                    for part, own in zip(few, numbers.split(len(some)), strict=True):
+                        after[part].append(own)
         for part in self.parts:
             yield effect_of((part,), texts, torch.cat(before), torch.cat(after[part]))
 
 
-def continued(model: GPT2, stream: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
-    """Return the logits of a model that reads a residual stream before a layer: (B, T, V)."""
-    with torch.no_grad(), editing(model, edits):
-        x = stream
-        for block in model.h[layer:]:
-            x = block(x, None, None)  # (B, T, C)
-        return model.head(model.ln_f(x))
+def _without_each(model: GPT2, stream: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
+    """Return what the head reads after each of N edits of a layer by itself: (N B, T, C).
+
+    `stream` is what enters the layer, (B, T, C).
+    """
+    B = len(stream)
+    own = [replace(edit, row=range(n * B, n * B + B)) for n, edit in enumerate(edits)]
+    return continued(model, stream.repeat(len(edits), 1, 1), layer, own)
 
 
 def values(model: GPT2, texts: Texts, edits: Sequence[Edit] = ()) -> Tensor:
     """Return the number of each text, with some edits made: (texts,) float64."""
-    return torch.cat(
-        [
-            texts.values(run(model, texts.padded(some), edits).logits, some)
-            for some in texts.batches()
-        ]
-    )
+    found = []
+    for some in texts.batches():
+        with torch.no_grad(), editing(model, edits):
+            hidden = model.hidden(texts.padded(some).to(model.device))
+        found.append(texts.values(model, hidden, some))
+    return torch.cat(found)
 
 
 def effect_of(parts: Sequence[Part], texts: Texts, before: Tensor, after: Tensor) -> Effect:

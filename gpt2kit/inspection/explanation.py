@@ -66,12 +66,15 @@ class Window:
 def windows(model: GPT2, ids: Sequence[int]) -> Iterator[Window]:
     """Read a text in as many windows as it needs, and trace each, without the MLPs' neurons."""
     n_ctx = model.config.n_ctx
-    start = seen_before = 0
-    while start + seen_before < len(ids):
+    for start in starts_of_windows(model, len(ids)):
         part = torch.tensor([ids[start : start + n_ctx]])  # (1, T)
-        yield Window(start, seen_before, trace(model, part, neurons=False))
-        seen_before = n_ctx // 2
-        start += n_ctx - seen_before
+        yield Window(start, n_ctx // 2 if start else 0, trace(model, part, neurons=False))
+
+
+def starts_of_windows(model: GPT2, n_tokens: int) -> range:
+    """Return the first position of each window of a text; each overlaps the next by half."""
+    n_ctx = model.config.n_ctx
+    return range(0, max(1, n_tokens - n_ctx // 2), n_ctx - n_ctx // 2)
 
 
 def expectations(logits: Tensor, tokens: Sequence[int | None], top: int) -> list[Expectation]:

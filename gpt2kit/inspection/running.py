@@ -118,6 +118,18 @@ def run(
     return Run(recorded, model, ids, logits)
 
 
+def continued(model: GPT2, stream: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
+    """Return what the head reads if a residual stream enters a layer: (B, T, C) -> (B, T, C).
+
+    The edits are made on the way; they are not checked.
+    """
+    observer = Observer(model, by_spot(model, edits), length=stream.shape[1])
+    with torch.no_grad(), observing(observer):
+        for block in model.h[layer:]:
+            stream = block(stream, None, None)
+        return model.ln_f(stream)  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def editing(model: GPT2, edits: Sequence[Edit]) -> Iterator[None]:
     """Make edits in everything that the model reads meanwhile, also while it generates.

@@ -10,7 +10,7 @@ rows of a batch that begins at that layer: what comes before it is the same with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 from gpt2kit.data.window import check_ids
 from gpt2kit.engine.torch_engine import precise
 from gpt2kit.errors import ConfigError
-from gpt2kit.inspection.ablation import continued
 from gpt2kit.inspection.edits import Edit
-from gpt2kit.inspection.explanation import windows
+from gpt2kit.inspection.explanation import starts_of_windows, windows
 from gpt2kit.inspection.forward import Trace
+from gpt2kit.inspection.running import continued
 from gpt2kit.model import GPT2
 
 _TOKENS_AT_ONCE = 1024  # whose logits are in memory together
@@ -37,6 +37,7 @@ class Switched:
     probabilities: Tensor  # (L, H, N) float32
 
 
+@torch.no_grad()
 def switch_heads(
     model: GPT2,
     ids: Sequence[int],
@@ -53,7 +54,7 @@ def switch_heads(
     check_ids(ids, model.config.n_vocab)
     if not model.config.n_layer:
         raise ConfigError("this model has no layers, so it has no heads to switch off")
-    total = model.config.n_layer * len(starts_of(model, len(ids)))
+    total = model.config.n_layer * len(starts_of_windows(model, len(ids)))
     bits: list[Tensor] = []
     for number, window in enumerate(windows(model, ids)):
         seen, skip = window.trace, window.seen_before
@@ -61,7 +62,7 @@ def switch_heads(
         following = torch.tensor(ids[window.start + skip + 1 : end + 1], device=seen.ids.device)
         of_layers, likely = [], []
         for layer in range(model.config.n_layer):
-            found = [_expected(each, following, skip, top, n_vocab) for each in _off(seen, layer)]
+            found = [_expected(each, following, top, n_vocab) for each in _off(seen, layer, skip)]
             of_layers.append(torch.cat([each[0] for each in found]))  # (H, T)
             likely.append([torch.cat([each[i] for each in found]) for i in (1, 2)])  # (H, N) each
             if progress:
@@ -72,36 +73,24 @@ def switch_heads(
     return Switched(torch.cat((first, *bits), dim=2), tokens, shares)
 
 
-def starts_of(model: GPT2, n_tokens: int) -> range:
-    """Return where the windows of a text begin, as `windows` cuts them."""
-    n_ctx = model.config.n_ctx
-    return range(0, max(1, n_tokens - n_ctx // 2), n_ctx - n_ctx // 2)
-
-
-def _off(seen: Trace, layer: int) -> list[Tensor]:
-    """Return the logits without each head of a layer, a few heads in each item: (B, T, V)."""
-    stream = seen.layers[layer].before  # (1, T, C)
+def _off(seen: Trace, layer: int, skip: int) -> Iterator[Tensor]:
+    """Yield the logits without each head of a layer, a few heads at a time: (B, T - skip, V)."""
     z = seen.layers[layer].head_outputs  # (1, H, T, D)
-    means = z.double().mean(dim=2, keepdim=True).to(z.dtype)[0]  # (H, 1, D)
-    found = []
+    means = z.double().mean(dim=2).to(z.dtype)[0]  # (H, D)
     for heads in torch.split(torch.arange(z.shape[1]), max(1, _TOKENS_AT_ONCE // z.shape[2])):
-
-        def without(now: Tensor, heads: Tensor = heads) -> Tensor:  # (B, H, T, D)
-            now = now.clone()
-            now[torch.arange(len(heads)), heads] = means[heads]
-            return now
-
-        rows = stream.expand(len(heads), -1, -1)  # (B, T, C)
-        edit = Edit(f"layers.{layer}.head_outputs", value=without)
-        found.append(continued(seen.model, rows, layer, [edit]))
-    return found
+        edits = [
+            Edit(f"layers.{layer}.head_outputs", row=row, head=head, value=means[head])
+            for row, head in enumerate(heads.tolist())
+        ]
+        rows = seen.layers[layer].before.expand(len(heads), -1, -1)  # (B, T, C)
+        yield seen.model.head(continued(seen.model, rows, layer, edits)[:, skip:])
 
 
 def _expected(
-    logits: Tensor, following: Tensor, skip: int, top: int, n_vocab: int | None
+    logits: Tensor, following: Tensor, top: int, n_vocab: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the surprisal of the tokens that follow, (B, n), and what is likely next, (B, N)."""
-    logits = precise(logits[:, skip:, :n_vocab])  # (B, T - skip, V)
+    logits = precise(logits[..., :n_vocab])  # (B, T, V)
     known = logits[:, : len(following)]
     came = following.expand(len(logits), -1)[..., None]  # (B, n, 1)
     nats = known.logsumexp(dim=-1) - known.gather(2, came)[..., 0]  # (B, n)

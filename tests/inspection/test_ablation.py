@@ -111,6 +111,19 @@ def test_resampling_is_decided_by_the_seed(model: GPT2, texts: Texts) -> None:
     assert after(1) != after(2)
 
 
+def test_a_seed_draws_the_same_in_every_version_of_python() -> None:
+    """The seed of a part's draws was Python's hash of it, which no version promises to keep."""
+    drawn = {
+        part.name: torch.randint(1000, (4,), generator=part.generator(5)).tolist()
+        for part in (HEAD, Part("mlp", 1), Part("neuron", 1, 2))
+    }
+    assert drawn == {
+        "1.2": [68, 259, 790, 356],
+        "MLP 1": [388, 664, 750, 852],
+        "neuron 1.2": [389, 465, 874, 973],
+    }
+
+
 def test_an_mlp_and_a_neuron_are_replaced(model: GPT2, texts: Texts) -> None:
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -124,8 +137,12 @@ def test_an_mlp_and_a_neuron_are_replaced(model: GPT2, texts: Texts) -> None:
     assert mlp.after == pytest.approx(loss(changed))
 
 
-@pytest.mark.parametrize("how", ["mean", "zero", "zero-tl"])
-def test_each_part_by_itself_is_what_it_is_alone(model: GPT2, texts: Texts, how: Any) -> None:
+@pytest.mark.parametrize("how", ["mean", "zero", "zero-tl", "resample"])
+@pytest.mark.parametrize("at_once", [16, 2048])
+def test_each_part_by_itself_is_what_it_is_alone(
+    model: GPT2, texts: Texts, how: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2kit.inspection.ablation._TOKENS_AT_ONCE", at_once)
     parts = [*every_head(model), *every_mlp(model), Part("neuron", 1, 3)]
     together = Ablation(model, parts, how, texts)
     for part, effect in zip(parts, together.effects(texts), strict=True):
