@@ -25,9 +25,10 @@ from gpt2kit.checkpoints.stored import StoredTensor, check_tensors
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
 from gpt2kit.fields import shortened
 from gpt2kit.files import read_json
+from gpt2kit.store.folders import SAE_WEIGHTS
 
 CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
+WEIGHTS_FILE = SAE_WEIGHTS
 
 # The kinds of encoders, and the vectors of N numbers that each has beside the four common tensors.
 _VECTORS = {

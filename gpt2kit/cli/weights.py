@@ -59,13 +59,17 @@ def download(
 
 
 def models(json: Json = False) -> None:
-    """List the models on this machine."""
+    """List the models on this machine, then its sparse autoencoders."""
     from gpt2kit import store
 
     names = ("name", "size", "source", "format", "path")
     rows = [
-        (model.name, model.size, _source(model), _format(model.path), str(model.path))
-        for model in store.installed()
+        (each.name, each.size, _source(each), form(each.path), str(each.path))
+        for listed, form in (
+            (store.installed(), _format),
+            (store.installed_saes(), _format_of_sae),
+        )
+        for each in listed
     ]
     if json:
         for row in rows:
@@ -99,13 +103,25 @@ def _format(path: Path) -> str:
         return "damaged; see: gpt2kit verify"
 
 
+def _format_of_sae(path: Path) -> str:
+    """Return who wrote a sparse autoencoder."""
+    from gpt2kit.checkpoints.sparse import open_sparse
+    from gpt2kit.errors import Gpt2KitError
+    from gpt2kit.store.lookup import find_sae
+
+    try:
+        return f"SAE ({open_sparse(find_sae(path.name)).layout})"
+    except Gpt2KitError:
+        return "damaged SAE"
+
+
 def rm(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A model that `gpt2kit models` lists.")
+        str, typer.Argument(metavar="NAME", help="A model or SAE that `gpt2kit models` lists.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove a model from this machine, after asking."""
+    """Remove a model or sparse autoencoder from this machine, after asking."""
     from gpt2kit import store
 
     target = store.removable(name)

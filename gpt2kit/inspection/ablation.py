@@ -151,9 +151,9 @@ class Texts:
 
     @torch.no_grad()
     def values(self, model: GPT2, hidden: Tensor, some: Sequence[int]) -> Tensor:
-        """Return the number of each of some texts, (B,) float64, from what the head reads, (B, T, C).
+        """Return the number of each of some texts, (B,) float64.
 
-        Logits are computed only where they count.
+        `hidden` is what the head reads, (B, T, C); logits are computed only where they count.
         """
         ends = [len(self.ids[number]) for number in some]
         if self.compared:

@@ -26,6 +26,7 @@ from gpt2kit.fields import shortened
 from gpt2kit.inspection.places import find_place
 from gpt2kit.inspection.running import run
 from gpt2kit.model import GPT2
+from gpt2kit.store.integrity import check_files
 from gpt2kit.store.lookup import find_sae
 
 # What an SAE may read, by TransformerLens's names.
@@ -226,7 +227,9 @@ def load_sae(
     (normalize_activations: expected_average_only_in). All numbers become float32. Raises
     CheckpointError for files that cannot be used, ConfigError for an invalid `at` or scale.
     """
-    file = open_sparse(find_sae(path))
+    found = find_sae(path)
+    check_files(found if found.is_dir() else found.parent)  # if it is a download
+    file = open_sparse(found)
     if file.hook is not None and at not in (None, file.hook):
         raise ConfigError(f"{path} reads {file.hook}, not {at}; leave out --at")
     hook = file.hook or at

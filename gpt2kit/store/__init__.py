@@ -23,7 +23,14 @@ from gpt2kit.store.folders import (
 from gpt2kit.store.integrity import check_files
 from gpt2kit.store.lookup import adapters_alone, directory_name, find, split_source
 from gpt2kit.store.manifest import Manifest
-from gpt2kit.store.models import InstalledModel, Unfinished, bytes_in, installed, unfinished
+from gpt2kit.store.models import (
+    InstalledModel,
+    Unfinished,
+    bytes_in,
+    installed,
+    installed_saes,
+    unfinished,
+)
 from gpt2kit.store.removal import removable, remove
 
 __all__ = [
@@ -41,6 +48,7 @@ __all__ = [
     "find",
     "holds_model",
     "installed",
+    "installed_saes",
     "int8_file",
     "locked",
     "removable",

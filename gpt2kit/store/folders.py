@@ -22,6 +22,7 @@ from gpt2kit.files import leftovers, previous, restore
 
 BUNDLED = Path(__file__).parent / "bundled"  # the models that come with the package
 MANIFEST = "gpt2kit.json"  # the record of a download
+SAE_WEIGHTS = "sae_weights.safetensors"  # of a sparse autoencoder in SAELens's format
 ADAPTERS_FILE = "adapter.json"  # a run with --lora_rank leaves it instead of weights
 INT8_SUFFIX = ".gpt2kit-int8"  # of int8 weights, which are made once and kept
 
@@ -54,6 +55,16 @@ def vocabulary_dir() -> Path:
 def holds_model(directory: Path) -> bool:
     """Whether the directory looks like a model, in any format that we read."""
     return any(os.path.isfile(directory / name) for name in MODEL_FILES)
+
+
+def holds_sae(directory: Path) -> bool:
+    """Whether the directory is a sparse autoencoder: a SAELens folder, or a .pt from the Hub."""
+    if holds_model(directory):
+        return False
+    is_downloaded = os.path.isfile(directory / MANIFEST)
+    return os.path.isfile(directory / SAE_WEIGHTS) or (
+        is_downloaded and any(directory.glob("*.pt"))
+    )
 
 
 def is_in_weights_dir(path: Path) -> bool:

@@ -94,9 +94,8 @@ def hub_plan(
             advice=advice,
         )
 
-    return Plan(
-        source="hub", repository=repository, revision=commit, files=files, transfer=transfer
-    )
+    origin = model if sae else repository  # what is typed to have these files again
+    return Plan(source="hub", repository=origin, revision=commit, files=files, transfer=transfer)
 
 
 def _files_of_sae(

@@ -15,7 +15,9 @@ from gpt2kit.store.folders import (
     ADAPTERS_FILE,
     BUNDLED,
     MODEL_FILES,
+    SAE_WEIGHTS,
     holds_model,
+    holds_sae,
     is_in_weights_dir,
     undo_broken_swap,
     weights_dir,
@@ -77,18 +79,21 @@ def find(model: str | Path) -> Path:
 
 
 def find_sae(name: str | Path) -> Path:
-    """Return the path of a sparse autoencoder: a path, or the Hub's name of one that is here.
+    """Return the path of a sparse autoencoder: a path, or the name of one in `weights_dir()`.
 
-    The network is never asked. Raises CheckpointNotFoundError, which says what to type, for a name
-    of the Hub that is not on this machine; any other path is returned as it is.
+    The name is the Hub's, or that of the directory. The network is never asked. Raises
+    CheckpointNotFoundError, which says what to type, for a name of the Hub that is not on this
+    machine; any other path is returned as it is.
     """
     path = Path(os.path.expanduser(name))
-    found = SAE_ID.fullmatch(str(name))
-    if os.path.lexists(path) or found is None:
+    if os.path.lexists(path):
         return path
-    folder = weights_dir() / directory_name(str(name), "hub")
-    if os.path.isdir(folder):
-        return folder / path.name if path.suffix == ".pt" else folder
+    for candidate in candidates(str(name)):
+        folder = weights_dir() / candidate
+        if holds_sae(folder):
+            return folder if os.path.isfile(folder / SAE_WEIGHTS) else next(folder.glob("*.pt"))
+    if not SAE_ID.fullmatch(str(name)):
+        return path
     raise CheckpointNotFoundError(
         f"there is no file or folder {name}, and the Hub's is not on this machine (looked in "
         f"{weights_dir()}). Run: gpt2kit download {name}",
@@ -113,7 +118,7 @@ def candidates(name: str) -> list[str]:
     if canonical in SIZES:
         sources = [source] if source else ["hub", "openai"]
         names += [directory_name(canonical, source) for source in sources]
-    elif HUB_ID.fullmatch(name):
+    elif HUB_ID.fullmatch(name) or SAE_ID.fullmatch(name):
         names.append(directory_name(name, "hub"))
     return names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gpt2kit.errors import CheckpointFormatError
 from gpt2kit.store.folders import (
     BUNDLED,
     holds_model,
+    holds_sae,
     remains,
     staging_dir,
     undo_broken_swap,
@@ -25,7 +27,7 @@ _HIDDEN = re.compile(r"\.(.+?)(?:(?:\.download|\.old)?\.removed|\.download|\.old
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model of `weights_dir()`, or one that comes with the package."""
+    """A model of `weights_dir()`, one that comes with the package, or a sparse autoencoder."""
 
     name: str
     path: Path
@@ -43,16 +45,25 @@ def installed() -> list[InstalledModel]:
         if path.name.startswith(".") and path.name.endswith(".old"):
             with contextlib.suppress(OSError):
                 undo_broken_swap(path.with_name(path.name[1:-4]))
-    models = [
-        InstalledModel(path.name, path, bytes_in(path), _manifest(path))
-        for path in _entries(weights_dir())
-        if not path.name.startswith(".") and path.is_dir() and holds_model(path)
-    ]
+    models = _listed(holds_model)
     names = {model.name for model in models}
     return models + [
         InstalledModel(path.name, path, bytes_in(path), None, is_bundled=True)
         for path in _entries(BUNDLED)
         if holds_model(path) and path.name not in names
+    ]
+
+
+def installed_saes() -> list[InstalledModel]:
+    """List the sparse autoencoders of `weights_dir()` by name."""
+    return _listed(holds_sae)
+
+
+def _listed(is_wanted: Callable[[Path], bool]) -> list[InstalledModel]:
+    return [
+        InstalledModel(path.name, path, bytes_in(path), _manifest(path))
+        for path in _entries(weights_dir())
+        if not path.name.startswith(".") and path.is_dir() and is_wanted(path)
     ]
 
 

@@ -11,6 +11,7 @@ from gpt2kit.files import delete, sweep
 from gpt2kit.store.folders import (
     BUNDLED,
     holds_model,
+    holds_sae,
     is_in_weights_dir,
     kept_dir,
     locked,
@@ -20,7 +21,7 @@ from gpt2kit.store.folders import (
     weights_dir,
 )
 from gpt2kit.store.lookup import OPENAI_SUFFIX, candidates, split_source
-from gpt2kit.store.models import installed
+from gpt2kit.store.models import installed, installed_saes
 
 
 def removable(name: str) -> Path:
@@ -37,7 +38,7 @@ def removable(name: str) -> Path:
             continue
         target = weights_dir() / candidate
         undo_broken_swap(target)
-        is_model = holds_model(target) or os.path.islink(target)
+        is_model = holds_model(target) or holds_sae(target) or os.path.islink(target)
         if is_model or staging_dir(candidate).is_dir() or remains(candidate):
             return target
         if target.is_dir():
@@ -52,7 +53,8 @@ def removable(name: str) -> Path:
             f"{name} comes with gpt2kit and is not removed; "
             "a model of your own with that name is used instead of it"
         )
-    here = ", ".join(model.name for model in installed() if not model.is_bundled) or "none"
+    known = [model.name for model in installed() if not model.is_bundled]
+    here = ", ".join([*known, *(sae.name for sae in installed_saes())]) or "none"
     raise CheckpointNotFoundError(
         f"there is no model {name!r} in {weights_dir()}; models there: {here}"
     )
@@ -73,7 +75,7 @@ def remove(name: str) -> Path:
             if kept_dir(target) != target:
                 shutil.rmtree(kept_dir(target), ignore_errors=True)
             sweep(target)  # first, or the previous content would be taken for the model afterwards
-            if os.path.islink(target) or holds_model(target):
+            if os.path.islink(target) or holds_model(target) or holds_sae(target):
                 delete(target)
             if unfinished.is_dir():
                 delete(unfinished)

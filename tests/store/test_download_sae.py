@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from features_builders import SAES, matrices
 from servers import FakeHub
+from typer.testing import CliRunner, Result
 
-from gpt2kit.errors import CheckpointNotFoundError, DownloadError
+from gpt2kit.cli import app
+from gpt2kit.errors import CheckpointFormatError, CheckpointNotFoundError, DownloadError
 from gpt2kit.inspection.features import load_sae
 from gpt2kit.store.download import download
 
@@ -56,6 +59,51 @@ def test_one_folder_of_a_repository_is_fetched_and_found_by_its_name(
     assert torch.equal(sae.encoder, load_sae(SAES / "gated").encoder)
     hub.close()
     assert download(name) == folder  # without the network
+
+
+def test_models_lists_saes_and_rm_removes_them(hub: FakeHub, weights: Path) -> None:
+    """A downloaded SAE was not listed, and could be removed by hand alone."""
+
+    def typed(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments])
+
+    names = [f"{NAME}/blocks.1.hook_resid_mid", "kk/attn/L5.pt"]
+    folders = [download(name).name for name in names]
+    rows = [json.loads(line) for line in typed("models", "--json").stdout.splitlines()]
+    listed = {row["name"]: (row["source"], row["format"]) for row in rows}
+    assert listed[folders[0]] == (names[0], "SAE (SAELens)")
+    assert listed[folders[1]] == (names[1], "SAE (attention)")
+    for folder, typed_name in zip(folders, (names[0], folders[1]), strict=True):
+        assert load_sae(folder).n_features  # also by the name that is listed
+        assert typed("rm", typed_name, "--yes").exit_code == 0
+        assert not (weights / folder).exists()
+    assert f"there is no model '{names[0]}'" in typed("rm", names[0], "--yes").stderr
+
+
+def test_an_sae_that_is_not_what_the_hub_describes_is_refused(hub: FakeHub, weights: Path) -> None:
+    name = f"{NAME}/blocks.1.hook_resid_pre"
+    hub.lies["blocks.1.hook_resid_pre/cfg.json"] = {"blobId": "1" * 40}
+    with pytest.raises(DownloadError, match=r"cfg\.json"):
+        download(name)
+    hub.lies.clear()
+    hub.lies["blocks.1.hook_resid_pre/sae_weights.safetensors"] = {
+        "lfs": {"sha256": "1" * 64, "size": 1112, "pointerSize": 134}
+    }
+    with pytest.raises(DownloadError, match="sae_weights"):
+        download(name)
+
+
+def test_an_sae_that_changed_since_it_was_downloaded_is_refused(
+    hub: FakeHub, weights: Path
+) -> None:
+    """It was used as if it were the published one."""
+    name = f"{NAME}/blocks.1.hook_resid_pre"
+    path = download(name) / "sae_weights.safetensors"
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointFormatError, match=f"gpt2kit download {name} --force"):
+        load_sae(name)
 
 
 def test_a_pt_comes_with_the_file_that_describes_it(hub: FakeHub) -> None:
