@@ -168,7 +168,7 @@ class Texts:
             torch.tensor(wanted, device=hidden.device),
             reduction="none",
         )
-        each = nats.double().split([len(part) for part in counted])
+        each = torch.split(nats.double(), [len(part) for part in counted])
         return torch.stack([part.mean() for part in each]).cpu()
 
     @property
@@ -303,7 +303,7 @@ class Ablation:
                     few = parts[start : start + at_once]
                     hidden = _without_each(self.model, stream, layer, [edits[part] for part in few])
                     numbers = texts.values(self.model, hidden, [*some] * len(few))
-                    for part, own in zip(few, numbers.split(len(some)), strict=True):
+                    for part, own in zip(few, torch.split(numbers, len(some)), strict=True):
                         after[part].append(own)
         for part in self.parts:
             yield effect_of((part,), texts, torch.cat(before), torch.cat(after[part]))
