@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
-from gpt2kit.checkpoints.ranges import read_range
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, view_into
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
     CheckpointError,
@@ -88,8 +85,7 @@ def open_file(path: Path) -> Checkpoint:
         raise CheckpointFormatError(path, detail)
     dtype, shapes, tensors, offset = DTYPES[version], config.shapes(), {}, _HEADER
     for name in _in_order(config):
-        read = partial(_read, path, name, offset, shapes[name], dtype)
-        tensors[name] = StoredTensor(shapes[name], dtype, read)
+        tensors[name] = StoredTensor.at(path, name, offset, shapes[name], dtype)
         offset += _nbytes(shapes[name], dtype, rows if name == "wte.weight" else None)
     if (size := check_regular(path, error=CheckpointError)) != offset:
         raise CheckpointFormatError(
@@ -109,19 +105,6 @@ def _nbytes(shape: tuple[int, ...], dtype: torch.dtype, rows: int | None = None)
     """Return the bytes of a tensor, which may have more rows in the file."""
     shape = shape if rows is None else (rows, *shape[1:])
     return torch.Size(shape).numel() * dtype.itemsize
-
-
-def _read(
-    path: Path,
-    name: str,
-    offset: int,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    buffer: Tensor | None,
-) -> Tensor:
-    tensor = view_into(shape, dtype, buffer)
-    read_range(path, name, offset, as_bytes(tensor).numpy())
-    return tensor
 
 
 # --- out ------------------------------------------------------------------------------------------

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from gpt2kit.checkpoints.names import BUFFERS
-from gpt2kit.checkpoints.ranges import read_range
-from gpt2kit.checkpoints.stored import StoredTensor, as_bytes, view_into
+from gpt2kit.checkpoints.stored import StoredTensor, as_bytes
 from gpt2kit.errors import CheckpointFormatError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -51,21 +48,8 @@ def read_safetensors(
         # Masks of any dtype are listed, because callers name what they skip, but never read.
         shape, dtype = tuple(entry["shape"]), dtypes.get(entry["dtype"], torch.uint8)
         offset = 8 + length + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(shape, dtype, partial(_read, path, name, offset, shape, dtype))
+        tensors[name] = StoredTensor.at(path, name, offset, shape, dtype)
     return tensors
-
-
-def _read(
-    path: Path,
-    name: str,
-    offset: int,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    buffer: Tensor | None,
-) -> Tensor:
-    tensor = view_into(shape, dtype, buffer)
-    read_range(path, name, offset, as_bytes(tensor).numpy())
-    return tensor
 
 
 def write_safetensors(

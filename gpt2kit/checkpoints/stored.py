@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints import memory
 from gpt2kit.checkpoints.names import is_transposed
+from gpt2kit.checkpoints.ranges import read_range
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import CheckpointMismatchError
 from gpt2kit.tokenizers import Tokenizer
@@ -42,6 +43,19 @@ class StoredTensor:
     def zeros(cls, shape: tuple[int, ...]) -> StoredTensor:
         """Present zeros as a stored tensor; they are made when it is read."""
         return cls(shape, torch.float32, lambda _: torch.zeros(shape))
+
+    @classmethod
+    def at(
+        cls, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> StoredTensor:
+        """Present the bytes of a file from `offset` on; `name` is the tensor's in messages."""
+
+        def read(buffer: Tensor | None) -> Tensor:
+            tensor = view_into(shape, dtype, buffer)
+            read_range(path, name, offset, as_bytes(tensor).numpy())
+            return tensor
+
+        return cls(shape, dtype, read)
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor, in the memory of `buffer` if the format can read into it.

@@ -21,15 +21,13 @@ from gpt2kit.checkpoints.int8 import check_int8_file
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.checkpoints.unsaid import Unsaid
+from gpt2kit.checkpoints.written import TOLERANCE
 from gpt2kit.config import SIZES
 from gpt2kit.errors import Gpt2KitError
 from gpt2kit.generation.text import generate
 from gpt2kit.model import GPT2
 from gpt2kit.store import catalogue
 from gpt2kit.tokenizers import Tokenizer
-
-# Largest difference of two computations of float32 logits, relative to the largest logit.
-TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoints.gguf.numbers import BLOCK, OTHERS, TYPES, NumberType
 from gpt2kit.checkpoints.ranges import read_range
-from gpt2kit.checkpoints.stored import StoredTensor, as_bytes, view_into
+from gpt2kit.checkpoints.stored import StoredTensor, view_into
 from gpt2kit.errors import CheckpointError, CheckpointFormatError
 from gpt2kit.files import impostor, open_regular
 
@@ -278,14 +278,17 @@ def _locate(
         last, before = start + offset + nbytes, what
         if last > size:
             raise CheckpointFormatError(path, f"ends before {what} does; it was cut short")
-        read = partial(_read, path, name, start + offset, shape, kind)
-        tensors[name] = StoredTensor(shape, kind.dtype, read)
+        if kind.block_bytes:
+            read = partial(_read_blocks, path, name, start + offset, shape, kind)
+            tensors[name] = StoredTensor(shape, kind.dtype, read)
+        else:
+            tensors[name] = StoredTensor.at(path, name, start + offset, shape, kind.dtype)
     types = {name: kind for name, (_, kind, _) in found.items()}
     offsets = {name: start + offset for name, (_, _, offset) in found.items()}
     return GGUFFile(path, keys, {name: tensors[name] for name in found}, types, offsets)
 
 
-def _read(
+def _read_blocks(
     path: Path,
     name: str,
     offset: int,
@@ -293,11 +296,8 @@ def _read(
     kind: NumberType,
     buffer: Tensor | None,
 ) -> Tensor:
-    """Read a tensor; numbers in blocks become float32, a few blocks at a time."""
+    """Read a tensor of numbers in blocks, which become float32, a few blocks at a time."""
     tensor = view_into(shape, kind.dtype, buffer)
-    if not kind.block_bytes:
-        read_range(path, name, offset, as_bytes(tensor).numpy())
-        return tensor
     flat = tensor.view(-1)
     data = np.empty(_CHUNK_BLOCKS * kind.block_bytes, np.uint8)
     for piece in torch.split(flat, _CHUNK_BLOCKS * BLOCK):
