@@ -143,7 +143,7 @@ TESTED_BY = {
     "checkpoints/test_tf_bundle.py": "checkpoints/leveldb checkpoints/snappy checkpoints/tf_index",
     "cli/test_explain_command.py": "cli/explain_report cli/explain_words",
     "cli/test_generation.py": "cli/generation_report",
-    "cli/test_filter_command.py": "cli/criteria",
+    "cli/test_filter_command.py": "cli/criteria cli/files",
     "cli/test_help.py": "cli/color cli/options",
     "cli/test_output.py": "cli/progress",
     "cli/test_plots_command.py": "cli/pictures",

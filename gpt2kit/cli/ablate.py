@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, process, suites
+from gpt2kit.cli import files, options, output, process, suites
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.options import MODEL_GROUP, OUTPUT_GROUP, TEXT_GROUP, Json, ModelArgument
+from gpt2kit.cli.options import TEXT_GROUP, CorpusOptions, Json, ModelArgument
 from gpt2kit.errors import ConfigError
-from gpt2kit.fields import check, option
+from gpt2kit.fields import check, option, same_option
 
 if TYPE_CHECKING:
     from gpt2kit.inspection.ablation import Ablation, Effect, Part, Texts
@@ -65,9 +65,9 @@ class AblateOptions:
         group=TEXT_GROUP,
         at_least=2,
     )
-    encoding: str = option("utf-8", "Encoding of the files.", group=TEXT_GROUP, metavar="NAME")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …", group=MODEL_GROUP)
-    dtype: str = option("auto", "float32, bfloat16, float16, float64, or auto.", group=MODEL_GROUP)
+    encoding: str = same_option(CorpusOptions, "encoding")
+    device: str = same_option(CorpusOptions, "device")
+    dtype: str = same_option(CorpusOptions, "dtype")
 
     def __post_init__(self) -> None:
         check(self)
@@ -100,25 +100,9 @@ With = Annotated[
         rich_help_panel=_PARTS,
     ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write the effects to a .csv, .tsv or .jsonl file, too.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
+Out = Annotated[Path | None, files.out_option("the effects")]
 Picture = Annotated[
-    Path | None,
-    typer.Option(
-        "--picture",
-        metavar="FILE",
-        help="With --each and all heads: draw the changes, too: .png, .svg or .pdf.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
+    Path | None, files.picture_option("the changes of --each with --heads all and nothing else")
 ]
 
 
@@ -164,12 +148,11 @@ def ablate(
     else:
         _print(effects, with_)
     if out is not None:
-        suites.write_rows(out, rows)
+        files.write_rows(out, rows)
     if picture is not None:
         from gpt2kit import plots
 
-        plots.save(plots.ablations(effects, with_), picture)
-        output.note("wrote ", picture)
+        files.save_picture(plots.ablations(effects, with_), picture)
 
 
 def _check(
@@ -183,13 +166,10 @@ def _check(
     if task is not None and task[0] not in (*suites.TASKS, "lambada"):
         known = ", ".join((*suites.TASKS, "lambada"))
         raise typer.BadParameter(f"--task is {task[0]!r}, expected one of {known}")
-    suites.check_out(out)
-    if picture is not None:
-        if not (chosen.each and chosen.heads == "all" and not chosen.mlps and not chosen.neurons):
-            raise typer.BadParameter("--picture needs --heads all --each, and nothing else ablated")
-        from gpt2kit.plots import check_picture
-
-        check_picture(picture)
+    is_map = chosen.each and chosen.heads == "all" and not chosen.mlps and not chosen.neurons
+    if picture is not None and not is_map:
+        raise typer.BadParameter("--picture needs --heads all --each, and nothing else ablated")
+    files.check_written(out, picture)
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -17,12 +17,11 @@ from gpt2kit.evaluation.criteria_options import CRITERIA, CriteriaOptions, conte
 from gpt2kit.fields import check, option
 
 if TYPE_CHECKING:
-    from gpt2kit.data.tables import Format, Table
+    from gpt2kit.data.tables import Table
     from gpt2kit.evaluation.criteria_tables import Figures
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
 
-FORMATS_HELP = ".csv, .tsv, .jsonl (each also .gz or .zst) or .parquet"
 Observer = Annotated[
     str | None,
     typer.Option(
@@ -163,16 +162,6 @@ def counted(tables: Iterator[Table]) -> Iterator[Table]:
         rows += len(table.rows)
         output.status(f"{rows:,} rows")
     output.status()
-
-
-def output_format(out: Path) -> Format:
-    """Return the format of an output; raises a usage error if its name tells none."""
-    from gpt2kit.data.tables import format_of
-
-    found = format_of(out)
-    if found is None or found == "txt":
-        raise typer.BadParameter(f"--out is {out}, expected a name in {FORMATS_HELP}")
-    return found
 
 
 def write_receipt(meter: Meter, file: str, out: Path, **figures: Any) -> None:

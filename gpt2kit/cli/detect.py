@@ -14,16 +14,15 @@ import typer
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
-    FORMATS_HELP,
     Meter,
     ModelChoice,
     Observer,
     TextOptions,
     counted,
-    output_format,
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
+from gpt2kit.cli.files import FORMATS_HELP, OptionalTexts, output_format
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
     BatchSize,
@@ -50,15 +49,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("detect")(detect)
 
 
-Files = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[FILE|-]",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
-        "With --out DIR several, also folders and globs.",
-        show_default=False,
-    ),
-]
 Calibrate = Annotated[
     tuple[str, str] | None,
     typer.Option(
@@ -111,7 +101,7 @@ Out = Annotated[
 @takes(reading=TextOptions, measured=CriteriaOptions, many=Reading, running=Running)
 def detect(
     context: typer.Context,
-    files: Files = None,
+    files: OptionalTexts = None,
     model: Model = "124M",
     observer: Observer = None,
     device: Device = "auto",

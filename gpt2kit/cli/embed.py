@@ -11,8 +11,9 @@ import typer
 
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process
-from gpt2kit.cli.criteria import FORMATS_HELP, TextOptions, counted
+from gpt2kit.cli.criteria import TextOptions, counted
 from gpt2kit.cli.fields import takes
+from gpt2kit.cli.files import Texts
 from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
 from gpt2kit.fields import check, option
 
@@ -53,14 +54,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("embed")(embed)
 
 
-Files = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE|-",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
-        "With --out DIR several, also folders and globs.",
-    ),
-]
 Out = Annotated[
     Path,
     typer.Option(
@@ -76,7 +69,7 @@ Out = Annotated[
 @takes(reading=TextOptions, wanted=VectorOptions, many=Reading, running=Running)
 def embed(
     context: typer.Context,
-    files: Files,
+    files: Texts,
     out: Out,
     model: Model = "124M",
     device: Device = "auto",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2kit.bulk.options import Reading, Running
-from gpt2kit.cli import bulk, options, output, process, suites
+from gpt2kit.cli import bulk, files, options, output, process, suites
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
@@ -67,17 +67,7 @@ ScoredAs = Annotated[
         rich_help_panel=TEXT_GROUP,
     ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write a table with a row for each item of blimp, pairs or syntaxgym: .csv, .tsv or "
-        ".jsonl.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
+Out = Annotated[Path | None, files.out_option("a row for each item of blimp, pairs or syntaxgym")]
 
 
 @takes(how=CorpusOptions)
@@ -101,7 +91,7 @@ def evaluate(
     byte are comparable between all models.
     """
     _check_source(context, corpus, task)
-    suites.check_out(out)
+    files.check_written(out)
     process.import_torch()
     from gpt2kit.cli.progress import counting
     from gpt2kit.tokenizers import identity
@@ -128,7 +118,7 @@ def evaluate(
         if tokenizer is not None:
             vocabularies.add(identity(tokenizer))
     if out is not None:
-        suites.write_rows(out, rows)
+        files.write_rows(out, rows)
     if not json:
         _print_columns(found)
     if text is not None and len(vocabularies) > 1:

@@ -15,16 +15,15 @@ import typer
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
-    FORMATS_HELP,
     Meter,
     ModelChoice,
     Observer,
     TextOptions,
     counted,
-    output_format,
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
+from gpt2kit.cli.files import FORMATS_HELP, Texts, output_format
 from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.conditions import (
@@ -81,14 +80,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("filter")(filter_texts)
 
 
-Files = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE|-",
-        help=f"A table: {FORMATS_HELP}; or .txt, with a text on each line. - is standard input. "
-        "With --out DIR several, also folders and globs.",
-    ),
-]
 Out = Annotated[
     Path,
     typer.Option(
@@ -109,7 +100,7 @@ Out = Annotated[
 )
 def filter_texts(
     context: typer.Context,
-    files: Files,
+    files: Texts,
     out: Out,
     model: Model = "124M",
     observer: Observer = None,

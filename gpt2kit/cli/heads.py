@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from gpt2kit.cli import options, output, process
+from gpt2kit.cli import files, options, output, process
 from gpt2kit.cli.options import (
     OUTPUT_GROUP,
     TEXT_GROUP,
@@ -20,7 +20,6 @@ from gpt2kit.cli.options import (
     Special,
     Unknown,
 )
-from gpt2kit.cli.suites import check_out, write_rows
 
 if TYPE_CHECKING:
     from gpt2kit.inspection import HeadScores
@@ -45,15 +44,7 @@ Text = Annotated[
         rich_help_panel=TEXT_GROUP,
     ),
 ]
-First = Annotated[
-    Literal["bos", "none"],
-    typer.Option(
-        "--first",
-        help="What stands before the random tokens and the text: bos is <|endoftext|>, which "
-        "TransformerLens puts there.",
-        rich_help_panel=TEXT_GROUP,
-    ),
-]
+First = Annotated[Literal["bos", "none"], options.first_option("the random tokens and the text")]
 Length = Annotated[
     int | None,
     typer.Option(
@@ -85,26 +76,8 @@ Top = Annotated[
     int,
     typer.Option("--top", min=0, help="Heads to list; 0 lists all.", rich_help_panel=OUTPUT_GROUP),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write the scores of all heads to a .csv, .tsv or .jsonl file, too.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
-Picture = Annotated[
-    Path | None,
-    typer.Option(
-        "--picture",
-        metavar="FILE",
-        help="Draw the scores of all heads, too: a .png, .svg or .pdf file.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
+Out = Annotated[Path | None, files.out_option("the scores of all heads")]
+Picture = Annotated[Path | None, files.picture_option("the scores of all heads")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -137,11 +110,7 @@ def heads(
     TransformerLens's detect_head computes them. copying, from -1 to 1, is the sum of the
     eigenvalues of the head's OV circuit over the sum of their absolute values.
     """
-    check_out(out)
-    if picture is not None:
-        from gpt2kit.plots import check_picture
-
-        check_picture(picture)
+    files.check_written(out, picture)
     process.import_torch()
     from gpt2kit.inspection import head_scores, random_tokens
     from gpt2kit.tokenizers import require_tokenizer
@@ -172,12 +141,11 @@ def heads(
     )
     if out is not None:
         how = {"length": tokens.length, "sequences": sequences, "seed": seed}
-        write_rows(out, [asdict(each) | how for each in scores])
+        files.write_rows(out, [asdict(each) | how for each in scores])
     if picture is not None:
         from gpt2kit import plots
 
-        plots.save(plots.head_kinds(scores), picture)
-        output.note("wrote ", picture)
+        files.save_picture(plots.head_kinds(scores), picture)
 
 
 def _key(scores: HeadScores, column: Column) -> tuple[float, int, int]:

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -127,6 +127,15 @@ BatchSize = Annotated[
         rich_help_panel=SPEED_GROUP,
     ),
 ]
+
+
+def first_option(what: str) -> Any:
+    """Return the option --first of a command that reads `what`."""
+    return typer.Option(
+        "--first",
+        help=f"What stands before {what}: bos is <|endoftext|>, which TransformerLens puts there.",
+        rich_help_panel=TEXT_GROUP,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

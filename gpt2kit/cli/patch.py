@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output, process
+from gpt2kit.cli import files, options, output, process
 from gpt2kit.cli.color import visible
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import OUTPUT_GROUP, TEXT_GROUP, Device, Dtype, Json, Model
-from gpt2kit.cli.suites import check_out, write_rows
 from gpt2kit.errors import ConfigError, CorpusError
-from gpt2kit.inspection.patch_options import PatchOptions
+from gpt2kit.inspection.patch_options import Direction, PatchOptions
 
 if TYPE_CHECKING:
     from gpt2kit.inspection import Pair, Patching, PathPatching
@@ -48,15 +47,7 @@ Answer = Annotated[
 Wrong = Annotated[
     str | None, _text("wrong", "The token whose logit is subtracted from the answer's.")
 ]
-First = Annotated[
-    Literal["bos", "none"],
-    typer.Option(
-        "--first",
-        help="What stands before each prompt: bos is <|endoftext|>, which TransformerLens puts "
-        "there.",
-        rich_help_panel=TEXT_GROUP,
-    ),
-]
+First = Annotated[Literal["bos", "none"], options.first_option("each prompt")]
 ReceiverOption = Annotated[
     str | None,
     typer.Option(
@@ -88,26 +79,8 @@ Top = Annotated[
         rich_help_panel=OUTPUT_GROUP,
     ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write all numbers of every pair to a .csv, .tsv, .jsonl or .parquet file, too.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
-Picture = Annotated[
-    Path | None,
-    typer.Option(
-        "--picture",
-        metavar="FILE",
-        help="Draw all numbers, too: a .png, .svg or .pdf file.",
-        show_default=False,
-        rich_help_panel=OUTPUT_GROUP,
-    ),
-]
+Out = Annotated[Path | None, files.out_option("all numbers of every pair")]
+Picture = Annotated[Path | None, files.picture_option("all numbers")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -142,11 +115,7 @@ def patch(
     recovered is 1 if it is that of the clean prompt, 0 if it is that of the corrupted one. Of
     several pairs, the mean is shown.
     """
-    check_out(out)
-    if picture is not None:
-        from gpt2kit.plots import check_picture
-
-        check_picture(picture)
+    files.check_written(out, picture)
     if receiver is None:
         options.refuse(context, ("sender",), "it is for --receiver")
     else:
@@ -160,16 +129,16 @@ def patch(
     tokenizer = require_tokenizer(found_tokenizer, model)
     pairs = [_pair(each, tokenizer, first) for each in prompts]
     if receiver is None:
-        shown = _activations(gpt2, pairs, how, picture, tokenizer)
+        shown = _activations(gpt2, pairs, how, tokenizer)
     else:
-        shown = _paths(gpt2, pairs, receiver, sender, how.direction, picture)
-    rows, mean, note = shown
+        shown = _paths(gpt2, pairs, receiver, sender, how.direction)
+    rows, mean, note, draw = shown
     _show(mean, how.direction, top, json=json)
     output.note(note, dim=True)
     if out is not None:
-        write_rows(out, rows)
+        files.write_rows(out, rows)
     if picture is not None:
-        output.note("wrote ", picture)
+        files.save_picture(draw(), picture)
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -228,13 +197,11 @@ def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 # --- results --------------------------------------------------------------------------------------
 
-# All rows, the mean over the pairs as rows with the two unpatched differences, and a note.
-_Shown = tuple[list[dict[str, Any]], list[dict[str, Any]], str]
+# All rows, the mean over the pairs as rows, a note, and what draws the mean.
+_Shown = tuple[list[dict[str, Any]], list[dict[str, Any]], str, Callable[[], Any]]
 
 
-def _activations(
-    model: Any, pairs: Sequence[Pair], how: PatchOptions, picture: Path | None, tokenizer: Any
-) -> _Shown:
+def _activations(model: Any, pairs: Sequence[Pair], how: PatchOptions, tokenizer: Any) -> _Shown:
     from gpt2kit import inspection, plots
 
     lengths = {len(pair.clean) for pair in pairs}
@@ -252,9 +219,11 @@ def _activations(
     ]
     mean = inspection.mean_patching(found)
     tokens = names[0] if len(pairs) == 1 else [b""] * len(names[0])
-    if picture is not None:
-        plots.save(plots.patching(mean, tokens, how.at), picture)
-    return rows, [_row(cell, tokens) for cell in mean.cells], _note(mean, len(pairs))
+
+    def draw() -> Any:
+        return plots.patching(mean, tokens, how.at)
+
+    return rows, [_row(cell, tokens) for cell in mean.cells], _note(mean, len(pairs)), draw
 
 
 def _row(cell: Any, tokens: Sequence[bytes]) -> dict[str, Any]:
@@ -285,8 +254,7 @@ def _paths(
     pairs: Sequence[Pair],
     receiver: str,
     senders: Sequence[str] | None,
-    direction: Literal["denoise", "noise"],
-    picture: Path | None,
+    direction: Direction,
 ) -> _Shown:
     from gpt2kit import plots
     from gpt2kit.inspection import mean_paths, path_patch
@@ -303,9 +271,11 @@ def _paths(
         {"item": item, **row(path)} for item, each in enumerate(found, 1) for path in each.paths
     ]
     mean = mean_paths(found)
-    if picture is not None:
-        plots.save(plots.paths(mean), picture)
-    return rows, [row(path) for path in mean.paths], _note(mean, len(pairs))
+
+    def draw() -> Any:
+        return plots.paths(mean)
+
+    return rows, [row(path) for path in mean.paths], _note(mean, len(pairs)), draw
 
 
 def _show(rows: list[dict[str, Any]], direction: str, top: int, *, json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2kit.cli import color, options, output, process
+from gpt2kit.cli import color, files, options, output, process
 from gpt2kit.cli.color import visible
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.options import MODEL_GROUP, OUTPUT_GROUP, TEXT_GROUP, ModelOptions
@@ -148,6 +148,7 @@ def sae(
     --ablate and --steer that first position is left alone, and the part that the SAE does not
     explain is kept.
     """
+    files.check_written(None if asked.out is None else Path(asked.out))
     process.import_torch()
     from gpt2kit.inspection.features import load_sae
     from gpt2kit.tokenizers import require_tokenizer
@@ -234,7 +235,19 @@ def _show_top(
 
     strongest = top_features(features, asked.top)
     if asked.out is not None:
-        _write_table(Path(asked.out), strongest, ids, tokenizer, first)
+        found = [
+            {
+                "position": each.position,
+                "token": _named(tokenizer, ids[each.position])["text"],
+                "id": ids[each.position],
+                "feature": each.feature,
+                "activation": each.value,
+            }
+            for active in strongest[first:]
+            for each in active
+        ]
+        columns = ("position", "token", "id", "feature", "activation")
+        files.write_rows(Path(asked.out), found, columns)
         return
     rows = []
     for position in range(first, len(ids)):
@@ -252,35 +265,6 @@ def _show_top(
         output.result(line)
     l0 = float((features[first:] > 0).sum(-1).float().mean())
     output.note(f"{l0:.1f} features fire at a token, on average", dim=True)
-
-
-def _write_table(
-    path: Path,
-    strongest: Sequence[Sequence[Any]],
-    ids: Sequence[int],
-    tokenizer: Tokenizer,
-    first: int,
-) -> None:
-    from gpt2kit.data.streams import write_batches
-    from gpt2kit.data.tables import Table, format_of
-
-    if format_of(path) in (None, "txt"):
-        raise typer.BadParameter(f"--out is {path}, expected a name in .csv, .tsv, .jsonl")
-    rows = [
-        (
-            each.position,
-            _named(tokenizer, ids[each.position])["text"],
-            ids[each.position],
-            each.feature,
-            each.value,
-        )
-        for active in strongest[first:]
-        for each in active
-    ]
-    n = write_batches(
-        path, [Table(("position", "token", "id", "feature", "activation"), rows, path)]
-    )
-    output.note(path, f": {output.count(n, 'row')}")
 
 
 def _show_feature(

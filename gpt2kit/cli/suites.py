@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from gpt2kit.cli import output
 
@@ -94,7 +91,7 @@ def _groups(rows: Sequence[dict[str, Any]], key: str, *within: str) -> list[dict
     ]
 
 
-# --- what is shown and written --------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def print_table(found: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
@@ -125,26 +122,3 @@ def _group_lines(models: Sequence[list[dict[str, Any]]], indent: str) -> list[li
 def _shown(group: dict[str, Any]) -> str:
     error = group["accuracy_standard_error"]
     return f"{group['accuracy']:.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse a file whose name does not say how the table is written."""
-    from gpt2kit.data.tables import format_of
-
-    if out is not None and format_of(out) in (None, "txt"):
-        raise typer.BadParameter(
-            f"--out is {out}, expected a name in .csv, .tsv, .jsonl or .parquet"
-        )
-
-
-def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a table with a line for each row, in the format that the file's name says."""
-    from gpt2kit.data.streams import write_batches
-    from gpt2kit.data.tables import Table, format_of
-
-    columns = tuple(rows[0])
-    cells = [[row[name] for name in columns] for row in rows]
-    if format_of(out) == "parquet":  # whose objects would need the same keys in every row
-        cells = [[json.dumps(c) if isinstance(c, dict) else c for c in row] for row in cells]
-    n = write_batches(out, [Table(columns, cells, out)])
-    output.note(f"wrote {output.count(n, 'row')} to ", out)

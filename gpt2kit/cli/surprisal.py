@@ -19,6 +19,7 @@ import typer
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process, word_vectors
 from gpt2kit.cli.fields import takes
+from gpt2kit.cli.files import output_format
 from gpt2kit.cli.options import (
     MODEL_GROUP,
     OUTPUT_GROUP,
@@ -234,16 +235,10 @@ def _input_format(how: TableOptions, file: str) -> Format:
 
 def _format(out: Path | None, input: Format, json: bool) -> Format:
     """Return the format of the output: as its name says, else the input's, else CSV."""
-    from gpt2kit.data.tables import format_of
-
     if out is not None:
         if json:
             raise typer.BadParameter("--json is for standard output; --out FILE.jsonl writes it")
-        if (found := format_of(out)) in (None, "txt"):
-            raise typer.BadParameter(
-                f"--out is {out}, expected a name in .csv, .tsv, .jsonl or .parquet"
-            )
-        return found or "csv"
+        return output_format(out)
     if json:
         return "jsonl"
     return input if input in ("tsv", "jsonl") else "csv"

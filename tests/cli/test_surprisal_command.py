@@ -244,7 +244,7 @@ def test_the_digest_of_weights_changes_with_a_single_number(model: Path) -> None
         # The Rényi entropy was left out without a word.
         (["--unit", "text", "--renyi", "0.5"], "a\n", "--renyi is for words"),
         (["--unit", "token", "--renyi", "0.5"], "a\n", "--renyi is for words"),
-        (["--out", "found.xls"], "a\n", "expected a name in .csv, .tsv, .jsonl or .parquet"),
+        (["--out", "found.xls"], "a\n", "expected a name in .csv, .tsv, .jsonl (each also"),
         (["--out", "found.csv", "--json"], "a\n", "--out FILE.jsonl writes it"),
         ([], " \n", "no text, expected a text on each line"),
         (["--renyi", "1"], "a\n", "renyi is 1"),
