@@ -142,7 +142,7 @@ TESTED_BY = {
     """,  # the formats, each through `load`
     "checkpoints/test_tf_bundle.py": "checkpoints/leveldb checkpoints/snappy checkpoints/tf_index",
     "cli/test_explain_command.py": "cli/explain_report cli/explain_words",
-    "cli/test_generation.py": "cli/generation_report",
+    "cli/test_generation.py": "cli/generation_report cli/prompts",
     "cli/test_filter_command.py": "cli/criteria cli/files",
     "cli/test_help.py": "cli/color cli/options",
     "cli/test_output.py": "cli/progress",

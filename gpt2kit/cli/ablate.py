@@ -1,4 +1,4 @@
-"""ablate."""
+"""ablate: what a model loses without some of its heads, MLPs or neurons."""
 
 from __future__ import annotations
 

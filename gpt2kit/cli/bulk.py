@@ -1,4 +1,4 @@
-"""parts, and what every command does that is given many files."""
+"""parts: how far a run over many files is. Also what each command does that is given many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cloze."""
+"""cloze: the likeliest next words of a text, of one token or several, with their probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diff and blend."""
+"""diff and blend: how the weights of two models differ, and their weighted mean as a model."""
 
 from __future__ import annotations
 

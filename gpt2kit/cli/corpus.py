@@ -1,4 +1,4 @@
-"""corpus."""
+"""corpus: a text as training reads it: its tokens, counted, and windows of input and target."""
 
 from __future__ import annotations
 

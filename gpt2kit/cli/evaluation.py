@@ -1,4 +1,4 @@
-"""evaluate and score."""
+"""evaluate and score: how well models predict a text or answer questions; how likely lines are."""
 
 from __future__ import annotations
 

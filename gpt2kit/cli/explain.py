@@ -1,4 +1,4 @@
-"""explain."""
+"""explain: what a model expected at each token of a text, and which parts decided it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""heads."""
+"""heads: what kind of head each attention head is, by its attention to random tokens or a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inspect."""
+"""inspect: the configuration, tensors, modules, memory and vocabulary of a model."""
 
 from __future__ import annotations
 

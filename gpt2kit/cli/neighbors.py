@@ -1,4 +1,4 @@
-"""neighbors."""
+"""neighbors: the tokens whose embeddings are most similar to that of a word or a sum of words."""
 
 from __future__ import annotations
 

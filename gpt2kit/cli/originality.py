@@ -1,4 +1,4 @@
-"""originality."""
+"""originality: how much of a text is copied from a corpus, and which passages."""
 
 from __future__ import annotations
 

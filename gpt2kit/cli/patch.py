@@ -1,4 +1,4 @@
-"""patch."""
+"""patch: activations or paths of one prompt in the run of another, and what comes with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""replay."""
+"""replay: writes the texts of a receipt again, and says what differs and why."""
 
 from __future__ import annotations
 
@@ -10,17 +10,9 @@ import typer
 
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.fields import takes_given
-from gpt2kit.cli.generation import (
-    Allow,
-    Forbid,
-    PromptsFile,
-    batches,
-    load_draft,
-    read_bans,
-    read_lines,
-    read_prompts,
-)
+from gpt2kit.cli.generation import Allow, Forbid, PromptsFile, load_draft
 from gpt2kit.cli.options import OUTPUT_GROUP, Json, ModelOptions
+from gpt2kit.cli.prompts import batches, read_bans, read_lines, read_prompts
 from gpt2kit.cli.receipts import loaded_from, read_receipt
 from gpt2kit.cli.steering import check_steer, steer_for
 from gpt2kit.fields import build

@@ -1,4 +1,4 @@
-"""sae."""
+"""sae: which features of a sparse autoencoder fire in a text, and what changing them does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""serve."""
+"""serve: an HTTP server of models, with completions in the shape of OpenAI's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""synthetic."""
+"""synthetic: texts made by a rule, for small models whose insides can be understood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tokenize."""
+"""tokenize: the tokens of a text, as ids and pieces."""
 
 from __future__ import annotations
 

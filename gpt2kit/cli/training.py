@@ -1,4 +1,4 @@
-"""train, finetune, recipes and merge."""
+"""train, finetune, recipes and merge: a model trained on a text, and adapters put into it."""
 
 from __future__ import annotations
 

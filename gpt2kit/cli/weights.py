@@ -1,4 +1,4 @@
-"""download, models, rm, convert and verify."""
+"""download, models, rm, convert and verify: the models on this machine, and their formats."""
 
 from __future__ import annotations
 
@@ -133,52 +133,57 @@ def rm(
     output.note(f"removed {store.remove(name)}")
 
 
+From = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A model of any format: a folder, a checkpoint's prefix, a file, a name.",
+    ),
+]
+To = Annotated[
+    Path,
+    typer.Option(
+        "--to", metavar="PATH", help="The folder to write; a file with --format gguf or llmc."
+    ),
+]
+Format = Annotated[
+    Literal["hf", "gguf", "llmc"],
+    typer.Option(
+        "--format",
+        help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc).",
+    ),
+]
+WrittenDtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16, float16, float64, or auto: as it is stored. GGUF also has q8_0 "
+        "and q4_0, which round to 8 and 4 bits.",
+    ),
+]
+Untie = Annotated[
+    bool,
+    typer.Option(
+        "--untie",
+        help="Write the head as a tensor of its own in GGUF, for llama.cpp before March 2025.",
+    ),
+]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        "--vocabulary", metavar="FILE|MODEL", help=options.VOCABULARY_HELP, show_default=False
+    ),
+]
+
+
 @takes(unsaid=Unsaid)
 def convert(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH",
-            help="A model of any format: a folder, a checkpoint's prefix, a file, a name.",
-        ),
-    ],
-    to: Annotated[
-        Path,
-        typer.Option(
-            "--to", metavar="PATH", help="The folder to write; a file with --format gguf or llmc."
-        ),
-    ],
-    format: Annotated[
-        Literal["hf", "gguf", "llmc"],
-        typer.Option(
-            "--format",
-            help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc).",
-        ),
-    ] = "hf",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            help="float32, bfloat16, float16, float64, or auto: as it is stored. GGUF also has "
-            "q8_0 and q4_0, which round to 8 and 4 bits.",
-        ),
-    ] = "auto",
-    untie: Annotated[
-        bool,
-        typer.Option(
-            "--untie",
-            help="Write the head as a tensor of its own in GGUF, for llama.cpp before March 2025.",
-        ),
-    ] = False,
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            "--vocabulary",
-            metavar="FILE|MODEL",
-            help=options.VOCABULARY_HELP,
-            show_default=False,
-        ),
-    ] = None,
+    path: From,
+    to: To,
+    format: Format = "hf",
+    dtype: WrittenDtype = "auto",
+    untie: Untie = False,
+    vocabulary: Vocabulary = None,
     force: Force = False,
     no_verify: NoVerify = False,
     *,
