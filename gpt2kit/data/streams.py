@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -48,7 +49,7 @@ def read_batches(
     `file` is read in place of `path`, which then names it in messages. `format` is told by the name
     unless it is given. The columns of JSONL may differ from batch to batch. Lines of text have the
     columns line, the number, and text; those of white space alone are left out. A byte order mark
-    is skipped, and so are empty lines.
+    is skipped, and so are empty lines. CSV may have semicolons in place of commas.
 
     Raises CorpusError for a file without rows and columns, bytes that cannot be decoded, and a row
     with more or fewer cells than there are columns or a line that is no JSON object. Unless
@@ -147,7 +148,10 @@ class _Count:
 def _read_csv(
     texts: Iterator[str], path: Path, format: Format, n: int, strict: bool
 ) -> Iterator[Table]:
-    reader = csv.reader(_csv_lines(texts), delimiter=DELIMITERS[format], strict=True)
+    text_lines = _csv_lines(texts)
+    first_line = next(text_lines, "")
+    delimiter = _delimiter(first_line, DELIMITERS[format])
+    reader = csv.reader(chain([first_line], text_lines), delimiter=delimiter, strict=True)
     lines = _csv_cells(reader, path, strict)
     header = _some(lines, 1)
     if not header:
@@ -161,6 +165,13 @@ def _read_csv(
     while some := _some(rows, n):
         yield _table(columns, some, path, first)
         first += len(some)
+
+
+def _delimiter(header: str, usual: str) -> str:
+    """Return what separates the names of the columns: the usual sign, or Excel's semicolon."""
+    # Excel writes semicolons in countries where the comma is the decimal sign.
+    names = re.sub('"[^"]*"', "", header)
+    return ";" if usual not in names and ";" in names else usual
 
 
 def _csv_cells(reader: Any, path: Path, strict: bool) -> Iterator[_Row]:

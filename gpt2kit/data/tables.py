@@ -58,10 +58,7 @@ class Table:
         shown = ", ".join(map(repr, self.columns))
         if found:
             raise CorpusError(f"{self.path}: {len(found)} columns are called {name!r}")
-        advice = ""
-        if len(self.columns) == 1 and any(sign in self.columns[0] for sign in ";\t"):
-            advice = "; they are separated by another sign: save as .csv with commas, or as .tsv"
-        raise CorpusError(f"{self.path}: no column {name!r}; there is {shown[:200]}{advice}")
+        raise CorpusError(f"{self.path}: no column {name!r}; there is {shown[:200]}")
 
     def texts(self, name: str, errors: dict[int, str] | None = None) -> list[str]:
         """Return the cells of a column as texts, an absent or null one as an empty text.

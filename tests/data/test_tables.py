@@ -82,8 +82,15 @@ def test_a_column_is_found_once_or_the_others_are_named() -> None:
         read("Word,item\na,1\n").column("word")
     with pytest.raises(CorpusError, match="2 columns are called 'a'"):
         read("a,a\n1,2\n").column("a")
-    with pytest.raises(CorpusError, match="separated by another sign"):
-        read("item;word\n1;a\n").column("word")
+
+
+def test_a_table_with_semicolons_as_excel_writes_it_is_read() -> None:
+    # It was refused, though Excel writes no other CSV in half of Europe.
+    table = read('\ufeffitem;"word, or ""sign""";rt\r\n1;"a;b";3,5\r\n')
+    assert table.columns == ("item", 'word, or "sign"', "rt")
+    assert table.rows == [["1", "a;b", "3,5"]]
+    assert read('"a;b",c\n1;2,3\n').rows == [["1;2", "3"]]
+    assert read("text\na;b\n").columns == ("text",)
 
 
 def test_the_table_of_r_is_read_with_its_row_names() -> None:
