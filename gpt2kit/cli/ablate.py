@@ -291,7 +291,10 @@ def _on_task(
 
 
 def _right(model: GPT2, tokenizer: Tokenizer, task: tuple[str, Path]) -> Any:
-    """Return 1 for each item of a task that the model gets right, else 0: (items,) float64."""
+    """Return 1 for each item of a task that the model gets right, else 0: (items,) float64.
+
+    Items that cannot be scored are left out; the edits do not change which ones.
+    """
     import torch
 
     name, path = task
@@ -300,7 +303,8 @@ def _right(model: GPT2, tokenizer: Tokenizer, task: tuple[str, Path]) -> Any:
 
         return lambada_items(model, tokenizer, path)[0]
     measured = suites.read(name, path, "paper")(model, tokenizer)
-    return torch.tensor([float(row["correct"]) for row in measured.rows], dtype=torch.float64)
+    right = [float(row["correct"]) for row in measured.rows if row["correct"] is not None]
+    return torch.tensor(right, dtype=torch.float64)
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def evaluate(
             measured = measure(model, tokenizer, batch_size=how.batch_size, progress=progress)
         found.append({"model": name, **measured.figures})
         rows += [{"model": name, **row} for row in measured.rows]
+        suites.warn_of_errors(name, measured.rows)
         if json:
             output.print_json(found[-1])
         if tokenizer is not None:

@@ -58,11 +58,14 @@ def _on_pairs(
             "tokens_good": each.tokens_good,
             "tokens_bad": each.tokens_bad,
             "correct": each.correct,
+            "error": each.error,
         }
         for each in scored
     ]
+    errors = sum(each.error is not None for each in scored)
     groups = _groups(rows, "phenomenon", "paradigm")
-    return Measured({"as": protocol, **_accuracy(rows), "groups": groups}, rows)
+    figures = {"as": protocol, **_accuracy(rows), "errors": errors, "groups": groups}
+    return Measured(figures, rows)
 
 
 def _on_suites(suites: Sequence[Suite], model: Any, tokenizer: Any, **how: Any) -> Measured:
@@ -75,9 +78,10 @@ def _on_suites(suites: Sequence[Suite], model: Any, tokenizer: Any, **how: Any) 
 
 
 def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the accuracy over the rows that could be scored."""
     from gpt2kit.evaluation.accuracy import accuracy
 
-    return asdict(accuracy([row["correct"] for row in rows]))
+    return asdict(accuracy([row["correct"] for row in rows if row["correct"] is not None]))
 
 
 def _groups(rows: Sequence[dict[str, Any]], key: str, *within: str) -> list[dict[str, Any]]:
@@ -94,11 +98,19 @@ def _groups(rows: Sequence[dict[str, Any]], key: str, *within: str) -> list[dict
 # --- what is shown --------------------------------------------------------------------------------
 
 
+def warn_of_errors(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Say how many items a model could not score, and why the first one."""
+    if errors := [row["error"] for row in rows if row.get("error")]:
+        output.warn(f"{name}: {output.count(len(errors), 'pair')} left out; the first: {errors[0]}")
+
+
 def print_table(found: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """Print a column of accuracies for each model, with a line for each group of items."""
     lines = [["", *names], ["items", *(f"{row['items']:,}" for row in found)]]
     if "as" in found[0]:
         lines.append(["as", *(row["as"] for row in found)])
+    if any(row.get("errors") for row in found):
+        lines.append(["left out", *(f"{row['errors']:,}" for row in found)])
     lines.append(["accuracy", *map(_shown, found)])
     if "mean_of_suites" in found[0]:
         lines.append(["mean of suites", *(f"{row['mean_of_suites']:.4f}" for row in found)])
@@ -120,5 +132,7 @@ def _group_lines(models: Sequence[list[dict[str, Any]]], indent: str) -> list[li
 
 
 def _shown(group: dict[str, Any]) -> str:
+    if group["accuracy"] is None:
+        return "-"
     error = group["accuracy_standard_error"]
     return f"{group['accuracy']:.4f}" + ("" if error is None else f" ± {error:.4f}")

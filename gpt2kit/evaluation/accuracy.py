@@ -15,11 +15,13 @@ class Accuracy:
     """The share of items on which a model was right."""
 
     items: int
-    accuracy: float
+    accuracy: float | None  # None without an item
     accuracy_standard_error: float | None  # None for a single item
 
 
 def accuracy(right: Sequence[bool]) -> Accuracy:
     """Return the accuracy over some items, and its standard error."""
+    if not right:
+        return Accuracy(0, None, None)
     values = torch.tensor(right, dtype=torch.float64)  # (items,)
     return Accuracy(len(right), float(values.mean()), standard_error(values))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gpt2kit.data.streams import read_batches
 from gpt2kit.data.tables import ABSENT, format_of
-from gpt2kit.errors import ContextLengthError, CorpusError, TokenizerError
+from gpt2kit.errors import ContextLengthError, CorpusError, Gpt2KitError, TokenizerError
 from gpt2kit.evaluation.beginnings import text_surprisals
 from gpt2kit.evaluation.surprisal import BATCH_SIZE, Progress, ignore
 from gpt2kit.model import GPT2
@@ -47,24 +47,26 @@ class Pair:
     good: str
     bad: str
     source: str  # the file and row, for messages
+    error: str | None = None  # why the row is no pair
 
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """How likely a model holds the two sentences of a pair."""
+    """How likely a model holds the two sentences of a pair; None if they cannot be scored."""
 
     pair: Pair
-    logprob_good: float  # of the whole sentence, in nats
-    logprob_bad: float
-    tokens_good: int  # scored
-    tokens_bad: int
-    correct: bool  # whether the good sentence is the more likely one
+    logprob_good: float | None = None  # of the whole sentence, in nats
+    logprob_bad: float | None = None
+    tokens_good: int | None = None  # scored
+    tokens_bad: int | None = None
+    correct: bool | None = None  # whether the good sentence is the more likely one
+    error: str | None = None  # why they cannot be scored
 
 
 def read_blimp(path: Path) -> list[Pair]:
     """Read the .jsonl files of a folder, in the order of their names, or a single one.
 
-    Raises CorpusError for a folder without such files and a line that is not a pair.
+    Raises CorpusError for a folder without such files and a file without a pair.
     """
     files = [path]
     if path.is_dir():
@@ -81,12 +83,14 @@ def read_blimp(path: Path) -> list[Pair]:
 def read_pairs(path: Path) -> list[Pair]:
     """Read pairs from a .csv, .tsv, .jsonl or .parquet file with the columns good and bad.
 
-    The columns phenomenon, paradigm and item are optional; BLiMP's own names are understood, too.
-    Raises CorpusError for a file without pairs and a row that is not one.
+    The columns phenomenon, paradigm and item are optional; BLiMP's own names are understood, too. A
+    row that is no pair has an `error`. Raises CorpusError if no row is one.
     """
-    pairs = [_pair(path, number, row) for number, row in _rows(path)]
+    pairs = [_pair(path, *row) for row in _rows(path)]
     if not pairs:
         raise CorpusError(f"{path}: empty; expected a pair of sentences on each line", path=path)
+    if all(pair.error for pair in pairs):
+        raise CorpusError(f"{pairs[0].source}: {pairs[0].error}", path=path)
     return pairs
 
 
@@ -102,26 +106,41 @@ def score_pairs(
     """Return how likely a model holds the sentences of each pair; what they share is read once.
 
     A vocabulary without a marker for the start of a text leaves the first token unscored.
-    `progress` counts sentences. A sentence that cannot be scored raises CorpusError,
-    TokenizerError or ContextLengthError with its file and row.
+    `progress` counts sentences. A pair with a sentence that cannot be scored has an `error`. If no
+    pair can be scored, this raises the CorpusError, TokenizerError or ContextLengthError of the
+    first one, with its file and row.
     """
     tokenizer = require_tokenizer(tokenizer, "the model")
     space = " " if protocol == "harness" else ""
-    texts = [
-        sentence_ids(model, tokenizer, space + sentence, pair.source)
-        for pair in pairs
-        for sentence in (pair.good, pair.bad)
-    ]
+    texts, errors = list[list[int]](), dict[int, Gpt2KitError]()
+    for index, pair in enumerate(pairs):
+        try:
+            texts += _ids_of_pair(model, tokenizer, space, pair)
+        except (CorpusError, TokenizerError, ContextLengthError) as error:
+            errors[index] = error
+    if pairs and len(errors) == len(pairs):
+        raise errors[0]
     found = text_surprisals(model, texts, batch_size=batch_size, progress=progress)
     unscored = max(len(start_of_text(tokenizer)), 1) - 1
     scored = iter([nats[unscored:] for nats in found])
     results = []
-    for pair in pairs:
+    for index, pair in enumerate(pairs):
+        if index in errors:
+            results.append(ScoredPair(pair, error=str(errors[index])))
+            continue
         good, bad = next(scored), next(scored)
         sums = 0.0 - float(good.sum()), 0.0 - float(bad.sum())
         correct = sums[0] > sums[1] or (protocol == "harness" and sums[0] == sums[1])
         results.append(ScoredPair(pair, *sums, len(good), len(bad), correct))
     return results
+
+
+def _ids_of_pair(model: GPT2, tokenizer: Tokenizer, space: str, pair: Pair) -> list[list[int]]:
+    """Return the ids of the two sentences; raises the errors of `sentence_ids`."""
+    if pair.error is not None:
+        raise CorpusError(f"{pair.source}: {pair.error}")
+    sentences = (pair.good, pair.bad)
+    return [sentence_ids(model, tokenizer, space + each, pair.source) for each in sentences]
 
 
 def sentence_ids(model: GPT2, tokenizer: Tokenizer, sentence: str, source: str) -> list[int]:
@@ -146,29 +165,29 @@ def sentence_ids(model: GPT2, tokenizer: Tokenizer, sentence: str, source: str) 
 # --- rows of a file -------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the cells of each row of a table."""
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+    """Yield the number and the cells of each row of a table, and why it cannot be read."""
     format = format_of(path)
     if format in (None, "txt"):
         raise CorpusError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file", path=path)
-    for table in read_batches(path):
+    for table in read_batches(path, strict=False):
         for name in ("good", "bad"):
             if format != "jsonl" and _COLUMNS[name] not in table.columns:
                 table.column(name)  # else each object has its own keys
-        for number, row in enumerate(table.rows, table.first):
+        for index, row in enumerate(table.rows):
             cells = zip(table.columns, row, strict=True)
-            yield number, {name: cell for name, cell in cells if cell is not ABSENT}
+            known = {name: cell for name, cell in cells if cell is not ABSENT}
+            yield table.first + index, known, table.errors.get(index)
 
 
-def _pair(path: Path, number: int, row: Mapping[str, Any]) -> Pair:
+def _pair(path: Path, number: int, row: Mapping[str, Any], error: str | None) -> Pair:
     source = f"{path}: row {number:,}"
     cells = {name: row.get(name, row.get(other)) for name, other in _COLUMNS.items()}
     for name in ("good", "bad"):
         if not isinstance(cells[name], str) or not cells[name].strip():
-            raise CorpusError(
-                f"{source}: expected a sentence under {name!r}, found {cells[name]!r}", path=path
-            )
+            error = error or f"expected a sentence under {name!r}, found {cells[name]!r}"
+            cells[name] = ""
     paradigm = str(cells["paradigm"] or path.stem)
     item = number if cells["item"] in (None, "") else cells["item"]
     phenomenon = str(cells["phenomenon"] or paradigm)
-    return Pair(phenomenon, paradigm, str(item), cells["good"], cells["bad"], source)
+    return Pair(phenomenon, paradigm, str(item), cells["good"], cells["bad"], source, error)

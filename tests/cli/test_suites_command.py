@@ -86,7 +86,7 @@ def objects(result: Any) -> list[dict[str, Any]]:
 
 def test_accuracies_are_those_of_the_items_overall_and_by_group(model: Path, blimp: Path) -> None:
     found = score_pairs(*load(model), read_blimp(blimp))
-    right = [each.correct for each in found]
+    right = [bool(each.correct) for each in found]
     (shown,) = objects(run("evaluate", model, "--task", "blimp", blimp, "--json"))
     assert shown["as"] == "paper"
     assert (shown["items"], shown["accuracy"]) == (5, sum(right) / 5)
@@ -114,6 +114,32 @@ def test_the_table_has_a_line_for_each_group_and_a_column_for_each_model(
     assert names == ["items", "as", "accuracy", "A", "a1", "a2", "B", "b1"]
     assert lines[5].startswith("  a1")
     assert len(lines[5].split()) == 7  # the name, and twice an accuracy, ± and its error
+
+
+def test_pairs_that_cannot_be_scored_are_counted_and_listed(model: Path, tmp_path: Path) -> None:
+    # The first one ended the command.
+    pairs, out = tmp_path / "p.csv", tmp_path / "items.csv"
+    lines = ["paradigm,good,bad", "a,the cat,cat the", "a,the dog,", f"b,the dog,{'dog ' * 99}"]
+    pairs.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = ("evaluate", model, "--task", "pairs", pairs)
+    shown = run(*command, "--out", out)
+    assert shown.exit_code == 0
+    assert "2 pairs left out; the first: " in shown.stderr
+    assert f"{pairs}: row 2: expected a sentence under 'bad', found ''" in shown.stderr
+    table = [line.split() for line in shown.stdout.splitlines()]
+    assert table[1:4] == [["items", "1"], ["as", "paper"], ["left", "out", "2"]]
+    assert table[-1] == ["b", "-"]
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["correct"] == "" for row in rows] == [False, True, True]
+    assert "the model reads at most" in rows[2]["error"]
+    (figures,) = objects(run(*command, "--json"))
+    assert (figures["items"], figures["errors"]) == (1, 2)
+    assert figures["groups"][1]["accuracy"] is None
+    pairs.write_text("\n".join(lines[:1] + lines[2:3]), encoding="utf-8")
+    nothing = run(*command)
+    assert nothing.exit_code == 1
+    assert "row 1: expected a sentence under 'bad'" in nothing.stderr
 
 
 def test_the_two_protocols_differ_by_a_space(model: Path, blimp: Path, tmp_path: Path) -> None:

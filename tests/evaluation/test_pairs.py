@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,8 @@ def test_a_table_of_pairs_has_quotes_line_ends_and_other_columns(tmp_path: Path)
     [
         ("p.csv", "", "p.csv: empty, expected a table"),
         ("p.csv", "good,bad\n", "p.csv: empty; expected a pair"),
-        (
-            "p.csv",
-            "good;bad\na;b\n",
-            "no column 'good'; there is 'good;bad'; they are separated by",
-        ),
-        ("p.csv", "good,bad\na,b\nc\n", "line 3 has 1 cells, expected 2"),
+        ("p.csv", "Good,bad\na,b\n", "no column 'good'; there is 'Good', 'bad'"),
+        ("p.csv", "good,bad\nc\n", "line 2 has 1 cells, expected 2"),
         ("p.csv", "good,bad\n ,b\n", "row 1: expected a sentence under 'good', found ' '"),
         ("p.csv", 'good,bad\n"a"b,c\n', "line 2: .*a quotation mark inside"),
         ("p.jsonl", '{"good": 3, "bad": "b"}', "row 1: expected a sentence under 'good', found 3"),
@@ -162,6 +159,30 @@ def test_a_sentence_that_cannot_be_scored_is_named(
     pairs = read_pairs(write(tmp_path / "p.csv", f"good,bad\nab,{sentence}\n"))
     with pytest.raises(kind, match=message):
         score_pairs(model, tokenizer, pairs)
+    # Beside a pair that can be scored it stopped that one, too.
+    pairs += read_pairs(write(tmp_path / "q.csv", "good,bad\nab,abc\n"))
+    one, other = score_pairs(model, tokenizer, pairs)
+    assert one.error is not None
+    assert re.search(message, one.error)
+    assert (one.logprob_good, one.tokens_bad, one.correct) == (None, None, None)
+    assert other == score_pairs(model, tokenizer, pairs[1:])[0]
+
+
+def test_a_row_that_is_no_pair_is_named_and_stops_no_other(
+    small_bpe: BPETokenizer, tmp_path: Path
+) -> None:
+    # The first empty cell was an error of the whole file.
+    text = 'good,bad\n,the dog\nthe cat,the\n"a"b,c\nso,it,is\n'
+    pairs = read_pairs(write(tmp_path / "p.csv", text))
+    scored = score_pairs(load(FOLDER)[0], small_bpe, pairs)
+    assert [each.correct is None for each in scored] == [True, False, True, True]
+    assert scored[1].tokens_bad == len(small_bpe.encode("the"))
+    for each, message in zip(
+        (scored[0], scored[2], scored[3]),
+        ("row 1: expected a sentence under 'good', found ''", "row 3: line 4", "row 4: line 5 has"),
+        strict=True,
+    ):
+        assert f"p.csv: {message}" in (each.error or "")
 
 
 def test_a_vocabulary_without_a_start_leaves_the_first_token_unscored(tmp_path: Path) -> None:

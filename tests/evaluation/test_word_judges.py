@@ -213,7 +213,7 @@ def test_blimp_lambada_and_rolling_are_those_of_the_harness(
     ours = [[each.logprob_good, each.logprob_bad] for each in pairs]
     figures, theirs = found["ours_blimp"]
     assert ours == [pytest.approx(each, abs=1e-3, rel=1e-5) for each in theirs]
-    assert figures["acc,none"] == sum(each.correct for each in pairs) / len(pairs)
+    assert figures["acc,none"] == sum(bool(each.correct) for each in pairs) / len(pairs)
 
     figures, _ = found["ours_lambada"]
     result = lambada(model, tokenizer, passages)
