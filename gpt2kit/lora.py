@@ -56,9 +56,19 @@ class LoRALinear(nn.Linear):
         """Return a plain layer that computes the same function."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        linear.weight = nn.Parameter(self.weight + self.scale * self.lora_b @ self.lora_a)  # (O, C)
+        linear.weight = nn.Parameter(updated(self.weight, self.lora_a, self.lora_b, self.scale))
         linear.bias = self.bias
         return linear
+
+
+def updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return W + scale B A in the dtype of W: (O, C), (R, C), (O, R) -> (O, C).
+
+    The sum is made in float64, so that every machine rounds it to the same numbers.
+    """
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
+    update = b.to(wide) @ a.to(wide)  # (O, C)
+    return torch.add(weight.to(wide), update, alpha=scale).to(weight.dtype)
 
 
 def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:

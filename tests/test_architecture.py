@@ -136,6 +136,8 @@ TESTED_BY = {
         checkpoints/exports checkpoints/gguf/vocabulary checkpoints/gguf/writing checkpoints/plain
         checkpoints/written
     """,  # from a model to a file that has been compared with it
+    "checkpoints/test_peft.py": "checkpoints/peft/config checkpoints/peft/reading",
+    "cli/test_peft_commands.py": "checkpoints/peft/writing",
     "checkpoints/test_reading.py": """
         checkpoints/config_json checkpoints/huggingface checkpoints/load
         checkpoints/nanogpt checkpoints/openai checkpoints/safetensors_files

@@ -29,6 +29,7 @@ import typer
 from builders import add_vocabulary, write_hub, write_layout, write_nanogpt
 from conftest import GOLDEN
 from features_builders import matrices, write_sae
+from peft_builders import adapted
 from serve_builders import Background
 from servers import FakeHub, FakeOpenAI
 from training_builders import VERSES
@@ -188,6 +189,10 @@ def publish(
     ]
     hub.add("openai-community/gpt2", files)
     hub.add("someone/gpt2-novel", files)
+    lora = adapted(weights.parent / "lora", load(THEIRS, device="cpu")[0])
+    write_config = lora / "adapter_config.json"
+    write_config.write_text(write_config.read_text().replace(str(lora.parent / "base"), "gpt2"))
+    hub.add("someone/gpt2-lora", {path.name: path.read_bytes() for path in lora.iterdir()})
     bucket.add("124M", theirs)
     small_catalogue = {
         "124M": Publication(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict, read_config
-from gpt2kit.checkpoints.names import BUFFERS, holds_linear, plain_names
+from gpt2kit.checkpoints.names import BUFFERS, VALUE_HEAD, holds_linear, plain_names
 from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, transpose_if_conv1d
 from gpt2kit.config import GPT2Config
@@ -22,6 +23,7 @@ from gpt2kit.errors import (
     CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    Gpt2KitWarning,
 )
 from gpt2kit.files import impostor, read_json, read_start
 
@@ -56,7 +58,7 @@ def weights_in(path: Path) -> list[Path]:
 
 def open_file(path: Path, config: GPT2Config) -> Checkpoint:
     """Open one weights file; its content decides how it is read, not its name."""
-    tensors, kind = _read_headers(path)
+    tensors, kind = read_headers(path)
     return _checkpoint(path, kind, config, {path: tensors})
 
 
@@ -72,7 +74,7 @@ def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
         # The index may be hostile: a shard is a plain name in this folder, never a path.
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or name.startswith("."):
             raise CheckpointFormatError(index, f"shard {name[:80]!r} is not a plain file name")
-        tensors, kind = _read_headers(index.parent / name)
+        tensors, kind = read_headers(index.parent / name)
         by_file[index.parent / name] = tensors
         listed = {tensor for tensor, file in files.items() if file == name}
         # Older versions of transformers saved masks, and listed them or not.
@@ -83,7 +85,7 @@ def _open_shards(index: Path, config: GPT2Config) -> Checkpoint:
     return _checkpoint(index.parent, f"{kind}, {len(by_file)} files", config, by_file)
 
 
-def _read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
+def read_headers(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """Return the tensors of a file as they are there, and the name of its format."""
     start = read_start(path, error=CheckpointError)
     if explanation := impostor(start):
@@ -120,6 +122,10 @@ def _checkpoint(
         stored |= tensors
     names = plain_names(stored, path)
     skipped = tuple(sorted(stored.keys() - names.values()))
+    if heads := [name for name in skipped if VALUE_HEAD in name]:
+        listed = ", ".join(ascii(name[:60])[1:-1] for name in heads[:4])
+        message = f"{path}: {listed} left out: the value head of TRL, which is not needed for text"
+        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
     ours = {name: stored[theirs] for name, theirs in names.items()}
     if holds_linear({name: tensor.shape for name, tensor in ours.items()}):
         kind += ", matrices of nn.Linear"

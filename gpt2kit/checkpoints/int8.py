@@ -103,13 +103,20 @@ def _first_not_finite(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _source(checkpoint: Checkpoint) -> str:
-    """Return a hash that changes with the checkpoint's files: names, sizes, times and beginnings.
+    """Return a hash that changes with the files of a checkpoint and of what is below its adapters.
+
+    Of each file it takes the name, the size, the time and the beginning.
 
     Hashing all of their bytes would take longer than reading the int8 weights, and as long as
     making them.
     """
     digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
-    for path in sorted(checkpoint.folder.iterdir()):
+    files = sorted(checkpoint.folder.iterdir())
+    while checkpoint.base is not None:
+        checkpoint = checkpoint.base
+        digest.update(str(checkpoint.path.resolve()).encode())
+        files += sorted(checkpoint.folder.iterdir())
+    for path in files:
         if path.is_file() and INT8_SUFFIX not in path.name and not path.name.startswith("."):
             status = path.stat()
             digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns} ".encode())

@@ -21,6 +21,7 @@ from gpt2kit.checkpoints.device import (
 )
 from gpt2kit.checkpoints.gguf import reading as gguf
 from gpt2kit.checkpoints.int8 import build_int8_model
+from gpt2kit.checkpoints.peft import reading as peft
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.checkpoints.unsaid import Unsaid
 from gpt2kit.checkpoints.vocabularies import find_vocabulary, load_vocabulary, where_to_look
@@ -28,6 +29,7 @@ from gpt2kit.errors import (
     CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
+    ConfigError,
     Gpt2KitWarning,
 )
 from gpt2kit.files import read_start
@@ -68,6 +70,7 @@ def load(
     vocabulary: str | Path | None = None,
     n_head: int | None = None,
     fetch_vocabulary: Callable[[], Path] | None = None,
+    base: str | Path | None = None,
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model that is on this machine, ready to run, and its tokenizer if it has one.
 
@@ -83,13 +86,18 @@ def load(
       model was trained on; by default the one beside the weights
     - `n_head`: attention heads, for a file of weights alone that does not say them
     - `fetch_vocabulary`: gives the folder of GPT-2's vocabulary if it is needed and not here
+    - `base`: the model below a folder of PEFT's adapters, in place of the one that they name
 
     Every tensor's name, shape and numbers have been checked. Raises CheckpointError, TokenizerError
     or ConfigError.
     """
     torch_device, torch_dtype = resolve_device_and_dtype(device, dtype, quantize)
     checkpoint = open_checkpoint(
-        store.find(model), verify=verify, write_cache=write_cache, unsaid=Unsaid(n_head=n_head)
+        store.find(model),
+        verify=verify,
+        write_cache=write_cache,
+        unsaid=Unsaid(n_head=n_head),
+        base=base,
     )
     source = None if vocabulary is None else find_vocabulary(vocabulary)
     # Reading weights is mostly the kernel's work: Python has time for the vocabulary meanwhile.
@@ -114,7 +122,12 @@ def load(
 
 
 def open_checkpoint(
-    path: Path, *, verify: bool = True, write_cache: bool = True, unsaid: Unsaid | None = None
+    path: Path,
+    *,
+    verify: bool = True,
+    write_cache: bool = True,
+    unsaid: Unsaid | None = None,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Open a folder, a file or the prefix of a TensorFlow checkpoint.
 
@@ -122,13 +135,19 @@ def open_checkpoint(
 
     Only headers are read, except that `verify` compares files of a download with their recorded
     hashes unless that was done since they changed; `write_cache` records that it was done.
-    `unsaid` is what a file of weights alone does not say. Raises CheckpointNotFoundError if there
+    `unsaid` is what a file of weights alone does not say, `base` the model below a folder of PEFT's
+    adapters, in place of the one that they name. Raises CheckpointNotFoundError if there
     are no weights, CheckpointFormatError for damage, CheckpointMismatchError if the tensors are not
     those of the configuration, and ConfigError if `unsaid` lacks something or contradicts the file.
     """
     unsaid = unsaid or Unsaid()
     if verify:
         store.check_files(path if path.is_dir() else path.parent, record=write_cache)
+    if is_peft(path):
+        unsaid.refuse(path)
+        return _open_adapted(path, base, verify, write_cache)
+    if base is not None:
+        raise ConfigError(f"{path} is a model, and not adapters over {base}")
     if alone := _alone(path):
         return _open_alone(alone, unsaid)
     unsaid.refuse(path)
@@ -142,6 +161,42 @@ def open_checkpoint(
         return huggingface.open_file(path, read_config(config_file))
     message = f"{path}: weights without a configuration; expected {config_file.name} beside them"
     raise CheckpointNotFoundError(message, path=path, missing=[config_file.name])
+
+
+def is_peft(path: Path) -> bool:
+    """Whether a folder holds PEFT's adapters and no whole model."""
+    # TRL saves its value head beside adapters under the name of a model's weights.
+    is_whole = (path / CONFIG_FILE).exists() and huggingface.weights_in(path)
+    return (path / store.PEFT_FILE).is_file() and not is_whole
+
+
+def _open_adapted(
+    path: Path, base: str | Path | None, verify: bool, write_cache: bool
+) -> Checkpoint:
+    """Open a folder of PEFT's adapters, over their model or over other such adapters."""
+    folders = [path]
+    while is_peft(below := _below(folders[-1], base)):
+        if below.resolve() in [each.resolve() for each in folders]:
+            raise CheckpointError(f"{below}: its adapters lie over themselves")
+        folders.append(below)
+        base = None
+    checkpoint = open_checkpoint(below, verify=verify, write_cache=write_cache)
+    for folder in reversed(folders):
+        checkpoint = peft.open_adapters(folder, checkpoint)
+    return checkpoint
+
+
+def _below(folder: Path, base: str | Path | None) -> Path:
+    """Return the path of the model below a folder of adapters."""
+    name = base or peft.base_of(folder)
+    try:
+        if not name:
+            raise CheckpointNotFoundError("it has no base_model_name_or_path.")
+        return store.find(name)
+    except CheckpointNotFoundError as error:
+        advice = f"If that is elsewhere, run: gpt2kit merge {folder} --model MODEL --out DIR"
+        message = f"{folder}: the model below these adapters: {error} {advice}"
+        raise CheckpointNotFoundError(message, path=folder) from error
 
 
 def _alone(path: Path) -> Path | None:

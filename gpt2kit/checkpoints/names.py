@@ -36,12 +36,16 @@ OPENAI = {
     "model/ln_f/b": "ln_f.bias",
 }
 
-# Prefixes that transformers' model with a head, DistributedDataParallel and torch.compile add.
-PREFIXES = ("transformer.", "module.", "_orig_mod.")
+# Prefixes that transformers' model with a head, DistributedDataParallel, torch.compile and TRL add.
+PREFIXES = ("transformer.", "module.", "_orig_mod.", "pretrained_model.")
 
 # The causal mask and its value, which older programs saved with the weights. Only these exact
 # endings: attn.c_attn.bias is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
+
+
+# What predicts rewards in TRL's models for PPO, beside the GPT-2 itself.
+VALUE_HEAD = "v_head."
 
 
 def is_transposed(name: str) -> bool:
@@ -70,7 +74,7 @@ def openai_names(config: GPT2Config) -> dict[str, str]:
 
 
 def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
-    """Return our name -> the file's name, without prefixes and without masks.
+    """Return our name -> the file's name, without prefixes, masks and the value head of TRL.
 
     Raises CheckpointFormatError if two tensors of the file are the same parameter.
     """
@@ -79,7 +83,7 @@ def plain_names(names: Iterable[str], path: Path) -> dict[str, str]:
         ours = theirs
         while prefix := next((prefix for prefix in PREFIXES if ours.startswith(prefix)), None):
             ours = ours[len(prefix) :]
-        if theirs.endswith(BUFFERS):
+        if theirs.endswith(BUFFERS) or ours.startswith(VALUE_HEAD):
             continue
         if ours in found:
             detail = f"{found[ours]} and {theirs} are the same parameter; expected only one of them"

@@ -182,6 +182,7 @@ class Checkpoint:
     dataset: str | None = None  # what nanoGPT calls the folder of its text and vocabulary
     # Reads the vocabulary that is in the file of the weights itself
     own_vocabulary: Callable[[], Tokenizer | None] | None = field(default=None, repr=False)
+    base: Checkpoint | None = field(default=None, repr=False)  # what adapters were applied to
 
     def __post_init__(self) -> None:
         check_tensors(self.path, self.config.shapes(), self.tensors)

@@ -180,8 +180,8 @@ class ModelOptions:
     n_head: int | None = same_option(Unsaid, "n_head")
     adapter: str | None = option(
         None,
-        "Write with the LoRA adapters of this run or folder, over the model that they were trained "
-        "on.",
+        "Write with the LoRA adapters of this run, or of this folder of PEFT, over the model that "
+        "they were trained on, which --model may name.",
         group=MODEL_GROUP,
         metavar="RUN",
     )
@@ -203,10 +203,13 @@ class ModelOptions:
 
     def load(self) -> tuple[GPT2, Tokenizer | None]:
         """Load the model, after downloading it if needed, and its tokenizer."""
-        if self.adapter is not None:
-            return self._load_adapted()
+        from gpt2kit.training.adapted import find_peft
+
+        peft = find_peft(self.adapter) if self.adapter else None
+        if self.adapter and not peft:
+            return self._load_adapted(self.adapter)
         model, tokenizer = load(
-            self.model,
+            str(peft or self.model),
             self.device,
             self.dtype,
             self.quantize,
@@ -214,22 +217,22 @@ class ModelOptions:
             write_cache=not self.no_cache,
             vocabulary=self.vocabulary,
             n_head=self.n_head,
+            base=self.model if peft else None,
         )
         set_unknown(tokenizer, self.unknown)
         return model, tokenizer
 
-    def _load_adapted(self) -> tuple[GPT2, Tokenizer | None]:
-        """Load the model that the adapters were trained on, and merge them into it."""
+    def _load_adapted(self, adapter: str) -> tuple[GPT2, Tokenizer | None]:
+        """Load the model, which is below the adapters, and merge them into it."""
         from gpt2kit.checkpoints.load import resolve_device_and_dtype
-        from gpt2kit.training.adapted import merge_all, open_stack, require_adapters
+        from gpt2kit.training.adapted import find_stack, merge_all, require_adapters
 
         if self.quantize is not None:
             raise ConfigError("--adapter and --quantize are both given; gpt2kit merge RUN first")
         device, dtype = resolve_device_and_dtype(self.device, self.dtype, None)
-        stack = open_stack(str(require_adapters(self.adapter or "")), locate)
-        plain = replace(self, adapter=None, model=stack.base, device="cpu", dtype="float32")
-        model, tokenizer = plain.load()
-        merge_all(model, stack.folders)
+        folders = find_stack(str(require_adapters(adapter))).folders
+        model, tokenizer = replace(self, adapter=None, device="cpu", dtype="float32").load()
+        merge_all(model, folders)
         return model.to(device=device, dtype=dtype), tokenizer
 
 
@@ -250,13 +253,18 @@ def refuse(context: typer.Context, names: Sequence[str], because: str) -> None:
 
 
 def under_adapters(context: typer.Context, source: ModelOptions) -> ModelOptions:
-    """Return a source whose model is the one that its adapters, if any, were trained on."""
-    from gpt2kit.training.adapted import open_stack, require_adapters
+    """Return a source whose model is the one that its adapters, if any, name, unless one is typed.
 
-    if source.adapter is None:
+    Adapters were trained on certain weights, and are refused over others.
+    """
+    from gpt2kit.checkpoints.peft.reading import base_of
+    from gpt2kit.training.adapted import find_peft, find_stack, require_adapters
+
+    if source.adapter is None or is_typed(context, "model"):
         return source
-    refuse(context, ["model"], "--adapter says which model it was trained on; leave it out")
-    return replace(source, model=open_stack(str(require_adapters(source.adapter)), locate).base)
+    if peft := find_peft(source.adapter):
+        return replace(source, model=base_of(peft))
+    return replace(source, model=find_stack(str(require_adapters(source.adapter))).base)
 
 
 def read_corpus(corpus: str, how: CorpusOptions) -> Text | Path:
@@ -279,10 +287,12 @@ def load(
     write_cache: bool = True,
     vocabulary: str | None = None,
     n_head: int | None = None,
+    base: str | None = None,
 ) -> tuple[GPT2, Tokenizer | None]:
     """Load a model, after downloading it if needed; int8 weights that were written are noted.
 
-    A wrong device or dtype is refused before the download.
+    `base` is the model below PEFT's adapters, in place of the one that they name. A wrong device or
+    dtype is refused before the download.
     """
     process.import_torch()
     from gpt2kit.checkpoints.load import load, resolve_device_and_dtype
@@ -299,6 +309,7 @@ def load(
         vocabulary=vocabulary,
         n_head=n_head,
         fetch_vocabulary=fetch_vocabulary,
+        base=locate(base) if base is not None else None,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,23 +102,48 @@ def list_recipes(
 
 def merge(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run with --lora_rank.")
+        Path,
+        typer.Argument(metavar="RUN", help="The folder of a run with --lora_rank, or one of PEFT."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model below the adapters, if it is not where they say.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the folder that is in --out.")
     ] = False,
 ) -> None:
-    """Merge a run's adapters into its model's weights, as a folder that transformers loads."""
-    from gpt2kit.checkpoints.load import load_vocabulary, write_model
+    """Merge adapters into the weights of their model, as a folder that transformers loads."""
+    from gpt2kit.checkpoints.load import (
+        load_vocabulary,
+        open_checkpoint,
+        write_checkpoint,
+        write_model,
+    )
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
     from gpt2kit.training import adapted
 
-    stack = adapted.open_stack(str(adapted.require_adapters(run)), options.locate)
-    model = adapted.build_merged(stack.checkpoint, stack.folders)
+    base = options.locate(model) if model else None
+    if peft := adapted.find_peft(run):
+        checkpoint = open_checkpoint(peft, base=base)
+        vocabulary = load_vocabulary(checkpoint)
+        write: Callable[..., None] = partial(
+            write_checkpoint, checkpoint=checkpoint, dtype=checkpoint.dtype
+        )
+    else:
+        stack = adapted.find_stack(str(adapted.require_adapters(run)))
+        checkpoint = open_checkpoint(base or options.locate(stack.base))
+        vocabulary = load_vocabulary(checkpoint)
+        write = partial(write_model, model=adapted.build_merged(checkpoint, stack.folders))
     with new_directory(out, replace=force, error=CheckpointError) as folder:
-        write_model(folder, model, load_vocabulary(stack.checkpoint))
+        write(folder, tokenizer=vocabulary)
     output.result(out)
 
 

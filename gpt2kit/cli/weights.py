@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -147,10 +147,11 @@ To = Annotated[
     ),
 ]
 Format = Annotated[
-    Literal["hf", "gguf", "llmc"],
+    Literal["hf", "gguf", "llmc", "peft"],
     typer.Option(
         "--format",
-        help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc).",
+        help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc); "
+        "peft: LoRA adapters of a run as a folder for PEFT.",
     ),
 ]
 WrittenDtype = Annotated[
@@ -174,10 +175,12 @@ Vocabulary = Annotated[
         "--vocabulary", metavar="FILE|MODEL", help=options.VOCABULARY_HELP, show_default=False
     ),
 ]
+_NOT_FOR_PEFT = ("dtype", "vocabulary", *(field.name for field in fields(Unsaid)))
 
 
 @takes(unsaid=Unsaid)
 def convert(
+    context: typer.Context,
     path: From,
     to: To,
     format: Format = "hf",
@@ -199,6 +202,10 @@ def convert(
 
     if untie and format != "gguf":
         raise typer.BadParameter("--untie has no effect here: it is for --format gguf")
+    if format == "peft":
+        options.refuse(context, _NOT_FOR_PEFT, "adapters are written as they are")
+        _write_adapters(to, path, force)
+        return
     checkpoint = options.open_model(path, verify=not no_verify, unsaid=unsaid)
     source = None if vocabulary is None else find_vocabulary(vocabulary)
     if format == "hf":
@@ -208,6 +215,18 @@ def convert(
         _write_folder(to, checkpoint, tokenizer, dtype, force)
     else:
         _write_file(to, checkpoint, tokenizer, dtype, force, untie if format == "gguf" else None)
+
+
+def _write_adapters(to: Path, name: str, force: bool) -> None:
+    """Write the adapters of a run as a folder for PEFT, and print how it is used."""
+    from gpt2kit.training.adapted import export_peft
+
+    check_target(to, force, "--to")
+    if warning := export_peft(name, to, options.locate, replace=force):
+        output.warn(warning)
+    output.note("read back: the adapters give the same model, to the bit")
+    output.result(to)
+    output.result(f"peft.AutoPeftModelForCausalLM.from_pretrained({str(to)!r})")
 
 
 def _write_file(

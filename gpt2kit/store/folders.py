@@ -24,11 +24,15 @@ BUNDLED = Path(__file__).parent / "bundled"  # the models that come with the pac
 MANIFEST = "gpt2kit.json"  # the record of a download
 SAE_WEIGHTS = "sae_weights.safetensors"  # of a sparse autoencoder in SAELens's format
 ADAPTERS_FILE = "adapter.json"  # a run with --lora_rank leaves it instead of weights
+PEFT_FILE = "adapter_config.json"  # beside adapters of PEFT
 INT8_SUFFIX = ".gpt2kit-int8"  # of int8 weights, which are made once and kept
 
 _RUN_FILE = "run.json"  # the settings of a training run
 # A directory holds a model if it has one of these; the readers tell the format from the contents.
-MODEL_FILES = ("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt")
+MODEL_FILES = (
+    *("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt"),
+    PEFT_FILE,
+)
 
 
 def weights_dir() -> Path:

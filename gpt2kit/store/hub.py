@@ -19,6 +19,7 @@ import httpx2
 from gpt2kit.errors import DownloadError
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
+from gpt2kit.store.folders import PEFT_FILE
 from gpt2kit.store.lookup import SAE_ID
 from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
@@ -43,6 +44,8 @@ _TEXT_FILES = (
     "special_tokens_map.json",
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_STEMS = tuple(f"{stem}." for stem, _ in _WEIGHTS)
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT, beside PEFT_FILE
 _MODEL_TYPES = ("gpt2", "gpt2kit")
 
 
@@ -254,9 +257,13 @@ def _needed(present: Collection[str], repository: str, config: Any) -> list[str]
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind is not None and kind not in _MODEL_TYPES:
         raise DownloadError(f"{repository} is a {kind} model; gpt2kit reads GPT-2")
+    texts = [name for name in _TEXT_FILES if name in present]
+    adapters = [name for name in _ADAPTERS if name in present]
+    is_whole = "config.json" in present and any(name.startswith(_STEMS) for name in present)
+    if PEFT_FILE in present and adapters and not is_whole:
+        return [*texts, PEFT_FILE, adapters[0]]
     if "config.json" not in present:
         raise DownloadError(f"{repository} has no config.json, so gpt2kit cannot read it")
-    texts = [name for name in _TEXT_FILES if name in present]
     for stem, extension in _WEIGHTS:
         if (whole := f"{stem}.{extension}") in present:
             return [*texts, whole]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2kit.checkpoints.load import load_vocabulary
+from gpt2kit.checkpoints.load import load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
@@ -27,7 +27,7 @@ from gpt2kit.tokenizers.learn import learn_bpe
 from gpt2kit.tokenizers.listed import ListedTokenizer
 from gpt2kit.tokenizers.word import parse_markers
 from gpt2kit.tokenizers.word_replacements import parse
-from gpt2kit.training.adapted import build_merged, open_stack
+from gpt2kit.training.adapted import build_merged, find_stack
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 from gpt2kit.training.published import RoughTokenizer, published_config
 
@@ -71,8 +71,9 @@ def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> S
 def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -> Start:
     """Return the start of a model that exists."""
     text = read_source(source, options)  # first, since the model may have to be downloaded
-    stack = open_stack(options.model, locate)
-    checkpoint, below, top = stack.checkpoint, stack.folders, None
+    stack = find_stack(options.model)
+    base = locate(stack.base)
+    checkpoint, below, top = open_checkpoint(base), stack.folders, None
     if options.stack and not below:
         raise ConfigError(f"--stack is for adapters, and {options.model} has none; leave it out")
     if below and not options.stack:
@@ -85,7 +86,7 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    path = None if options.stack else top or locate(options.model)
+    path = None if options.stack else top or base
     return Start(
         text,
         tokenizer,

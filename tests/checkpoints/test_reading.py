@@ -20,6 +20,7 @@ import pytest
 import torch
 from builders import add_vocabulary, hub_state, write_hub, write_nanogpt
 from conftest import GOLDEN, make_model
+from peft_builders import adapted
 from torch import Tensor
 
 import gpt2kit
@@ -146,6 +147,31 @@ def test_every_prefix_is_understood(
 ) -> None:
     folder = write_hub(tmp_path, tiny_model, state=hub_state(tiny_model, prefix), weights=weights)
     assert_same_model(build_model(open_checkpoint(folder)), tiny_model)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "pretrained_model.transformer."])
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_the_value_head_of_trl_is_left_out_and_said(
+    tmp_path: Path, tiny_model: GPT2, prefix: str, weights: str
+) -> None:
+    """It was an unexpected tensor, so that no model of TRL's PPO could be opened."""
+    start = prefix.removesuffix("transformer.")
+    head = {"weight": torch.ones(1, 16), "bias": torch.ones(1)}
+    state = hub_state(tiny_model, prefix)
+    state |= {f"{start}v_head.summary.{name}": tensor for name, tensor in head.items()}
+    folder = write_hub(tmp_path / "trl", tiny_model, state=state, weights=weights)
+    with pytest.warns(Gpt2KitWarning, match=r"v_head.summary.bias, .*summary.weight left out"):
+        checkpoint = open_checkpoint(folder)
+    assert checkpoint.skipped == tuple(sorted(f"{start}v_head.summary.{name}" for name in head))
+    assert_same_model(build_model(checkpoint), tiny_model)
+
+
+def test_the_value_head_of_trl_beside_adapters_is_no_model(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    folder = adapted(tmp_path, tiny_model)
+    torch.save({"v_head.summary.bias": torch.ones(1)}, folder / "pytorch_model.bin")
+    assert open_checkpoint(folder).format.startswith("PEFT")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool], ids=str)

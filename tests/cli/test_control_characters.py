@@ -22,6 +22,7 @@ import typer
 from builders import write_hub
 from conftest import make_model
 from features_builders import write_sae
+from peft_builders import write_peft
 from safetensors.torch import load_file, save_file
 
 from gpt2kit import cli
@@ -36,6 +37,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[5;31m\x9b5m\u202ee\u2066\x7f\x08\rX"
 NAME = f"{ESCAPES}\nY\udcff"
 MODEL, OTHER, BROKEN, TF = NAME, f"{NAME}2", f"{NAME}broken", f"{NAME}tf"
 SAE = f"{NAME}sae"
+PEFT = f"{NAME}peft"
 PATCHED = ("--model", MODEL, "--answer", "a", "--wrong", "b")
 TEXT = f"the {ESCAPES}\x00 end is near\n" * 12
 RAW = re.compile("\x1b\\]|\x1b\\[5;31m|[\x07\x9b\u202e\u2066\x7f\x08\x00\udcff]|\rX|\nY")
@@ -63,6 +65,7 @@ def desk(weights: Path) -> Path:
     write_sae(desk / "sae").rename(desk / SAE)
     kept = {"time": ESCAPES, "model": NAME, "prompt": ESCAPES, "text": f"a\n{ESCAPES}"}
     Path(os.environ["GPT2KIT_DATA"], "history.jsonl").write_text(json.dumps(kept))
+    write_peft(desk / "peft", {ESCAPES: torch.zeros(1)}, f"{NAME[:-1]}base").rename(desk / PEFT)
     quoted = ESCAPES.replace('"', '""')
     (desk / f"{NAME}.csv").write_text(f'good,bad,paradigm\nthe,end,"{quoted}"\n')
     return desk
@@ -115,6 +118,10 @@ CASES: list[list[str]] = [
     ["convert", MODEL, "--to", f"{NAME}new"],
     ["convert", MODEL, "--to", f"{NAME}new", "--format", "gguf"],
     ["convert", MODEL, "--to", f"{NAME}new", "--format", "llmc"],
+    ["convert", MODEL, "--to", f"{NAME}new", "--format", "peft"],
+    ["convert", f"./{PEFT}", "--to", f"{NAME}new", "--format", "peft"],
+    ["generate", "the", "--adapter", f"./{PEFT}", "--model", MODEL],
+    ["merge", f"./{PEFT}", "--out", f"{NAME}new"],
     ["convert", BROKEN, "--to", f"{NAME}new"],
     ["convert", TF, "--to", f"{NAME}new"],
     ["inspect", MODEL],

@@ -374,6 +374,19 @@ def test_any_gpt2_of_the_hub_is_fetched_with_its_shards_and_nothing_else(hub: Or
         hub.fetch(model="acme/onnx")
 
 
+def test_adapters_of_peft_are_fetched_without_their_model(hub: Origin) -> None:
+    """They were refused, since there is no config.json beside them."""
+    files = {
+        name: name.encode()
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
+    }
+    others = ("adapter_model.bin", "optimizer.pt", "README.md")
+    hub.server.add("acme/lora", files | dict.fromkeys(others, b"x"))
+    path = hub.fetch(model="acme/lora")
+    assert {file.name for file in path.iterdir()} == {*files, store.MANIFEST, CHECKED}
+    assert store.find("acme/lora") == path
+
+
 # Refused before the first byte of a file.
 
 

@@ -15,7 +15,7 @@ from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.training.adapted import (
     digest_of,
-    open_stack,
+    find_stack,
     put_adapters,
     require_adapters,
     with_adapters,
@@ -49,7 +49,7 @@ def stacked(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_adapters_lie_over_each_other_in_order(tmp_path: Path, stacked: tuple[Path, Path]) -> None:
-    stack = open_stack(str(stacked[1]), Path)
+    stack = find_stack(str(stacked[1]))
     assert (stack.base, stack.folders) == (str(tmp_path / "base"), stacked)
 
 
@@ -92,6 +92,6 @@ def test_adapters_over_themselves_and_no_adapters_are_said(
 ) -> None:
     around = adapters(tmp_path / "around", str(tmp_path / "around"), "", 3)
     with pytest.raises(CheckpointError, match="lie over themselves"):
-        open_stack(str(around), Path)
+        find_stack(str(around))
     with pytest.raises(CheckpointNotFoundError, match="no adapters; expected the folder"):
         require_adapters(tmp_path / "base")
