@@ -29,7 +29,7 @@ def pair(module: str, n_in: int, n_out: int, rank: int, seed: int = 0) -> dict[s
 def attention_pairs(model: GPT2, rank: int = 2) -> dict[str, Tensor]:
     """Return adapters of every attn.c_attn, PEFT's default for GPT-2."""
     width = model.config.n_embd
-    found = {}
+    found: dict[str, Tensor] = {}
     for layer in range(model.config.n_layer):
         found |= pair(f"transformer.h.{layer}.attn.c_attn", width, 3 * width, rank, seed=layer)
     return found

@@ -175,7 +175,7 @@ Vocabulary = Annotated[
         "--vocabulary", metavar="FILE|MODEL", help=options.VOCABULARY_HELP, show_default=False
     ),
 ]
-_NOT_FOR_PEFT = ("dtype", "vocabulary", *(field.name for field in fields(Unsaid)))
+_NOT_FOR_PEFT = ("dtype", "vocabulary", "no_verify", *(field.name for field in fields(Unsaid)))
 
 
 @takes(unsaid=Unsaid)

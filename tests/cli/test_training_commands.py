@@ -782,8 +782,8 @@ def test_adapters_are_trained_further_stacked_and_switched(
         assert text == run("generate", *asked, "--model", merged).stdout
         texts.add(text)
     assert len(texts) > 1
-    asked = ["generate", "Nel", "--adapter", first, "--max_tokens=4", "--seed=1"]
-    assert run(*asked, "--model", base).stdout == run(*asked).stdout
+    asked = ["Nel", "--adapter", str(first), "--max_tokens=4", "--seed=1"]
+    assert run("generate", *asked, "--model", base).stdout == run("generate", *asked).stdout
     said = run("generate", "Nel", "--adapter", first, "--model", "dante", code=1).stderr
     assert "trained on other weights" in said
     assert "no adapters" in run("generate", "Nel", "--adapter", base, code=1).stderr
