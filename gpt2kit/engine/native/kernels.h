@@ -10,7 +10,8 @@
  *     FLOATS, INTEGERS  its widest vectors
  *     LANES             how many numbers they have
  *     TILE_INPUTS       1 or 6: how many inputs TILE_ROWS rows of weights meet in registers
- *     TILE_QUERIES      1 or 3: how many queries meet keys and values in registers
+ *     TILE_QUERIES      1 or 6: how many queries meet keys in registers
+ *     TILE_VALUES       1 or 3: how many of them meet values there, a divisor of TILE_QUERIES
  *     FMA               1 if it has x86's fused multiply-add
  *     VNNI, DOTPROD     1 if it has int8 dot products (x86's, ARM's)
  *     BF16              1 if it has bfloat16 dot products
@@ -28,6 +29,7 @@
 #ifndef TILE_INPUTS
 #define TILE_INPUTS 1
 #define TILE_QUERIES 1
+#define TILE_VALUES 1
 #endif
 #ifndef FMA
 #define FMA 0
@@ -71,6 +73,7 @@ static const Kernels FN(kernels) = {
 #undef PARTS
 #undef TILE_INPUTS
 #undef TILE_QUERIES
+#undef TILE_VALUES
 #undef FMA
 #undef VNNI
 #undef BF16

@@ -79,34 +79,46 @@ TARGET static __attribute__((noinline)) float FN(softmax)(float *scores, int64_t
     return FN(sum)(sum);
 }
 
+/* Add to part p of the sums the products of `count` numbers, from number `from` on, of B queries
+ * with R keys. */
+INLINE void FN(add_scores)(
+    int dtype, int R, int B, const Queries *queries, int64_t i, const void *keys, int64_t j,
+    int64_t D, int64_t from, int64_t count, int p, FLOATS (*sums)[4][PARTS]
+) {
+    FLOATS key[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+        key[r] = FN(load_some_floats)(keys, dtype, (j + r) * D + from, count);
+#pragma GCC unroll 6
+    for (int b = 0; b < B; b++) {
+        const float *q = queries->q + (i + b) * queries->stride;
+        FLOATS x = FN(load_some_floats)(q, FLOAT32, from, count);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[b][r][p] = FN(multiply_add)(x, key[r], sums[b][r][p]);
+    }
+}
+
 /* Compute the scores of B queries for R keys, from index j on; R is 1 or 4. A score is the same for
  * any R and B. */
 INLINE void FN(score_keys)(
     int dtype, int R, int B, const Queries *queries, int64_t i, const void *keys, int64_t j,
     int64_t D, float scale, float *scores, int64_t room
 ) {
-    FLOATS sum[TILE_QUERIES][4][PARTS] = {{{{0}}}};
-    int64_t at = j * D;
-    const float *q = queries->q + i * queries->stride;
-    for (int64_t d = 0; d < D; d += 16)
+    FLOATS sums[TILE_QUERIES][4][PARTS] = {{{{0}}}};
+    int64_t d = 0;
+    for (; d + 16 <= D; d += 16)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++)
+            FN(add_scores)(dtype, R, B, queries, i, keys, j, D, d + LANES * p, LANES, p, sums);
+    if (d < D)
 #pragma GCC unroll 4
         for (int p = 0; p < PARTS; p++) {
-            int64_t from = d + LANES * p, count = D - from;
-            FLOATS key[4];
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++)
-                key[r] = FN(load_some_floats)(keys, dtype, at + r * D + from, count);
-#pragma GCC unroll 3
-            for (int b = 0; b < B; b++) {
-                FLOATS x = FN(load_some_floats)(q + b * queries->stride, FLOAT32, from, count);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++)
-                    sum[b][r][p] = FN(multiply_add)(x, key[r], sum[b][r][p]);
-            }
+            int64_t from = d + LANES * p;
+            FN(add_scores)(dtype, R, B, queries, i, keys, j, D, from, D - from, p, sums);
         }
-#pragma GCC unroll 3
+#pragma GCC unroll 6
     for (int b = 0; b < B; b++) {
-        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sum[b]) * scale;
+        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sums[b]) * scale;
         if (R == 4)
             *(f32x4_unaligned *)(scores + b * room + j) = four;
         else
@@ -115,12 +127,13 @@ INLINE void FN(score_keys)(
 }
 
 /* Average the values (S, D) with the weights of B queries that add up to `totals`: W vectors of
- * columns from column d on, or what is left of one. Even and odd positions are added up apart. */
+ * columns from column d on, or what is left of one. Even and odd positions are added up apart. B is
+ * up to TILE_VALUES. */
 INLINE void FN(weigh_values)(
     int dtype, int B, int W, const Queries *queries, int64_t i, const float *weights, int64_t room,
     const void *values, int64_t D, int64_t d, const float *totals
 ) {
-    FLOATS y[TILE_QUERIES][4][2] = {{{{0}}}};
+    FLOATS y[TILE_VALUES][4][2] = {{{{0}}}};
     int64_t S = queries->S + i, pairs_end = S - S % 2, columns = W * LANES;
     if (W == 1 && D - d < columns) columns = D - d;
     for (int64_t j = 0; j < pairs_end; j += 2) {
@@ -138,7 +151,7 @@ INLINE void FN(weigh_values)(
             for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
                 for (int w = 0; w < W; w++) {
-                    FLOATS weight = (FLOATS){0} + weights[b * room + j + odd];
+                    FLOATS weight = FN(splat_floats)(weights[b * room + j + odd]);
                     y[b][w][odd] = FN(multiply_add)(weight, value[w], y[b][w][odd]);
                 }
         }
@@ -152,7 +165,7 @@ INLINE void FN(weigh_values)(
                 if (j == S + b) break;
 #pragma GCC unroll 4
                 for (int w = 0; w < W; w++) {
-                    FLOATS weight = (FLOATS){0} + weights[b * room + j];
+                    FLOATS weight = FN(splat_floats)(weights[b * room + j]);
                     FLOATS value = FN(load_some_floats)(
                         values, dtype, j * D + d + LANES * w, columns - LANES * w
                     );
@@ -168,28 +181,40 @@ INLINE void FN(weigh_values)(
     }
 }
 
-/* Attention of queries i to i + B. */
+/* As weigh_values, for all columns. */
+INLINE void FN(weigh_columns)(
+    int dtype, int B, const Queries *queries, int64_t i, const float *weights, int64_t room,
+    const void *values, int64_t D, const float *totals
+) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= D; d += 4 * LANES)
+        FN(weigh_values)(dtype, B, 4, queries, i, weights, room, values, D, d, totals);
+    for (; d < D; d += LANES)
+        FN(weigh_values)(dtype, B, 1, queries, i, weights, room, values, D, d, totals);
+}
+
+/* Attention of queries i to i + B. All of them get scores for the keys that the last one sees, and
+ * each uses those that it sees itself. */
 INLINE void FN(attend)(
     int dtype, int B, const Queries *queries, int64_t i, const void *keys, const void *values,
     int64_t D, float scale, float *scores, int64_t room
 ) {
-    int64_t S = queries->S + i, j = 0, d = 0;
+    int64_t S = queries->S + i, seen_by_last = S + B - 1, j = 0;
     float totals[TILE_QUERIES];
-    for (; j + 4 <= S; j += 4) {
+    for (; j + 4 <= seen_by_last; j += 4) {
         prefetch_cached(keys, dtype, j * D, 4 * D);
         FN(score_keys)(dtype, 4, B, queries, i, keys, j, D, scale, scores, room);
     }
-    for (int b = 0; b < B; b++) {
-        for (int64_t rest = j; rest < S + b; rest++)
-            FN(score_keys)(
-                dtype, 1, 1, queries, i + b, keys, rest, D, scale, scores + b * room, room
-            );
-        totals[b] = FN(softmax)(scores + b * room, S + b);
-    }
-    for (; d + 4 * LANES <= D; d += 4 * LANES)
-        FN(weigh_values)(dtype, B, 4, queries, i, scores, room, values, D, d, totals);
-    for (; d < D; d += LANES)
-        FN(weigh_values)(dtype, B, 1, queries, i, scores, room, values, D, d, totals);
+    for (; j < seen_by_last; j++)
+        FN(score_keys)(dtype, 1, B, queries, i, keys, j, D, scale, scores, room);
+    int b;
+    for (b = 0; b < B; b++) totals[b] = FN(softmax)(scores + b * room, S + b);
+    for (b = 0; b + TILE_VALUES <= B; b += TILE_VALUES)
+        FN(weigh_columns)(
+            dtype, TILE_VALUES, queries, i + b, scores + b * room, room, values, D, totals + b
+        );
+    for (; b < B; b++)
+        FN(weigh_columns)(dtype, 1, queries, i + b, scores + b * room, room, values, D, totals + b);
 }
 
 INLINE void FN(attention_of)(
@@ -199,6 +224,10 @@ INLINE void FN(attention_of)(
     int64_t i = 0;
     for (; i + TILE_QUERIES <= queries->count; i += TILE_QUERIES)
         FN(attend)(dtype, TILE_QUERIES, queries, i, keys, values, D, scale, scores, room);
+#if TILE_VALUES < TILE_QUERIES
+    for (; i + TILE_VALUES <= queries->count; i += TILE_VALUES)
+        FN(attend)(dtype, TILE_VALUES, queries, i, keys, values, D, scale, scores, room);
+#endif
     for (; i < queries->count; i++)
         FN(attend)(dtype, 1, queries, i, keys, values, D, scale, scores, room);
 }

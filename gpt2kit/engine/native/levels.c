@@ -60,9 +60,9 @@ static inline float read(const void *numbers, int dtype, int64_t at) {
 enum {
     TILE_ROWS = 4,              /* rows of weights that are multiplied at once */
     FEW_INPUTS = 8,             /* the most for which each weight is read once */
-    INPUTS_AT_ONCE = 12,        /* that stay in the fastest cache */
-    ROWS_AT_ONCE = 32,          /* whose sums do */
-    NUMBERS_AT_ONCE = 512,      /* of each input, half as many if they are float32 */
+    INPUTS_AT_ONCE = 12,        /* that stay in the fastest cache, half as many of float32 */
+    NUMBERS_AT_ONCE = 768,      /* of each of them, at most; a multiple of BLOCK */
+    ROWS_AT_ONCE = 32,          /* whose sums stay there, too */
     PREFETCH_BYTES = 2048,      /* how far ahead weights are asked for */
     CACHE_PREFETCH_BYTES = 4096 /* and keys and values */
 };
@@ -100,7 +100,8 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define LANES 16
 #define FMA 1
 #define TILE_INPUTS 6
-#define TILE_QUERIES 3
+#define TILE_QUERIES 6
+#define TILE_VALUES 3
 #include "kernels.h"
 
 #define FN(name) name##_avx512vnni
@@ -110,7 +111,8 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define LANES 16
 #define FMA 1
 #define TILE_INPUTS 6
-#define TILE_QUERIES 3
+#define TILE_QUERIES 6
+#define TILE_VALUES 3
 #define VNNI 1
 #include "kernels.h"
 
@@ -122,7 +124,8 @@ static inline void prefetch_cached(const void *numbers, int dtype, int64_t at, i
 #define LANES 16
 #define FMA 1
 #define TILE_INPUTS 6
-#define TILE_QUERIES 3
+#define TILE_QUERIES 6
+#define TILE_VALUES 3
 #define VNNI 1
 #define BF16 1
 #include "kernels.h"

@@ -16,31 +16,29 @@ INLINE void FN(add_float)(
     FLOATS (*sums)[TILE_ROWS][PARTS]
 ) {
 #pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-        FLOATS w[2][TILE_ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const char *row = weights + r * row_bytes + p * sizeof(FLOATS);
-            w[0][r] = FN(load_floats)(row, FLOAT32, 0);
-            if (dtype == BFLOAT16) {
-                FN(Words) pairs = (FN(Words))w[0][r];
-                w[0][r] = (FLOATS)(FIRST_OF_PAIRS(pairs));
-                w[1][r] = (FLOATS)(SECOND_OF_PAIRS(pairs));
-            } else {
-                w[1][r] = FN(load_floats)(row, FLOAT32, 16);
-            }
-        }
+    for (int p = 0; p < PARTS; p++)
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
+        for (int half = 0; half < 2; half++) {
+            FLOATS w[TILE_ROWS]; /* of both halves, they would not fit into the registers */
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const char *row = weights + r * row_bytes + p * sizeof(FLOATS);
+                if (dtype == BFLOAT16) {
+                    FN(Words) pairs = (FN(Words))FN(load_floats)(row, FLOAT32, 0);
+                    w[r] = (FLOATS)(half ? SECOND_OF_PAIRS(pairs) : FIRST_OF_PAIRS(pairs));
+                } else {
+                    w[r] = FN(load_floats)(row, FLOAT32, 16 * half);
+                }
+            }
 #pragma GCC unroll 6
             for (int b = 0; b < B; b++) {
                 FLOATS x =
                     FN(load_floats)(inputs[b].floats, FLOAT32, k + 16 * half + LANES * p);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++)
-                    sums[b][r][p] = FN(multiply_add)(w[half][r], x, sums[b][r][p]);
+                    sums[b][r][p] = FN(multiply_add)(w[r], x, sums[b][r][p]);
             }
-    }
+        }
 }
 
 /* Two functions follow, in a variant with and one without bfloat16 dot products:
@@ -226,19 +224,21 @@ INLINE void FN(few_inputs)(
         FN(tiles)(dtype, 1, 1, matrix, at, count, inputs, NULL, out);
 }
 
-/* For many inputs: ROWS_AT_ONCE rows are multiplied with INPUTS_AT_ONCE inputs, one block of their
- * numbers after the other. */
+/* For many inputs: ROWS_AT_ONCE rows are multiplied with INPUTS_AT_ONCE inputs, or half as many if
+ * these are float32, one block of their numbers after the other. */
 INLINE void FN(many_inputs)(
     int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
     const Outputs *out
 ) {
     FLOATS partial[ROWS_AT_ONCE / TILE_ROWS][INPUTS_AT_ONCE][TILE_ROWS][PARTS];
     int64_t K = matrix->columns, rest = to - (to - from) % TILE_ROWS;
-    int64_t block = dtype == INT8 || (dtype == BFLOAT16 && BF16) ? NUMBERS_AT_ONCE
-                                                                 : NUMBERS_AT_ONCE / 2;
+    int64_t blocks = (K + NUMBERS_AT_ONCE - 1) / NUMBERS_AT_ONCE;
+    int64_t block = ((K + blocks - 1) / blocks + BLOCK - 1) / BLOCK * BLOCK;
+    int are_small = dtype == INT8 || (dtype == BFLOAT16 && BF16);
+    int64_t at_once = are_small ? INPUTS_AT_ONCE : INPUTS_AT_ONCE / 2;
     int64_t next_rows = TILE_ROWS * K * (dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4);
-    for (int64_t first = 0; first < count; first += INPUTS_AT_ONCE) {
-        int64_t last = first + INPUTS_AT_ONCE < count ? first + INPUTS_AT_ONCE : count;
+    for (int64_t first = 0; first < count; first += at_once) {
+        int64_t last = first + at_once < count ? first + at_once : count;
         FN(Tile) at = {.apart = 1, .first = first, .ahead = next_rows};
         for (int64_t begin = from; begin < rest; begin += ROWS_AT_ONCE) {
             int64_t end = begin + ROWS_AT_ONCE < rest ? begin + ROWS_AT_ONCE : rest;

@@ -8,7 +8,11 @@ typedef uint32_t FN(Words) __attribute__((vector_size(4 * LANES)));
 
 /* --- loading and storing ---------------------------------------------------------------------- */
 
-INLINE f32x16 FN(splat)(float value) { return (f32x16){0} + value; }
+/* Return a vector of sixteen times the same number, or of as many as the level's widest vector has.
+ * (Compilers leave out the subtraction of 0, but not its addition, which changes -0.) */
+INLINE f32x16 FN(splat)(float value) { return value - (f32x16){0}; }
+
+INLINE FLOATS FN(splat_floats)(float value) { return value - (FLOATS){0}; }
 
 /* Load sixteen numbers from index `at` on. */
 INLINE f32x16 FN(load)(const void *numbers, int dtype, int64_t at) {
@@ -33,7 +37,12 @@ INLINE FLOATS FN(load_floats)(const void *numbers, int dtype, int64_t at) {
     if (dtype == BFLOAT16) {
         FN(Halves) halves;
         memcpy(&halves, (const uint16_t *)numbers + at, sizeof halves);
-        return (FLOATS)(__builtin_convertvector(halves, FN(Words)) << 16);
+#if LANES == 16 /* GCC widens sixteen numbers in two parts */
+        FN(Words) words = (FN(Words))_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+        FN(Words) words = __builtin_convertvector(halves, FN(Words));
+#endif
+        return (FLOATS)(words << 16);
     }
     memcpy(&value, (const float *)numbers + at, sizeof value);
     return value;
@@ -84,8 +93,12 @@ INLINE i32x16 FN(max_int)(i32x16 a, i32x16 b) {
 
 /* Return the larger of two numbers in each lane; a NaN in `a` stays, one in `b` is dropped. */
 INLINE f32x16 FN(max)(f32x16 a, f32x16 b) {
+#if LANES == 16 /* the instruction returns its second operand if either is NaN */
+    return (f32x16)_mm512_max_ps((__m512)b, (__m512)a);
+#else
     i32x16 less = FN(less)(a, b);
     return (f32x16)((less & (i32x16)b) | (~less & (i32x16)a));
+#endif
 }
 
 INLINE float FN(max_of)(f32x16 value) {
@@ -146,13 +159,34 @@ INLINE float FN(sum)(f32x16 value) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-/* Return the sum of lanes 0, 4, 8 and 12, of lanes 1, 5, 9 and 13, and so on. */
-INLINE f32x4 FN(quarter)(const FLOATS *parts) {
+/* Then sum4, which returns the sums of four times sixteen numbers, each taken in the order of
+ * `sum`: lanes 0, 4, 8 and 12, lanes 1, 5, 9 and 13, and so on; then these four. */
+
 #if LANES == 16
-    union { f32x16 all; f32x8 half[2]; } a = {parts[0]};
-    union { f32x8 all; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
-    return b.half[0] + b.half[1];
-#elif LANES == 8
+
+INLINE f32x4 FN(sum4)(const FLOATS (*values)[PARTS]) {
+    __m512 eight[2]; /* twice eight numbers each: sums of lanes that are eight apart */
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m512 a = (__m512)values[2 * i][0], b = (__m512)values[2 * i + 1][0];
+        eight[i] = _mm512_add_ps(
+            _mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 3, 2))
+        );
+    }
+    __m512 four = _mm512_add_ps(
+        _mm512_shuffle_f32x4(eight[0], eight[1], _MM_SHUFFLE(2, 0, 2, 0)),
+        _mm512_shuffle_f32x4(eight[0], eight[1], _MM_SHUFFLE(3, 1, 3, 1))
+    );
+    __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, _MM_SHUFFLE(1, 0, 3, 2)));
+    __m512 one = _mm512_add_ps(two, _mm512_movehdup_ps(two)); /* in every fourth lane */
+    __m512i fourths = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return (f32x4)_mm512_castps512_ps128(_mm512_permutexvar_ps(fourths, one));
+}
+
+#else
+
+INLINE f32x4 FN(quarter)(const FLOATS *parts) {
+#if LANES == 8
     union { f32x8 all; f32x4 half[2]; } b = {parts[0] + parts[1]};
     return b.half[0] + b.half[1];
 #else
@@ -160,7 +194,6 @@ INLINE f32x4 FN(quarter)(const FLOATS *parts) {
 #endif
 }
 
-/* Return the sums of four times sixteen numbers, each taken in the order of `sum`. */
 INLINE f32x4 FN(sum4)(const FLOATS (*values)[PARTS]) {
     f32x4 quarter[4];
 #pragma GCC unroll 4
@@ -171,6 +204,8 @@ INLINE f32x4 FN(sum4)(const FLOATS (*values)[PARTS]) {
                  SHUFFLE(quarter[2], quarter[3], 2, 3, 6, 7);
     return SHUFFLE(low, high, 0, 2, 4, 6) + SHUFFLE(low, high, 1, 3, 5, 7);
 }
+
+#endif
 
 /* --- e^x -------------------------------------------------------------------------------------- */
 
