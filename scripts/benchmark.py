@@ -33,10 +33,12 @@
     python scripts/benchmark.py evaluate [--against hf]
         tokens/s of scoring a text, in batches of 4 windows that overlap by half; transformers runs
         the loop of its own documentation
-    python scripts/benchmark.py score    [--against hf]
+    python scripts/benchmark.py score    [--against hf,minicons] [--minicons_python PYTHON]
         tokens/s of scoring sentences of 8 to 15 tokens in batches of 32, and in_pairs: of reading
         once what the two sentences of a pair share, half of their tokens; `forward`: of
-        transformers reading a single text that is as long as the model allows
+        transformers reading a single text that is as long as the model allows; `one_by_one`: of
+        minicons without batches, as it does by default. minicons may be installed in an
+        environment of its own: --minicons_python is the python there
     python scripts/benchmark.py serve    [--against llama,hf]
         tokens/s of 8 clients together, or --batch_size, each with a stream of its own; seconds to
         the median first token (first_s) and to the last one (last_first_s), and the median gap
@@ -95,6 +97,7 @@ KINDS = {
     "ct2": ("float32", "int8_float32"),
     "llama": ("f32", "bf16", "q8_0"),
     "tl": ("float32",),
+    "minicons": ("float32", "bfloat16"),
 }
 BYTES = {  # per weight
     "float32": 4.0,
@@ -130,7 +133,7 @@ WORKS = {
     "load": Work("hf"),
     "cold": Work("hf"),
     "evaluate": Work("hf", tokens=2560, batch=4),
-    "score": Work("hf", tokens=2560, batch=32),
+    "score": Work("hf minicons", tokens=2560, batch=32),
     "serve": Work("llama hf", batch=8, long_prompt=True),
     "train": Work("hf", tokens=6),
     "patch": Work("tl", tokens=0),
@@ -173,7 +176,7 @@ def in_this_process(engine: str, task: Task) -> Figures:
 
 def in_its_own_process(engine: str, task: Task) -> Figures:
     """Return the engine's figures; if it fails, print why and return none."""
-    python = task["tl_python"] if engine.startswith("tl-") else sys.executable
+    python = task.get(f"{engine.partition('-')[0]}_python", sys.executable)
     command = [python, __file__, "engine", engine, json.dumps(task)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(task), check=False
@@ -433,6 +436,7 @@ def with_everything(options: argparse.Namespace) -> list[Contestant]:
         "llama_server": options.llama_server,
         "transformers": options.transformers,
         "tl_python": options.tl_python,
+        "minicons_python": options.minicons_python,
     }
     if options.what == "scale":
         return [
@@ -460,7 +464,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         default="",
-        metavar="hf,ct2,llama,tl",
+        metavar="hf,ct2,llama,tl,minicons",
         help="other engines to compare with, which must be installed; none by default",
     )
     parser.add_argument(
@@ -524,6 +528,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tl_python", default=sys.executable, metavar="PYTHON", help="for patch, TransformerLens's"
+    )
+    parser.add_argument(
+        "--minicons_python", default=sys.executable, metavar="PYTHON", help="for score, minicons's"
     )
     parser.add_argument(
         "--device",

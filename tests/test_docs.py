@@ -74,6 +74,7 @@ OTHERS_OPTIONS = {
     "--tasks",
     "--against",
     "--tl_python",
+    "--minicons_python",
     "--rounds",
     "--batch_size",
     "--sizes",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from measures.timing import Figures, Task, load_hf, load_kit, seconds
@@ -59,3 +61,39 @@ def hf(kind: str, task: Task) -> Figures:
         found = {"tokens_per_second": sum(len(text) - 1 for text in texts) / seconds(go)}
         found["forward"] = n_ctx / seconds(lambda: read([[7] * n_ctx]))
     return found
+
+
+def texts_of(sentences: Iterable[list[int]], tokenizer: Any) -> list[str]:
+    """Return texts that have as many tokens as each sentence has after its first one.
+
+    minicons reads texts: each id is exchanged for one of a whole word, with the space before it.
+    """
+    pieces = {tokenizer.decode([token]) for token in range(len(tokenizer))}
+    words = sorted(piece for piece in pieces if re.fullmatch(" [a-z]+", piece))
+    return ["".join(words[token % len(words)] for token in ids[1:]) for ids in sentences]
+
+
+def minicons(kind: str, task: Task) -> Figures:
+    """`sequence_score` after <|endoftext|>, in batches and, as it does by default, `one_by_one`."""
+    from minicons.scorer import IncrementalLMScorer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task["model"])
+    model = load_hf(kind, task["model"], task["threads"])
+    scorer = IncrementalLMScorer(model, "cpu", tokenizer=tokenizer)
+    texts = texts_of(sentences(task), tokenizer)
+    n = sum(len(tokenizer(text).input_ids) for text in texts)
+
+    def go(batch: int) -> None:
+        for start in range(0, len(texts), batch):
+            scorer.sequence_score(
+                texts[start : start + batch],
+                reduction=lambda nats: nats.sum().item(),
+                bos_token=True,
+            )
+
+    scorer.sequence_score(texts[:2], bos_token=True)
+    return {
+        "tokens_per_second": n / seconds(go, task["batch"]),
+        "one_by_one": n / seconds(go, 1),
+    }

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import benchmark
 import pytest
 from benchmark import Contestant, engines_of, medians, with_ratios
+from measures import score
 from measures.serve import llama
 
 from gpt2kit import store
@@ -351,3 +353,48 @@ def test_an_engine_also_runs_without_a_device(
 def test_every_switch_is_one_of_the_package(name: str) -> None:
     sources = (ROOT / "gpt2kit").rglob("*.py")
     assert any(f'"GPT2KIT_{name.upper()}"' in path.read_text("utf-8") for path in sources)
+
+
+@pytest.mark.slow
+def test_minicons_scores_as_many_tokens_as_the_others_in_batches_and_one_by_one(
+    test_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(test_data / "models/shakespeare")
+    seen: list[list[str]] = []
+
+    class Scorer:
+        def __init__(self, model: object, device: str, tokenizer: object) -> None: ...
+
+        def sequence_score(self, texts: list[str], **options: Any) -> None:
+            assert options["bos_token"]
+            seen.append(texts)
+
+    fake = types.SimpleNamespace(IncrementalLMScorer=Scorer)
+    monkeypatch.setitem(sys.modules, "minicons", types.ModuleType("minicons"))
+    monkeypatch.setitem(sys.modules, "minicons.scorer", fake)
+    monkeypatch.setattr(score, "load_hf", lambda *_: None)
+    monkeypatch.setattr(score, "seconds", lambda go, batch: go(batch) or 1.0)
+    task = {"model": str(test_data / "models/shakespeare"), "n_vocab": 50257, "threads": 1}
+    task |= {"tokens": 100, "batch": 4}
+    scored = [len(ids) - 1 for ids in score.sentences(task)]
+    found = score.minicons("float32", task)
+    assert found == {"tokens_per_second": sum(scored), "one_by_one": sum(scored)}
+    assert [len(batch) for batch in seen[-len(scored) :]] == [1] * len(scored)
+    assert max(map(len, seen)) == 4
+    assert [len(tokenizer(text).input_ids) for (text,) in seen[-len(scored) :]] == scored
+
+
+def test_an_engine_may_have_a_python_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pythons = []
+
+    def run_engine(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        pythons.append(command[0])
+        return subprocess.CompletedProcess(command, 0, stdout='{"tokens_per_second": 1}', stderr="")
+
+    monkeypatch.setattr("subprocess.run", run_engine)
+    engines = ["--engines", "minicons-float32,kit-float32", "--minicons_python", "theirs"]
+    run(tmp_path, "score", "--model", "dante", *engines)
+    assert pythons == ["theirs", sys.executable]
