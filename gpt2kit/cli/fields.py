@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -32,13 +32,11 @@ def takes(
             made = {name: _made(kind, typed, without) for name, kind in dataclasses.items()}
             function(**typed, **made)
 
-        options = [
-            each
-            for kind in dataclasses.values()
-            for each in parameters(kind)
-            if each.name not in without
-        ]
-        return _with_options(run, function, dataclasses, options)
+        options = {
+            name: [each for each in parameters(kind) if each.name not in without]
+            for name, kind in dataclasses.items()
+        }
+        return _with_options(run, function, options)
 
     return decorate
 
@@ -84,8 +82,7 @@ def takes_given(
         context = inspect.Parameter(
             "_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
         )
-        every = [each for listed in options.values() for each in listed]
-        return _with_options(run, function, dataclasses, [context, *every])
+        return _with_options(run, function, options, context)
 
     return decorate
 
@@ -93,14 +90,18 @@ def takes_given(
 def _with_options(
     run: Callable[..., None],
     function: Callable[..., None],
-    replaced: Collection[str],
-    options: Sequence[inspect.Parameter],
+    options: Mapping[str, Sequence[inspect.Parameter]],
+    *more: inspect.Parameter,
 ) -> Callable[..., None]:
-    """Give `run` a function's name, docstring and parameters, with options for some of them."""
+    """Give `run` a function's name, docstring and parameters, with options in place of some."""
     # Annotations are strings in modules that postpone them; Typer wants the types.
     signature = inspect.signature(function, eval_str=True)
-    own = [each for name, each in signature.parameters.items() if name not in replaced]
-    every = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *options)]
+    every = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, own in signature.parameters.items()
+        for each in options.get(name, [own])
+    ]
+    every += more
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in every}

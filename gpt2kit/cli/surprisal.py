@@ -97,6 +97,9 @@ Bom = Annotated[
 def surprisal(
     typed: typer.Context,
     files: Files,
+    *,
+    how: TableOptions,
+    measured: WordOptions,
     model: Models = ["124M"],  # noqa: B006
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -109,9 +112,6 @@ def surprisal(
     json: Json = False,
     hidden: word_vectors.Hidden = None,
     pool: word_vectors.PoolOption = "mean",
-    *,
-    how: TableOptions,
-    measured: WordOptions,
     reading: Reading,
     running: Running,
 ) -> None:

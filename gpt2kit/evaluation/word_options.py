@@ -13,40 +13,53 @@ Punctuation = Literal["keep", "split", "drop"]
 UnitName = Literal["token", "word", "text"]
 
 
+_WORDS = "Words"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WordOptions:
     """How words are found and measured."""
 
     base: Literal["2", "e", "10"] = option(
-        "2", "Of the logarithms: 2 gives bits, e nats.", group="Output"
+        "2", "Of the logarithms: 2 gives bits, e nats, 10 decimal digits.", group="Output"
     )
     first: Literal["bos", "none"] = option(
         "bos",
-        "bos predicts the first token of a text from <|endoftext|>; none leaves it out.",
+        "The first word of a text: bos predicts it after <|endoftext|>, the mark between texts; "
+        "none leaves its cells empty.",
+        group=_WORDS,
     )
     stride: int | None = option(
         None,
         "A text longer than the model's window is read in windows that begin this many tokens "
-        "apart. Default: half of n_ctx.",
+        "apart.",
+        default="half of the window",
+        group=_WORDS,
         at_least=1,
     )
     punctuation: Punctuation = option(
         "keep",
         "At the edges of a word: keep it as a part, split it off as a word, or drop its tokens "
         "from the sums.",
+        group=_WORDS,
     )
     boundary: Boundary = option(
         "whitespace",
         "What ends a word in the corrected surprisal: white space and the end of the text, or only "
         "a space, as in minicons.",
+        group=_WORDS,
     )
     renyi: float | None = option(
-        None, "Add the Rényi entropy of this order, such as 0.5.", above=0.0, metavar="ORDER"
+        None,
+        "Add the Rényi entropy of this order, such as 0.5.",
+        group=_WORDS,
+        above=0.0,
+        metavar="ORDER",
     )
     top: int = option(
         0,
-        "List this many of the likeliest next tokens, each with its probability, at the first "
-        "token of every unit.",
+        "Add columns with this many of the likeliest tokens at the beginning of each unit, and "
+        "their probabilities.",
         group="Output",
         at_least=0,
         at_most=1000,
@@ -82,7 +95,8 @@ class TableOptions:
     )
     order: str | None = option(
         None,
-        "The column with the number of each word in its text. Default: the order of the rows.",
+        "The column with the number of each word in its text.",
+        default="the order of the rows",
         group=_TABLE,
         metavar="COLUMN",
     )
@@ -101,6 +115,7 @@ class TableOptions:
     sep: str = option(
         " ",
         "What is put between words, and between context and target.",
+        default="a space",
         group=_TABLE,
         metavar="TEXT",
     )

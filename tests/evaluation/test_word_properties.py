@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def in_some_dialect(draw: random.Random, columns: list[str], rows: list[list[str
     format, delimiter = draw.choice([("csv", ","), ("csv", ";"), ("tsv", "\t")])
     text = io.StringIO(newline="")
     ends = draw.choice(["\n", "\r\n"])
-    quoting = csv.QUOTE_ALL if draw.random() < 0.5 else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if draw.random() < 0.5 else csv.QUOTE_MINIMAL
     writer = csv.writer(text, delimiter=delimiter, lineterminator=ends, quoting=quoting)
     writer.writerows([columns, *rows])
     return text.getvalue().encode(draw.choice(["utf-8", "utf-8-sig"])), format
