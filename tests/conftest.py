@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ from gpt2kit.tokenizers import BPETokenizer
 # in the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without job control lets what it runs in the background ignore Ctrl-C: tests, and the
+# processes that they start, which then do not do what they do for a user.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_WORKERS = 8  # each imports torch and collects every test before it runs its share
@@ -64,14 +71,24 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Names of folders that are not there yet.
+
+    `mktemp` would look through the folders of all earlier tests to find a name.
+    """
+    root = tmp_path_factory.mktemp("homes")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_weights_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def _own_weights_folder(monkeypatch: pytest.MonkeyPatch, _homes: Iterator[Path]) -> None:
     """Give every test empty folders of weights, caches and data, whatever is on this machine."""
-    monkeypatch.setenv("GPT2KIT_DATA", str(tmp_path_factory.mktemp("data")))
-    monkeypatch.setenv("GPT2KIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    home = next(_homes)
+    for variable in ("GPT2KIT_DATA", "GPT2KIT_WEIGHTS", "XDG_CACHE_HOME"):
+        folder = home / variable
+        folder.mkdir(parents=True)
+        monkeypatch.setenv(variable, str(folder))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
