@@ -230,9 +230,10 @@ class PromptReader:
 
     def _hold(self, slot: int, length: int) -> None:
         """Keep only the first tokens of what a slot holds."""
-        lengths = list(self._cache.lengths)
-        lengths[slot] = length
-        self._cache.truncate(lengths)
+        if self._cache.lengths[slot] != length:
+            lengths = list(self._cache.lengths)
+            lengths[slot] = length
+            self._cache.truncate(lengths)
         self.slots.forget(slot, length)
 
     def _drop(self, prompt: _Prompt) -> None:

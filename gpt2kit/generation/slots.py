@@ -36,7 +36,7 @@ class Slots:
         It is the one that holds the longest beginning of the prompt; if no free one holds any, the
         one that was not used for the longest time.
         """
-        slot, length = self._best(ids, sorted(self._free), 0) or (next(iter(self._free)), 0)
+        slot, length = self._best(ids, self._free, 0) or (next(iter(self._free)), 0)
         del self._free[slot]
         self.forget(slot, length)
         return slot, length
@@ -68,7 +68,11 @@ class Slots:
         The last token of the prompt does not count: it has to be read for its logits.
         """
         found, most = None, max(known, self._least - 1)
-        for slot in slots:
+        if len(ids) - 1 <= most:
+            return None
+        for slot in sorted(slots):
+            if len(self._held[slot]) <= most:  # else a large batch is compared row by row
+                continue
             shared = min(common_length(self._held[slot], ids), len(ids) - 1)
             if (length := shared // self._cut * self._cut) > most:
                 found, most = (slot, length), length
