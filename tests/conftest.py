@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.main
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.engine import native
@@ -26,6 +28,9 @@ from gpt2kit.tokenizers import BPETokenizer
 # in the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Typer makes all commands anew for each call; in a program's process there is only one call.
+typer.main.get_command = functools.cache(typer.main.get_command)  # type: ignore[assignment]
 
 # A shell without job control lets what it runs in the background ignore Ctrl-C: tests, and the
 # processes that they start, which then do not do what they do for a user.
