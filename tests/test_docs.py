@@ -2,9 +2,9 @@
 
 In a console block a line that begins with "$ " is a command, and the lines below it are its output;
 "…" stands for omitted output. No output is shown for a command that needs GPT-2 or a large text:
-here the fixture `desk` provides small files in their place. SHORTER makes trainings short. Commands
-of other programs are listed in ELSEWHERE. `gpt2kit serve` serves in the background, on a free port
-in place of 8000, until the page's next server or its end.
+here the fixture `desk` provides small files in their place. SHORTER makes trainings and their texts
+short. Commands of other programs are listed in ELSEWHERE. `gpt2kit serve` serves in the background,
+on a free port in place of 8000, until the page's next server or its end.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ _TINY = (
     "--max_steps 3 --block_size 16 --batch_size 2 --warmup 1 --eval_every 3 --sample_tokens 4 "
     "--dtype float32"
 )
-SHORTER = {"finetune": _TINY, "train": f"{_TINY} --n_layer 2 --n_head 2 --n_embd 16"}
+SHORTER = {
+    "finetune": _TINY,
+    "train": f"{_TINY} --n_layer 2 --n_head 2 --n_embd 16",
+    "synthetic": "--characters 8000",  # a training measures itself on a tenth of the text
+}
 # These test the options on the pages, since their commands are not run here.
 ELSEWHERE = {
     "torchrun": "tests/training/test_distributed.py",
@@ -370,7 +374,7 @@ def run(example: Example, server: Background) -> tuple[int, str]:
 
 
 def shorter(words: list[str]) -> list[str]:
-    """Return the options that make a training short; the recipes of the steps are small already."""
+    """Return the options that make a command short; the recipes of the steps are small already."""
     is_step = any(re.match(r"shakespeare-(\d|steps)", word) for word in words)
     return shlex.split(_TINY if is_step else SHORTER.get(words[1], ""))
 

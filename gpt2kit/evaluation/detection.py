@@ -28,7 +28,6 @@ LIMITS = (
     "another subject, kind, language or length, one by another machine, or one that was edited, "
     "translated or written by both; it is no evidence against a person."
 )
-VERDICTS = ("machine-like", "not told apart", "too short")
 
 _FORMAT = 1
 _LARGEST = 2**30  # bytes of a file of a detector

@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ from gpt2kit.inspection.running import continued, editing, run
 from gpt2kit.model import GPT2
 
 Replacement = Literal["mean", "zero", "zero-tl", "resample"]
-REPLACEMENTS = get_args(Replacement)
 
 _TOKENS_AT_ONCE = 2048
 _REFERENCE_TOKENS = 8192  # whose outputs are kept to draw from

@@ -6,6 +6,7 @@ Two processes over gloo do all of the scenarios below, one after the other, with
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
@@ -114,6 +115,7 @@ _CUT: dict[str, Any] = {"stop_after": 3}
 
 def scenarios(rank: int, port: int, root: Path) -> None:
     """Do what the tests look at, as one of two processes."""
+    faulthandler.enable()  # a crash in torch says where it was
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
