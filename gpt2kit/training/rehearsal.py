@@ -55,9 +55,26 @@ class Memory:
         return sum(vars(self).values())
 
 
-@functools.lru_cache(maxsize=64)
 def rehearse(outline: Outline, config: TrainConfig, windows: int, device: torch.device) -> Memory:
     """Return the memory for training a model on `windows` windows at once, alone on one device."""
+    parts = min(2, config.accumulate)  # the second finds the first's gradients
+    decisive = TrainConfig(
+        max_steps=1,
+        warmup=0,
+        block_size=config.block_size,
+        batch_size=parts,
+        accumulate=parts,
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        dtype=config.dtype,
+        checkpointing=config.checkpointing,
+    )
+    return _rehearsed(outline, decisive, windows, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _rehearsed(outline: Outline, config: TrainConfig, windows: int, device: torch.device) -> Memory:
+    """Rehearse with a configuration that has only what the memory depends on."""
     random_state = torch.get_rng_state()
     try:
         with FakeTensorMode(), torch.device(device), _Meter() as meter:
@@ -105,7 +122,7 @@ class _Rehearsal:
 
     def _step(self) -> Events:
         self.meter.events = []
-        for _ in range(min(2, self.config.accumulate)):  # the second finds the first's gradients
+        for _ in range(self.config.accumulate):
             self._forward_and_backward()
         with self._phase():
             self._update()
