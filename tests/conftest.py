@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import itertools
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +76,24 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Names of folders that are not there yet.
-
-    `mktemp` would look through the folders of all earlier tests to find a name.
-    """
-    root = tmp_path_factory.mktemp("homes")
-    return (root / str(number) for number in itertools.count())
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("homes")
 
 
 @pytest.fixture(autouse=True)
-def _own_weights_folder(monkeypatch: pytest.MonkeyPatch, _homes: Iterator[Path]) -> None:
-    """Give every test empty folders of weights, caches and data, whatever is on this machine."""
-    home = next(_homes)
-    for variable in ("GPT2KIT_DATA", "GPT2KIT_WEIGHTS", "XDG_CACHE_HOME"):
-        folder = home / variable
-        folder.mkdir(parents=True)
-        monkeypatch.setenv(variable, str(folder))
+def _own_weights_folder(monkeypatch: pytest.MonkeyPatch, _homes: Path) -> None:
+    """Give every test empty folders of weights, caches and data, whatever is on this machine.
+
+    A test gets those of the test before it if they are still empty, as they mostly are.
+    """
+    variables = ("GPT2KIT_DATA", "GPT2KIT_WEIGHTS", "XDG_CACHE_HOME")
+    last = len(os.listdir(_homes))
+    if not last or any(os.listdir(_homes / str(last) / name) for name in variables):
+        last += 1
+        for name in variables:
+            (_homes / str(last) / name).mkdir(parents=True)
+    for name in variables:
+        monkeypatch.setenv(name, str(_homes / str(last) / name))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
