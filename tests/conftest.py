@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Typer makes all commands anew for each call; in a program's process there is only one call.
-typer.main.get_command = functools.cache(typer.main.get_command)  # type: ignore[assignment]
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # A shell without job control lets what it runs in the background ignore Ctrl-C: tests, and the
 # processes that they start, which then do not do what they do for a user.
