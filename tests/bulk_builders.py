@@ -13,9 +13,9 @@ from conftest import GOLDEN, make_model
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.measures import Score
 from gpt2kit.bulk.options import Reading
+from gpt2kit.bulk.work import Models
 from gpt2kit.config import GPT2Config
-from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import BPETokenizer, Tokenizer
+from gpt2kit.tokenizers import BPETokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "dogs", "bark", "at", "night", "rain"]
 
@@ -26,11 +26,11 @@ class Tiny:
 
     seed: int = 0
 
-    def __call__(self, device: str | None = None) -> tuple[GPT2, Tokenizer | None]:
+    def __call__(self, device: str | None = None) -> Models:
         config = GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=1)
-        return make_model(config, seed=self.seed), BPETokenizer.from_folder(
-            GOLDEN / "bpe" / "small"
-        )
+        tokenizer = BPETokenizer.from_folder(GOLDEN / "bpe" / "small")
+        assert tokenizer is not None
+        return Models(make_model(config, seed=self.seed), tokenizer)
 
 
 def write_texts(path: Path, n: int, *, seed: int = 0) -> Path:
@@ -40,6 +40,17 @@ def write_texts(path: Path, n: int, *, seed: int = 0) -> Path:
         for index in range(n):
             text = " ".join(draw.choices(WORDS, k=draw.randint(1, 12)))
             file.write(json.dumps({"text": text, "id": f"{path.stem}-{index}"}) + "\n")
+    return path
+
+
+def write_words(path: Path, n: int, *, seed: int = 0) -> Path:
+    """Write a .jsonl file with a word in each of n rows, those of texts of different lengths."""
+    draw = random.Random(seed)
+    with path.open("w") as file:
+        item = 0
+        for _ in range(n):
+            item += draw.random() < 0.2
+            file.write(json.dumps({"item": item, "word": draw.choice(WORDS)}) + "\n")
     return path
 
 

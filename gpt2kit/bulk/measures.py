@@ -1,34 +1,34 @@
-"""The commands that measure texts by the pile: score, surprisal, filter, detect, embed."""
+"""The commands that measure texts by the pile: score, filter, detect, embed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from gpt2kit.bulk.work import Cells, Gives
+from gpt2kit.bulk.sources import SourceRow
+from gpt2kit.bulk.work import Cells, Gives, Models, Work
 from gpt2kit.data.window import Overflow
-from gpt2kit.errors import ConfigError
 from gpt2kit.evaluation import criteria
-from gpt2kit.evaluation.conditions import Conditions
+from gpt2kit.evaluation.conditions import BUCKET, Buckets, Conditions, parse_percentiles
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
-from gpt2kit.evaluation.detection import Detector
-from gpt2kit.evaluation.passages import Passage, split, target, whole
+from gpt2kit.evaluation.detection import Detector, made_with
 from gpt2kit.evaluation.perplexity import score
-from gpt2kit.evaluation.receipt import described
 from gpt2kit.evaluation.surprisal import BATCH_SIZE
-from gpt2kit.evaluation.vectors import text_vectors
-from gpt2kit.evaluation.word_options import UnitName, WordOptions
-from gpt2kit.evaluation.words import Word, measure
-from gpt2kit.inspection.hidden import Pool, parse_layers
-from gpt2kit.model import GPT2
-from gpt2kit.tokenizers import Tokenizer, require_tokenizer
+from gpt2kit.evaluation.vector_options import VectorOptions
+from gpt2kit.evaluation.vectors import layer_of, vector_cells
+
+
+def texts_in(rows: Sequence[SourceRow], name: str) -> list[str]:
+    """Return the cells of a column, which are texts."""
+    return [row.cells[name] for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Work):
     """The log probability of each text: `evaluation.perplexity.score`."""
 
     text_field: str = "text"
@@ -38,7 +38,6 @@ class Score:
     batch_size: int = BATCH_SIZE
 
     command: ClassVar[str] = "score"
-    gives: ClassVar[Gives] = "one"
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns whose texts are read."""
@@ -48,19 +47,13 @@ class Score:
         """Return the names of the new columns."""
         return ("tokens", "logprob", "logprob_per_token", "bits_per_byte", "truncated")
 
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
-        """Raise TokenizerError for a model without a vocabulary."""
-        require_tokenizer(tokenizer, "the model")
-
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterator[Sequence[Cells]]:
         """Return the figures of each text."""
-        tokenizer = require_tokenizer(tokenizer, "the model")
+        model, tokenizer = models.model, models.tokenizer
         lines = score(
             model,
             tokenizer,
-            [text for (text,) in rows],
+            texts_in(rows, self.text_field),
             overflow=self.overflow,
             special=self.special,
             batch_size=self.batch_size,
@@ -80,130 +73,67 @@ class Score:
             ]
 
 
-_OF_TEXTS = ("surprisal", "surprisal_corrected", "n_tokens", "n_context", "flag")
-_OF_WORDS = (
-    "word_n",
-    "word",
-    "start",
-    "end",
-    "surprisal",
-    "surprisal_corrected",
-    "entropy",
-    "entropy_word",
-    "renyi",
-    "rank",
-    "n_tokens",
-    "n_context",
-    "flag",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Surprisal:
-    """The surprisal of each word, of a target after its context, or of each text."""
-
-    text_field: str = "text"
-    context: str | None = None
-    target: str | None = None
-    sep: str = " "
-    unit: UnitName = "word"
-    options: WordOptions = field(default_factory=WordOptions)
-    batch_size: int = BATCH_SIZE
-
-    command: ClassVar[str] = "surprisal"
-
-    @property
-    def gives(self) -> Gives:
-        """A row for each word of a text, or one for a target and for a whole text."""
-        return "one" if self.target or self.unit == "text" else "many"
-
-    def needs(self) -> tuple[str, ...]:
-        """Return the columns whose texts are read."""
-        if self.context is not None and self.target is not None:
-            return (self.context, self.target)
-        return (self.text_field,)
-
-    def columns(self) -> tuple[str, ...]:
-        """Return the names of the new columns."""
-        names: tuple[str, ...] = _OF_TEXTS if self.unit == "text" else _OF_WORDS
-        if self.target:
-            names = names[4:]
-        return tuple(name for name in names if name != "renyi" or self.options.renyi is not None)
-
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
-        """Raise TokenizerError for a model without a vocabulary."""
-        require_tokenizer(tokenizer, "the model")
-
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
-        """Return the figures of each unit of each row."""
-        passages = [self._passage(row) for row in rows]
-        for words in measure(model, tokenizer, passages, self.options, batch_size=self.batch_size):
-            # A text of punctuation alone may have no word that is wanted.
-            yield list(self._cells(words)) or [{"flag": "empty"}]
-
-    def _passage(self, row: tuple[str, ...]) -> Passage:
-        if self.target is not None:
-            before, after = row
-            return target(before, after, self.sep)
-        if self.unit == "text":
-            return whole(row[0])
-        return split(row[0], self.options.punctuation)
-
-    def _cells(self, words: Sequence[Word]) -> Iterator[dict[str, Any]]:
-        for number, word in enumerate(words, 1):
-            yield {
-                **{name: getattr(word, name, None) for name in self.columns()},
-                "word_n": number,
-                "word": word.text,
-                "n_tokens": len(word.tokens),
-                "flag": " ".join(word.flags) or None,
-            }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(Work):
     """The criteria of each text, or of those alone that fulfill conditions."""
 
-    text_field: str = "text"
+    text: str = "text"
     keep: str | None = None
+    percentiles: str | None = None
+    observed: bool = False  # whether there is an observer
     options: CriteriaOptions = field(default_factory=CriteriaOptions)
     batch_size: int = BATCH_SIZE
 
     command: ClassVar[str] = "filter"
 
-    def __post_init__(self) -> None:
-        if self.keep is not None:
-            Conditions.parse(self.keep).check(self.columns())
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """The parsed conditions."""
+        return None if self.keep is None else Conditions.parse(self.keep)
 
     @property
     def gives(self) -> Gives:
-        """A row for each text, or with conditions one or none."""
-        return "one" if self.keep is None else "some"
+        """A row for each text, or with conditions one or none; with percentiles --merge chooses."""
+        return "one" if self.conditions is None or self.buckets else "some"
+
+    @property
+    def buckets(self) -> Buckets | None:
+        """How the texts are divided by percentiles of all of them, if they are."""
+        if self.percentiles is None:
+            return None
+        return Buckets(parse_percentiles(self.percentiles), self.keep)
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns whose texts are read."""
-        return (self.text_field,)
+        return (self.text,)
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the column of the text, and those of the input that the conditions name."""
+        named = () if self.conditions is None else self.conditions.columns
+        own = (*self.columns(), "error", *([BUCKET] if self.percentiles else []))
+        return (self.text, *(name for name in named if name not in own))
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
-        return tuple(self.options.names(observed=False))
+        return tuple(self.options.names(observed=self.observed))
 
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
-        """Raise TokenizerError for a model without a vocabulary."""
-        require_tokenizer(tokenizer, "the model")
-
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
-        """Return the criteria of each text; none for one that does not fulfill the conditions."""
-        kept = None if self.keep is None else Conditions.parse(self.keep)
-        texts = [text for (text,) in rows]
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterator[Sequence[Cells]]:
+        """Return the criteria of each text."""
         for found in criteria.measure(
-            model, tokenizer, texts, self.options, batch_size=self.batch_size
+            models.model,
+            models.tokenizer,
+            texts_in(rows, self.text),
+            self.options,
+            observer=models.observer,
+            batch_size=self.batch_size,
         ):
-            yield [found] if kept is None or kept.holds(found) else []
+            yield [found]
+
+    def keeps(self, row: SourceRow, found: Cells) -> bool:
+        """Whether a row fulfills the conditions, which may name columns of the input."""
+        if self.conditions is None or self.buckets:
+            return True
+        return self.conditions.holds({**row.cells, **found})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +141,7 @@ class Detect(Filter):
     """The criteria of each text, and with a detector a verdict by one of them."""
 
     detector: Detector | None = None
-    by: str = "curvature"
+    by_criterion: str = "curvature"
 
     command: ClassVar[str] = "detect"
 
@@ -219,71 +149,49 @@ class Detect(Filter):
         """Return the names of the new columns."""
         return (*super().columns(), *(("human_share", "verdict") if self.detector else ()))
 
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
-        """Raise ConfigError for a detector that was made with another model or other options."""
-        super().check(model, tokenizer)
+    def check(self, models: Models) -> None:
+        """Raise ConfigError for a detector that was made with other models or options."""
         if self.detector is not None:
-            self.detector.calibration(self.by)
-            made_with = {
-                "model": described("the model", model, tokenizer, self.options),
-                "observer": None,
-                "binoculars": self.options.binoculars,
-            }
-            self.detector.check(made_with, Path("the calibration"))
+            self.detector.calibration(self.by_criterion)
+            made = made_with(models.model, models.tokenizer, self.options, models.observer)
+            self.detector.check(made, Path("the calibration"))
 
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterator[Sequence[Cells]]:
         """Return the criteria of each text and its verdict."""
-        for found in super().measure(model, tokenizer, rows):
-            verdict = self.detector.verdict(found[0], self.by) if self.detector else {}
-            yield [{**found[0], **verdict}]
+        for (found,) in super().measure(models, rows):
+            verdict = self.detector.verdict(found, self.by_criterion) if self.detector else {}
+            yield [{**found, **verdict}]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(Work):
     """A vector of each text: `evaluation.vectors.text_vectors`."""
 
-    text_field: str = "text"
-    layer: str = "ln_f"
-    pool: Pool = "mean"
-    normalize: bool = False
-    first: str = "bos"
-    stride: int | None = None
+    text: str = "text"
+    options: VectorOptions = field(default_factory=VectorOptions)
     batch_size: int = BATCH_SIZE
 
     command: ClassVar[str] = "embed"
-    gives: ClassVar[Gives] = "one"
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns whose texts are read."""
-        return (self.text_field,)
+        return (self.text,)
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
         return ("vector",)
 
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
+    def check(self, models: Models) -> None:
         """Raise ConfigError for a layer that the model lacks, and for several."""
-        require_tokenizer(tokenizer, "the model")
-        if len(parse_layers(self.layer, model.config.n_layer)) > 1:
-            raise ConfigError("--layer is one layer; give the command once for each")
+        layer_of(self.options, models.model)
 
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterator[Sequence[Cells]]:
         """Return the vector of each text."""
-        found = text_vectors(
-            model,
-            tokenizer,
-            [text for (text,) in rows],
-            parse_layers(self.layer, model.config.n_layer),
-            pool=self.pool,
-            normalize=self.normalize,
-            first=self.first,
-            stride=self.stride,
+        for found in vector_cells(
+            models.model,
+            models.tokenizer,
+            texts_in(rows, self.text),
+            self.options,
             batch_size=self.batch_size,
-        )
-        for vector, error in found:
-            numbers = [float(f"{number:.9g}") for number in vector[0].tolist()]
-            yield [{"vector": None if error else numbers, "error": error}]
+        ):
+            yield [found]

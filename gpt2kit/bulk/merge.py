@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ from gpt2kit.bulk.folder import Folder
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.sources import Part
 from gpt2kit.data.streams import ROWS_AT_ONCE, write_batches
-from gpt2kit.data.tables import Table, format_of
+from gpt2kit.data.tables import Table, format_of, json_line
 from gpt2kit.errors import ConfigError, FileError
+from gpt2kit.evaluation.conditions import BUCKET, Buckets, Conditions, bucket, percentiles
 from gpt2kit.files import new_file, read_json
 
 _ROW = re.compile(rb'\{"row": (\d+)')
 
 
-def merge(folder: Folder, plan: Plan, target: Path) -> list[str]:
-    """Write all parts into one file, in order, and return the engines that computed them.
+@dataclass(frozen=True)
+class Merged:
+    """What became of the parts."""
+
+    rows: int  # that were written
+    engines: list[str]  # what computed the parts
+    cuts: list[float] | None  # the perplexities that divide the rows, if they are divided
+
+
+def merge(folder: Folder, plan: Plan, target: Path) -> Merged:
+    """Write all parts into one file, in order.
 
     The end of the target's name tells the format; .jsonl is the fastest. Raises FileError if a part
     is missing, is not as its receipt says, or has not each of its rows once; a filter may leave
@@ -34,14 +45,42 @@ def merge(folder: Folder, plan: Plan, target: Path) -> list[str]:
             "or .parquet"
         )
     engines: set[str] = set()
-    lines = _checked_parts(folder, plan, engines)
+    columns, cuts = plan.columns, None
+    if plan.buckets is not None:
+        lines = _checked_parts(folder, plan, engines)
+        cuts = percentiles(_perplexities(lines), plan.buckets.percentiles)
+        columns = (*columns[:-1], BUCKET, columns[-1])
+
+    def read() -> Iterator[bytes]:
+        lines = _checked_parts(folder, plan, engines)
+        if plan.buckets is None or cuts is None:
+            return lines
+        return _divided(lines, columns, cuts, plan.buckets)
+
     if target.suffix == ".jsonl":
         with new_file(target) as file:
-            file.writelines(lines)
+            rows = sum(file.write(line) > 0 for line in read())
     else:
-        types = _types(_checked_parts(folder, plan, engines))
-        write_batches(target, _tables(lines, plan.columns, types, target))
-    return sorted(engines)
+        rows = write_batches(target, _tables(read(), columns, _types(read()), target))
+    return Merged(rows, sorted(engines), cuts)
+
+
+def _perplexities(lines: Iterator[bytes]) -> Iterator[float]:
+    for line in lines:
+        if (found := json.loads(line)["perplexity"]) is not None:
+            yield found
+
+
+def _divided(
+    lines: Iterator[bytes], columns: Sequence[str], cuts: Sequence[float], buckets: Buckets
+) -> Iterator[bytes]:
+    """Yield lines with the column bucket before the last, and of them those that are kept."""
+    kept = None if buckets.keep is None else Conditions.parse(buckets.keep)
+    for line in lines:
+        cells = json.loads(line)
+        cells[BUCKET] = bucket(cells["perplexity"], cuts)
+        if kept is None or kept.holds(cells):
+            yield json_line(columns, [cells[name] for name in columns]).encode()
 
 
 def _checked_parts(folder: Folder, plan: Plan, engines: set[str]) -> Iterator[bytes]:

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.bulk import claims, sources
+from gpt2kit.bulk import claims, cutting
 from gpt2kit.bulk.sources import Input, Part
 from gpt2kit.errors import ConfigError, FileError
+from gpt2kit.evaluation.conditions import Buckets
 from gpt2kit.files import fsync_directory, read_json
 
-FORMAT = 1  # of the plan and of the files that parts become
+FORMAT = 2  # of the plan and of the files that parts become
 _LARGEST = 2**31  # bytes of a plan
 _WAIT = 0.2  # seconds between two looks for a plan that another worker is making
 
@@ -33,6 +34,7 @@ class Plan:
     gives: str
     inputs: tuple[Input, ...]
     parts: tuple[Part, ...]
+    buckets: Buckets | None = None  # how the rows are divided when the parts are merged
 
     @property
     def rows(self) -> int:
@@ -48,12 +50,11 @@ def agree(
     folder: Path,
     named: Sequence[tuple[str, Path]],
     identity: Mapping[str, Any],
-    make: Callable[[list[Input], list[Part]], Plan],
-    part_rows: int,
+    make: Callable[[], Plan],
 ) -> Plan:
     """Return the plan of a folder, written now if there is none.
 
-    Of several workers that come at once one reads all inputs, and the others wait for it. Raises
+    Of several workers that come at once one makes it, and the others wait. Raises
     ConfigError that names each difference if the folder was begun with another plan.
     """
     path = folder / "plan.json"
@@ -66,7 +67,7 @@ def agree(
             elif not path.exists():
                 with claims.Heartbeat() as heartbeat:
                     heartbeat.hold(claim)
-                    publish(path, make(*sources.cut(named, part_rows)))
+                    publish(path, make())
         finally:
             claim.release()
     return compared(read(path), named, identity)
@@ -111,6 +112,7 @@ def read(path: Path) -> Plan:
             gives=found["gives"],
             inputs=tuple(Input(**each) for each in found["inputs"]),
             parts=tuple(Part(*each) for each in found["parts"]),
+            buckets=found["buckets"] and Buckets(**found["buckets"]),
         )
     except (KeyError, TypeError) as error:
         raise FileError(path, f"not a plan of gpt2kit: {error}") from error
@@ -149,7 +151,7 @@ def _has_changed(before: Input, path: Path) -> bool:
     status = path.stat()
     if status.st_size != before.size:
         return True
-    return status.st_mtime_ns != before.modified and sources.sha256_of(path) != before.sha256
+    return status.st_mtime_ns != before.modified and cutting.sha256_of(path) != before.sha256
 
 
 def _shown(value: Any) -> str:

@@ -1,9 +1,7 @@
-"""The input files of a plan: found, cut into parts at the ends of rows, and read again.
+"""The input files of a plan: found, and read again row by row.
 
-.txt and .jsonl are cut at line ends without decoding them, so that a bad row is found when its part
-is read, and spoils no other row. Every line is a row, also a blank one: row numbers are line
-numbers. Parquet is cut between row groups. CSV, whose quotes may contain line ends, and files that
-are compressed are one part each.
+Every line of .txt and .jsonl is a row, also a blank one: row numbers are line numbers. A row that
+cannot be read is one with an error, and spoils no other.
 """
 
 from __future__ import annotations
@@ -12,23 +10,20 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any, BinaryIO, Literal
 
 from gpt2kit.bulk.options import Reading
 from gpt2kit.data.packed import unpacked_blocks
-from gpt2kit.data.parquet import read_parquet, row_groups
+from gpt2kit.data.parquet import read_parquet
 from gpt2kit.data.streams import read_batches
-from gpt2kit.data.tables import DELIMITERS, Format, Table, format_of
+from gpt2kit.data.tables import DELIMITERS, Format, Table, cell_text, format_of
 from gpt2kit.errors import CorpusError
-from gpt2kit.files import check_regular, open_regular
+from gpt2kit.files import open_regular
 
-PART_BYTES = 2**26  # a part ends after the row in which it reaches this size
-_CHUNK = 2**20  # bytes that are read at once
 _ROWS_AT_ONCE = 1024  # of Parquet
 _NAMES = ".txt, .jsonl, .csv, .tsv (also with .gz or .zst) or .parquet"
 
@@ -39,13 +34,13 @@ class Part:
 
     number: int
     file: str  # the name of the input
-    # Offsets of the first byte and after the last one; numbers of row groups for Parquet
+    unit: Literal["bytes", "groups", "rows"]  # what `start` and `end` count: groups are Parquet's
     start: int
-    end: int
+    end: int  # not in the part
     first_row: int  # from 1, over all inputs
     rows: int
-    sha256: str  # of the bytes; empty for CSV, Parquet and compressed files
-    size: int  # of its bytes in the file
+    sha256: str  # of a range of bytes; empty for other parts
+    size: int  # bytes, or characters of a range of rows
 
 
 @dataclass(frozen=True)
@@ -68,15 +63,12 @@ class SourceRow:
     error: str | None = None
 
 
-def _kind(path: Path) -> Format:
+def kind_of(path: Path) -> Format:
+    """Return the format of an input; raises CorpusError if its name tells none."""
     kind = format_of(path)
     if kind is None:
         raise CorpusError(f"{path}: expected a name that ends in {_NAMES}", path=path)
     return kind
-
-
-def _is_cut_at_lines(path: Path) -> bool:
-    return path.suffix.lower() in (".txt", ".jsonl")
 
 
 def find(sources: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -107,7 +99,7 @@ def _files(source: str | Path) -> list[Path]:
         found = [Path(name) for name in glob.glob(str(source), recursive=True)]
         problem = f"{source}: no file matches"
     else:
-        _kind(path)
+        kind_of(path)
         return [path]
     files = sorted(each for each in found if each.is_file())
     if not files:
@@ -115,91 +107,43 @@ def _files(source: str | Path) -> list[Path]:
     return files
 
 
-# --- cutting --------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
-def cut(named: Sequence[tuple[str, Path]], part_rows: int) -> tuple[list[Input], list[Part]]:
-    """Read all files once, and return their descriptions and their parts in order.
+def texts_of(rows: Iterable[SourceRow], by: Sequence[str]) -> Iterator[list[SourceRow]]:
+    """Yield the rows of each text: those after one another that agree in these columns.
 
-    Raises CorpusError for a file that cannot be read, and if there is no row at all.
+    Without columns every row is a text. A row that cannot be read, and does not say which text it
+    is of, belongs to the one before it.
     """
-    inputs: list[Input] = []
-    parts: list[Part] = []
-    row = 1
-    for name, path in named:
-        check_regular(path, error=CorpusError)
-        status = path.stat()
-        if _is_cut_at_lines(path):
-            whole = hashlib.sha256()
-            ranges = [(*each, each[1] - each[0]) for each in _ranges(path, part_rows, whole)]
-            digest = whole.hexdigest()
-        else:
-            digest = sha256_of(path)
-            ranges = list(_groups(path, part_rows) if _kind(path) == "parquet" else _whole(path))
-        for start, end, rows, own, size in ranges:
-            parts.append(Part(len(parts), name, start, end, row, rows, own, size))
-            row += rows
-        inputs.append(Input(name, status.st_size, status.st_mtime_ns, digest, path))
-    if not parts:
-        raise CorpusError(f"{named[0][1]}: empty, expected a text in each line")
-    return inputs, parts
+    text: list[SourceRow] = []
+    key: tuple[str, ...] | None = None
+    for row in rows:
+        own = text_key(row, by)
+        if text and (not by or own not in (None, key)):
+            yield text
+            text = []
+        if own is not None or not text:
+            key = own
+        text.append(row)
+    if text:
+        yield text
 
 
-def _ranges(path: Path, part_rows: int, whole: Any) -> Iterator[tuple[int, int, int, str]]:
-    """Yield start, end, number of rows and sha256 of each range of whole lines."""
-    start = offset = rows = 0
-    own = hashlib.sha256()
-    with open_regular(path, error=CorpusError) as file:
-        while chunk := file.read(_CHUNK):
-            whole.update(chunk)
-            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1  # after each line
-            done = used = 0  # lines and bytes of the chunk that belong to parts already made
-            while True:
-                by_rows = done + part_rows - rows - 1
-                by_size = int(np.searchsorted(ends, start + PART_BYTES - offset))
-                last = max(done, min(by_rows, by_size))
-                if last >= len(ends):
-                    break
-                end = int(ends[last])
-                own.update(chunk[used:end])
-                yield start, offset + end, rows + last + 1 - done, own.hexdigest()
-                start, rows, own = offset + end, 0, hashlib.sha256()
-                done, used = last + 1, end
-            own.update(chunk[used:])
-            rows += len(ends) - done
-            offset += len(chunk)
-            unfinished = len(ends) == 0 or int(ends[-1]) < len(chunk)
-    if offset > start:
-        yield start, offset, rows + unfinished, own.hexdigest()
+def text_key(row: SourceRow, by: Sequence[str]) -> tuple[str, ...] | None:
+    """Return what tells the text of a row from others; None for a row that does not say it."""
+    key = tuple(cell_text(row.cells.get(name))[0] for name in by)
+    return None if row.error and not any(key) else key
 
 
-def _whole(path: Path) -> Iterator[tuple[int, int, int, str, int]]:
-    """Yield a file that cannot be cut as one range, if it has any row."""
-    size = path.stat().st_size
-    if rows := sum(1 for _ in _rows_of_whole(path, 1, Reading())):
-        yield 0, size, rows, "", size
+def length_of(row: SourceRow) -> int:
+    """Return how many characters the cells of a row have."""
+    return sum(len(cell) for cell in row.cells.values() if isinstance(cell, str))
 
 
-def _groups(path: Path, part_rows: int) -> Iterator[tuple[int, int, int, str, int]]:
-    """Yield ranges of row groups with at most `part_rows` rows, or one group with more."""
-    start = rows = size = 0
-    sizes = row_groups(path)
-    for group, (of_group, n_bytes) in enumerate(sizes):
-        if rows and (rows + of_group > part_rows or size + n_bytes > PART_BYTES):
-            yield start, group, rows, "", size
-            start, rows, size = group, 0, 0
-        rows, size = rows + of_group, size + n_bytes
-    if rows:
-        yield start, len(sizes), rows, "", size
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with open_regular(path, error=CorpusError) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- reading --------------------------------------------------------------------------------------
+def columns_of(path: Path, rows: int) -> list[str]:
+    """Return the columns or keys of the first rows of a file."""
+    return list(dict.fromkeys(name for row in islice(rows_of(path), rows) for name in row.cells))
 
 
 def read(part: Part, path: Path, reading: Reading) -> Iterator[SourceRow]:
@@ -208,38 +152,54 @@ def read(part: Part, path: Path, reading: Reading) -> Iterator[SourceRow]:
     Raises CorpusError at the end if these are not the bytes that the plan was made for, as far as
     the part has a hash.
     """
-    if _kind(path) == "parquet":
-        yield from _rows_of_groups(part, path)
-        return
-    if not _is_cut_at_lines(path):
-        yield from _rows_of_whole(path, part.first_row, reading)
-        return
-    digest = hashlib.sha256()
-    with open_regular(path, error=CorpusError) as file:
-        file.seek(part.start)
-        lines = _lines(file, part.end - part.start, reading.max_bytes, digest)
-        yield from _parsed(lines, path, part.first_row, part.start == 0, reading)
-    if digest.hexdigest() != part.sha256:
-        raise CorpusError(f"{path}: it has changed since the plan was made", path=path)
-
-
-def _rows_of_groups(part: Part, path: Path) -> Iterator[SourceRow]:
-    with open_regular(path, error=CorpusError) as file:
+    if part.unit == "groups":
         groups = range(part.start, part.end)
+        yield from _rows_of_parquet(path, part.first_row, groups)
+    elif part.unit == "rows":
+        yield from rows_of(path, reading, part.first_row, part.start, part.end)
+    else:
+        digest = hashlib.sha256()
+        with open_regular(path, error=CorpusError) as file:
+            file.seek(part.start)
+            lines = _lines(file, part.end - part.start, reading.max_bytes, digest)
+            yield from _parsed(lines, path, part.first_row, part.start == 0, reading)
+        if digest.hexdigest() != part.sha256:
+            raise CorpusError(f"{path}: it has changed since the plan was made", path=path)
+
+
+def rows_of(
+    path: Path,
+    reading: Reading | None = None,
+    first_row: int = 1,
+    start: int = 0,
+    end: int | None = None,
+) -> Iterator[SourceRow]:
+    """Yield the rows of a file from the one at `start`, whose number is `first_row`, to `end`."""
+    reading = reading or Reading()
+    if kind_of(path) == "parquet":
+        yield from islice(_rows_of_parquet(path, first_row - start), start, end)
+    elif kind_of(path) in DELIMITERS:
+        tables = read_batches(path, strict=False)
+        rows = (row for table in tables for row in _rows_of_table(table, first_row - start))
+        yield from islice(rows, start, end)
+    else:
+        lines = islice(all_lines(path, reading.max_bytes), start, end)
+        yield from _parsed(lines, path, first_row, start == 0, reading)
+
+
+def _rows_of_parquet(
+    path: Path, first_row: int, groups: Sequence[int] | None = None
+) -> Iterator[SourceRow]:
+    with open_regular(path, error=CorpusError) as file:
         for table in read_parquet(file, path, _ROWS_AT_ONCE, groups):
-            yield from _rows_of_table(table, part.first_row - 1)
+            yield from _rows_of_table(table, first_row)
 
 
-def _rows_of_whole(path: Path, first_row: int, reading: Reading) -> Iterator[SourceRow]:
-    """Yield the rows of CSV, or of a compressed file."""
-    if _kind(path) in DELIMITERS:
-        for table in read_batches(path, strict=False):
-            yield from _rows_of_table(table, first_row - 1)
-        return
+def all_lines(path: Path, longest: int) -> Iterator[bytes | int]:
+    """Yield the lines of a file, which may be compressed, as `_lines` does."""
     with open_regular(path, error=CorpusError) as file:
         unpacked = io.BufferedReader(_Unpacked(unpacked_blocks(file, path)))
-        lines = _lines(unpacked, None, reading.max_bytes, hashlib.sha256())
-        yield from _parsed(lines, path, first_row, True, reading)
+        yield from _lines(unpacked, None, longest, hashlib.sha256())
 
 
 class _Unpacked(io.RawIOBase):
@@ -258,16 +218,16 @@ class _Unpacked(io.RawIOBase):
         return n
 
 
-def _rows_of_table(table: Table, before: int) -> Iterator[SourceRow]:
+def _rows_of_table(table: Table, first_row: int) -> Iterator[SourceRow]:
     for index, row in enumerate(table.rows):
         cells = dict(zip(table.columns, row, strict=True))
-        yield SourceRow(before + table.first + index, cells, table.errors.get(index))
+        yield SourceRow(first_row + table.first - 1 + index, cells, table.errors.get(index))
 
 
 def _parsed(
     lines: Iterator[bytes | int], path: Path, first_row: int, is_start: bool, reading: Reading
 ) -> Iterator[SourceRow]:
-    parse = _parse_json if _kind(path) == "jsonl" else _parse_text
+    parse = _parse_json if kind_of(path) == "jsonl" else _parse_text
     for number, line in enumerate(lines, first_row):
         if isinstance(line, int):
             problem = f"{line:,} bytes, expected at most {reading.max_bytes:,}"

@@ -46,15 +46,10 @@ class Threads:
             found[index] = result
         return [found[index] for index in range(len(items))]
 
-    def close(self) -> None:
-        """Let the threads end after what they are at."""
-        for _ in range(self._n):
-            self._tasks.put(None)
-
     def _work(self) -> None:
         torch.set_num_threads(1)
-        while (task := self._tasks.get()) is not None:
-            function, item, index, answers = task
+        while True:
+            function, item, index, answers = self._tasks.get()
             try:
                 answers.put((index, function(item), None))
             except BaseException as error:

@@ -3,16 +3,14 @@
 A command declares it once, as a small dataclass whose fields are its options:
 
     @dataclass(frozen=True, kw_only=True)
-    class Lengths:
-        text_field: str = "text"
+    class Lengths(Work):
+        text: str = "text"
         command: ClassVar[str] = "lengths"
-        gives: ClassVar[Gives] = "one"
 
-        def needs(self): return (self.text_field,)
+        def needs(self): return (self.text,)
         def columns(self): return ("characters",)
-        def check(self, model, tokenizer): ...
-        def measure(self, model, tokenizer, rows):
-            return [[{"characters": len(text)}] for (text,) in rows]
+        def measure(self, models, rows):
+            return [[{"characters": len(row.cells[self.text])}] for row in rows]
 
 The rest is here: rows that cannot be measured get an error, and never spoil another one.
 """
@@ -22,22 +20,26 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal
 
 from gpt2kit.bulk.options import Reading
-from gpt2kit.bulk.sources import SourceRow
+from gpt2kit.bulk.sources import SourceRow, length_of, texts_of
 from gpt2kit.bulk.threads import Threads
 from gpt2kit.errors import (
     ConfigError,
     ContextLengthError,
     CorpusError,
+    GenerationError,
     Gpt2KitError,
     Gpt2KitWarning,
     TokenizerError,
 )
+from gpt2kit.evaluation.conditions import BUCKET, Buckets, Conditions
+from gpt2kit.fields import rules
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer
 
@@ -45,16 +47,24 @@ from gpt2kit.tokenizers import Tokenizer
 _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**23
 # In a group, which one thread measures: small enough that many threads have something to do.
 _ROWS_OF_A_GROUP, _CHARACTERS_OF_A_GROUP = 128, 2**16
-T = TypeVar("T")
 # What a row can be the cause of. Other errors, such as too little memory, are the part's.
-_OF_A_ROW = (TokenizerError, ContextLengthError, CorpusError)
+_OF_A_ROW = (TokenizerError, ContextLengthError, CorpusError, GenerationError)
 
 # Rows out for each row in: one; one or none, as a filter has it; or several, such as its words.
 Gives = Literal["one", "some", "many"]
 Cells = Mapping[str, Any]
 
 
-class Work(Protocol):
+@dataclass(frozen=True)
+class Models:
+    """What measures texts: a model with its tokenizer, and for some figures an observer."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    observer: GPT2 | None = None  # of the same vocabulary
+
+
+class Work(ABC):
     """What a command computes: a dataclass whose fields are the options that change results."""
 
     command: ClassVar[str]
@@ -62,28 +72,52 @@ class Work(Protocol):
     @property
     def gives(self) -> Gives:
         """How many rows there are for each row in."""
-        ...
+        return "one"
 
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The columns that are equal in the rows of one text, if a text has several rows."""
+        return ()
+
+    @property
+    def buckets(self) -> Buckets | None:
+        """How the rows of all parts are divided when they are merged, if they are."""
+        return None
+
+    @abstractmethod
     def needs(self) -> tuple[str, ...]:
-        """Return the columns whose texts are read."""
-        ...
+        """Return the columns of the input that hold the texts."""
 
+    def reads(self) -> tuple[str, ...]:
+        """Return all columns of the input that are read."""
+        return self.needs()
+
+    @abstractmethod
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
-        ...
 
-    def check(self, model: GPT2, tokenizer: Tokenizer | None) -> None:
-        """Raise ConfigError or TokenizerError if the work cannot be done with this model."""
-        ...
+    def check(self, models: Models) -> None:  # noqa: B027  # most works fit any models
+        """Raise ConfigError for options that do not fit the models."""
 
-    def measure(
-        self, model: GPT2, tokenizer: Tokenizer | None, rows: Sequence[tuple[str, ...]]
-    ) -> Iterable[Sequence[Cells]]:
+    def problem(self, row: SourceRow) -> str | None:
+        """Return why a row cannot be measured, if it cannot."""
+        return row.error or _problem(row, self.needs())
+
+    @abstractmethod
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterable[Sequence[Cells]]:
         """Return the rows out for each row in, in order; raises TokenizerError for a bad text.
 
-        The result may not depend on how rows are put into batches, beyond rounding.
+        The result may not depend on how rows are put into batches, beyond rounding. If there is
+        `by`, the rows are those of whole texts.
         """
-        ...
+
+    def keeps(self, row: SourceRow, found: Cells) -> bool:
+        """Whether a row is written, given its new cells."""
+        return True
+
+    def tokens(self, found: Cells) -> int:
+        """Return how many tokens a row out stands for."""
+        return found.get("tokens") or found.get("n_tokens") or 0
 
 
 @dataclass
@@ -93,7 +127,7 @@ class Counts:
     rows: int = 0  # in
     written: int = 0  # out
     errors: int = 0  # rows in that have an error in place of figures
-    tokens: int = 0  # the sum of the column `tokens` or `n_tokens`, if there is one
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,31 +151,45 @@ class Output:
             raise ConfigError(
                 f"the output would have two columns {twice[0]!r}; leave it out of --columns"
             )
+        if self.work.buckets and self.work.buckets.keep:
+            for name in Conditions.parse(self.work.buckets.keep).columns:
+                if name not in (*columns, BUCKET):
+                    raise ConfigError(
+                        f"--keep names {name!r}; with --percentiles the rows are chosen when the "
+                        f"parts are merged, so add {name!r} to --columns"
+                    )
         object.__setattr__(self, "columns", columns)
 
-    def cells(self, row: SourceRow, file: str, found: Cells, error: str | None) -> list[Any]:
-        """Return the cells of one row of the output."""
+    def cells(self, row: SourceRow, file: str, found: Cells) -> list[Any]:
+        """Return the cells of one row of the output, given the new ones."""
         given: list[Any] = [row.number]
         if self.several:
             given.append(file)
         if self.reading.id_field:
             given.append(row.cells.get(self.reading.id_field))
         given += [row.cells.get(name) for name in self.reading.kept]
-        return [*given, *(found.get(name) for name in self.work.columns()), error]
+        return [*given, *(found.get(name) for name in (*self.work.columns(), "error"))]
 
 
 def options_of(work: Work) -> dict[str, Any]:
-    """Return the options of a work by name; other dataclasses in it as their hashes."""
+    """Return the options of a work by name, those of its dataclasses too.
+
+    A dataclass that is no collection of options, such as a detector, is there as its hash.
+    """
+    return _options_in(work)
+
+
+def _options_in(owner: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for each in fields(work):  # type: ignore[arg-type]
-        value = getattr(work, each.name)
-        if each.name == "options":
-            found |= asdict(value)
-        elif is_dataclass(value) and not isinstance(value, type):
+    for each in fields(owner):
+        value = getattr(owner, each.name)
+        if not is_dataclass(value) or isinstance(value, type):
+            found[each.name] = value
+        elif any(rule.help for rule in rules(type(value)).values()):
+            found |= _options_in(value)
+        else:
             content = json.dumps(asdict(value), sort_keys=True)
             found[each.name] = hashlib.sha256(content.encode()).hexdigest()
-        else:
-            found[each.name] = value
     return found
 
 
@@ -149,8 +197,7 @@ def results(
     output: Output,
     rows: Iterable[SourceRow],
     file: str,
-    model: GPT2,
-    tokenizer: Tokenizer | None,
+    models: Models,
     counts: Counts,
     pool: Threads,
 ) -> Iterator[list[Any]]:
@@ -159,59 +206,41 @@ def results(
     Memory holds a batch of rows, whatever the number of rows is. The pool's threads measure groups
     of them at a time, which are the same for any number of threads.
     """
-    for some in _in_groups(rows, _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE, _length_of_row):
-        problems = [row.error or _problem(row, output.work.needs()) for row in some]
-        good = [index for index, problem in enumerate(problems) if problem is None]
-        texts = [tuple(some[index].cells[name] for name in output.work.needs()) for index in good]
-        groups = list(_in_groups(texts, _ROWS_OF_A_GROUP, _CHARACTERS_OF_A_GROUP, _length))
+    work = output.work
+    for texts in _in_groups(texts_of(rows, work.by), _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE):
+        some = [row for text in texts for row in text]
+        problems = [work.problem(row) for row in some]
+        good = [row for row, problem in zip(some, problems, strict=True) if problem is None]
+        groups = _in_groups(texts_of(good, work.by), _ROWS_OF_A_GROUP, _CHARACTERS_OF_A_GROUP)
         with warnings.catch_warnings():  # what a row has to say is in its cells
             warnings.simplefilter("ignore", Gpt2KitWarning)
-            measured = [
-                each
-                for group in pool.map(partial(_measured, output.work, model, tokenizer), groups)
-                for each in group
-            ]
-        found = dict(zip(good, measured, strict=True))
-        for index, row in enumerate(some):
+            measured = pool.map(partial(_measured, work, models), list(groups))
+        found = (lines for group in measured for lines in group)
+        for row, problem in zip(some, problems, strict=True):
+            lines = next(found) if problem is None else [{"error": problem}]
             counts.rows += 1
-            each = found.get(index, problems[index])
-            if isinstance(each, str) or each is None:
-                counts.errors += 1
-                if output.work.gives == "some":  # a filter drops what has no figures
-                    continue
-                counts.written += 1
-                yield output.cells(row, file, {}, each)
-                continue
-            for cells in each:
-                counts.written += 1
-                counts.tokens += cells.get("tokens") or cells.get("n_tokens") or 0
-                problem = cells.get("error")
-                counts.errors += problem is not None
-                yield output.cells(row, file, cells, problem)
+            counts.errors += any(cells.get("error") is not None for cells in lines)
+            for cells in lines:
+                if work.keeps(row, cells):
+                    counts.written += 1
+                    counts.tokens += work.tokens(cells)
+                    yield output.cells(row, file, cells)
 
 
 def _in_groups(
-    items: Iterable[T], n: int, size: int, size_of: Callable[[T], int]
-) -> Iterator[list[T]]:
-    """Yield groups of at most n items; a group ends after the item with which it reaches a size."""
-    group: list[T] = []
-    total = 0
-    for item in items:
-        group.append(item)
-        total += size_of(item)
-        if len(group) >= n or total >= size:
+    texts: Iterable[list[SourceRow]], n_rows: int, size: int
+) -> Iterator[list[list[SourceRow]]]:
+    """Yield groups of texts, each up to the text with which it has enough rows or characters."""
+    group: list[list[SourceRow]] = []
+    rows = total = 0
+    for text in texts:
+        group.append(text)
+        rows, total = rows + len(text), total + sum(map(length_of, text))
+        if rows >= n_rows or total >= size:
             yield group
-            group, total = [], 0
+            group, rows, total = [], 0, 0
     if group:
         yield group
-
-
-def _length(texts: Sequence[str]) -> int:
-    return sum(map(len, texts))
-
-
-def _length_of_row(row: SourceRow) -> int:
-    return _length([cell for cell in row.cells.values() if isinstance(cell, str)])
 
 
 def _problem(row: SourceRow, needs: Sequence[str]) -> str | None:
@@ -233,23 +262,17 @@ def _problem(row: SourceRow, needs: Sequence[str]) -> str | None:
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
 
 
-def _measured(
-    work: Work, model: GPT2, tokenizer: Tokenizer | None, texts: list[tuple[str, ...]]
-) -> list[Sequence[Cells] | str]:
-    """Return the rows out for each row in, or what is wrong with it."""
-    if not texts:
-        return []
+def _measured(work: Work, models: Models, texts: list[list[SourceRow]]) -> list[Sequence[Cells]]:
+    """Return the rows out for each row of some texts; an error if a text cannot be measured."""
+    rows = [row for text in texts for row in text]
     try:
-        return list(work.measure(model, tokenizer, texts))
+        return list(work.measure(models, rows))
     except _OF_A_ROW as error:
         if len(texts) == 1:
-            return [_without_its_number(error)]
-    # In halves, so that each bad row costs a dozen further batches, and not one for each other row.
+            return [[{"error": _without_its_number(error)}] for _ in rows]
+    # In halves, so that each bad text costs a dozen further batches, and not one for each other.
     half = len(texts) // 2
-    return [
-        *_measured(work, model, tokenizer, texts[:half]),
-        *_measured(work, model, tokenizer, texts[half:]),
-    ]
+    return [*_measured(work, models, texts[:half]), *_measured(work, models, texts[half:])]
 
 
 def _without_its_number(error: Gpt2KitError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.threads import Threads, single_threaded
 from gpt2kit.bulk.work import Counts, Output, results
 from gpt2kit.checkpoints.device import processor_name
+from gpt2kit.data.tables import json_line
 from gpt2kit.errors import BadRowError, CorpusError
 from gpt2kit.model import GPT2
 
@@ -54,13 +54,13 @@ class Worker:
         parent: int | None = None,
     ) -> None:
         self.job = job
-        self.model, self.tokenizer = job.load(device)
-        self.plan: Plan = job.agree(self.model, self.tokenizer)
+        self.models = job.load(device)
+        self.plan: Plan = job.agree(self.models)
         self.folder = job.folder
         self._output = Output(job.work, job.reading, several=len(self.plan.inputs) > 1)
         self._old_failures = self.folder.failures()
         self._parent = parent
-        self.threads = threads if self.model.device.type == "cpu" else 1
+        self.threads = threads if self.models.model.device.type == "cpu" else 1
         self._pool = Threads(self.threads)
 
     def run(self, numbers: Iterable[int], progress: Progress | None = None) -> Ended:
@@ -138,9 +138,7 @@ class Worker:
         written = self.folder.part_file(number)
         try:
             with single_threaded():
-                found = results(
-                    self._output, rows, part.file, self.model, self.tokenizer, counts, self._pool
-                )
+                found = results(self._output, rows, part.file, self.models, counts, self._pool)
                 digest = self.folder.write(number, self._lines(found))
             if counts.rows != part.rows:
                 raise CorpusError(f"{part.file}: {counts.rows} rows, the plan says {part.rows}")
@@ -150,7 +148,7 @@ class Worker:
                 "seconds": ended - began,
                 "began": began,
                 "ended": ended,
-                **computed_by(self.model, self.threads),
+                **computed_by(self.models.model, self.threads),
                 "sha256": digest,
             }
             self.folder.commit(number, written, receipt)
@@ -162,18 +160,7 @@ class Worker:
         for cells in rows:
             if cells[-1] is not None and self.job.on_error == "stop":
                 raise BadRowError(f"row {cells[0]:,}: {cells[-1]}")
-            values = map(_finite, cells)
-            line = json.dumps(
-                dict(zip(columns, values, strict=True)), ensure_ascii=False, default=str
-            )
-            yield line.encode() + b"\n"
-
-
-def _finite(cell: Any) -> Any:
-    """Return a cell as JSON can hold it: floats have nine digits, enough for any float32."""
-    if isinstance(cell, float):
-        return float(f"{cell:.9g}") if abs(cell) < float("inf") else None
-    return cell
+            yield json_line(columns, cells).encode()
 
 
 def computed_by(model: GPT2, threads: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,14 +14,18 @@ import typer
 from gpt2kit.bulk.options import GROUP, Reading, Running, parse_share, parse_time
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.options import OUTPUT_GROUP, Json
+from gpt2kit.evaluation.conditions import BUCKETS
 
 if TYPE_CHECKING:
     from gpt2kit.bulk.folder import Folder
     from gpt2kit.bulk.plan import Plan
     from gpt2kit.bulk.run import Outcome
-    from gpt2kit.bulk.work import Work
+    from gpt2kit.bulk.work import Models, Work
     from gpt2kit.model import GPT2
     from gpt2kit.tokenizers import Tokenizer
+
+
+BY_NAME = "--out DIR reads files by their names, in UTF-8"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,16 +66,31 @@ class Loader:
     dtype: str
     quantize: str | None
     write_cache: bool
-    unknown: Any = "error"
+    unknown: Literal["error", "skip"] = "error"
+    observer: str | None = None
 
-    def __call__(self, device: str | None) -> tuple[GPT2, Tokenizer | None]:
-        """Load the model where the user said, or on the worker's own GPU."""
+    def __call__(self, device: str | None = None) -> Models:
+        """Load the models where the user said, or on the worker's own GPU.
+
+        Raises ConfigError for an observer that has another vocabulary.
+        """
+        process.import_torch()
+        from gpt2kit.bulk.work import Models
+        from gpt2kit.evaluation.criteria import check_observer
+        from gpt2kit.tokenizers import require_tokenizer
+
         wanted = device if device and self.device in ("auto", "cuda") else self.device
-        found = options.load(
-            self.model, wanted, self.dtype, self.quantize, write_cache=self.write_cache
-        )
-        options.set_unknown(found[1], self.unknown)
-        return found
+        model, found = self._load(self.model, wanted)
+        tokenizer = require_tokenizer(found, self.model)
+        options.set_unknown(tokenizer, self.unknown)
+        if self.observer is None:
+            return Models(model, tokenizer)
+        observer, theirs = self._load(self.observer, wanted)
+        check_observer(model, tokenizer, observer, theirs)
+        return Models(model, tokenizer, observer)
+
+    def _load(self, model: str, device: str) -> tuple[GPT2, Tokenizer | None]:
+        return options.load(model, device, self.dtype, self.quantize, write_cache=self.write_cache)
 
 
 def is_folder(files: Sequence[str], out: Path | None) -> bool:
@@ -185,13 +204,27 @@ def parts(folder: FolderArgument, merge: Merge = None, json: Json = False) -> No
 def _merge(folder: Folder, plan: Plan, target: Path) -> None:
     from gpt2kit.bulk.merge import merge
 
-    engines = merge(folder, plan, target)
-    output.note(target, f": {output.count(plan.rows, 'row')} of the input")
-    if len(engines) > 1:
+    found = merge(folder, plan, target)
+    rows = output.count(found.rows, "row")
+    if plan.gives == "many":
+        rows += f" for {plan.rows:,} of the input"
+    elif found.rows < plan.rows:
+        rows = f"{found.rows:,} of {output.count(plan.rows, 'row')}"
+    output.note(target, f": {rows}")
+    if found.cuts:
+        output.note(shown_cuts(found.cuts))
+    if len(found.engines) > 1:
         output.warn(
             "parts were computed by different processors, whose results may differ by about 1e-6: "
-            + "; ".join(engines)
+            + "; ".join(found.engines)
         )
+
+
+def shown_cuts(cuts: Iterable[float]) -> str:
+    """Say up to which perplexities head, middle and tail go."""
+    low, high = cuts
+    head, middle, tail = BUCKETS
+    return f"{head} to perplexity {low:.4g}, {middle} to {high:.4g}, then {tail}"
 
 
 def _state(folder: Folder, plan: Plan) -> dict[str, Any]:

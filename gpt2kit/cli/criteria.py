@@ -6,32 +6,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from gpt2kit.cli import options, output
-from gpt2kit.cli.options import MODEL_GROUP, TEXT_GROUP
+from gpt2kit.cli import output
+from gpt2kit.cli.bulk import Loader
+from gpt2kit.cli.options import MODEL_GROUP, TEXT_GROUP, CorpusOptions, ModelOptions
 from gpt2kit.errors import ConfigError
 from gpt2kit.evaluation.criteria_options import CRITERIA, CriteriaOptions, contexts
-from gpt2kit.fields import check, option
+from gpt2kit.fields import check, option, same_option
 
 if TYPE_CHECKING:
+    from gpt2kit.bulk.work import Models
     from gpt2kit.data.tables import Table
     from gpt2kit.evaluation.criteria_tables import Figures
-    from gpt2kit.model import GPT2
-    from gpt2kit.tokenizers import Tokenizer
 
-Observer = Annotated[
-    str | None,
-    typer.Option(
-        "--observer",
-        metavar="MODEL",
-        help="A second model of the same vocabulary, for binoculars and cross_curvature.",
-        show_default=False,
-        rich_help_panel=MODEL_GROUP,
-    ),
-]
 _READ = {"bos": "after <|endoftext|>", "none": "without a token before the text"}
 
 
@@ -74,22 +64,40 @@ class TextOptions:
 class ModelChoice:
     """Which models read the texts, and how they are loaded."""
 
-    model: str
-    observer: str | None
-    device: str
-    dtype: str
-    quantize: str | None
-    no_cache: bool
-    batch_size: int
+    model: str = same_option(ModelOptions, "model")
+    observer: str | None = option(
+        None,
+        "A second model of the same vocabulary, for binoculars and cross_curvature.",
+        group=MODEL_GROUP,
+        metavar="MODEL",
+    )
+    device: str = same_option(ModelOptions, "device")
+    dtype: str = same_option(ModelOptions, "dtype")
+    quantize: str | None = same_option(ModelOptions, "quantize")
+    no_cache: bool = same_option(ModelOptions, "no_cache")
+    batch_size: int = same_option(CorpusOptions, "batch_size")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def loader(self) -> Loader:
+        """What loads them, in this process or another."""
+        return Loader(
+            self.model,
+            self.device,
+            self.dtype,
+            self.quantize,
+            not self.no_cache,
+            observer=self.observer,
+        )
 
 
 @dataclass(frozen=True)
 class Meter:
     """Measures criteria of texts with a model, and an observer if there is one."""
 
-    model: GPT2
-    tokenizer: Tokenizer | None
-    observer: GPT2 | None
+    models: Models
     options: CriteriaOptions
     batch_size: int
     made_with: Mapping[str, Any]  # what identifies the models and the options
@@ -97,28 +105,23 @@ class Meter:
     @classmethod
     def load(cls, choice: ModelChoice, wanted: CriteriaOptions) -> Meter:
         """Load the models; raises ConfigError for criteria that lack their observer."""
-        from gpt2kit.evaluation.criteria import check_observer
-        from gpt2kit.evaluation.receipt import described
-
         wanted.names(observed=choice.observer is not None)
-        how = (choice.device, choice.dtype, choice.quantize)
-        model, tokenizer = options.load(choice.model, *how, write_cache=not choice.no_cache)
-        made_with: dict[str, Any] = {
-            "model": described(choice.model, model, tokenizer, wanted),
-            "observer": None,
-            "binoculars": wanted.binoculars,
-        }
-        observer = None
-        if choice.observer is not None:
-            observer, theirs = options.load(choice.observer, *how, write_cache=not choice.no_cache)
-            check_observer(model, tokenizer, observer, theirs)
-            made_with["observer"] = described(choice.observer, observer, theirs, wanted)
-        return cls(model, tokenizer, observer, wanted, choice.batch_size, made_with)
+        models = choice.loader()
+        from gpt2kit.evaluation.detection import made_with
+
+        made = made_with(
+            models.model,
+            models.tokenizer,
+            wanted,
+            models.observer,
+            names=(choice.model, choice.observer or ""),
+        )
+        return cls(models, wanted, choice.batch_size, made)
 
     @property
     def names(self) -> list[str]:
         """The criteria that are measured."""
-        return self.options.names(observed=self.observer is not None)
+        return self.options.names(observed=self.models.observer is not None)
 
     @property
     def types(self) -> dict[str, type]:
@@ -130,11 +133,11 @@ class Meter:
         from gpt2kit.evaluation.criteria import measure
 
         return measure(
-            self.model,
-            self.tokenizer,
+            self.models.model,
+            self.models.tokenizer,
             texts,
             self.options,
-            observer=self.observer,
+            observer=self.models.observer,
             batch_size=self.batch_size,
         )
 
@@ -142,7 +145,7 @@ class Meter:
         """Return the criteria by how the text was read for them."""
         from gpt2kit.tokenizers.listed import start_of_text
 
-        marked = self.tokenizer is not None and start_of_text(self.tokenizer)
+        marked = start_of_text(self.models.tokenizer)
         found: dict[str, list[str]] = {}
         for first, names in contexts(self.options, self.names).items():
             found.setdefault(_READ[first if marked else "none"], []).extend(names)

@@ -16,23 +16,13 @@ from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
     Meter,
     ModelChoice,
-    Observer,
     TextOptions,
     counted,
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.files import FORMATS_HELP, OptionalTexts, output_format
-from gpt2kit.cli.options import (
-    OUTPUT_GROUP,
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    NoCache,
-    Quantize,
-)
+from gpt2kit.cli.options import OUTPUT_GROUP, Json
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
 
 if TYPE_CHECKING:
@@ -98,17 +88,16 @@ Out = Annotated[
 ]
 
 
-@takes(reading=TextOptions, measured=CriteriaOptions, many=Reading, running=Running)
+@takes(
+    reading=TextOptions,
+    choice=ModelChoice,
+    measured=CriteriaOptions,
+    many=Reading,
+    running=Running,
+)
 def detect(
     context: typer.Context,
     files: OptionalTexts = None,
-    model: Model = "124M",
-    observer: Observer = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    no_cache: NoCache = False,
-    batch_size: BatchSize = 8,
     calibrate: Calibrate = None,
     calibration: CalibrationFile = None,
     by: By = "curvature",
@@ -117,6 +106,7 @@ def detect(
     json: Json = False,
     *,
     reading: TextOptions,
+    choice: ModelChoice,
     measured: CriteriaOptions,
     many: Reading,
     running: Running,
@@ -130,24 +120,14 @@ def detect(
     give the same command; see docs/score-at-scale.md.
     """
     if calibrate is None and files and bulk.is_folder(files, out):
-        no = "--out DIR writes rows of JSON, and looks at each text with one model"
-        options.refuse(context, ("observer", "format", "encoding", "json", "seed"), no)
-        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
-        work = _work(reading, measured, calibration, by, batch_size)
-        bulk.run(files, out, work, load, many, running, "cell")
+        options.refuse(context, ("format", "encoding"), bulk.BY_NAME)
+        options.refuse(context, ("json", "seed"), "--out DIR writes rows of JSON")
+        work = _work(reading, choice, measured, calibration, by)
+        bulk.run(files, out, work, choice.loader, many, running, "cell")
         return
     bulk.refuse_without_folder(context)
     file = files[0] if files else None
     _check_mode(file, calibrate, calibration, out, json)
-    choice = ModelChoice(
-        model=model,
-        observer=observer,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        no_cache=no_cache,
-        batch_size=batch_size,
-    )
     if calibrate is not None:
         assert out is not None
         _calibrate(choice, reading, measured, calibrate, seed, out, json=json)
@@ -177,10 +157,10 @@ def detect(
 
 def _work(
     reading: TextOptions,
+    choice: ModelChoice,
     measured: CriteriaOptions,
     calibration: Path | None,
     by: str,
-    batch_size: int,
 ) -> Detect:
     """Return what is done with the texts of many files."""
     process.import_torch()
@@ -189,11 +169,12 @@ def _work(
 
     detector = None if calibration is None else Detector.read(calibration)
     return Detect(
-        text_field=reading.text,
+        text=reading.text,
+        observed=choice.observer is not None,
         options=_with(measured, "tokens", by) if detector else measured,
         detector=detector,
-        by=by,
-        batch_size=batch_size,
+        by_criterion=by,
+        batch_size=choice.batch_size,
     )
 
 

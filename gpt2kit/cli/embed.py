@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process
-from gpt2kit.cli.criteria import TextOptions, counted
+from gpt2kit.cli.criteria import ModelChoice, TextOptions, counted
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.files import Texts
-from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
-from gpt2kit.fields import check, option
+from gpt2kit.cli.options import OUTPUT_GROUP
+from gpt2kit.evaluation.vector_options import VectorOptions
 
 if TYPE_CHECKING:
+    from gpt2kit.bulk.work import Models
     from gpt2kit.data.tables import Format, Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class VectorOptions:
-    """Which hidden states become the vector of a text."""
-
-    layer: str = option(
-        "ln_f",
-        "0 is the stream after the embeddings, l the one after block l, ln_f what the head reads.",
-        metavar="LAYER",
-    )
-    pool: Literal["mean", "last", "first"] = option(
-        "mean", "The mean over the tokens of a text, or the vector of its last or first token."
-    )
-    normalize: bool = option(False, "Make the length of each vector 1.")
-    first: Literal["bos", "none"] = option(
-        "bos",
-        "bos reads <|endoftext|> before each text; with none its first token is in no vector.",
-    )
-    stride: int | None = option(
-        None,
-        "A text longer than the model's window is read in windows that begin this many tokens "
-        "apart. Default: half of n_ctx.",
-        at_least=1,
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,19 +38,21 @@ Out = Annotated[
 ]
 
 
-@takes(reading=TextOptions, wanted=VectorOptions, many=Reading, running=Running)
+@takes(
+    without=("observer",),
+    reading=TextOptions,
+    choice=ModelChoice,
+    wanted=VectorOptions,
+    many=Reading,
+    running=Running,
+)
 def embed(
     context: typer.Context,
     files: Texts,
     out: Out,
-    model: Model = "124M",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    no_cache: NoCache = False,
-    batch_size: BatchSize = 8,
     *,
     reading: TextOptions,
+    choice: ModelChoice,
     wanted: VectorOptions,
     many: Reading,
     running: Running,
@@ -92,13 +66,12 @@ def embed(
     the same command; see docs/score-at-scale.md.
     """
     if bulk.is_folder(files, out):
-        options.refuse(context, ("format", "encoding"), "--out DIR reads files by their names")
-        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
+        options.refuse(context, ("format", "encoding"), bulk.BY_NAME)
         process.import_torch()
         from gpt2kit.bulk.measures import Embed
 
-        work = Embed(text_field=reading.text, batch_size=batch_size, **asdict(wanted))
-        bulk.run(files, out, work, load, many, running, "cell")
+        work = Embed(text=reading.text, options=wanted, batch_size=choice.batch_size)
+        bulk.run(files, out, work, choice.loader, many, running, "cell")
         return
     bulk.refuse_without_folder(context)
     file = files[0]
@@ -109,20 +82,16 @@ def embed(
         raise typer.BadParameter(f"--out is {out}, expected a name in .npz, .jsonl or .parquet")
     process.import_torch()
     from gpt2kit.data.streams import write_batches
-    from gpt2kit.inspection.hidden import parse_layers
+    from gpt2kit.evaluation.vectors import layer_of
 
-    gpt2, tokenizer = options.load(model, device, dtype, quantize, write_cache=not no_cache)
-    layers = parse_layers(wanted.layer, gpt2.config.n_layer)
-    if len(layers) > 1:
-        raise typer.BadParameter("--layer is one layer; give the command once for each")
-    tables = _with_vectors(
-        file, reading, wanted, gpt2, tokenizer, layers, batch_size, _column_type(format)
-    )
+    models = choice.loader()
+    layer_of(wanted, models.model)
+    tables = _with_vectors(file, reading, wanted, models, choice.batch_size, _column_type(format))
     if out.suffix == ".npz":
         rows = _write_arrays(tables, out)
     else:
         rows = write_batches(out, tables, format=format)
-    output.note(out, f": {output.count(rows, 'vector')} of {gpt2.config.n_embd:,} numbers")
+    output.note(out, f": {output.count(rows, 'vector')} of {models.model.config.n_embd:,} numbers")
 
 
 def _column_type(format: Format | None) -> Any:
@@ -141,31 +110,16 @@ def _with_vectors(
     file: str,
     reading: TextOptions,
     wanted: VectorOptions,
-    model: Any,
-    tokenizer: Any,
-    layers: Any,
+    models: Models,
     batch_size: int,
     kind: Any,
 ) -> Iterator[Table]:
     """Yield the tables of the input with the columns vector, of this type, and error."""
     from gpt2kit.evaluation.criteria_tables import figures_of, with_columns
-    from gpt2kit.evaluation.vectors import text_vectors
+    from gpt2kit.evaluation.vectors import vector_cells
 
-    def measure(texts: Any) -> Iterator[dict[str, Any]]:
-        found = text_vectors(
-            model,
-            tokenizer,
-            texts,
-            layers,
-            pool=wanted.pool,
-            normalize=wanted.normalize,
-            first=wanted.first,
-            stride=wanted.stride,
-            batch_size=batch_size,
-        )
-        for vector, error in found:
-            numbers = [float(f"{number:.9g}") for number in vector[0].tolist()]
-            yield {"vector": None if error else numbers, "error": error}
+    def measure(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        return vector_cells(models.model, models.tokenizer, texts, wanted, batch_size=batch_size)
 
     for table in counted(reading.batches(file)):
         yield with_columns(table, figures_of(table, reading.text, measure), {"vector": kind})

@@ -17,17 +17,16 @@ from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import (
     Meter,
     ModelChoice,
-    Observer,
     TextOptions,
     counted,
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
 from gpt2kit.cli.files import FORMATS_HELP, Texts, output_format
-from gpt2kit.cli.options import OUTPUT_GROUP, BatchSize, Device, Dtype, Model, NoCache, Quantize
+from gpt2kit.cli.options import OUTPUT_GROUP
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.conditions import (
-    BUCKETS,
+    BUCKET,
     Conditions,
     bucket,
     parse_percentiles,
@@ -93,6 +92,7 @@ Out = Annotated[
 
 @takes(
     reading=TextOptions,
+    choice=ModelChoice,
     measured=FilterCriteria,
     keeping=KeepOptions,
     many=Reading,
@@ -102,15 +102,9 @@ def filter_texts(
     context: typer.Context,
     files: Texts,
     out: Out,
-    model: Model = "124M",
-    observer: Observer = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    no_cache: NoCache = False,
-    batch_size: BatchSize = 8,
     *,
     reading: TextOptions,
+    choice: ModelChoice,
     measured: FilterCriteria,
     keeping: KeepOptions,
     many: Reading,
@@ -125,39 +119,34 @@ def filter_texts(
     With --out DIR, any number of files is measured in parts, by as many processes and machines as
     give the same command; see docs/score-at-scale.md.
     """
+    observed = choice.observer is not None
+    wanted = parse_percentiles(keeping.percentiles) if keeping.percentiles else None
+    if wanted and "perplexity" not in measured.names(observed=observed):
+        raise typer.BadParameter("--percentiles are those of perplexity; add it to --criteria")
     if bulk.is_folder(files, out):
-        no = "--out DIR writes rows of JSON, and looks at each text by itself"
-        options.refuse(context, ("observer", "format", "encoding", "percentiles"), no)
-        load = bulk.Loader(model, device, dtype, quantize, not no_cache)
+        options.refuse(context, ("format", "encoding"), bulk.BY_NAME)
         process.import_torch()
         from gpt2kit.bulk.measures import Filter
 
         work = Filter(
-            text_field=reading.text, keep=keeping.keep, options=measured, batch_size=batch_size
+            text=reading.text,
+            keep=keeping.keep,
+            percentiles=keeping.percentiles,
+            observed=observed,
+            options=measured,
+            batch_size=choice.batch_size,
         )
-        bulk.run(files, out, work, load, many, running, "cell")
+        bulk.run(files, out, work, choice.loader, many, running, "cell")
         return
     bulk.refuse_without_folder(context)
     file = files[0]
     format = output_format(out)
     conditions = keeping.conditions
-    wanted = parse_percentiles(keeping.percentiles) if keeping.percentiles else None
     if wanted and file == "-":
         raise typer.BadParameter("--percentiles reads the input twice; give a file in place of -")
-    if wanted and "perplexity" not in measured.names(observed=observer is not None):
-        raise typer.BadParameter("--percentiles are those of perplexity; add it to --criteria")
     process.import_torch()
     from gpt2kit.data.streams import write_batches
 
-    choice = ModelChoice(
-        model=model,
-        observer=observer,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        no_cache=no_cache,
-        batch_size=batch_size,
-    )
     meter = Meter.load(choice, measured)
     counts = _Counts()
     with tempfile.TemporaryFile("w+") as spool:
@@ -231,8 +220,8 @@ def _in_two_passes(
         if len(found) != len(table.rows):
             raise CorpusError(f"{file} changed while it was read; give the command again")
         for each in found:
-            each["bucket"] = bucket(each.get("perplexity"), cuts)
-        yield with_columns(table, found, {**meter.types, "bucket": str})
+            each[BUCKET] = bucket(each.get("perplexity"), cuts)
+        yield with_columns(table, found, {**meter.types, BUCKET: str})
 
 
 def _say(out: Path, counts: _Counts) -> None:
@@ -240,6 +229,4 @@ def _say(out: Path, counts: _Counts) -> None:
     text = f": {kept:,} of {output.count(rows, 'row')}"
     output.note(out, text, f", {errors:,} with an error" if errors else "")
     if counts.cuts:
-        low, high = counts.cuts.values()
-        head, middle, tail = BUCKETS
-        output.note(f"{head} to perplexity {low:.4g}, {middle} to {high:.4g}, then {tail}")
+        output.note(bulk.shown_cuts(counts.cuts.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json as json_module
@@ -195,23 +196,15 @@ def _by_parts(
     running: Running,
 ) -> None:
     """Measure many files; see `gpt2kit.bulk`."""
-    because = "--out DIR writes a row of JSON for each word, text or target"
-    options.refuse(typed, ("encoding", "bom", "json", "format"), because)
-    options.refuse(typed, ("words",), "the words of a text may come to different parts")
-    if how.unit == "token":
-        raise typer.BadParameter("--unit token has no effect here: " + because)
+    options.refuse(typed, ("encoding", "format"), bulk.BY_NAME)
+    options.refuse(typed, ("bom", "json"), "--out DIR writes rows of JSON")
     check_together(how, measured)
     process.import_torch()
-    from gpt2kit.bulk.measures import Surprisal
+    from gpt2kit.bulk.words import Surprisal
 
+    # What happens to a bad row is the run's matter, and may change when it goes on.
     work = Surprisal(
-        text_field=how.text or "text",
-        context=how.context,
-        target=how.target,
-        sep=how.sep,
-        unit=how.unit,
-        options=measured,
-        batch_size=batch_size,
+        how=dataclasses.replace(how, on_error="cell"), options=measured, batch_size=batch_size
     )
     bulk.run(files, out, work, load, reading, running, how.on_error)
 

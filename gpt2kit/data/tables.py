@@ -69,7 +69,7 @@ class Table:
         index = self.column(name)
         found = []
         for number, row in enumerate(self.rows):
-            text, problem = _text(row[index])
+            text, problem = cell_text(row[index])
             if problem and errors is None:
                 raise CorpusError(f"{self.path}: row {self.first + number:,}: {problem}")
             if problem and errors is not None:
@@ -84,7 +84,7 @@ def format_of(path: Path) -> Format | None:
     return next((name for name in FORMATS if suffix == f".{name}"), None)
 
 
-def _text(cell: Any) -> tuple[str, str | None]:
+def cell_text(cell: Any) -> tuple[str, str | None]:
     """Return the text of a cell, or what is wrong with it."""
     if isinstance(cell, str):
         return cell, None
@@ -108,9 +108,7 @@ def written(tables: Table | Iterable[Table], format: Format) -> Iterator[str]:
     if format == "jsonl":
         for table in tables:
             for row in table.rows:
-                yield (
-                    json.dumps(_object(table.columns, row), ensure_ascii=False, default=str) + "\n"
-                )
+                yield json_line(table.columns, row)
         return
     if format not in DELIMITERS:
         raise ValueError(f"{format} is not written as lines of text")
@@ -152,8 +150,9 @@ def aligned(table: Table, columns: Sequence[str]) -> Table:
     return Table(tuple(columns), rows, table.path, table.first, table.errors, table.types)
 
 
-def _object(columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
-    return {
+def json_line(columns: Sequence[str], row: Sequence[Any]) -> str:
+    """Return a row as a line of JSON; floats have nine digits, enough for any float32."""
+    cells = {
         column: float(f"{cell:.9g}")
         if isinstance(cell, float) and math.isfinite(cell)
         else None
@@ -162,6 +161,7 @@ def _object(columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
         for column, cell in zip(columns, row, strict=True)
         if cell is not ABSENT
     }
+    return json.dumps(cells, ensure_ascii=False, default=str) + "\n"
 
 
 def _cell(cell: Any) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from gpt2kit.errors import ConfigError
 
-BUCKETS = ("head", "middle", "tail")
+BUCKET = "bucket"  # the column that percentiles add
+BUCKETS = ("head", "middle", "tail")  # what it says
 
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -60,6 +61,11 @@ class Conditions:
         """
         return cls(tuple(map(_condition, re.split(r"\s+and\s+", text.strip()))))
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are compared."""
+        return [each.column for each in self.every]
+
     def check(self, columns: Collection[str]) -> None:
         """Raise ConfigError for a column that there is not."""
         for each in self.every:
@@ -98,6 +104,17 @@ def _number(cell: Any) -> float | None:
 
 
 # --- head, middle and tail ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """How the rows of a whole collection are divided by their perplexity, and which of them stay.
+
+    It can be done once all perplexities are known.
+    """
+
+    percentiles: Sequence[float]  # two: up to the first is the head, above the second the tail
+    keep: str | None = None  # conditions, which may name the column bucket
 
 
 def parse_percentiles(text: str) -> tuple[float, float]:

@@ -19,9 +19,12 @@ from typing import Any
 from gpt2kit import __version__
 from gpt2kit.errors import ConfigError
 from gpt2kit.evaluation.calibration import Calibration, calibrate
-from gpt2kit.evaluation.criteria_options import CRITERIA
+from gpt2kit.evaluation.criteria_options import CRITERIA, CriteriaOptions
+from gpt2kit.evaluation.receipt import described
 from gpt2kit.fields import build
 from gpt2kit.files import read_json, write_whole
+from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import Tokenizer
 
 LIMITS = (
     "A verdict holds for texts like those of the calibration. It cannot tell who wrote a text of "
@@ -36,6 +39,23 @@ _LARGEST = 2**30  # bytes of a file of a detector
 _SAME = ("dtype", "quantized", "weights_sha256", "vocabulary_sha256", "n_ctx", "stride", "first")
 
 Figures = Mapping[str, Any]
+
+
+def made_with(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    options: CriteriaOptions,
+    observer: GPT2 | None = None,
+    *,
+    names: Sequence[str] = ("the model", "the observer"),
+) -> dict[str, Any]:
+    """Return what figures are computed with, for a detector to compare."""
+    first, second = names
+    return {
+        "model": described(first, model, tokenizer, options),
+        "observer": described(second, observer, tokenizer, options) if observer else None,
+        "binoculars": options.binoculars,
+    }
 
 
 @dataclass(frozen=True)

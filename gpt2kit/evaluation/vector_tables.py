@@ -6,6 +6,7 @@ U units (words, texts or targets), L layers, C width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ def plan_of(table: Table, how: TableOptions, options: WordOptions) -> Plan:
     check_together(how, options)
     errors = dict(table.errors)
     if how.words is not None:
+        cells = table.texts(how.words, errors)
         texts = text_rows(table, how.by_columns, how.order, errors)
-        return words_plan(table, table.texts(how.words), [*texts], how.sep, options)
+        return replace(words_plan(table, cells, texts, how.sep, options), errors=errors)
     if how.context is not None and how.target is not None:
         return targets_plan(table, how.context, how.target, how.sep, errors)
     return texts_plan(

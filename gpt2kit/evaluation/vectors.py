@@ -14,15 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2kit.errors import TokenizerError
+from gpt2kit.errors import ConfigError, TokenizerError
 from gpt2kit.evaluation.passages import Passage, Span, spans, token_pieces
 from gpt2kit.evaluation.perplexity import default_stride
 from gpt2kit.evaluation.surprisal import BATCH_SIZE, Progress, ignore, windows
-from gpt2kit.inspection.hidden import Layer, Pool, Reading, hidden_states, pooled
+from gpt2kit.evaluation.vector_options import VectorOptions
+from gpt2kit.inspection.hidden import Layer, Pool, Reading, hidden_states, parse_layers, pooled
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 from gpt2kit.tokenizers.listed import start_of_text
@@ -106,6 +108,39 @@ def text_vectors(
         if error is None and bool(vector.isnan().any()):
             error = "the text has one token, and nothing before it"
         yield torch.nn.functional.normalize(vector, dim=-1) if normalize else vector, error
+
+
+def layer_of(options: VectorOptions, model: GPT2) -> Layer:
+    """Return the one layer of some options; raises ConfigError for several, or one not there."""
+    layer, *more = parse_layers(options.layer, model.config.n_layer)
+    if more:
+        raise ConfigError("--layer is one layer; give the command once for each")
+    return layer
+
+
+def vector_cells(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    texts: Sequence[str],
+    options: VectorOptions,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[dict[str, Any]]:
+    """Yield the vector of each text as a list of numbers, and under "error" why there is none."""
+    found = text_vectors(
+        model,
+        tokenizer,
+        texts,
+        [layer_of(options, model)],
+        pool=options.pool,
+        normalize=options.normalize,
+        first=options.first,
+        stride=options.stride,
+        batch_size=batch_size,
+    )
+    for vector, error in found:
+        numbers = [float(f"{number:.9g}") for number in vector[0].tolist()]
+        yield {"vector": None if error else numbers, "error": error}
 
 
 def word_vectors(

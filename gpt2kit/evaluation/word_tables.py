@@ -145,9 +145,10 @@ def _check_order(
 ) -> None:
     for one, other in pairwise(rows):
         if not numbers[one] < numbers[other]:
+            both = f"rows {table.first + one:,} and {table.first + other:,}"
             raise CorpusError(
-                f"{table.path}: rows {one + 1:,} and {other + 1:,} have the same {order}, "
-                f"{numbers[one]:g}, in the text {', '.join(key)}; add a column to --by"
+                f"{table.path}: {both} have the same {order}, {numbers[one]:g}, in the text "
+                f"{', '.join(key)}; add a column to --by"
             )
 
 

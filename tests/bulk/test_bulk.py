@@ -23,7 +23,8 @@ from gpt2kit.bulk.measures import Score
 from gpt2kit.bulk.merge import merge
 from gpt2kit.bulk.options import Reading
 from gpt2kit.bulk.run import Outcome, run
-from gpt2kit.bulk.work import Cells, Gives
+from gpt2kit.bulk.sources import SourceRow
+from gpt2kit.bulk.work import Cells, Models, Work
 from gpt2kit.data.streams import read_batches
 from gpt2kit.errors import BadRowError, ConfigError, FileError, OutOfMemoryError
 from gpt2kit.evaluation.perplexity import score
@@ -48,9 +49,9 @@ def test_each_row_has_the_figures_of_its_text_alone(texts: Path, tmp_path: Path)
     rows = [json.loads(line) for line in merged(tmp_path / "out").splitlines()]
     assert [row["row"] for row in rows] == list(range(1, 46))
     assert [row["id"] for row in rows] == [f"texts-{index}" for index in range(45)]
-    model, tokenizer = Tiny()()
+    models = Tiny()()
     for row in rows:
-        (line,) = score(model, tokenizer, [row["text"]])
+        (line,) = score(models.model, models.tokenizer, [row["text"]])
         assert row["logprob"] == pytest.approx(line.logprob, abs=1e-4)
         assert row["tokens"] == line.tokens
         assert row["error"] is None
@@ -180,14 +181,13 @@ def test_a_changed_input_is_refused_by_name_and_a_touched_one_is_not(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failing:
+class Failing(Work):
     """Raises an error for a text with a word in it, as often as it is told."""
 
     times: int = 10**9
     error: str = "memory"
 
     command: ClassVar[str] = "failing"
-    gives: ClassVar[Gives] = "one"
     seen: ClassVar[list[int]] = []
 
     def needs(self) -> tuple[str, ...]:
@@ -196,17 +196,13 @@ class Failing:
     def columns(self) -> tuple[str, ...]:
         return ("characters",)
 
-    def check(self, model: Any, tokenizer: Any) -> None: ...
-
-    def measure(
-        self, model: Any, tokenizer: Any, rows: Sequence[tuple[str, ...]]
-    ) -> Sequence[Sequence[Cells]]:
-        if any("FAIL" in text for (text,) in rows) and len(self.seen) < self.times:
+    def measure(self, models: Models, rows: Sequence[SourceRow]) -> Sequence[Sequence[Cells]]:
+        if any("FAIL" in row.cells["text"] for row in rows) and len(self.seen) < self.times:
             self.seen.append(1)
             if self.error == "disk":
                 raise OSError(errno.ENOSPC, "No space left on device")
             raise OutOfMemoryError("too little")
-        return [[{"characters": len(text)}] for (text,) in rows]
+        return [[{"characters": len(row.cells["text"])}] for row in rows]
 
 
 @pytest.fixture

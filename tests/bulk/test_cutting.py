@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpt2kit.bulk import sources
+from gpt2kit.bulk import cutting, sources
 from gpt2kit.bulk.options import Reading
 from gpt2kit.data.streams import write_batches
 from gpt2kit.data.tables import Table
@@ -18,7 +18,7 @@ from gpt2kit.errors import CorpusError
 
 
 def cut_and_read(path: Path, part_rows: int, **options: Any) -> list[sources.SourceRow]:
-    inputs, parts = sources.cut([(path.name, path)], part_rows)
+    inputs, parts = cutting.cut([(path.name, path)], part_rows)
     assert inputs[0].size == path.stat().st_size
     reading = Reading(part_rows=part_rows, **options)
     found = [list(sources.read(part, path, reading)) for part in parts]
@@ -44,7 +44,7 @@ def test_parts_are_cut_right_wherever_the_blocks_end_that_are_read(
     draw = random.Random(0)
     path = tmp_path / "a.txt"
     for block in (1, 2, 3, 5, 64):
-        monkeypatch.setattr(sources, "_CHUNK", block)
+        monkeypatch.setattr(cutting, "_CHUNK", block)
         lines = ["x" * draw.randint(0, 9) for _ in range(40)]
         path.write_text("\n".join(lines) + draw.choice(["", "\n"]) + "")
         expected = path.read_text().removesuffix("\n").split("\n")
@@ -54,10 +54,10 @@ def test_parts_are_cut_right_wherever_the_blocks_end_that_are_read(
 def test_a_part_ends_after_the_row_that_makes_it_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "PART_BYTES", 10)
+    monkeypatch.setattr(cutting, "PART_BYTES", 10)
     path = tmp_path / "a.txt"
     path.write_text("123\n567\n9\n2\n" + "x" * 30 + "\ny\n")
-    _, parts = sources.cut([("a.txt", path)], 100)
+    _, parts = cutting.cut([("a.txt", path)], 100)
     assert [(part.start, part.end, part.rows) for part in parts] == [
         (0, 10, 3),
         (10, 43, 2),
@@ -93,7 +93,7 @@ def test_a_bad_row_says_what_is_wrong_and_leaves_the_others_alone(tmp_path: Path
 def test_bytes_that_changed_since_the_plan_are_refused_when_they_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\nthree\n")
-    _, parts = sources.cut([("a.txt", path)], 2)
+    _, parts = cutting.cut([("a.txt", path)], 2)
     path.write_text("one\ntoo\nthree\n")
     assert len(list(sources.read(parts[1], path, Reading()))) == 1
     with pytest.raises(CorpusError, match=r"a\.txt: it has changed since the plan was made"):
@@ -124,7 +124,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         pytest.importorskip("pyarrow")
     path = tmp_path / name
     write_batches(path, [Table(("text", "id"), ROWS, path)])
-    _, parts = sources.cut([(name, path)], 2)
+    _, parts = cutting.cut([(name, path)], 2)
     rows = [row for part in parts for row in sources.read(part, path, Reading())]
     assert [row.number for row in rows] == [1, 2, 3, 4, 5]
     assert [[row.cells["text"], row.cells["id"]] for row in rows] == ROWS
@@ -137,7 +137,7 @@ def test_lines_that_are_compressed_are_read_as_those_that_are_not(tmp_path: Path
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(data))
     found = []
     for path in (tmp_path / "a.txt", tmp_path / "a.txt.gz"):
-        _, parts = sources.cut([(path.name, path)], 100)
+        _, parts = cutting.cut([(path.name, path)], 100)
         found.append(list(sources.read(parts[0], path, Reading(max_bytes=1000))))
     assert found[0] == found[1]
     assert [row.cells.get("text") for row in found[0]] == ["one", "", None, "two"]
@@ -150,7 +150,7 @@ def test_parquet_is_cut_between_its_row_groups(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": [f"text {n}" for n in range(25)]})
     parquet.write_table(table, path, row_group_size=4)
-    _, parts = sources.cut([("a.parquet", path)], 10)
+    _, parts = cutting.cut([("a.parquet", path)], 10)
     assert [(part.start, part.end, part.first_row, part.rows) for part in parts] == [
         (0, 2, 1, 8),
         (2, 4, 9, 8),
@@ -165,7 +165,7 @@ def test_parquet_is_cut_between_its_row_groups(tmp_path: Path) -> None:
 def test_a_ragged_row_of_csv_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,id\nthe cat,1\nno id\nthe dog,3\n")
-    _, parts = sources.cut([("a.csv", path)], 10)
+    _, parts = cutting.cut([("a.csv", path)], 10)
     rows = list(sources.read(parts[0], path, Reading()))
     assert [row.error is None for row in rows] == [True, False, True]
     assert (rows[1].error or "").startswith("line 3 has 1 cells, expected 2; a cell with a comma")

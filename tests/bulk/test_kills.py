@@ -12,19 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from bulk_builders import job, write_texts
+from bulk_builders import job, write_texts, write_words
 
 from gpt2kit.bulk import plan as plans
 from gpt2kit.bulk.claims import Claim
 from gpt2kit.bulk.folder import Folder
 from gpt2kit.bulk.job import Job
+from gpt2kit.bulk.measures import Filter, Score
 from gpt2kit.bulk.merge import merge
 from gpt2kit.bulk.run import run
+from gpt2kit.bulk.words import Surprisal
+from gpt2kit.bulk.work import Work
+from gpt2kit.evaluation.word_options import TableOptions
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="other systems have no forkserver")
 
 
-def work(job: Job) -> None:
+def work_on(job: Job) -> None:
     """Be a process that does what the command line does."""
     torch.set_num_threads(1)
     run(job)
@@ -42,16 +46,28 @@ def merged(out: Path) -> bytes:
     return (out / "all.jsonl").read_bytes()
 
 
+WORDS = Surprisal(how=TableOptions(words="word", by="item", unit="token"), batch_size=8)
+DIVIDED = Filter(percentiles="30,60", keep="bucket == middle", batch_size=8)
+
+
 @pytest.mark.parametrize(
-    ("rows", "kills"), [(300, 6), pytest.param(6000, 50, marks=pytest.mark.slow)]
+    ("rows", "kills", "work"),
+    [
+        (300, 6, Score(batch_size=8)),
+        (120, 2, WORDS),
+        (120, 2, DIVIDED),
+        pytest.param(6000, 50, Score(batch_size=8), marks=pytest.mark.slow),
+        pytest.param(3000, 20, WORDS, marks=pytest.mark.slow),
+        pytest.param(3000, 20, DIVIDED, marks=pytest.mark.slow),
+    ],
 )
-def test_any_worker_may_die_at_any_time(tmp_path: Path, rows: int, kills: int) -> None:
+def test_any_worker_may_die_at_any_time(tmp_path: Path, rows: int, kills: int, work: Work) -> None:
     draw = random.Random(kills)
-    texts = write_texts(tmp_path / "texts.jsonl", rows)
-    alone, killed = job(texts, out=tmp_path / "alone"), job(texts, out=tmp_path / "killed")
+    texts = (write_words if work is WORDS else write_texts)(tmp_path / "texts.jsonl", rows)
+    alone, killed = (job(texts, out=tmp_path / name, work=work) for name in ("alone", "killed"))
     run(alone)
     context = processes()
-    running = [context.Process(target=work, args=(killed,)) for _ in range(4)]
+    running = [context.Process(target=work_on, args=(killed,)) for _ in range(4)]
     for process in running:
         process.start()
     left = kills
@@ -64,7 +80,7 @@ def test_any_worker_may_die_at_any_time(tmp_path: Path, rows: int, kills: int) -
             os.kill(running[victim].pid or 0, number)
             running[victim].join()
             left -= 1
-            running[victim] = context.Process(target=work, args=(killed,))
+            running[victim] = context.Process(target=work_on, args=(killed,))
             running[victim].start()
     assert not any(process.is_alive() for process in running)
     assert left < kills, "nobody was killed"

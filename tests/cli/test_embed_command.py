@@ -83,7 +83,7 @@ def test_every_option_changes_the_vectors(desk: Path) -> None:
     ("arguments", "message", "code"),
     [
         (["--out", "out.csv"], "expected a name in .npz, .jsonl or .parquet", 2),
-        (["--out", "out.npz", "--layer", "0-2"], "--layer is one layer", 2),
+        (["--out", "out.npz", "--layer", "0-2"], "--layer is one layer", 1),
         (["--out", "out.npz", "--layer", "3"], "there is no layer 3; expected from 0", 1),
         (["--out", "out.npz", "--text", "body"], "no column 'body'", 1),
     ],

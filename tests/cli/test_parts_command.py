@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import add_vocabulary, write_hub
@@ -14,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
-from gpt2kit.data.streams import read_batches
+from gpt2kit.data.streams import read_batches, write_batches
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_the_words_of_many_files_are_those_of_each(desk: Path) -> None:
         assert float(row["surprisal"]) == pytest.approx(other["surprisal"], abs=1e-4)
 
 
-def test_targets_have_one_row_each_and_words_in_rows_are_refused(desk: Path) -> None:
+def test_targets_have_one_row_each(desk: Path) -> None:
     Path("c.csv").write_text("before,word\nthe dog,barks\nthe cat,sat on\n,a\n")
     columns = ("--context", "before", "--target", "word")
     done = invoke("surprisal", "c.csv", *columns, "--model", "tiny", "--out", "targets")
@@ -122,24 +125,143 @@ def test_targets_have_one_row_each_and_words_in_rows_are_refused(desk: Path) -> 
     rows = [json.loads(line) for line in Path("targets/parts/00000.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == [1, 2, 3]
     assert all(row["surprisal"] > 0 for row in rows)
-    cases = {
-        ("--words", "word", "--by", "before"): "--words has no effect here",
-        ("--unit", "token"): "--unit token has no effect here",
-        ("--model", "other"): "one --model",
-    }
-    for arguments, message in cases.items():
-        result = invoke("surprisal", "c.csv", "--model", "tiny", "--out", "x", *arguments)
-        assert result.exit_code == 2
-        assert message in result.stderr
+    two = invoke("surprisal", "c.csv", "--model", "tiny", "--model", "other", "--out", "x")
+    assert two.exit_code == 2
+    assert "one --model" in two.stderr
     several = invoke("surprisal", "a.jsonl", "c.csv", "--model", "tiny", "--out", "x.csv")
     assert "many files need a folder" in several.stderr
 
 
+def lines_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def same(found: str, expected: str, names: Sequence[str]) -> None:
+    """Check that the rows of two files agree in some columns."""
+    ours, theirs = lines_of(found), lines_of(expected)
+    assert len(ours) == len(theirs) > 0
+    for row, other in zip(ours, theirs, strict=True):
+        for name in names:
+            value = other[name]
+            assert row[name] == (pytest.approx(value, rel=1e-4) if type(value) is float else value)
+
+
+WORDS = """item,position,word
+1,2,cat
+1,1,the
+1,3,sat
+é,1,rain
+é,2,""
+"b, c",1,"dogs
+bark"
+2.0,1,   
+2.0,2,at
+2.0,3,night
+"""  # noqa: W291  # a word of spaces
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("w.csv", "word"), ("w.jsonl", "token"), ("w.parquet", "word")]
+)
+def test_a_table_of_words_is_cut_between_its_texts(desk: Path, name: str, unit: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    Path("words.csv").write_text(WORDS, newline="")
+    write_batches(Path(name), read_batches(Path("words.csv")))
+    how = ("--words", "word", "--by", "item", "--order", "position", "--unit", unit)
+    how += ("--model", "tiny", "--top", "1")
+    done = invoke("surprisal", name, *how, "--out", "many", "--part_rows", "2", "--columns", "item")
+    assert done.exit_code == 0, done.stderr
+    assert "3 of 3 parts done: 9 rows" in done.stderr
+    assert invoke("parts", "many", "--merge", "many.jsonl").exit_code == 0
+    assert invoke("surprisal", "words.csv", *how, "--out", "one.jsonl").exit_code == 0
+    with_top = ["item", "surprisal", "rank", "n_context", "top_1", "top_1_p", "error"]
+    same("many.jsonl", "one.jsonl", with_top)
+
+
+def test_a_text_whose_rows_are_apart_is_refused_by_name(desk: Path) -> None:
+    Path("words.csv").write_text("item,word\n1,the\n2,dogs\n1,cat\n")
+    refused = invoke(
+        *("surprisal", "words.csv", "--words", "word", "--by", "item"),
+        *("--model", "tiny", "--out", "many"),
+    )
+    assert refused.exit_code == 1
+    assert "but those of item=1 begin again in row 3; sort the table by item" in refused.stderr
+
+
+def test_a_text_with_a_bad_word_has_an_error_in_all_its_rows(desk: Path) -> None:
+    """Two words with one order stopped the command for a single file; here it is their text's."""
+    rows = [("1", 1, "the"), ("1", "x", "cat"), ("2", 1, "dogs"), ("2", 1, "bark"), ("3", 1, "at")]
+    lines = [json.dumps({"item": a, "n": b, "word": c}) for a, b, c in rows]
+    lines.insert(1, "no json")
+    Path("words.jsonl").write_text("\n".join(lines))
+    how = ("--words", "word", "--by", "item", "--order", "n", "--model", "tiny")
+    done = invoke("surprisal", "words.jsonl", *how, "--out", "many")
+    assert done.exit_code == 0, done.stderr
+    found = lines_of("many/parts/00000.jsonl")
+    assert [row["row"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert [row["error"] and row["error"][:40] for row in found] == [
+        "row 3, of the same text, has an error",
+        found[1]["error"][:40],
+        "n is 'x', expected a number",
+        "the input: rows 4 and 5 have the same n,",
+        "the input: rows 4 and 5 have the same n,",
+        None,
+    ]
+    assert found[1]["error"].startswith("not valid JSON")
+    assert found[5]["surprisal"] > 0
+
+
+def test_the_tokens_of_many_files_are_those_of_each(desk: Path) -> None:
+    how = ("--unit", "token", "--top", "2", "--model", "tiny")
+    assert invoke("surprisal", "b.txt", *how, "--out", "tokens").exit_code == 0
+    assert invoke("surprisal", "b.txt", *how, "--out", "one.jsonl").exit_code == 0
+    assert invoke("parts", "tokens", "--merge", "many.jsonl").exit_code == 0
+    found = [row for row in lines_of("many.jsonl") if not row["error"]]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    same("many.jsonl", "one.jsonl", ["token", "token_id", "start", "surprisal", "top_2", "top_2_p"])
+    state = json.loads(invoke("parts", "tokens", "--json").stdout)
+    assert state["tokens"] == len(found)
+
+
+def test_percentiles_are_those_of_all_files(desk: Path) -> None:
+    """They need all perplexities: so it is --merge that divides the rows, and chooses them."""
+    how = ("--percentiles", "40,80", "--model", "tiny")
+    many = ("a.jsonl", "--part_rows", "10", "--columns", "id")
+    for keep in ((), ("--keep", "bucket == middle and id != a-3")):
+        out = f"many{len(keep)}"
+        assert invoke("filter", *many, *how, *keep, "--out", out).exit_code == 0
+        merged = invoke("parts", out, "--merge", "many.jsonl")
+        assert merged.exit_code == 0, merged.stderr
+        one = invoke("filter", "a.jsonl", *how, *keep, "--out", "one.jsonl")
+        assert one.exit_code == 0
+        same("many.jsonl", "one.jsonl", ["id", "perplexity", "bucket"])
+        assert "head to perplexity" in merged.stderr
+        assert "of 25 rows" in one.stderr
+        assert one.stderr.splitlines()[-1] == merged.stderr.splitlines()[-1]
+        assert invoke("parts", out, "--merge", "many.csv").exit_code == 0
+    refused = invoke("filter", *many[:3], *how, *keep, "--out", "other")
+    assert "add 'id' to --columns" in refused.stderr
+
+
+def test_an_observer_may_read_the_texts_of_many_files(desk: Path, weights: Path) -> None:
+    model = make_model(GPT2Config(n_vocab=512, n_ctx=32, n_embd=16, n_head=2, n_layer=1), seed=5)
+    add_vocabulary(write_hub(weights / "other", model))
+    how = ("--observer", "other", "--criteria", "binoculars,cross_curvature", "--model", "tiny")
+    for command in ("filter", "detect"):
+        assert invoke(command, "a.jsonl", *how, "--out", command).exit_code == 0
+        assert invoke(command, "a.jsonl", *how, "--out", "one.jsonl").exit_code == 0
+        same(f"{command}/parts/00000.jsonl", "one.jsonl", ["binoculars", "cross_curvature"])
+    changed = invoke("filter", "a.jsonl", *how, "--observer", "tiny", "--out", "filter")
+    assert "observer was" in changed.stderr
+
+
 def test_a_filter_keeps_the_rows_that_a_single_file_keeps(desk: Path) -> None:
-    keep = ("--keep", "tokens >= 12 and perplexity > 1", "--model", "tiny")
+    keep = ("--keep", "tokens >= 12 and id != a-8", "--model", "tiny")
     done = invoke("filter", "a.jsonl", *keep, "--out", "kept", "--id_field", "id")
     assert done.exit_code == 0, done.stderr
-    assert invoke("parts", "kept", "--merge", "kept.jsonl").exit_code == 0
+    merged = invoke("parts", "kept", "--merge", "kept.jsonl")
+    assert re.search(r"kept.jsonl: \d+ of 25 rows", merged.stderr)
     assert invoke("filter", "a.jsonl", *keep, "--out", "b.jsonl").exit_code == 0
     found, expected = (
         [json.loads(line) for line in Path(name).read_text().splitlines()]
@@ -150,8 +272,25 @@ def test_a_filter_keeps_the_rows_that_a_single_file_keeps(desk: Path) -> None:
     assert [row["perplexity"] for row in found] == pytest.approx(
         [row["perplexity"] for row in expected], rel=1e-4
     )
-    refused = invoke("filter", "a.jsonl", "--keep", "id > 3", "--model", "tiny", "--out", "other")
-    assert "--keep names 'id'" in refused.stderr
+    for column in (
+        ("--keep", "perplexty < 3"),
+        ("--text", "perplexty"),
+        ("--columns", "perplexty"),
+    ):
+        refused = invoke("filter", "a.jsonl", *column, "--model", "tiny", "--out", "other")
+        assert "the inputs have no column 'perplexty'; they have text, id" in refused.stderr
+
+
+def test_a_bad_row_is_kept_if_conditions_on_the_input_hold(desk: Path) -> None:
+    rows = [{"text": "", "kind": "a"}, {"text": "the cat", "kind": "b"}, {"text": [], "kind": "a"}]
+    Path("c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keep = ("c.jsonl", "--keep", "kind == a", "--model", "tiny", "--out")
+    assert invoke("filter", *keep, "kept").exit_code == 0
+    assert invoke("filter", *keep, "one.jsonl").exit_code == 0
+    found, expected = lines_of("kept/parts/00000.jsonl"), lines_of("one.jsonl")
+    assert [row["row"] for row in found] == [1, 3]
+    assert len(expected) == 2
+    assert all(row["error"] for row in (*found, *expected))
 
 
 def test_verdicts_are_those_of_a_single_file(desk: Path) -> None:
