@@ -38,7 +38,7 @@ class Surprisal(Work):
     @property
     def by(self) -> tuple[str, ...]:
         """The columns that tell one text from another, if a row holds a word."""
-        return tuple(self.how.by_columns) if self.how.words else ()
+        return self.how.by_columns
 
     @property
     def _keeps_rows(self) -> bool:
@@ -55,12 +55,8 @@ class Surprisal(Work):
         )
 
     def needs(self) -> tuple[str, ...]:
-        """Return the columns whose texts are read; of a table of words, the words."""
-        return self.how.columns or ("text",)
-
-    def reads(self) -> tuple[str, ...]:
-        """Return these, and the columns by which words belong to texts."""
-        return (*self.needs(), *self.by, *([self.how.order] if self.how.order else []))
+        """Return the columns that are read: of texts, or of words and by what they belong to."""
+        return self.how.columns
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
@@ -72,7 +68,7 @@ class Surprisal(Work):
 
     def measure(self, models: Models, rows: Sequence[SourceRow]) -> list[list[Cells]]:
         """Return the figures of each unit of each row."""
-        names = self.reads()
+        names = self.needs()
         table = Table(
             names,
             [[row.cells.get(name, ABSENT) for name in names] for row in rows],
