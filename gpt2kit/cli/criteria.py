@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
 from gpt2kit.cli import output
 from gpt2kit.cli.bulk import Loader
 from gpt2kit.cli.options import MODEL_GROUP, TEXT_GROUP, CorpusOptions, ModelOptions
