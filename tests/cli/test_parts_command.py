@@ -168,8 +168,8 @@ def test_a_table_of_words_is_cut_between_its_texts(desk: Path, name: str, unit: 
         pytest.importorskip("pyarrow")
     Path("words.csv").write_text(WORDS, newline="")
     write_batches(Path(name), read_batches(Path("words.csv")))
-    how = ("--words", "word", "--by", "item", "--order", "position", "--unit", unit)
-    how += ("--model", "tiny", "--top", "1")
+    how = ["--words", "word", "--by", "item", "--order", "position", "--unit", unit]
+    how += ["--model", "tiny", "--top", "1"]
     done = invoke("surprisal", name, *how, "--out", "many", "--part_rows", "2", "--columns", "item")
     assert done.exit_code == 0, done.stderr
     assert "3 of 3 parts done: 9 rows" in done.stderr
