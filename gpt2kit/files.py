@@ -147,12 +147,12 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
     replace it.
     """
     if path.exists() and not path.is_file():
-        with path.open("wb") as file:  # raises for a folder
+        with naming(path), path.open("wb") as file:  # raises for a folder
             yield file
         return
     part = part or path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        with part.open("wb") as file:
+        with naming(path), part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -160,6 +160,17 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
         fsync_directory(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, such as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

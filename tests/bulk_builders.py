@@ -69,4 +69,5 @@ def job(*inputs: Path, out: Path, part_rows: int = 10, **options: Any) -> Job:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

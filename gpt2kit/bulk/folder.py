@@ -25,7 +25,7 @@ from typing import Any
 from gpt2kit.bulk import claims
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.errors import FileError
-from gpt2kit.files import fsync_directory, new_file, read_json
+from gpt2kit.files import fsync_directory, naming, new_file, read_json
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -88,7 +88,8 @@ class Folder:
     def write(self, number: int, lines: Iterable[bytes]) -> str:
         """Write the lines of a part under its temporary name, and return their sha256."""
         digest = hashlib.sha256()
-        with self.part_file(number).open("wb") as file:
+        path = self.part_file(number)
+        with naming(path), path.open("wb") as file:
             for line in lines:
                 digest.update(line)
                 file.write(line)

@@ -12,11 +12,13 @@ from typing import ClassVar
 from gpt2kit.bulk.sources import SourceRow
 from gpt2kit.bulk.work import Cells, Gives, Models, Work
 from gpt2kit.data.window import Overflow
+from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation import criteria
 from gpt2kit.evaluation.conditions import BUCKET, Buckets, Conditions, parse_percentiles
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
 from gpt2kit.evaluation.detection import Detector, made_with
 from gpt2kit.evaluation.perplexity import score
+from gpt2kit.evaluation.rewritings import parse_rewritings
 from gpt2kit.evaluation.surprisal import BATCH_SIZE
 from gpt2kit.evaluation.vector_options import VectorOptions
 from gpt2kit.evaluation.vectors import layer_of, vector_cells
@@ -108,23 +110,37 @@ class Filter(Work):
         return (self.text,)
 
     def reads(self) -> tuple[str, ...]:
-        """Return the column of the text, and those of the input that the conditions name."""
+        """Return the columns of the text and its rewritings, and those that conditions name."""
         named = () if self.conditions is None else self.conditions.columns
         own = (*self.columns(), "error", *([BUCKET] if self.percentiles else []))
-        return (self.text, *(name for name in named if name not in own))
+        lists = [self.options.rewritings] if self.options.rewritings else []
+        return (self.text, *lists, *(name for name in named if name not in own))
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the new columns."""
         return tuple(self.options.names(observed=self.observed))
 
+    def problem(self, row: SourceRow) -> str | None:
+        """Return why a row cannot be measured, if it cannot."""
+        found = super().problem(row)
+        if found is None and self.options.rewritings is not None:
+            try:
+                parse_rewritings(row.cells.get(self.options.rewritings))
+            except CorpusError as error:
+                return str(error)
+        return found
+
     def measure(self, models: Models, rows: Sequence[SourceRow]) -> Iterator[Sequence[Cells]]:
         """Return the criteria of each text."""
+        column = self.options.rewritings
+        lists = [parse_rewritings(row.cells[column]) for row in rows] if column else ()
         for found in criteria.measure(
             models.model,
             models.tokenizer,
             texts_in(rows, self.text),
             self.options,
             observer=models.observer,
+            rewritings=lists,
             batch_size=self.batch_size,
         ):
             yield [found]

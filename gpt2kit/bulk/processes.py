@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -15,12 +17,13 @@ from gpt2kit.bulk.handout import Share
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.worker import Progress, Worker, ending_on_signals
+from gpt2kit.errors import Gpt2KitError
 
 _POLL = 0.2  # seconds
 _PATIENCE = 30.0  # seconds that a worker may take to end when it is told to
 
-# How the process of a worker ended.
-FINE, FAILED = 0, 1
+# How the process of a worker ended: with all parts tried, or by an error that it has sent.
+TRIED, STOPPED = 0, 1
 
 
 def available_cores() -> list[int]:
@@ -42,11 +45,11 @@ def settle(index: int = 0, of: int = 1) -> dict[str, Any]:
     return {"threads": threads, "device": f"cuda:{index % gpus}" if gpus else None}
 
 
-def run(job: Job, workers: int, share: Share, plan: Plan, progress: Progress | None) -> bool:
-    """Let several processes do the parts of a share; return whether all of them ended well.
+def run(job: Job, workers: int, share: Share, plan: Plan, progress: Progress | None) -> None:
+    """Let several processes do the parts of a share.
 
     Processes are started anew as long as parts are left by some that were killed, and others still
-    finish parts.
+    finish parts. Raises Gpt2KitError with the message of an error that ended one of them.
     """
     while True:
         before = len(_left(job, plan, share))
@@ -54,7 +57,7 @@ def run(job: Job, workers: int, share: Share, plan: Plan, progress: Progress | N
         after = len(_left(job, plan, share))
         was_killed = any(code < 0 for code in codes)
         if not (was_killed and 0 < after < before) or is_late(job):
-            return all(code == FINE for code in codes)
+            return
 
 
 def _left(job: Job, plan: Plan, share: Share) -> list[int]:
@@ -72,21 +75,30 @@ def _round(
     """Run the processes once, and return the code of each."""
     # Not fork: the threads of torch would be missing in the new process, and it would hang.
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = [
-        context.Process(target=work, args=(job, index, workers, share, os.getpid()), daemon=True)
-        for index in range(workers)
-    ]
+    processes: list[BaseProcess] = []
+    pipes: list[tuple[Connection, Connection]] = []
+    for index in range(workers):
+        problem, told = context.Pipe(duplex=False)
+        words = (job, index, workers, share, os.getpid(), told)
+        processes.append(context.Process(target=work, args=words, daemon=True))
+        pipes.append((problem, told))
     try:
-        for process in processes:
+        for process, (_, told) in zip(processes, pipes, strict=True):
             process.start()
+            told.close()  # so that the pipe ends with the process
         while any(process.is_alive() for process in processes):
             if progress is not None:
                 done = sum(each.rows for each in plan.parts if job.folder.is_done(each.number))
                 progress(done, plan.rows)
             for process in processes:
                 process.join(_POLL / workers)
+            if any(process.exitcode == STOPPED for process in processes):
+                break  # the others would meet the same
     finally:
         _end(processes)
+    for problem, _ in pipes:
+        with contextlib.suppress(EOFError):  # from a process that has sent nothing
+            raise Gpt2KitError(problem.recv())
     return [process.exitcode or 0 for process in processes]
 
 
@@ -101,17 +113,23 @@ def _end(processes: list[BaseProcess]) -> None:
             process.kill()
 
 
-def work(job: Job, index: int, of: int, share: Share, parent: int) -> None:
-    """Be one of several workers: the body of its process."""
+def work(job: Job, index: int, of: int, share: Share, parent: int, told: Connection) -> None:
+    """Be one of several workers: the body of its process. An error goes to the parent as a text."""
     try:
         with ending_on_signals():
             worker = Worker(job, **settle(index, of), parent=parent)
-            ended = worker.run(share.of_parts(worker.folder.todo(worker.plan)))
+            worker.run(share.of_parts(worker.folder.todo(worker.plan)))
     except KeyboardInterrupt:
         _die_of(signal.SIGINT)
     except SystemExit:
         _die_of(signal.SIGTERM)
-    raise SystemExit(FAILED if ended.failed else FINE)
+    except Gpt2KitError as error:
+        told.send(str(error))
+        raise SystemExit(STOPPED) from None
+    except OSError as error:
+        told.send(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        raise SystemExit(STOPPED) from None
+    raise SystemExit(TRIED)
 
 
 def _die_of(number: int) -> None:

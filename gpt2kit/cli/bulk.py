@@ -18,6 +18,7 @@ from gpt2kit.evaluation.conditions import BUCKETS
 
 if TYPE_CHECKING:
     from gpt2kit.bulk.folder import Folder
+    from gpt2kit.bulk.job import Load
     from gpt2kit.bulk.plan import Plan
     from gpt2kit.bulk.run import Outcome
     from gpt2kit.bulk.work import Models, Work
@@ -79,7 +80,7 @@ class Loader:
         from gpt2kit.evaluation.criteria import check_observer
         from gpt2kit.tokenizers import require_tokenizer
 
-        wanted = device if device and self.device in ("auto", "cuda") else self.device
+        wanted = device_for(device, self.device)
         model, found = self._load(self.model, wanted)
         tokenizer = require_tokenizer(found, self.model)
         options.set_unknown(tokenizer, self.unknown)
@@ -91,6 +92,11 @@ class Loader:
 
     def _load(self, model: str, device: str) -> tuple[GPT2, Tokenizer | None]:
         return options.load(model, device, self.dtype, self.quantize, write_cache=self.write_cache)
+
+
+def device_for(own: str | None, typed: str) -> str:
+    """Return the device of a worker: its own GPU, if it has one and the user named no other."""
+    return own if own and typed in ("auto", "cuda") else typed
 
 
 def is_folder(files: Sequence[str], out: Path | None) -> bool:
@@ -115,7 +121,7 @@ def run(
     inputs: Sequence[str],
     out: Path | None,
     work: Work,
-    load: Loader,
+    load: Load,
     reading: Reading,
     running: Running,
     on_error: Literal["cell", "stop"],

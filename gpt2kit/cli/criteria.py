@@ -126,7 +126,9 @@ class Meter:
         """The columns of the criteria, and what they hold."""
         return {name: int if name == "tokens" else float for name in self.names}
 
-    def figures(self, texts: Sequence[str]) -> Iterator[Figures]:
+    def figures(
+        self, texts: Sequence[str], rewritings: Sequence[Sequence[str]] = ()
+    ) -> Iterator[Figures]:
         """Yield the criteria of each text, and its error."""
         from gpt2kit.evaluation.criteria import measure
 
@@ -136,8 +138,15 @@ class Meter:
             texts,
             self.options,
             observer=self.models.observer,
+            rewritings=rewritings,
             batch_size=self.batch_size,
         )
+
+    def figures_of(self, table: Table, column: str) -> list[Figures]:
+        """Return the criteria of the text in each row of a table, and its error."""
+        from gpt2kit.evaluation.criteria_tables import figures_of
+
+        return figures_of(table, column, self.figures, self.options.rewritings)
 
     def reading(self) -> dict[str, list[str]]:
         """Return the criteria by how the text was read for them."""

@@ -215,13 +215,13 @@ def _printed_format(file: str, reading: TextOptions, *, json: bool) -> Format:
 def _detected(
     file: str, reading: TextOptions, meter: Meter, detector: Detector | None, by: str
 ) -> Iterator[Table]:
-    from gpt2kit.evaluation.criteria_tables import figures_of, with_columns
+    from gpt2kit.evaluation.criteria_tables import with_columns
 
     types: dict[str, type] = meter.types
     if detector:
         types |= {"human_share": float, "verdict": str}
     for table in counted(reading.batches(file)):
-        figures = figures_of(table, reading.text, meter.figures)
+        figures = meter.figures_of(table, reading.text)
         if detector:
             figures = [{**each, **detector.verdict(each, by)} for each in figures]
         yield with_columns(table, figures, types)
@@ -253,7 +253,6 @@ def _calibrate(
 ) -> None:
     """Measure the texts of both kinds, write the calibration, and show it."""
     process.import_torch()
-    from gpt2kit.evaluation.criteria_tables import figures_of
     from gpt2kit.evaluation.detection import LIMITS, Detector
 
     meter = Meter.load(choice, _with(measured, "tokens"))
@@ -261,7 +260,7 @@ def _calibrate(
         [
             each
             for table in counted(reading.batches(file))
-            for each in figures_of(table, reading.text, meter.figures)
+            for each in meter.figures_of(table, reading.text)
         ]
         for file in files
     )

@@ -88,7 +88,7 @@ def embed(
     layer_of(wanted, models.model)
     tables = _with_vectors(file, reading, wanted, models, choice.batch_size, _column_type(format))
     if out.suffix == ".npz":
-        rows = _write_arrays(tables, out)
+        rows = _write_arrays(tables, models.model.config.n_embd, out)
     else:
         rows = write_batches(out, tables, format=format)
     output.note(out, f": {output.count(rows, 'vector')} of {models.model.config.n_embd:,} numbers")
@@ -125,24 +125,21 @@ def _with_vectors(
         yield with_columns(table, figures_of(table, reading.text, measure), {"vector": kind})
 
 
-def _write_arrays(tables: Iterator[Table], out: Path) -> int:
-    """Write the arrays `vectors`, (rows, width) float32, and `error`; return the number of rows."""
+def _write_arrays(tables: Iterator[Table], width: int, out: Path) -> int:
+    """Write the arrays `vectors`, (rows, width) float32, and `error`; return the number of rows.
+
+    The vectors wait in a file beside `out`, because a .npz begins with their number.
+    """
     import numpy as np
 
+    from gpt2kit.data.arrays import Growing
     from gpt2kit.files import new_file
 
-    vectors: list[Any] = []
     errors: list[str] = []
-    for table in tables:
-        at, why = table.column("vector"), table.column("error")
-        vectors += [None if row[at] is None else np.float32(row[at]) for row in table.rows]
-        errors += [row[why] or "" for row in table.rows]
-    width = next((len(each) for each in vectors if each is not None), 0)
-    nothing = np.full(width, np.nan, dtype=np.float32)
-    with new_file(out) as file:
-        np.savez(
-            file,
-            vectors=np.array([nothing if each is None else each for each in vectors]),
-            error=np.array(errors),
-        )
-    return len(vectors)
+    with Growing((width,), out.parent) as vectors, new_file(out) as file:
+        for table in tables:
+            at, why = table.column("vector"), table.column("error")
+            vectors.append([row[at] or [np.nan] * width for row in table.rows])
+            errors += [row[why] or "" for row in table.rows]
+        np.savez(file, vectors=vectors.array(), error=np.array(errors))
+    return len(errors)

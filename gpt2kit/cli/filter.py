@@ -190,10 +190,10 @@ class _Counts:
 
 
 def _in_one_pass(file: str, reading: TextOptions, meter: Meter) -> Iterator[Table]:
-    from gpt2kit.evaluation.criteria_tables import figures_of, with_columns
+    from gpt2kit.evaluation.criteria_tables import with_columns
 
     for table in counted(reading.batches(file)):
-        yield with_columns(table, figures_of(table, reading.text, meter.figures), meter.types)
+        yield with_columns(table, meter.figures_of(table, reading.text), meter.types)
 
 
 def _in_two_passes(
@@ -205,11 +205,11 @@ def _in_two_passes(
     counts: _Counts,
 ) -> Iterator[Table]:
     """Measure everything first, figures going to a temporary file, then divide by percentiles."""
-    from gpt2kit.evaluation.criteria_tables import figures_of, with_columns
+    from gpt2kit.evaluation.criteria_tables import with_columns
 
     values = array("d")
     for table in counted(reading.batches(file)):
-        figures = figures_of(table, reading.text, meter.figures)
+        figures = meter.figures_of(table, reading.text)
         values.extend(each["perplexity"] for each in figures if each.get("perplexity") is not None)
         spool.write(json.dumps(figures) + "\n")
     cuts = percentiles(values, wanted)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpt2kit.cli import color, history, options, output, process
+from gpt2kit.bulk.options import Reading, Running
+from gpt2kit.cli import bulk, color, generation_in_parts, history, options, output, process
 from gpt2kit.cli.fields import takes
+from gpt2kit.cli.generation_in_parts import ManyPrompts
 from gpt2kit.cli.generation_report import Stats, Writer
 from gpt2kit.cli.options import OUTPUT_GROUP, SPEED_GROUP, TEXT_GROUP, ModelOptions
 from gpt2kit.cli.prompts import batches, read_bans, read_bias, read_lines, read_prompts
@@ -156,6 +158,9 @@ class OutputOptions:
     speed=SpeedOptions,
     shown=OutputOptions,
     source=ModelOptions,
+    many=ManyPrompts,
+    reading=Reading,
+    running=Running,
 )
 def generate(
     context: typer.Context,
@@ -169,11 +174,15 @@ def generate(
     speed: SpeedOptions,
     shown: OutputOptions,
     source: ModelOptions,
+    many: ManyPrompts,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Continue a text with a GPT-2.
 
     Without a prompt on a terminal, asks for one after the other. The text goes to stdout,
-    everything else to stderr.
+    everything else to stderr. With --prompts FILES --out DIR, the prompts of many files are
+    continued in parts; see docs/score-at-scale.md.
     """
     process.import_torch()
     request.check_draft(speed.draft)
@@ -187,6 +196,11 @@ def generate(
         allow=read_lines(allow) if allow else None,
         forbid=read_lines(forbid) if forbid else None,
     )
+    if many.prompts:
+        generation_in_parts.run(context, many, request, speed.batch_size, source, reading, running)
+        return
+    options.refuse(context, ("text",), "it is for --prompts FILES --out DIR")
+    bulk.refuse_without_folder(context)
     asks = prompt is None and prompts_file is None and sys.stdin.isatty()
     if shown.receipt is not None:
         if asks:

@@ -95,7 +95,14 @@ def write(
     if errors and how.on_error == "stop":
         row = min(errors)
         raise ConfigError(f"{path}: row {row + 1:,}: {errors[row]}")
-    found = arrays(plan_of(whole, how, measured), meter, layers, pool, batch_size=meter.batch_size)
+    found = arrays(
+        plan_of(whole, how, measured),
+        meter,
+        layers,
+        pool,
+        batch_size=meter.batch_size,
+        folder=out.parent,
+    )
     with new_file(out) as file:
         np.savez(file, **found)
     shape = " x ".join(f"{n:,}" for n in found["hidden"].shape)

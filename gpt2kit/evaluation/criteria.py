@@ -8,6 +8,7 @@ With p the model's probabilities at a position, x the token that came, and r its
 
     nll         sum of -log p(x);  perplexity  e to its mean
     rank        mean of r;  log_rank  mean of log r;  top10  share of r <= 10
+    fracprob    mean of p(x) / max p
     entropy     mean of -sum p log p, over the vocabulary
     lrr         sum of -log p(x) / sum of log r
     curvature   (sum of log p(x) - sum of m) / root of the sum of v,
@@ -15,9 +16,9 @@ With p the model's probabilities at a position, x the token that came, and r its
                 observer's probabilities as q
     binoculars  mean of -log p(x) / mean of -sum q log p, with q the observer's probabilities
 
-Sources: Gehrmann, Strobelt and Rush 2019 (GLTR: top10 …); Su et al. 2023 (LRR); Bao et al. 2024
-(Fast-DetectGPT: curvature, and the definitions of rank, log_rank and entropy); Hans et al. 2024
-(Binoculars).
+Sources: Gehrmann, Strobelt and Rush 2019 (GLTR: top10 …, fracprob); Su et al. 2023 (LRR); Bao et
+al. 2024 (Fast-DetectGPT: curvature, and the definitions of rank, log_rank and entropy); Hans et al.
+2024 (Binoculars). DetectGPT's perturbation: see rewritings.py.
 
     N tokens, V vocabulary
 """
@@ -35,8 +36,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError, TokenizerError
-from gpt2kit.evaluation.criteria_options import CRITERIA, CriteriaOptions, First, contexts
+from gpt2kit.evaluation.criteria_options import (
+    CRITERIA,
+    PERTURBATION,
+    CriteriaOptions,
+    First,
+    contexts,
+)
 from gpt2kit.evaluation.perplexity import default_stride
+from gpt2kit.evaluation.rewritings import z_scores
 from gpt2kit.evaluation.surprisal import (
     BATCH_SIZE,
     Progress,
@@ -66,6 +74,7 @@ class Seen(NamedTuple):
     # (N,) the same under the observer's probabilities; without an observer those of p again
     cross_mean: Tensor
     cross_variance: Tensor
+    fraction: Tensor  # (N,) probability over that of the likeliest token
 
 
 def look(logits: Tensor, targets: Tensor, observer: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -79,7 +88,8 @@ def look(logits: Tensor, targets: Tensor, observer: Tensor | None = None) -> tup
     above = (logs > chosen).view(torch.uint8).sum(dim=-1, dtype=torch.int32)  # (N,)
     own = _moments(logs.exp(), logs)
     theirs = own if observer is None else _moments(observer.softmax(dim=-1), logs)
-    return Seen(-chosen[:, 0], above + 1, *own, *theirs)
+    fraction = (chosen[:, 0] - logs.amax(dim=-1)).exp()  # (N,)
+    return Seen(-chosen[:, 0], above + 1, *own, *theirs, fraction)
 
 
 def look_at_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -89,7 +99,7 @@ def look_at_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """
     nats = F.cross_entropy(logits, targets, reduction="none")  # (N,)
     none = torch.zeros_like(nats)
-    return Seen(nats, none + 1, none, none, none, none)
+    return Seen(nats, none + 1, none, none, none, none, none)
 
 
 def _moments(weights: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +116,7 @@ def measure(
     options: CriteriaOptions,
     *,
     observer: GPT2 | None = None,
+    rewritings: Sequence[Sequence[str]] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress = ignore,
 ) -> Iterator[dict[str, Any]]:
@@ -113,6 +124,7 @@ def measure(
 
     Each text is read by itself, `batch_size` windows at once. A figure is None if the text has too
     few tokens for it. The observer has the model's vocabulary: see `check_observer`.
+    `rewritings` are those of each text, if there are `options.rewritings`.
     """
     tokenizer = require_tokenizer(tokenizer, "the model")
     names = options.names(observed=observer is not None)
@@ -120,7 +132,8 @@ def measure(
     while some := list(islice(rest, TEXTS_AT_ONCE)):
         read = [_encoded(text, tokenizer) for text in some]
         found: list[dict[str, Any]] = [dict.fromkeys(names) for _ in some]
-        for first, wanted in contexts(options, names).items():
+        by_reading = contexts(options, [name for name in names if name != PERTURBATION])
+        for first, wanted in by_reading.items():
             plans = [_plan(each, first, model, tokenizer, options) for each in read]
             work = [window for plan in plans for window in plan.windows]
             beside = observer if any(CRITERIA[name].by_two for name in wanted) else None
@@ -139,6 +152,11 @@ def measure(
                 if plan.predicted:
                     every = _figures(plan, _joined(seen), options)
                     figures.update((name, every[name]) for name in wanted)
+        if PERTURBATION in names:
+            lists = rewritings[done : done + len(some)]
+            scores = _perturbation(model, tokenizer, some, lists, options, batch_size)
+            for figures, score in zip(found, scores, strict=True):
+                figures[PERTURBATION] = score
         for each, figures in zip(read, found, strict=True):
             figures["error"] = each.error or _too_short(figures)
             if "tokens" in figures and not each.error:
@@ -146,6 +164,23 @@ def measure(
             yield figures
         done += len(some)
         progress(done, len(texts))
+
+
+def _perturbation(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    rewritings: Sequence[Sequence[str]],
+    options: CriteriaOptions,
+    batch_size: int,
+) -> Iterator[float | None]:
+    """Yield DetectGPT's criterion of each text."""
+    own = CriteriaOptions(
+        criteria="perplexity", first=options.first_of(PERTURBATION), stride=options.stride
+    )
+    every = [text for one, others in zip(texts, rewritings, strict=True) for text in (one, *others)]
+    measured = measure(model, tokenizer, every, own, batch_size=batch_size)
+    return z_scores([each["perplexity"] for each in measured], [*map(len, rewritings)])
 
 
 def check_observer(
@@ -239,6 +274,7 @@ def _figures(plan: _Plan, everything: Seen, options: CriteriaOptions) -> dict[st
         "perplexity": exponential(total / n),
         "bits_per_byte": total / math.log(2) / plan.bytes if plan.bytes else None,
         **{f"top{k}": float((seen.rank <= k).double().mean()) for k in (10, 100, 1000)},
+        "fracprob": float(seen.fraction.mean()),
         "rank": float(seen.rank.mean()),
         "log_rank": log_ranks / n,
         "entropy": -float(seen.mean.mean()),

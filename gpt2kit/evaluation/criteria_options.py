@@ -10,6 +10,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check, check_names, option
 
 First = Literal["bos", "none"]
+PERTURBATION = "perturbation"  # the criterion that is computed from rewritings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ CRITERIA = {
     "top10": Criterion("share of tokens among the 10 most likely ones", "bos", "higher"),
     "top100": Criterion("share of tokens among the 100 most likely ones", "bos", "higher"),
     "top1000": Criterion("share of tokens among the 1,000 most likely ones", "bos", "higher"),
+    "fracprob": Criterion(
+        "mean of the tokens' probabilities, each over the likeliest one's", "bos", "higher"
+    ),
     "rank": Criterion("mean rank of the tokens, from 1", "none", "lower"),
     "log_rank": Criterion("mean natural logarithm of the rank", "none", "lower"),
     "entropy": Criterion("mean entropy of what was expected, in nats", "none", "higher"),
@@ -39,6 +43,9 @@ CRITERIA = {
     "binoculars": Criterion("perplexity over cross-perplexity, as logs", "none", "lower", True),
     "cross_curvature": Criterion(
         "the curvature where the observer samples", "none", "higher", True
+    ),
+    PERTURBATION: Criterion(
+        "DetectGPT's z-score of the text among its rewritings", "none", "higher"
     ),
 }
 
@@ -63,6 +70,13 @@ class CriteriaOptions:
         "formula averages both perplexities over the same tokens; code is as the authors' program "
         "has it: the cross-perplexity has one position more, after the text.",
     )
+    rewritings: str | None = option(
+        None,
+        "The column with a list of rewritings of each text, made elsewhere, for the criterion "
+        "perturbation. In .csv and .tsv, a list as in JSON.",
+        group="Text",
+        metavar="COLUMN",
+    )
     stride: int | None = option(
         None,
         "A text longer than the model's window is read in windows that begin this many tokens "
@@ -84,8 +98,14 @@ class CriteriaOptions:
     def names(self, *, observed: bool) -> list[str]:
         """Return the criteria to compute; raises ConfigError for one that lacks its observer."""
         if self.criteria == "all":
-            return [name for name, each in CRITERIA.items() if observed or not each.by_two]
+            return [
+                name
+                for name, each in CRITERIA.items()
+                if (observed or not each.by_two) and (self.rewritings or name != PERTURBATION)
+            ]
         for name in self._named:
+            if name == PERTURBATION and self.rewritings is None:
+                raise ConfigError(f"{name} needs rewritings of the texts: add --rewritings COLUMN")
             if CRITERIA[name].by_two and not observed:
                 raise ConfigError(f"{name} needs two models: add --observer MODEL")
         return list(dict.fromkeys(self._named))

@@ -8,19 +8,36 @@ from typing import Any
 
 from gpt2kit.data.tables import Table
 from gpt2kit.errors import CorpusError
+from gpt2kit.evaluation.rewritings import parse_rewritings
 
 ERROR = "error"  # the column that says why a row has no figures
 
 Figures = Mapping[str, Any]
-# Called with texts; returns the figures of each by name, and under "error" why there are none.
-Measured = Callable[[Sequence[str]], Iterable[Figures]]
+# Called with texts, and with their rewritings if there are some; returns the figures of each by
+# name, and under "error" why there are none.
+Measured = Callable[..., Iterable[Figures]]
 
 
-def figures_of(table: Table, column: str, measure: Measured) -> list[Figures]:
-    """Return the figures of the text in each row; a row that cannot be read has its error alone."""
+def figures_of(
+    table: Table, column: str, measure: Measured, rewritings: str | None = None
+) -> list[Figures]:
+    """Return the figures of the text in each row; a row that cannot be read has its error alone.
+
+    With `rewritings`, a column of lists of texts, `measure` gets these lists too.
+    """
     errors = dict(table.errors)
     texts = table.texts(column, errors) if table.rows else []
-    found = iter(measure([text for row, text in enumerate(texts) if row not in errors]))
+    lists: list[list[str]] = [[] for _ in texts]
+    if rewritings is not None and table.rows:
+        index = table.column(rewritings)
+        for row, cells in enumerate(table.rows):
+            try:
+                lists[row] = parse_rewritings(cells[index])
+            except CorpusError as error:
+                errors.setdefault(row, str(error))
+    good = [row for row in range(len(texts)) if row not in errors]
+    more = () if rewritings is None else ([lists[row] for row in good],)
+    found = iter(measure([texts[row] for row in good], *more))
     return [{ERROR: errors[row]} if row in errors else next(found) for row in range(len(texts))]
 
 

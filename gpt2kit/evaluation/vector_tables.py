@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from gpt2kit.data.arrays import mapped
 from gpt2kit.data.tables import Table
 from gpt2kit.evaluation.vectors import word_vectors
 from gpt2kit.evaluation.word_options import TableOptions, WordOptions, check_together
@@ -36,12 +37,19 @@ def plan_of(table: Table, how: TableOptions, options: WordOptions) -> Plan:
 
 
 def arrays(
-    plan: Plan, meter: Meter, layers: Sequence[Layer], pool: Pool, *, batch_size: int
+    plan: Plan,
+    meter: Meter,
+    layers: Sequence[Layer],
+    pool: Pool,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Return arrays with an entry for each unit, in the order of the rows, and the layers' names.
 
-    `hidden` is (U, L, C) float32, NaN for a unit without a vector; `row` is the row of the input,
-    from 1; `flag` has the flags of `words.Word`. A passage that cannot be spelled has no units.
+    `hidden` is (U, L, C) float32, NaN for a unit without a vector, and lies in a file without a
+    name in `folder`; `row` is the row of the input, from 1; `flag` has the flags of `words.Word`. A
+    passage that cannot be spelled has no units.
     """
     measured = meter.measure(plan.passages)
     good = [n for n, each in enumerate(measured) if each.error is None]
@@ -55,17 +63,19 @@ def arrays(
         stride=meter.options.stride,
         batch_size=batch_size,
     )
-    units = []
-    for n, own in zip(good, vectors, strict=True):
-        units += list(zip(plan.owners[n], measured[n].words, own, strict=True))
-    units.sort(key=lambda unit: unit[0])
-    words = [word for _, word, _ in units]
-    nothing = torch.empty(0, len(layers), meter.model.config.n_embd)
-    hidden = torch.stack([vector for *_, vector in units]) if units else nothing
+    owners = np.array([row for n in good for row in plan.owners[n]], dtype=np.int64)
+    order = np.argsort(owners, kind="stable")
+    every = [word for n in good for word in measured[n].words]
+    words = [every[index] for index in order]
+    hidden = mapped((len(words), len(layers), meter.model.config.n_embd), folder)
+    ranks, done = np.argsort(order, kind="stable"), 0
+    for own in vectors:  # (units, L, C)
+        hidden[ranks[done : done + len(own)]] = own.numpy()
+        done += len(own)
     return {
-        "hidden": hidden.numpy(),
+        "hidden": hidden,
         "layers": np.array([str(layer) for layer in layers]),
-        "row": np.array([row + plan.table.first for row, *_ in units], dtype=np.int64),
+        "row": owners[order] + plan.table.first,
         "word": np.array([word.text for word in words]),
         "start": np.array([word.start for word in words], dtype=np.int64),
         "end": np.array([word.end for word in words], dtype=np.int64),

@@ -114,7 +114,12 @@ def _checked_prompt(row: int, prompt: list[Any] | None) -> list[int]:
 
 
 def _begin(
-    model: GPT2, rows: Sequence[Row], request: Request, draft: Draft | None, n_vocab: int
+    model: GPT2,
+    rows: Sequence[Row],
+    request: Request,
+    draft: Draft | None,
+    n_vocab: int,
+    slots: int | None = None,
 ) -> Continuation:
     """Return the continuation of these rows, with a drafter if there is a draft."""
     request.check_draft(draft)
@@ -123,7 +128,7 @@ def _begin(
         drafter = drafter_for(rows, draft, request.draft_tokens, n_vocab=n_vocab)
     state = Continuation(
         model,
-        slots=len(rows),
+        slots=min(slots or len(rows), len(rows)),
         capacity=max(row.longest for row in rows) + (drafter.most if drafter else 0),
         n_vocab=n_vocab,
         drafter=drafter,
@@ -202,6 +207,8 @@ def stream(
     request: Request | None = None,
     *,
     draft: Draft | None = None,
+    seeds: Sequence[int] | None = None,
+    slots: int | None = None,
     **options: Unpack[Options],
 ) -> Iterator[Piece]:
     """Continue a prompt, or several at once, and yield each piece of text as soon as it is certain.
@@ -210,7 +217,8 @@ def stream(
     empty prompt starts a new text. Several prompts and samples share the work, and each comes out
     as it would alone: bit for bit on a CPU with the native step; if torch computes the steps, up to
     rounding, which hardly ever changes a text in float32 and often does in bfloat16. For `draft`, a
-    smaller model or "lookup", see speculate.py.
+    smaller model or "lookup", see speculate.py. `seeds` are one for each prompt, in place of the
+    request's; at most `slots` texts are written at once, by default all.
 
     Raises at the call, before the first piece is asked for: ConfigError for an invalid option and
     for constraints that no text meets,
@@ -233,17 +241,17 @@ def stream(
     rows = [
         Row(
             ids,
-            request,
+            request if seeds is None else dataclasses.replace(request, seed=seeds[index]),
             model.config,
             sample=request.first_sample + number,
             stop_id=stop_id,
             limits=limits,
             progress=constraints.after(ids) if constraints else None,
         )
-        for ids in encoded
+        for index, ids in enumerate(encoded)
         for number in range(request.num_samples)
     ]
-    state = _begin(model, rows, request, draft, n_vocab)
+    state = _begin(model, rows, request, draft, n_vocab, slots)
     return _pieces(state, [TextOfRow(i, row, tokenizer) for i, row in enumerate(rows)])
 
 

@@ -28,6 +28,7 @@ from gpt2kit.bulk.work import Cells, Models, Work
 from gpt2kit.data.streams import read_batches
 from gpt2kit.errors import BadRowError, ConfigError, FileError, OutOfMemoryError
 from gpt2kit.evaluation.perplexity import score
+from gpt2kit.files import new_file
 
 
 def merged(found: Job | Path) -> bytes:
@@ -242,6 +243,25 @@ def test_a_full_disk_ends_the_run_and_the_command_given_again_goes_on(
     assert leftovers(tmp_path / "out") == []
     assert not list((tmp_path / "out" / "failed").iterdir())
     assert run(first).summary["done"] == 3
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_stopped(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message was "No space left on device", and did not say where."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    first = job(texts, out=tmp_path / "out")
+    run(first, share=Share(5, 6))  # the plan alone
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(first)
+    assert str(caught.value.filename).startswith(str(tmp_path / "out" / "parts"))
+    with pytest.raises(OSError, match="No space left") as caught, new_file(tmp_path / "a"):
+        pass
+    assert caught.value.filename
 
 
 def test_no_part_is_begun_after_the_time_is_over(texts: Path, tmp_path: Path) -> None:

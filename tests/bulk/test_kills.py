@@ -21,9 +21,11 @@ from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.measures import Filter, Score
 from gpt2kit.bulk.merge import merge
 from gpt2kit.bulk.run import run
+from gpt2kit.bulk.texts import Generate
 from gpt2kit.bulk.words import Surprisal
 from gpt2kit.bulk.work import Work
 from gpt2kit.evaluation.word_options import TableOptions
+from gpt2kit.generation.request import Request
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="other systems have no forkserver")
 
@@ -47,6 +49,7 @@ def merged(out: Path) -> bytes:
 
 
 WORDS = Surprisal(how=TableOptions(words="word", by="item", unit="token"), batch_size=8)
+TEXTS = Generate(request=Request(seed=1, max_tokens=6, num_samples=2))
 DIVIDED = Filter(percentiles="30,60", keep="bucket == middle", batch_size=8)
 
 
@@ -56,9 +59,11 @@ DIVIDED = Filter(percentiles="30,60", keep="bucket == middle", batch_size=8)
         (300, 6, Score(batch_size=8)),
         (120, 2, WORDS),
         (120, 2, DIVIDED),
+        (60, 2, TEXTS),
         pytest.param(6000, 50, Score(batch_size=8), marks=pytest.mark.slow),
         pytest.param(3000, 20, WORDS, marks=pytest.mark.slow),
         pytest.param(3000, 20, DIVIDED, marks=pytest.mark.slow),
+        pytest.param(1000, 20, TEXTS, marks=pytest.mark.slow),
     ],
 )
 def test_any_worker_may_die_at_any_time(tmp_path: Path, rows: int, kills: int, work: Work) -> None:

@@ -172,3 +172,19 @@ def test_standard_input_needs_a_format(desk: Path) -> None:
     assert "add --format" in refused.stderr
     assert CliRunner().invoke(app, [*arguments, "--format", "jsonl"], input=lines).exit_code == 0
     assert len(read("out.jsonl")) == 5
+
+
+def test_rewritings_in_a_column_give_detectgpts_criterion(desk: Path) -> None:
+    rows = [{"text": text, "other": ["a cat sat.", "The cat."]} for text in TEXTS[:2]]
+    write_lines("r.jsonl", map(json.dumps, [*rows, {"text": "a cat", "other": "b"}]))
+    how = ("--criteria", "perturbation,fracprob", "--rewritings", "other")
+    run("r.jsonl", "--out", "out.jsonl", *how)
+    run("r.jsonl", "--out", "out", *how)
+    found, parts = read("out.jsonl"), read("out/parts/00000.jsonl")
+    assert [row["perturbation"] is None for row in found] == [False, False, True]
+    assert 0 < found[0]["fracprob"] <= 1
+    assert found[2]["error"] == parts[2]["error"] == "the rewritings are no list of texts"
+    for row, other in zip(found[:2], parts, strict=False):
+        assert row["perturbation"] == pytest.approx(other["perturbation"], rel=1e-3)
+    missing = run("texts.jsonl", "--out", "o.jsonl", "--criteria", "perturbation", code=1)
+    assert "add --rewritings COLUMN" in missing.stderr

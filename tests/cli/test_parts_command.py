@@ -332,3 +332,37 @@ def test_vectors_are_those_of_a_single_file(desk: Path) -> None:
     wrong = invoke("embed", "a.jsonl", "--model", "tiny", "--layer", "9", "--out", "other")
     assert wrong.exit_code == 1
     assert "layer" in wrong.stderr
+
+
+def test_the_text_of_a_prompt_is_that_of_its_row_s_seed(desk: Path) -> None:
+    how = ("--model", "tiny", "--max_tokens", "5", "--num_samples", "2")
+    many = ("generate", "--prompts", "*.jsonl", "--prompts", "b.txt", "--out", "texts", *how)
+    done = invoke(*many, "--part_rows", "10", "--id_field", "id")
+    assert done.exit_code == 0, done.stderr
+    assert invoke("parts", "texts", "--merge", "texts.jsonl").exit_code == 0
+    rows = lines_of("texts.jsonl")
+    assert [row["row"] for row in rows if row["sample"] != 1] == list(range(1, 29))
+    assert len({row["seed"] for row in rows if row["seed"]}) == 27  # of 28 rows, one is empty
+    for row in (rows[0], rows[33]):
+        alone = invoke("generate", row["prompt"], *how, "--seed", str(row["seed"]), "--json")
+        texts = [json.loads(line) for line in alone.stdout.splitlines()]
+        assert row["text"] == texts[row["sample"]]["text"]
+        assert row["n_tokens"] == len(texts[row["sample"]]["tokens"])
+    assert "--seed was 0 and is 1" in invoke(*many, "--seed", "1").stderr
+    cases = {
+        (*many, "--json"): "--json has no effect here",
+        (*many, "a prompt"): "--prompt has no effect here",
+        (*many[:3], *how): "--prompts FILES and --out DIR go together",
+        ("generate", "a", *how, "--workers", "2"): "--workers has no effect here",
+    }
+    for arguments, message in cases.items():
+        assert message in invoke(*arguments).stderr, arguments
+
+
+@pytest.mark.slow
+def test_an_error_that_ends_a_worker_is_one_line(desk: Path) -> None:
+    """A bad row with --on_error stop, in one of several processes, printed a traceback."""
+    strict = invoke(*SCORE, "--on_error", "stop", "--workers", "2")
+    assert strict.exit_code == 1
+    assert strict.stderr.endswith("error: row 27: empty\n")
+    assert "Traceback" not in strict.stderr
