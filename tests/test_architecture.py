@@ -121,11 +121,12 @@ def test_torch_is_not_imported_before_it_is_needed(command: list[str]) -> None:
 # of a larger whole, and is tested as a part of it.
 TESTED_BY = {
     "bulk/test_cutting.py": "bulk/sources",
+    "bulk/test_kills.py": "bulk/texts bulk/words",
     "bulk/test_bulk.py": """
         bulk/folder bulk/handout bulk/job bulk/measures bulk/merge bulk/options bulk/plan
         bulk/processes bulk/ray_actors bulk/run bulk/threads bulk/work bulk/worker
     """,
-    "cli/test_parts_command.py": "cli/bulk",
+    "cli/test_parts_command.py": "cli/bulk cli/generation_in_parts",
     "data/test_streams.py": "data/packed data/parquet",  # formats, each through `read_batches`
     "checkpoints/test_courses.py": """
         checkpoints/layouts checkpoints/torch_files checkpoints/unsaid
@@ -164,6 +165,7 @@ TESTED_BY = {
     """,  # from a pattern to the tokens that it allows
     "cli/test_surprisal_command.py": "evaluation/receipt",
     "evaluation/test_cloze.py": "cli/cloze",
+    "cli/test_embed_command.py": "data/arrays evaluation/vector_options",
     "cli/test_word_vectors.py": "evaluation/vector_tables",
     "evaluation/test_criteria.py": "evaluation/criteria_options",
     "evaluation/test_words.py": "evaluation/distributions evaluation/word_options",

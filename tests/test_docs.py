@@ -288,6 +288,8 @@ def write_texts() -> None:
     Path("corpus/b.txt").write_text("The dog\n\nThe cat\n")
     Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
     Path("patches.csv").write_text("clean,corrupt,answer,wrong\ndi vi,di co,t,s\n")
+    rewritten = {"text": "The dog ate", "rewritings": ["The dog sat", "The cat ate the dog"]}
+    Path("rewritten.jsonl").write_text(json.dumps(rewritten) + "\n")
     Path("texts.jsonl").write_text(json.dumps({"text": "The dog ate the cat"}) + "\n")
     for name, texts in (("human", VERSES), ("machine", VERSES[::-1])):
         rows = [json.dumps({"text": line}) for line in texts.splitlines()[:4]]
