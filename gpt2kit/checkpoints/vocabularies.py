@@ -17,7 +17,7 @@ from gpt2kit import store
 from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.checkpoints.unpickle import Unreadable, unpickle
 from gpt2kit.config import GPT2Config
-from gpt2kit.errors import CheckpointNotFoundError, TokenizerError
+from gpt2kit.errors import CheckpointNotFoundError, Gpt2KitError, TokenizerError
 from gpt2kit.files import read_bytes, read_start
 from gpt2kit.store.catalogue import MERGES_SHA256
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
@@ -96,7 +96,7 @@ def gpt2_vocabulary() -> Tokenizer | None:
     for model in store.installed():
         try:
             tokenizer = load_tokenizer(model.path)
-        except (OSError, TokenizerError):  # another model's vocabulary is no reason to fail
+        except (OSError, Gpt2KitError):  # another model's vocabulary is no reason to fail
             continue
         if tokenizer is not None and _is_gpt2s(tokenizer):
             return tokenizer

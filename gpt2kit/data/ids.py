@@ -35,9 +35,9 @@ def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Ids:
     dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
     before: Sequence[int] = ()
     after: Sequence[int] = ()
-    whole = False
+    whole = getattr(tokenizer, "needs_whole_text", False)
     if isinstance(tokenizer, ListedTokenizer):
-        before, after, whole = tokenizer.before, tokenizer.after, tokenizer.needs_whole_text
+        before, after = tokenizer.before, tokenizer.after
     pieces: list[Ids] = []
     for document in documents:
         if pieces and not before and not after:

@@ -167,6 +167,8 @@ def _byte_ends(passage: Passage) -> list[int]:
 def token_pieces(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[bytes]:
     """Return the bytes of the tokens of a text; raises TokenizerError if they do not spell it."""
     pieces = [tokenizer.token_bytes(token) for token in ids]
+    if b"".join(pieces) == b" " + text.encode():
+        pieces[0] = pieces[0].removeprefix(b" ")  # SentencePiece begins every text with a space
     if b"".join(pieces) != text.encode():
         raise TokenizerError(
             "the tokens of the text do not spell it, so its words cannot be found among them; "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt2kit.tokenizers import BPETokenizer, Tokenizer
+from gpt2kit.tokenizers import BPETokenizer, LibraryTokenizer, Tokenizer
 from gpt2kit.tokenizers.listed import ListedTokenizer
 
 _LONGEST = 5
@@ -37,7 +37,7 @@ class TokenEntry:
 class VocabularySummary:
     """What a vocabulary consists of. One token may count among several of the kinds."""
 
-    tokenizer: str  # "byte-level BPE", "characters" or "words"
+    tokenizer: str  # "byte-level BPE", "characters", "words" or "WordPiece of …"
     n_vocab: int
     special: tuple[TokenEntry, ...]
     kinds: dict[str, int]  # number of tokens by kind
@@ -56,7 +56,7 @@ def entries(tokenizer: Tokenizer) -> Iterator[TokenEntry]:
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
     """Return the ids of the tokens that no plain text makes."""
-    if isinstance(tokenizer, BPETokenizer | ListedTokenizer):
+    if isinstance(tokenizer, BPETokenizer | LibraryTokenizer | ListedTokenizer):
         return set(tokenizer.special.values())
     return set() if tokenizer.stop_id is None else {tokenizer.stop_id}
 
@@ -126,9 +126,11 @@ def _kinds(entry: TokenEntry) -> Iterator[str]:
 def _name(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, ListedTokenizer):
         return f"{tokenizer.what}s"
+    if isinstance(tokenizer, LibraryTokenizer):
+        return f"{tokenizer.kind} of the tokenizers library"
     return "byte-level BPE"
 
 
 def _gaps(tokenizer: Tokenizer) -> set[int]:
     """Return the ids below n_vocab that stand for no token, which a BPE's files may leave out."""
-    return tokenizer.gaps() if isinstance(tokenizer, BPETokenizer) else set()
+    return tokenizer.gaps() if isinstance(tokenizer, BPETokenizer | LibraryTokenizer) else set()

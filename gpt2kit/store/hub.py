@@ -42,6 +42,8 @@ _TEXT_FILES = (
     "tokenizer.json",
     "added_tokens.json",
     "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.txt",
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _STEMS = tuple(f"{stem}." for stem, _ in _WEIGHTS)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE, and vocabularies of characters or words."""
+"""Text to token ids and back: byte-level BPE, characters, words, and what others train."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2kit.tokenizers.bpe import BPETokenizer
 from gpt2kit.tokenizers.char import CharTokenizer
+from gpt2kit.tokenizers.library import LibraryTokenizer
 from gpt2kit.tokenizers.listed import read_listed
 from gpt2kit.tokenizers.protocol import END_OF_TEXT, Tokenizer, identity, require_tokenizer
 from gpt2kit.tokenizers.stream import StreamDecoder
@@ -15,6 +16,7 @@ __all__ = [
     "END_OF_TEXT",
     "BPETokenizer",
     "CharTokenizer",
+    "LibraryTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "WordTokenizer",
@@ -27,7 +29,10 @@ __all__ = [
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """Return the tokenizer whose vocabulary is in a folder, or None if there is none.
 
-    Raises TokenizerError for a damaged vocabulary.
+    Raises TokenizerError for a damaged vocabulary, and MissingDependencyError for one that needs
+    gpt2kit[tokenizers] if that is not installed.
     """
     kinds = {"char": CharTokenizer, "word": WordTokenizer}
-    return read_listed(folder, kinds) or BPETokenizer.from_folder(folder)
+    if listed := read_listed(folder, kinds):
+        return listed
+    return LibraryTokenizer.from_folder(folder) or BPETokenizer.from_folder(folder)

@@ -24,7 +24,7 @@ from gpt2kit.files import read_json, read_text
 
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _ADDED = "added_tokens.json"
-_WHOLE = "tokenizer.json"
+WHOLE = "tokenizer.json"
 _LARGEST = 2**26  # bytes of a vocabulary file
 
 
@@ -46,16 +46,16 @@ def read_vocabulary(folder: Path) -> BPEFiles | None:
     """
     try:
         pair = _find_pair(folder)
-        is_whole = _is_there(folder / _WHOLE)
+        is_whole = is_there(folder / WHOLE)
         if pair is None and not is_whole:
             return None
-        stop_id = _stop_id(folder)
-        whole = _read(folder / _WHOLE) if is_whole else {}
+        stop_id = read_stop_id(folder)
+        whole = _read(folder / WHOLE) if is_whole else {}
         if pair is None:
-            vocab, merges = _model(folder / _WHOLE, whole)
+            vocab, merges = _model(folder / WHOLE, whole)
         else:
             vocab, merges = _ids(pair[0], _read(pair[0])), _merges(pair[1])
-        added = _ids(folder / _ADDED, _read(folder / _ADDED)) if _is_there(folder / _ADDED) else {}
+        added = _ids(folder / _ADDED, _read(folder / _ADDED)) if is_there(folder / _ADDED) else {}
         return BPEFiles(vocab, merges, _join(folder, vocab, added, _added(folder, whole)), stop_id)
     except (AttributeError, KeyError, TypeError, UnicodeError) as error:  # JSON of another shape
         kind = type(error).__name__
@@ -63,7 +63,7 @@ def read_vocabulary(folder: Path) -> BPEFiles | None:
         raise TokenizerError(f"{folder}: {detail}") from error
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Whether a name is taken, also by a link that leads nowhere: reading that is an error."""
     return os.path.lexists(path)
 
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _find_pair(folder: Path) -> tuple[Path, Path] | None:
     """Return the two files of a vocabulary; raise TokenizerError if only one is there."""
     for names in _PAIRS:
-        present = [name for name in names if _is_there(folder / name)]
+        present = [name for name in names if is_there(folder / name)]
         if len(present) == 1:
             (missing,) = set(names) - set(present)
             raise TokenizerError(f"{folder}: {present[0]} is here, but {missing} is missing")
@@ -86,23 +86,45 @@ def _find_pair(folder: Path) -> tuple[Path, Path] | None:
 
 def _model(path: Path, whole: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     """Return the tokens and merges of a tokenizer.json."""
-    model, cut = whole.get("model") or {}, whole.get("pre_tokenizer") or {}
-    if (
-        model.get("type", "BPE") != "BPE"
-        or cut.get("type") != "ByteLevel"
-        or cut.get("add_prefix_space")
-        or whole.get("normalizer")
-    ):
+    model = whole.get("model") or {}
+    if not _is_gpt2s(whole):
         expected = "pre_tokenizer ByteLevel without add_prefix_space, no normalizer"
         raise TokenizerError(f"{path}: expected GPT-2's byte-level BPE ({expected})")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return _ids(path, model.get("vocab")), merges
 
 
+def _is_gpt2s(whole: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json describes a byte-level BPE that cuts texts as GPT-2 does."""
+    model, cut = whole.get("model") or {}, whole.get("pre_tokenizer") or {}
+    return (
+        model.get("type", "BPE") == "BPE"
+        and cut.get("type") == "ByteLevel"
+        and not cut.get("add_prefix_space")
+        and not whole.get("normalizer")
+    )
+
+
+def is_byte_level(folder: Path) -> bool:
+    """Whether the vocabulary in a folder is GPT-2's byte-level BPE.
+
+    Its two files decide, if they are there, and tokenizer.json otherwise. Raises TokenizerError for
+    damage.
+    """
+    if any(is_there(folder / name) for names in _PAIRS for name in names):
+        return True
+    if not is_there(folder / WHOLE):
+        return False
+    try:
+        return _is_gpt2s(_read(folder / WHOLE))
+    except AttributeError:  # JSON of another shape, which is refused with the reason later
+        return True
+
+
 def _added(folder: Path, whole: dict[str, Any]) -> dict[str, int]:
     """Return the added tokens of a tokenizer.json."""
     added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
-    return _ids(folder / _WHOLE, added)
+    return _ids(folder / WHOLE, added)
 
 
 def _join(folder: Path, vocab: Mapping[str, int], *tables: Mapping[str, int]) -> dict[str, int]:
@@ -139,10 +161,10 @@ def _merges(path: Path) -> list[str]:
     return [line for line in lines[lines[0].startswith("#version") :] if line]
 
 
-def _stop_id(folder: Path) -> int | None:
+def read_stop_id(folder: Path) -> int | None:
     """Return the end-of-text id in config.json, which a fine-tuned model may have changed."""
     path = folder / "config.json"
-    if not _is_there(path):
+    if not is_there(path):
         return None
     stop_id = read_json(path, error=TokenizerError).get("eos_token_id")
     if isinstance(stop_id, list) and stop_id:

@@ -216,9 +216,9 @@ def test_tokenizer_json_alone_is_enough(
     ],
     ids=str,
 )
-def test_another_kind_of_tokenizer_json_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+def test_another_tokenizer_json_is_no_bpe_of_gpt2s(folder: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(TokenizerError, match="expected GPT-2's byte-level BPE"):
-        load_tokenizer(tokenizer_json(folder, **changes))
+        BPETokenizer.from_folder(tokenizer_json(folder, **changes))
 
 
 @pytest.mark.parametrize(

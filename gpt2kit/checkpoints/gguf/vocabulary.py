@@ -15,7 +15,13 @@ import regex
 
 from gpt2kit.checkpoints.gguf.header import GGUFFile
 from gpt2kit.errors import TokenizerError
-from gpt2kit.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+from gpt2kit.tokenizers import (
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    LibraryTokenizer,
+    Tokenizer,
+)
 from gpt2kit.tokenizers.bpe import PATTERN, byte_characters
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # types of tokens
@@ -141,6 +147,11 @@ def written(tokenizer: Tokenizer, n_vocab: int) -> Written:
         ids = {_spelled(token): number for number, token in enumerate(tokenizer.tokens)}
         merges = [merge for token in tokenizer.tokens for merge in _chain(token.encode())]
         merges, special = list(dict.fromkeys(merges)), tokenizer.special
+    elif isinstance(tokenizer, LibraryTokenizer):
+        raise TokenizerError(
+            f"the vocabulary is a {tokenizer.kind} of the tokenizers library, and gpt2kit writes "
+            "GGUF with byte-level BPE or characters; --format hf keeps it"
+        )
     else:
         raise TokenizerError(
             "GGUF has no vocabulary of words: llama.cpp cuts a text into words before it looks "
