@@ -234,8 +234,8 @@ def test_several_tokens_of_a_row_have_the_logits_that_they_have_one_at_a_time(
         )
 
 
-# Widths and heads that are no multiple of a vector, and more inputs than a block has.
-UNEVEN = replace(SMALL, n_ctx=100, n_embd=84, n_head=4, n_layer=2)
+# Widths and heads that are no multiple of a vector, more inputs than a block has, and more columns.
+UNEVEN = replace(SMALL, n_ctx=100, n_embd=84, n_head=4, n_inner=900, n_layer=2)
 CUTS = ((1,), (2, 3, 90), (7, 40), (13, 14, 15, 33, 80), (16, 32, 48, 64, 80))
 
 
