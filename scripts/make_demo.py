@@ -18,8 +18,8 @@ import torch
 
 from gpt2kit.checkpoints.load import build_model, load_vocabulary, open_checkpoint, write_model
 from gpt2kit.cli.training_summary import loss_figures
-from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
-from gpt2kit.data.texts import read_texts
+from gpt2kit.data.corpus import Corpus, load_corpus
+from gpt2kit.data.texts import read_texts, split_documents
 from gpt2kit.evaluation.originality import baseline, measure_text
 from gpt2kit.files import new_directory
 from gpt2kit.generation.text import complete

@@ -164,6 +164,8 @@ TESTED_BY = {
         generation/constraints/vocabulary
     """,  # from a pattern to the tokens that it allows
     "cli/test_surprisal_command.py": "evaluation/receipt",
+    "data/test_example_rows.py": "data/batches",
+    "evaluation/test_classification.py": "checkpoints/classifiers",
     "evaluation/test_cloze.py": "cli/cloze",
     "cli/test_embed_command.py": "data/arrays evaluation/vector_options",
     "cli/test_word_vectors.py": "evaluation/vector_tables",
@@ -186,7 +188,7 @@ TESTED_BY = {
     "tokenizers/test_tokenizers.py": "tokenizers/protocol",
     "training/test_distributed.py": "training/sharding",  # needs several processes
     "training/test_loop.py": "training/trainer",
-    "training/test_options.py": "training/config",
+    "training/test_options.py": "training/config training/keywords",
     "training/test_setup.py": "training/start",
 }
 

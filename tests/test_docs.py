@@ -280,6 +280,7 @@ def write_texts() -> None:
         Path(f"{name}.txt").write_text(VERSES * 6 + "ROMEO:\n", encoding="utf-8")
     for name in ("letter", "prompts", "sentences", "happy", "sad"):
         Path(f"{name}.txt").write_text("The dog\nThe cat sat\n")
+    write_examples()
     Path("reading.csv").write_text(
         "item,position,word,rt\n1,2,mezzo,402\n1,1,Nel,310\n1,3,del,280\n2,1,vita,333\n"
     )
@@ -303,6 +304,17 @@ def write_texts() -> None:
     Path("hellaswag.jsonl").write_text(
         json.dumps({"ind": 0, "ctx": "The dog", "endings": endings, "label": 0}) + "\n"
     )
+
+
+def write_examples() -> None:
+    """Write tables of examples to learn."""
+    pairs = [{"prompt": "The dog", "completion": "ate"}, {"prompt": "The cat", "completion": "sat"}]
+    Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in pairs * 4))
+    named = [{"instruction": each["prompt"], "output": each["completion"]} for each in pairs]
+    Path("instruction-data.json").write_text(json.dumps(named))
+    Path("sms.csv").write_text("text,label\n" + "win now,spam\nsee you,ham\nok,ham\n" * 3)
+    Path("new.csv").write_text("text\nThe dog\n")
+    Path("new.txt").write_text("The dog\n")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,17 @@ def _warn_of_unknown(path: Path, names: list[str]) -> None:
     warnings.warn(message, Gpt2KitWarning, stacklevel=3)
 
 
-def config_dict(config: GPT2Config, *, dtype: torch.dtype, stop_id: int | None) -> dict[str, Any]:
-    """Return the content of config.json as transformers writes it, for `read_config`."""
+def config_dict(
+    config: GPT2Config,
+    *,
+    dtype: torch.dtype,
+    stop_id: int | None,
+    labels: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the content of config.json as transformers writes it, for `read_config`.
+
+    With labels it is that of a classifier.
+    """
     shape = {"vocab_size": config.n_vocab, "n_positions": config.n_ctx, "n_ctx": config.n_ctx}
     result: dict[str, Any] = {
         "model_type": "gpt2" if config.is_gpt2 else "gpt2kit",
@@ -147,6 +157,13 @@ def config_dict(config: GPT2Config, *, dtype: torch.dtype, stop_id: int | None) 
         "use_cache": True,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if labels:
+        result |= {
+            "architectures": ["GPT2ForSequenceClassification"],
+            "id2label": {str(number): label for number, label in enumerate(labels)},
+            "label2id": {label: number for number, label in enumerate(labels)},
+            "pad_token_id": stop_id,  # transformers finds the last token of a text by it
+        }
     if not config.is_gpt2:
         result |= {"architectures": ["GPT2"], **{name: getattr(config, name) for name in VARIED}}
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ import torch
 
 from gpt2kit.checkpoints import pickled
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict, read_config
-from gpt2kit.checkpoints.names import BUFFERS, VALUE_HEAD, holds_linear, plain_names
+from gpt2kit.checkpoints.names import (
+    BUFFERS,
+    CLASS_HEAD,
+    VALUE_HEAD,
+    holds_linear,
+    plain_names,
+)
 from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, transpose_if_conv1d
 from gpt2kit.config import GPT2Config
@@ -136,7 +142,8 @@ def _checkpoint(
     if tied_copy is not None and tied_copy.shape != expected:
         misshapen = {"lm_head.weight": (expected, tied_copy.shape)}
         raise CheckpointMismatchError(path, misshapen=misshapen)
-    return Checkpoint(path, kind, config, ours, skipped, tied_copy)
+    class_head = ours.pop(CLASS_HEAD, None)
+    return Checkpoint(path, kind, config, ours, skipped, tied_copy, class_head=class_head)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -149,24 +156,28 @@ def write_directory(
     *,
     dtype: torch.dtype,
     stop_id: int | None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors.
 
     Only one tensor is in memory at a time.
 
-    transformers loads them as they are. The vocabulary is the tokenizer's to write. A GPT-2 without
+    transformers loads them as they are. `labels` are those of a head for classification, if that is
+    among the tensors. The vocabulary is the tokenizer's to write. A GPT-2 without
     biases gets biases of zero: the same function, in the only form that transformers has for it.
     """
     config, tensors = _with_zero_biases(config, tensors)
-    _write_json(folder / CONFIG_FILE, config_dict(config, dtype=dtype, stop_id=stop_id))
+    described = config_dict(config, dtype=dtype, stop_id=stop_id, labels=labels)
+    _write_json(folder / CONFIG_FILE, described)
     generation = {"bos_token_id": stop_id, "eos_token_id": stop_id}
     _write_json(folder / "generation_config.json", generation)
     # OpenAI's own repository on the Hub has wte.weight, and mlx-lm reads nothing else. A model with
     # a head of its own, which mlx-lm does not have, needs the prefix: transformers 4 refuses
-    # lm_head.weight without it.
-    prefix = "" if config.tie_word_embeddings else "transformer."
+    # lm_head.weight without it. Beside the head of a classifier, transformers expects it.
+    prefix = "" if config.tie_word_embeddings and not labels else "transformer."
+    heads = ("lm_head.weight", CLASS_HEAD)
     in_file = {
-        ("" if name == "lm_head.weight" else prefix) + name: transpose_if_conv1d(name, tensor)
+        ("" if name in heads else prefix) + name: transpose_if_conv1d(name, tensor)
         for name, tensor in tensors.items()
     }
     with (folder / WEIGHTS_FILE).open("wb") as file:
@@ -181,9 +192,10 @@ def _with_zero_biases(
     if config.is_gpt2 or not complete.is_gpt2:
         return config, tensors
     shapes = complete.shapes()
-    return complete, {
+    ordered = {
         name: tensors.get(name) or StoredTensor.zeros(shape) for name, shape in shapes.items()
     }
+    return complete, {**ordered, **tensors}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, llmc, openai, pickled, torch_files
+from gpt2kit.checkpoints.classifiers import class_head, labels_of_head
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, read_config
 from gpt2kit.checkpoints.device import (
     resolve_device,
@@ -21,6 +22,7 @@ from gpt2kit.checkpoints.device import (
 )
 from gpt2kit.checkpoints.gguf import reading as gguf
 from gpt2kit.checkpoints.int8 import build_int8_model
+from gpt2kit.checkpoints.names import CLASS_HEAD
 from gpt2kit.checkpoints.peft import reading as peft
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes, empty_tensors
 from gpt2kit.checkpoints.unsaid import Unsaid
@@ -354,7 +356,15 @@ def write_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -
     parameters = nn.Module.named_parameters(model)
     tensors = {name: StoredTensor.of(tensor) for name, tensor in parameters}
     stop_id = tokenizer.stop_id if tokenizer else None
-    huggingface.write_directory(folder, model.config, tensors, dtype=model.dtype, stop_id=stop_id)
+    head = class_head(model)
+    huggingface.write_directory(
+        folder,
+        model.config,
+        tensors,
+        dtype=model.dtype,
+        stop_id=stop_id,
+        labels=head.labels if head else (),
+    )
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -377,8 +387,16 @@ def write_checkpoint(
 
         return StoredTensor(stored.shape, dtype, read)
 
-    tensors = {name: checked(name, stored) for name, stored in checkpoint.tensors.items()}
-    stop_id = tokenizer.stop_id if tokenizer else None
-    huggingface.write_directory(folder, checkpoint.config, tensors, dtype=dtype, stop_id=stop_id)
+    stored = {**checkpoint.tensors}
+    if checkpoint.class_head is not None:
+        stored[CLASS_HEAD] = checkpoint.class_head
+    huggingface.write_directory(
+        folder,
+        checkpoint.config,
+        {name: checked(name, each) for name, each in stored.items()},
+        dtype=dtype,
+        stop_id=tokenizer.stop_id if tokenizer else None,
+        labels=labels_of_head(checkpoint),
+    )
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -43,6 +43,9 @@ PREFIXES = ("transformer.", "module.", "_orig_mod.", "pretrained_model.")
 # endings: attn.c_attn.bias is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
 
+# The head of transformers' GPT2ForSequenceClassification, beside which there is a whole GPT-2.
+CLASS_HEAD = "score.weight"
+
 
 # What predicts rewards in TRL's models for PPO, beside the GPT-2 itself.
 VALUE_HEAD = "v_head."

@@ -43,6 +43,8 @@ def plain_gpt2(
         for name, value in {**_NEEDED, **needed}.items()
         if getattr(config, name) != value
     ]
+    if checkpoint.class_head is not None:
+        wrong.append("a head for labels")
     if wrong:
         raise ConfigError(
             f"{checkpoint.path}: {program} cannot express {', '.join(wrong)}; "

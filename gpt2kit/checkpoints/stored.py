@@ -183,6 +183,7 @@ class Checkpoint:
     # Reads the vocabulary that is in the file of the weights itself
     own_vocabulary: Callable[[], Tokenizer | None] | None = field(default=None, repr=False)
     base: Checkpoint | None = field(default=None, repr=False)  # what adapters were applied to
+    class_head: StoredTensor | None = field(default=None, repr=False)  # scores of labels, (L, C)
 
     def __post_init__(self) -> None:
         check_tensors(self.path, self.config.shapes(), self.tensors)

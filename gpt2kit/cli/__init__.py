@@ -18,6 +18,7 @@ import typer
 from gpt2kit.cli import (
     ablate,
     bulk,
+    classify,
     cloze,
     comparison,
     corpus,
@@ -176,7 +177,18 @@ _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
     "Models": (weights, inspect_model),
     "Train": (training, plan, corpus, synthetic),
-    "Measure": (evaluation, surprisal, cloze, filter, detect, embed, comparison, originality, bulk),
+    "Measure": (
+        evaluation,
+        surprisal,
+        cloze,
+        filter,
+        detect,
+        embed,
+        classify,
+        comparison,
+        originality,
+        bulk,
+    ),
     "Look inside": (explain, heads, ablate, patch, sae, neighbors, plots),
 }
 for _heading, _modules in _HEADINGS.items():

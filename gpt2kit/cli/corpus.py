@@ -110,6 +110,7 @@ def corpus(
     Every figure is that of train or, with --model, of finetune with the same options.
     """
     from gpt2kit.data.census import count_lines
+    from gpt2kit.data.corpus import Corpus
     from gpt2kit.data.ids import ids_file
     from gpt2kit.data.texts import text_of_bytes
     from gpt2kit.training import start
@@ -129,6 +130,8 @@ def corpus(
     else:
         begin = start.from_weights(source, training, options.locate)
     read = start.read_corpus(source, begin, training)
+    if not isinstance(read, Corpus):
+        raise ConfigError(f"{file} is a table of examples, not a text; gpt2kit plan shows them")
     windows = _windows(read, begin, look)
     lines = None if begin.text is None else count_lines(begin.text.documents)
     show = _show_json if json else _show

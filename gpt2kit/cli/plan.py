@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from gpt2kit.fields import rules
 from gpt2kit.training.options import FinetuneOptions, TrainingOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from gpt2kit.data.corpus import CorpusReport
+    from gpt2kit.data.corpus import CorpusReport, ExampleReport
     from gpt2kit.training.rehearsal import Memory
     from gpt2kit.training.settings import Command
     from gpt2kit.training.setup import Setup
@@ -173,6 +174,8 @@ def corpus_lines(report: CorpusReport, *, is_estimate: bool = False) -> list[tup
             f"(GPT-2's vocabulary on English: {ENGLISH_CHARACTERS_PER_TOKEN})"
         )
     notes = report.oddities.notes if report.oddities else []
+    if (examples := report.examples) is not None:
+        return [("corpus", read), *(("", note) for note in notes), *_example_lines(examples)]
     split = (
         f"{about}{report.train_tokens:,} tokens to train with, "
         f"{about}{report.val_tokens:,} to validate with"
@@ -180,32 +183,66 @@ def corpus_lines(report: CorpusReport, *, is_estimate: bool = False) -> list[tup
     return [("corpus", read), *(("", note) for note in notes), ("split", split)]
 
 
+def _example_lines(report: ExampleReport) -> list[tuple[str, str]]:
+    """Return what is to be said about examples, each line with its name."""
+    total = report.train + report.val
+    what = f"{output.count(total, 'example')}, of which "
+    what += f"{output.count(report.predicted_tokens, 'token')} are predicted"
+    if report.labels:
+        some = [f"{label} {n / total:.0%}" for label, n in [*report.labels.items()][:10]]
+        more = f" and {len(report.labels) - 10:,} more" if len(report.labels) > 10 else ""
+        what = f"{output.count(total, 'example')} with labels: {', '.join(some)}{more}"
+    lines = [("examples", what)]
+    if report.left_out:
+        rows = output.count(report.left_out, "row")
+        lines.append(("", f"{rows} without a completion or label left out"))
+    split = f"{report.train:,} examples to train with, {report.val:,} to validate with"
+    return [*lines, ("split", split)]
+
+
 def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
     config = setup.config
+    read = "text" if setup.start.purpose is None else "examples"
     n_params = setup.model.config.n_params
     tokens = config.max_steps * config.batch_size * config.block_size
     steps = (
         f"{output.count(config.max_steps, 'step')} of {_batches(setup)}: {tokens:,} tokens, "
-        f"{tokens / len(setup.corpus.train_ids):.1f} times the text"
+        f"{tokens / setup.corpus.epoch_tokens(config.block_size):.1f} times the {read}"
     )
     how = f"{config.optimizer}, learning rate {config.lr:g} {config.schedule}"
     if config.accumulate > 1:
         how += f", batches in {config.accumulate} parts"
     if config.checkpointing:
         how += ", blocks computed twice"
-    device = f"{setup.settings.device}, {config.dtype}"
-    if setup.ranks.world_size > 1:
-        device += f", in {setup.ranks.world_size} processes"
-    return [
+    lines = [
         ("model", f"{setup.name}: {n_params:,} parameters, {trained:,} of them trained"),
         ("training", steps),
         ("", how),
-        ("device", device),
+        *(("", line) for line in _cut_lines(setup)),
     ]
+    device = f"{setup.settings.device}, {config.dtype}"
+    if setup.ranks.world_size > 1:
+        device += f", in {setup.ranks.world_size} processes"
+    return [*lines, ("device", device)]
+
+
+def _cut_lines(setup: Setup) -> Iterator[str]:
+    """Yield what becomes of examples that are longer than a row."""
+    from gpt2kit.data.example_rows import ExampleCorpus
+
+    if not isinstance(setup.corpus, ExampleCorpus):
+        return
+    size = setup.config.block_size
+    if n := setup.corpus.left_out(size):
+        yield f"{output.count(n, 'example')} left out: a completion of more than {size:,} tokens"
+    if n := setup.corpus.shortened(size):
+        prompts = output.count(n, "example")
+        yield f"{prompts} of more than {size:,} tokens without the beginning of the prompt"
 
 
 def _batches(setup: Setup) -> str:
-    windows = output.count(setup.config.batch_size, "window")
+    kind = "window" if setup.start.purpose is None else "row"
+    windows = output.count(setup.config.batch_size, kind)
     return f"{windows} of {output.count(setup.config.block_size, 'token')}"
 
 

@@ -120,6 +120,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge adapters into the weights of their model, as a folder that transformers loads."""
+    from gpt2kit.checkpoints.classifiers import LabelWords
     from gpt2kit.checkpoints.load import (
         load_vocabulary,
         open_checkpoint,
@@ -131,6 +132,7 @@ def merge(
     from gpt2kit.training import adapted
 
     base = options.locate(model) if model else None
+    words: LabelWords | None = None
     if peft := adapted.find_peft(run):
         checkpoint = open_checkpoint(peft, base=base)
         vocabulary = load_vocabulary(checkpoint)
@@ -141,9 +143,12 @@ def merge(
         stack = adapted.find_stack(str(adapted.require_adapters(run)))
         checkpoint = open_checkpoint(base or options.locate(stack.base))
         vocabulary = load_vocabulary(checkpoint)
+        words = LabelWords.read(stack.folders[-1])
         write = partial(write_model, model=adapted.build_merged(checkpoint, stack.folders))
     with new_directory(out, replace=force, error=CheckpointError) as folder:
         write(folder, tokenizer=vocabulary)
+        if words is not None:
+            words.write(folder)
     output.result(out)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2kit.cli import output
 from gpt2kit.cli.plan import show_plan
 from gpt2kit.cli.training_summary import Ending, show_summary
+from gpt2kit.data.corpus import Corpus
 from gpt2kit.evaluation.originality import TextIndex
 from gpt2kit.generation.request import Request
 from gpt2kit.generation.text import complete
@@ -38,7 +39,7 @@ class Reporter:
         self._is_main = setup.ranks.is_main
         documents = setup.train_documents
         self._index = TextIndex(documents) if documents else None
-        self._prompt = setup.options.prompt or first_line(setup)
+        self._prompt = setup.options.prompt or first_prompt(setup)
         self._bar: _Bar | None = None
         if self._is_main and not json and sys.stderr.isatty():
             self._bar = _Bar(setup.config.max_steps)
@@ -87,6 +88,8 @@ class Reporter:
 
     def _sample_is_due(self, report: StepReport) -> bool:
         """Whether to write a sample: also if stopped here, since a resumed run begins after it."""
+        if self._setup.has_labels:  # a label is no text worth reading
+            return False
         every = self._setup.options.sample_every
         if every is None:
             every = self._setup.config.eval_every
@@ -159,9 +162,21 @@ def _line(report: StepReport) -> str:
     return f"step {report.step:>6}  {train}val {report.val_loss:.4f}{star}{seen}{speed}"
 
 
-def first_line(setup: Setup) -> str:
-    """Return the beginning of the validation text, at most a line: what samples continue."""
-    ids = setup.corpus.val_ids if len(setup.corpus.val_ids) else setup.corpus.train_ids
+def first_prompt(setup: Setup) -> str:
+    """Return what samples continue: a held-out prompt, or how the held-out text begins."""
+    if (purpose := setup.start.purpose) is not None:
+        train, held_out = purpose.parts(setup.options.val_fraction)
+        prompt = (held_out or train)[0].prompt
+        ids = setup.tokenizer.encode(prompt)
+        size = setup.config.block_size
+        return prompt if len(ids) <= size else setup.tokenizer.decode(ids[-size:])
+    assert isinstance(setup.corpus, Corpus)
+    return _first_line(setup, setup.corpus)
+
+
+def _first_line(setup: Setup, corpus: Corpus) -> str:
+    """Return the beginning of the validation text, at most a line."""
+    ids = corpus.val_ids if len(corpus.val_ids) else corpus.train_ids
     n = min(20, max(1, setup.config.block_size // 2))
     outside = boundaries(setup.tokenizer)
     inside = itertools.dropwhile(outside.__contains__, ids[:n].tolist())

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.cli import output
+from gpt2kit.cli.classify import judgement_lines
 from gpt2kit.cli.output import human_time
 from gpt2kit.errors import MissingDependencyError
+from gpt2kit.evaluation.classification import Classifier, judge, likeliest
 from gpt2kit.evaluation.originality import TextIndex, baseline
 from gpt2kit.files import write_whole
 from gpt2kit.generation.request import Request
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_SEED = 1
 _SAMPLE_TOKENS = 400  # of the text whose originality is measured
+_MOST_JUDGED = 2000  # held-out texts whose labels are compared
 _RECENT = 100  # steps whose training losses are averaged
 _LABELS = {"eval_train_loss": "training loss", "val_loss": "validation loss"}
 _AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # drawn in loss.png
@@ -54,7 +57,7 @@ def show_summary(
     if model is not None:
         if "best_step" in summary:
             setup.files.read(folder, model)
-        summary |= _last_sample(setup, model, ending)
+        summary |= (_judged if setup.has_labels else _last_sample)(setup, model, ending)
     text = json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "report.json", text)
     _draw_losses(folder, metrics)
@@ -87,9 +90,12 @@ def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) ->
         summary["best_step"] = best["step"]
         for name, line in (("before", measured[0]), ("after", best)):
             measured_alike = {key: line[key] for key in ("eval_train_loss",) if key in line}
-            summary[name] = measured_alike | loss_figures(
+            figures = loss_figures(
                 line["val_loss"], report.val_tokens, report.val_bytes, report.val_characters
             )
+            if report.examples is not None:  # not all of their bytes are predicted
+                figures = {key: figures[key] for key in ("val_loss", "perplexity")}
+            summary[name] = measured_alike | figures
         if _overfits(best, measured[-1]):
             summary["overfitting"] = {
                 name: {key: line[key] for key in ("step", "val_loss", "eval_train_loss")}
@@ -110,6 +116,21 @@ def _overfits(best: Mapping[str, Any], end: Mapping[str, Any]) -> bool:
         end["val_loss"] > 1.005 * best["val_loss"]
         and end["eval_train_loss"] < best["eval_train_loss"]
     )
+
+
+def _judged(setup: Setup, model: GPT2, _: Ending) -> dict[str, Any]:
+    """Return how often a model gives held-out texts the right labels."""
+    purpose = setup.start.purpose
+    assert purpose is not None
+    held_out = purpose.parts(setup.options.val_fraction)[1][:_MOST_JUDGED]
+    if not held_out:
+        return {}
+    classifier = Classifier(model, setup.tokenizer, purpose.words)
+    separator = purpose.examples.separator
+    texts = [each.prompt.removesuffix(separator) for each in held_out]
+    given = [likeliest(classifier.labels, each) for each in classifier.probabilities(texts)]
+    found = judge([each.completion for each in held_out], given, classifier.labels)
+    return {"labels": found.as_record()}
 
 
 def _last_sample(setup: Setup, model: GPT2, ending: Ending) -> dict[str, Any]:
@@ -172,6 +193,8 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{best['eval_train_loss']:.3f} to {end['eval_train_loss']:.3f}. The weights of step "
             f"{best['step']:,} are kept. More text, a smaller model or more --dropout would help"
         )
+    if "labels" in summary:
+        lines += ["", *judgement_lines(summary["labels"])]
     if "copied" in summary:
         usual = summary["copied_held_out"]
         beside = "" if usual is None else f"; of the author's own held-out text {usual:.0%}"
@@ -190,6 +213,8 @@ def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -
         ]
     lines = []
     made = shlex.quote(str(shown))
+    if setup.has_labels:
+        return [f"now try: gpt2kit classify {made} TEXTS.csv"]
     if getattr(setup.options, "lora_rank", 0):
         lines.append(f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged")
         made += "-merged"

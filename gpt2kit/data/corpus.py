@@ -13,13 +13,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gpt2kit.data.ids import Ids, MappedFile, encode_cached, ids_file, read_ids, text_bytes
 from gpt2kit.data.oddities import Oddities, examine
-from gpt2kit.data.texts import Source, Text, read_texts
+from gpt2kit.data.texts import Source, Text, read_texts, split_documents
 from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.tokenizers import Tokenizer, identity
 
@@ -35,6 +35,17 @@ ENGLISH_CHARACTERS_PER_TOKEN = 4.4
 
 
 @dataclass(frozen=True)
+class ExampleReport:
+    """What was read of a table of examples."""
+
+    train: int  # examples to train with
+    val: int
+    predicted_tokens: int  # of all that are read
+    left_out: int  # rows without a completion or label
+    labels: dict[str, int]  # how many examples have each label; empty if there are none
+
+
+@dataclass(frozen=True)
 class CorpusReport:
     """What was read; `characters` and `oddities` are None for a file of token ids."""
 
@@ -47,6 +58,7 @@ class CorpusReport:
     train_tokens: int
     val_tokens: int
     oddities: Oddities | None
+    examples: ExampleReport | None = None  # None for a text
 
     @property
     def tokens(self) -> int:
@@ -85,6 +97,18 @@ class Corpus:
         """Return block_size, or less if the training text is shorter than two such windows."""
         return max(1, min(block_size, (len(self.train_ids) - 1) // 2))
 
+    def usual_block_size(self, least: int) -> int:
+        """Return the block size by default, which for a text depends on the model alone."""
+        return least
+
+    def usual_batch_size(self, block_size: int, usual: int) -> int:
+        """Return the windows of a batch by default."""
+        return usual
+
+    def epoch_tokens(self, block_size: int) -> int:
+        """Return how many tokens a pass has."""
+        return len(self.train_ids)
+
     def batch(
         self,
         split: Split,
@@ -119,11 +143,7 @@ class Corpus:
         longer than a window, and if another program has changed the file that the ids are mapped
         from.
         """
-        if batch_size % world_size or not 0 <= rank < world_size:
-            raise ConfigError(
-                f"a batch of {batch_size} windows cannot be shared evenly by {world_size} "
-                f"processes (rank {rank})"
-            )
+        check_share(batch_size, rank, world_size)
         ids = self._ids(split, block_size)
         stride = block_size if stride is None else stride
         if not 1 <= stride <= block_size:
@@ -199,6 +219,15 @@ class Corpus:
             starts = np.clip(starts, 0, last)
             self._orders[key] = starts[np.argsort(random[:-1], kind="stable")]
         return self._orders[key]
+
+
+def check_share(batch_size: int, rank: int, world_size: int) -> None:
+    """Raise ConfigError if a batch cannot be shared by some processes, of which this is one."""
+    if batch_size % world_size or not 0 <= rank < world_size:
+        raise ConfigError(
+            f"a batch of {batch_size} windows cannot be shared evenly by {world_size} "
+            f"processes (rank {rank})"
+        )
 
 
 def _val_batches(
@@ -294,7 +323,7 @@ def load_corpus(
     )
 
 
-def _sizes(train: Sequence[str], held_out: Sequence[str]) -> dict[str, int]:
+def _sizes(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
     """Return the bytes and characters of both parts together, and of the second."""
     characters = [sum(map(len, part)) for part in (train, held_out)]
     n_bytes = [sum(len(document.encode()) for document in part) for part in (train, held_out)]
@@ -304,36 +333,6 @@ def _sizes(train: Sequence[str], held_out: Sequence[str]) -> dict[str, int]:
         "characters": sum(characters),
         "val_characters": characters[1],
     }
-
-
-def split_documents(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
-    """Return documents up to the last `val_fraction` of their characters, and from there on.
-
-    The cut is moved on, by at most a quarter of the held-out part, to the next end of a document,
-    otherwise of a line, otherwise of a word.
-    """
-    total = sum(map(len, documents))
-    cut = int(total * (1 - val_fraction))
-    reach = cut + (total - cut) // 4
-    before = 0  # characters of the documents before
-    for number, document in enumerate(documents):
-        if before + len(document) > cut:
-            offset = _good_cut(document, cut - before, reach - before)
-            train = [*documents[:number], document[:offset]]
-            val = [document[offset:], *documents[number + 1 :]]
-            return [part for part in train if part], [part for part in val if part]
-        before += len(document)
-    return list(documents), []
-
-
-def _good_cut(document: str, cut: int, reach: int) -> int:
-    """Return the offset of the best cut from `cut` on, before `reach`."""
-    if cut == 0 or len(document) <= reach:
-        return 0 if cut == 0 else len(document)
-    if (newline := document.find("\n", cut - 1, reach)) >= 0:
-        return newline + 1
-    space = document.find(" ", cut, reach)
-    return space if space >= 0 else cut
 
 
 def _digest(documents: Sequence[str], key: str) -> str:

@@ -72,6 +72,36 @@ def read_texts(source: Source, *, encoding: str = "utf-8", text_field: str = "te
     return Text(tuple(documents), tuple(files), n_bytes)
 
 
+def split_documents(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
+    """Return documents up to the last `val_fraction` of their characters, and from there on.
+
+    The cut is moved on, by at most a quarter of the held-out part, to the next end of a document,
+    otherwise of a line, otherwise of a word.
+    """
+    total = sum(map(len, documents))
+    cut = int(total * (1 - val_fraction))
+    reach = cut + (total - cut) // 4
+    before = 0  # characters of the documents before
+    for number, document in enumerate(documents):
+        if before + len(document) > cut:
+            offset = _good_cut(document, cut - before, reach - before)
+            train = [*documents[:number], document[:offset]]
+            val = [document[offset:], *documents[number + 1 :]]
+            return [part for part in train if part], [part for part in val if part]
+        before += len(document)
+    return list(documents), []
+
+
+def _good_cut(document: str, cut: int, reach: int) -> int:
+    """Return the offset of the best cut from `cut` on, before `reach`."""
+    if cut == 0 or len(document) <= reach:
+        return 0 if cut == 0 else len(document)
+    if (newline := document.find("\n", cut - 1, reach)) >= 0:
+        return newline + 1
+    space = document.find(" ", cut, reach)
+    return space if space >= 0 else cut
+
+
 def text_of_bytes(data: bytes, path: Path, *, encoding: str = "utf-8") -> Text:
     """Return the documents in the bytes of a text file; `path` names it in messages.
 

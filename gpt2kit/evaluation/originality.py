@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpt2kit.data.corpus import split_documents
+from gpt2kit.data.texts import split_documents
 from gpt2kit.errors import ConfigError
 
 Ints = NDArray[np.int64]

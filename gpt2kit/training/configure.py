@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gpt2kit.data.corpus import Corpus
+from gpt2kit.data.batches import Batches
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import rules
 from gpt2kit.model import GPT2
@@ -24,15 +24,16 @@ Options = TrainOptions | FinetuneOptions
 
 
 def configure(
-    options: Options, model: GPT2, corpus: Corpus, ranks: Ranks, device: torch.device
+    options: Options, model: GPT2, corpus: Batches, ranks: Ranks, device: torch.device
 ) -> TrainConfig:
     """Return the configuration of a new run on a device.
 
     Raises ConfigError for windows that do not fit.
     """
     block_size = _block_size(options, model, corpus)
-    batch_size = options.batch_size or _multiple(options.BATCH_SIZE, ranks.world_size)
-    max_steps = _max_steps(options, corpus, block_size * batch_size)
+    usual = corpus.usual_batch_size(block_size, options.BATCH_SIZE)
+    batch_size = options.batch_size or _multiple(usual, ranks.world_size)
+    max_steps = _max_steps(options, corpus, block_size, batch_size)
     eval_every = options.eval_every or math.ceil(max_steps / options.VALIDATIONS)
     chosen: dict[str, Any] = {
         "lr": _learning_rate(options),
@@ -56,12 +57,12 @@ def configure(
 
 
 def reconfigure(
-    options: Options, given: Collection[str], before: TrainConfig, corpus: Corpus
+    options: Options, given: Collection[str], before: TrainConfig, corpus: Batches
 ) -> TrainConfig:
     """Return the configuration of a resumed run: as before, but for what is given now."""
     changes = {name: value for name, value in _given(options).items() if name in given}
     if options.epochs is not None:
-        changes["max_steps"] = _max_steps(options, corpus, before.block_size * before.batch_size)
+        changes["max_steps"] = _max_steps(options, corpus, before.block_size, before.batch_size)
     return replace(before, **changes)
 
 
@@ -72,14 +73,15 @@ def _given(options: TrainingOptions) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _block_size(options: Options, model: GPT2, corpus: Corpus) -> int:
+def _block_size(options: Options, model: GPT2, corpus: Batches) -> int:
     limit = model.config.n_ctx
     if options.block_size is not None and options.block_size > limit:
         found = f"the model has {limit} positions"
         if isinstance(options, TrainOptions):
             found = f"the text has two windows of at most {limit} tokens"
         raise ConfigError(f"block_size is {options.block_size}, but {found}")
-    return min(corpus.fit_block_size(options.block_size or options.BLOCK_SIZE), limit)
+    wanted = options.block_size or min(corpus.usual_block_size(options.BLOCK_SIZE), limit)
+    return min(corpus.fit_block_size(wanted), limit)
 
 
 def _multiple(n: int, of: int) -> int:
@@ -87,7 +89,7 @@ def _multiple(n: int, of: int) -> int:
     return of * math.ceil(n / of)
 
 
-def _max_steps(options: Options, corpus: Corpus, tokens_per_step: int) -> int:
+def _max_steps(options: Options, corpus: Batches, block_size: int, batch_size: int) -> int:
     if options.max_steps is not None:
         return options.max_steps
     epochs = options.epochs
@@ -95,7 +97,7 @@ def _max_steps(options: Options, corpus: Corpus, tokens_per_step: int) -> int:
         if isinstance(options, TrainOptions):
             return options.MAX_STEPS
         epochs = options.EPOCHS
-    return max(1, round(epochs * len(corpus.train_ids) / tokens_per_step))
+    return max(1, round(epochs * corpus.epoch_tokens(block_size) / (block_size * batch_size)))
 
 
 def _learning_rate(options: Options) -> float:

@@ -21,12 +21,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gpt2kit.data.corpus import Corpus, Split
+from gpt2kit.data.batches import Batches
+from gpt2kit.data.corpus import Split
 from gpt2kit.errors import TrainingError
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.optim import clip_gradients, learning_rate, set_learning_rate
+from gpt2kit.training.readings import n_predicted
 from gpt2kit.training.records import FinishReason, StepReport
 from gpt2kit.training.run import Run
 from gpt2kit.training.states import LoopState
@@ -35,7 +37,7 @@ from gpt2kit.training.trainer import Trainer
 
 def train(
     model: GPT2,
-    corpus: Corpus,
+    corpus: Batches,
     config: TrainConfig,
     *,
     run: Run | None = None,
@@ -72,6 +74,8 @@ def _steps(
 ) -> Iterator[StepReport]:
     """Do the steps that are left: the loop itself."""
     model, corpus, config, ranks = trainer.model, trainer.corpus, trainer.config, trainer.ranks
+    tokens = config.batch_size * config.block_size  # in a step
+    epoch_tokens = corpus.epoch_tokens(config.block_size)
     stopped = False
     while not (stopped or is_finished(state, config)):
         started = time.perf_counter()
@@ -105,7 +109,6 @@ def _steps(
 
         # Save and report
         stopped = ranks.any(stop())
-        tokens = config.batch_size * config.block_size  # in a step
         report = StepReport(
             step=state.step,
             train_loss=train_loss,
@@ -114,7 +117,7 @@ def _steps(
             gradient_norm=norm,
             gradient_norms=norms,
             tokens_seen=state.step * tokens,
-            epoch=state.step * tokens / len(corpus.train_ids),
+            epoch=state.step * tokens / epoch_tokens,
             tokens_per_second=tokens / seconds,
             is_best=is_best,
             finish_reason=_finish_reason(state, config, stopped),
@@ -179,13 +182,13 @@ def _evaluate(trainer: Trainer) -> dict[str, Any]:
 @torch.no_grad()
 def evaluate_loss(
     module: nn.Module,
-    corpus: Corpus,
+    corpus: Batches,
     config: TrainConfig,
     ranks: Ranks | None = None,
     *,
     split: Split = "val",
 ) -> float | None:
-    """Return a split's mean loss in nats per token, or None if there is no validation text.
+    """Return a split's mean loss in nats per token or label; None without anything to validate.
 
     It is measured without dropout on the corpus's `eval_windows`, at most eval_tokens of them, and
     draws no random numbers. With several processes all must call this, and all get the same number.
@@ -196,11 +199,11 @@ def evaluate_loss(
     per_batch = max(1, config.batch_size // config.accumulate // ranks.world_size)
     device = next(module.parameters()).device
     total, count = 0.0, 0
-    for ids in corpus.eval_windows(
+    for batch in corpus.eval_windows(
         split, config.block_size, batch_size=per_batch, most_tokens=config.eval_tokens
     ):
-        tokens = ids[:, 1:].numel()  # of (B, T + 1), all but the first column are predicted
-        total += float(module(ids.to(device))) * tokens
-        count += tokens
+        predicted = n_predicted(batch)
+        total += float(module(batch.to(device))) * predicted
+        count += predicted
     module.train(was_training)
     return ranks.mean(total / count) if count else None

@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt2kit.checkpoints.classifiers import class_head
+from gpt2kit.data.example_rows import NOTHING
 from gpt2kit.engine.torch_engine import precise
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import Dtype
+from gpt2kit.training.readings import Reading
 
 PIECEWISE_VARIABLE = "GPT2KIT_PIECEWISE_LOSS"  # 0 turns the piecewise loss off
 
@@ -33,7 +36,11 @@ _NARROW = 128  # models below this width are not faster in bfloat16
 
 
 class NextTokenLoss(nn.Module):
-    """A model's mean loss, in nats per token, in predicting each token from those before it."""
+    """A model's mean loss, in nats per token, in predicting each token from those before it.
+
+    Of examples, only the tokens that complete the prompts are predicted; or their labels, if the
+    model has a head for these.
+    """
 
     def __init__(self, model: GPT2, dtype: Dtype = "float32", checkpointing: bool = False) -> None:
         super().__init__()
@@ -41,27 +48,32 @@ class NextTokenLoss(nn.Module):
         self.dtype = dtype
         self.checkpointing = checkpointing
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the loss of predicting ids[:, 1:] from ids[:, :-1]: (B, T + 1) -> ()."""
-        targets = ids[:, 1:].flatten()  # (N,)
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return the mean loss of windows, (B, T + 1) -> (), or of rows, (B, 3, T) -> ()."""
+        reading = Reading.of(batch)
+        targets = reading.targets.flatten()  # (N,)
         with (
-            autocast(ids.device, self.dtype),
+            autocast(batch.device, self.dtype),
             _checkpointed(self.model, self.checkpointing and self.training),
         ):
-            hidden = self.model.hidden(ids[:, :-1]).flatten(0, 1)  # (N, C)
-            config = self.model.config
-            if config.head == "linear" and use_pieces(len(targets) * config.n_vocab):
-                inputs: tuple[Tensor | None, ...]
-                inputs = (
-                    hidden,
-                    self.model.head_weight,
-                    self.model.head_bias,
-                )  # (N, C), (V, C), (V,)
-                if not torch.is_grad_enabled():  # an autograd function does not see that by itself
-                    inputs = tuple(x if x is None else x.detach() for x in inputs)
-                return _PiecewiseLoss.apply(*inputs, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
-            logits = self.model.head(hidden)  # (N, V)
-        return F.cross_entropy(precise(logits), targets)  # ()
+            hidden = self.model.hidden(reading.ids, reading.cache).flatten(0, 1)  # (N, C)
+            if reading.cache is not None:  # few of N: logits take much memory and time
+                wanted = targets != NOTHING  # (N,)
+                hidden, targets = hidden[wanted], targets[wanted]
+            return self._cross_entropy(hidden, targets)
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross entropy: (N, C), (N,) -> ()."""
+        model, config = self.model, self.model.config
+        if (labels := class_head(model)) is not None:
+            return F.cross_entropy(precise(labels(hidden)), targets)
+        if config.head == "linear" and use_pieces(len(targets) * config.n_vocab):
+            inputs: tuple[Tensor | None, ...]
+            inputs = (hidden, model.head_weight, model.head_bias)  # (N, C), (V, C), (V,)
+            if not torch.is_grad_enabled():  # an autograd function does not see that by itself
+                inputs = tuple(x if x is None else x.detach() for x in inputs)
+            return _PiecewiseLoss.apply(*inputs, targets, self.dtype)  # type: ignore[no-any-return, no-untyped-call]
+        return F.cross_entropy(precise(model.head(hidden)), targets)
 
 
 def use_pieces(n_logits: int) -> bool:

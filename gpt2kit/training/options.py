@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 from gpt2kit.config import Activation, GPT2Config, Head, Mlp, Norm, Positions
 from gpt2kit.errors import ConfigError
@@ -263,13 +263,36 @@ class FinetuneOptions(TrainingOptions):
         False,
         "With adapters as the model: train new ones over them, and not the same ones further.",
     )
+    prompt_field: str | None = _text(
+        None, "The column of a table with the prompts of examples.", default="prompt"
+    )
+    completion_field: str | None = _text(
+        None, "The column with what completes each prompt.", default="completion"
+    )
+    label_field: str | None = _text(
+        None,
+        "The column of labels: learn to classify the texts of --text_field, with the labels as "
+        "words that complete them.",
+    )
+    label_head: bool = option(
+        False,
+        "Learn the labels with a linear head on the last token, in place of words.",
+        group="Corpus",
+    )
+    separator: str | None = _text(
+        None,
+        "What stands between a prompt or text and what completes it.",
+        default="two newlines; with instructions their template's",
+    )
     fresh_optimizer: bool = option(
         False,
         "With a run as the model: start the optimizer anew, and not with what the run kept of it.",
         group="Training",
     )
     max_steps: int | None = _train("max_steps", None, default=f"{EPOCHS:g} epochs")
-    batch_size: int | None = _train("batch_size", None, default=str(BATCH_SIZE))
+    batch_size: int | None = _train(
+        "batch_size", None, default=f"{BATCH_SIZE}, or rows of about 8 examples"
+    )
     optimizer: OptimizerName = _train("optimizer", "adamw")
     lr: float | None = _train("lr", None, default=f"{LR:g}, with lora_rank {LORA_LR:g}")
     dropout: float | None = option(
@@ -281,11 +304,27 @@ class FinetuneOptions(TrainingOptions):
         below=1,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_head and self.lora_rank:
+            raise ConfigError(
+                "label_head and lora_rank are both given, but adapters are saved without a head; "
+                "leave one out"
+            )
+
     def without_effect(self) -> dict[str, str]:
         """Return options that have no effect together with the others, each with the reason."""
         idle = super().without_effect()
-        why = "it is for --lora_rank"
-        return idle if self.lora_rank else {**idle, "lora_alpha": why, "stack": why}
+        if not self.lora_rank:
+            idle |= dict.fromkeys(("lora_alpha", "stack"), "it is for --lora_rank")
+        if self.label_field is None:
+            idle["label_head"] = "it is for --label_field"
+        else:
+            of_pairs = ("prompt_field", "completion_field")
+            idle |= dict.fromkeys(of_pairs, "--label_field is for texts and labels")
+        if self.label_head:
+            idle["separator"] = "--label_head reads the texts alone"
+        return idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,45 +354,3 @@ class RunOptions:
         check(self)
         if self.resume and self.force:
             raise ConfigError("resume and force are both given; one continues, the other replaces")
-
-
-class FinetuneKeywords(TypedDict, total=False):
-    """The options of `gpt2kit.finetune` in Python: `FinetuneOptions` but for the samples."""
-
-    max_steps: int | None
-    epochs: float | None
-    block_size: int | None
-    batch_size: int | None
-    accumulate: int | None
-    shuffle: bool
-    stride: int | None
-    schedule: Schedule
-    warmup: int | None
-    warmdown: int
-    weight_decay: float
-    beta1: float
-    beta2: float
-    clip: float
-    freeze: str
-    seed: int
-    dtype: Dtype | None
-    checkpointing: bool | None
-    compile: bool
-    device: str
-    eval_every: int | None
-    eval_tokens: int
-    eval_train: bool
-    save_every: int | None
-    patience: int
-    val_fraction: float
-    val: str | Path | None
-    encoding: str
-    text_field: str
-    model: str | Path
-    lora_rank: int
-    lora_alpha: float | None
-    stack: bool
-    fresh_optimizer: bool
-    optimizer: OptimizerName
-    lr: float | None
-    dropout: float | None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2kit.data.corpus import Corpus
+from gpt2kit.data.batches import Batches
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
@@ -27,7 +27,7 @@ _PROBE_SECONDS = 0.5  # after this long, nothing is measured again
 
 
 def seconds_per_step(
-    model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks | None = None
+    model: GPT2, corpus: Batches, config: TrainConfig, ranks: Ranks | None = None
 ) -> float:
     """Return how long a step takes, in seconds: the shortest of several.
 

@@ -7,7 +7,7 @@ for report in finetune("divina.txt", model="124M", out="weights/divina"):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,9 +16,15 @@ import torch
 
 from gpt2kit import lora, store
 from gpt2kit.checkpoints.adapters import load_adapters, read_adapters, save_adapters
+from gpt2kit.checkpoints.classifiers import (
+    LabelWords,
+    add_class_head,
+    class_head,
+    restore_class_head,
+)
 from gpt2kit.checkpoints.device import described
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, resolve_device, write_model
-from gpt2kit.data.corpus import Corpus
+from gpt2kit.data.batches import Batches
 from gpt2kit.errors import ConfigError, TrainingError, advice_on_memory
 from gpt2kit.fields import build, check_names
 from gpt2kit.model import GPT2
@@ -29,15 +35,10 @@ from gpt2kit.training.carried import Carried
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.configure import Options, configure, reconfigure
 from gpt2kit.training.distributed import Ranks, join
+from gpt2kit.training.keywords import FinetuneKeywords
 from gpt2kit.training.loop import train
 from gpt2kit.training.optim import freeze
-from gpt2kit.training.options import (
-    DROPOUTS,
-    FinetuneKeywords,
-    FinetuneOptions,
-    RunOptions,
-    TrainOptions,
-)
+from gpt2kit.training.options import DROPOUTS, FinetuneOptions, RunOptions, TrainOptions
 from gpt2kit.training.outline import Outline
 from gpt2kit.training.published import is_here
 from gpt2kit.training.records import StepReport
@@ -57,7 +58,7 @@ class Setup:
     name: str  # of the model that it starts from, or of the recipe
     options: Options
     start: Start
-    corpus: Corpus
+    corpus: Batches
     model: GPT2
     config: TrainConfig
     settings: Settings
@@ -79,7 +80,18 @@ class Setup:
     @property
     def train_documents(self) -> list[str]:
         """The documents that are trained on; none if the corpus is a file of ids."""
+        if self.has_labels:  # it learns no text
+            return []
+        if (purpose := self.start.purpose) is not None:
+            examples, _ = purpose.parts(self.options.val_fraction)
+            return [each.prompt + each.completion for each in examples]
         return start.train_documents(self.start.text, self.options)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it learns to classify."""
+        purpose = self.start.purpose
+        return purpose is not None and bool(purpose.examples.labels)
 
     def train(self, run: Run, stop: Callable[[], bool]) -> Iterator[StepReport]:
         """Train, saving in a run's folder, and yield a report of every step."""
@@ -200,7 +212,7 @@ def set_up(
     folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{name}"
     before = _settings_before(command, folder) if run.resume else None
     every = _over(before.options if before else {}, _with_recipe(given))
-    every = {**_with_adapters(command, every)}
+    every = _with_adapters(command, every)
     options = _options(command, every)
     _check_effects(given, options)
     ranks = join(shard=run.shard)
@@ -287,7 +299,7 @@ def _over(lower: Given, upper: Given) -> dict[str, Any]:
     return {**kept, **upper}
 
 
-def _with_adapters(command: Command, every: Given) -> Given:
+def _with_adapters(command: Command, every: dict[str, Any]) -> dict[str, Any]:
     """Return options with the rank and alpha of the adapters that are to be trained further."""
     folder = None
     if command == "finetune" and not every.get("stack"):
@@ -331,6 +343,10 @@ def _begin(source: str, options: Options, locate: Locate, *, with_weights: bool)
 def _prepare(model: GPT2, options: Options, sha256: str, begin: Start, ranks: Ranks) -> ModelFiles:
     """Add adapters, freeze and divide a model, as the options say; return how to save it."""
     files = ModelFiles(partial(write_model, tokenizer=begin.tokenizer), _read_weights)
+    purpose = begin.purpose
+    if purpose is not None and purpose.with_head:
+        labels = purpose.examples.labels
+        add_class_head(model, labels, seed=options.seed, weight=purpose.head)
     if isinstance(options, FinetuneOptions) and options.lora_rank:
         base = options.model
         if begin.adapters is not None:
@@ -341,11 +357,25 @@ def _prepare(model: GPT2, options: Options, sha256: str, begin: Start, ranks: Ra
             lora.add_adapters(model, options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
         write = partial(save_adapters, base=base, base_sha256=sha256)
         files = ModelFiles(write, load_adapters)
+    if purpose is not None and purpose.words is not None:
+        files = replace(files, write=partial(_with_words, files.write, purpose.words))
     freeze(model, options.freeze)
     if ranks.sharded and model.device.type != "meta":
         shard(model, ranks)
     return files
 
 
+def _with_words(
+    write: Callable[[Path, GPT2], None], words: LabelWords, folder: Path, model: GPT2
+) -> None:
+    """Write a model that classifies by words, and these."""
+    write(folder, model)
+    words.write(folder)
+
+
 def _read_weights(folder: Path, model: GPT2) -> None:
-    model.load_state_dict(build_model(open_checkpoint(folder)).state_dict())
+    checkpoint = open_checkpoint(folder)
+    found = build_model(checkpoint)
+    if class_head(model) is not None:
+        restore_class_head(found, checkpoint)
+    model.load_state_dict(found.state_dict())

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from gpt2kit import lora
+from gpt2kit.checkpoints.classifiers import add_class_head, class_head
+from gpt2kit.checkpoints.names import CLASS_HEAD
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
 from gpt2kit.training.distributed import Ranks, gathered, is_divided, take_part
@@ -31,7 +33,8 @@ def shard(model: GPT2, ranks: Ranks) -> None:
     if isinstance(model, FSDPModule):
         return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if trained <= {"lm_head.weight"}:  # no gradient would pass through the modules FSDP2 hooks
+    # No gradient would pass through the modules that FSDP2 hooks:
+    if trained <= {"lm_head.weight", CLASS_HEAD}:
         raise ConfigError(
             "only the head is trained, which needs no --shard: leave it out, or freeze less"
         )
@@ -80,4 +83,6 @@ def _same_modules(model: GPT2) -> GPT2:
         copy = GPT2(model.config)
         if adapters := lora.settings(model):
             lora.add_adapters(copy, adapters["rank"], alpha=adapters["alpha"])
+        if (head := class_head(model)) is not None:
+            add_class_head(copy, head.labels)
     return copy

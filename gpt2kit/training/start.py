@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from gpt2kit.checkpoints.classifiers import LabelWords, labels_of_head
 from gpt2kit.checkpoints.load import load_vocabulary, open_checkpoint
 from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
-from gpt2kit.data.corpus import Corpus, load_corpus, split_documents
-from gpt2kit.data.texts import Text, read_texts
+from gpt2kit.data.batches import Batches
+from gpt2kit.data.corpus import load_corpus
+from gpt2kit.data.example_rows import load_examples
+from gpt2kit.data.examples import Columns, Example, Examples, read_examples
+from gpt2kit.data.ids import ids_file
+from gpt2kit.data.texts import Text, read_texts, split_documents
 from gpt2kit.errors import CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import (
@@ -35,6 +41,29 @@ Locate = Callable[[str], Path]  # finds a model by its name
 
 
 @dataclass(frozen=True)
+class Purpose:
+    """Examples to learn, in place of a text."""
+
+    examples: Examples
+    val: Examples | None  # to validate with; None holds some of the others out
+    with_head: bool  # whether labels are learned with a head, and not as words
+    head: Tensor | None = None  # the weight of a head for the same labels that the model has
+
+    @property
+    def words(self) -> LabelWords | None:
+        """The labels, if they are learned as words."""
+        if self.with_head or not self.examples.labels:
+            return None
+        return LabelWords(self.examples.labels, self.examples.separator)
+
+    def parts(self, val_fraction: float) -> tuple[list[Example], list[Example]]:
+        """Return the examples to train with and to validate with."""
+        if self.val is None:
+            return self.examples.split(val_fraction)
+        return self.examples.split(0.0)[0], self.val.split(0.0)[0]
+
+
+@dataclass(frozen=True)
 class Start:
     """A text and its vocabulary, and functions that make the model for a block size."""
 
@@ -45,6 +74,7 @@ class Start:
     path: Path | None = None  # of the model that it starts from
     below: tuple[Path, ...] = ()  # the folders of adapters that are merged into it
     adapters: Path | None = None  # the folder of those over it, to train further
+    purpose: Purpose | None = None  # None for a text
 
     def outline(self, block_size: int) -> GPT2:
         """Return the model without weights, on the meta device."""
@@ -70,7 +100,9 @@ def from_scratch(source: str | Text, options: TrainOptions, locate: Locate) -> S
 
 def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -> Start:
     """Return the start of a model that exists."""
-    text = read_source(source, options)  # first, since the model may have to be downloaded
+    # First, since the model may have to be downloaded:
+    purpose = _read_purpose(source, options)
+    text = purpose.examples.text if purpose else read_source(source, options)
     stack = find_stack(options.model)
     base = locate(stack.base)
     checkpoint, below, top = open_checkpoint(base), stack.folders, None
@@ -86,15 +118,18 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    path = None if options.stack else top or base
+    if purpose and purpose.with_head and labels_of_head(checkpoint) == purpose.examples.labels:
+        assert checkpoint.class_head is not None
+        purpose = replace(purpose, head=checkpoint.class_head.read())
     return Start(
         text,
         tokenizer,
         lambda _: config,
         lambda _: build_merged(changed, below),
-        path,
-        below,
-        top,
+        path=None if options.stack else top or base,
+        below=below,
+        adapters=top,
+        purpose=purpose,
     )
 
 
@@ -109,13 +144,44 @@ def from_catalogue(source: str, options: FinetuneOptions) -> Start:
     def build(_: int) -> GPT2:
         raise CheckpointNotFoundError(f"{options.model} is not on this machine")
 
-    return Start(read_source(source, options), tokenizer, lambda _: config, build)
+    purpose = _read_purpose(source, options)
+    text = purpose.examples.text if purpose else read_source(source, options)
+    return Start(text, tokenizer, lambda _: config, build, purpose=purpose)
 
 
 def _with_dropout(config: GPT2Config, options: FinetuneOptions) -> GPT2Config:
     """Return a model's configuration with the dropout of the options, if they have one."""
     p = options.dropout
     return config if p is None else replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+
+
+def _read_purpose(source: str | Text, options: FinetuneOptions) -> Purpose | None:
+    """Return the examples of a corpus, or None if it is a text.
+
+    Raises ConfigError for an option that has no effect on the one or the other.
+    """
+    columns = Columns(
+        prompt=options.prompt_field,
+        completion=options.completion_field,
+        label=options.label_field,
+        text=options.text_field,
+        separator="" if options.label_head else options.separator,
+    )
+    examples = None
+    if not isinstance(source, Text) and ids_file(source) is None:
+        examples = read_examples(source, columns, encoding=options.encoding)
+    if examples is None:
+        if options.separator is not None or columns.are_given:
+            raise ConfigError(f"{source} is a text, and --separator is for tables of examples")
+        return None
+    if options.stride is not None:
+        raise ConfigError("--stride has no effect here: examples are not cut; leave it out")
+    val = None
+    if options.val is not None:
+        val = read_examples(options.val, columns, encoding=options.encoding)
+        if val is None:
+            raise ConfigError(f"val is {options.val}, expected a table of examples, as the corpus")
+    return Purpose(examples, val, options.label_head)
 
 
 def read_source(source: str | Text, options: TrainingOptions) -> Text | None:
@@ -127,8 +193,16 @@ def read_source(source: str | Text, options: TrainingOptions) -> Text | None:
     return read_texts(source, encoding=options.encoding, text_field=options.text_field)
 
 
-def read_corpus(source: str | Text, start: Start, options: TrainingOptions) -> Corpus:
+def read_corpus(source: str | Text, start: Start, options: TrainingOptions) -> Batches:
     """Return the ids of a corpus, split in training and validation."""
+    if (purpose := start.purpose) is not None:
+        return load_examples(
+            purpose.examples,
+            start.tokenizer,
+            purpose.parts(options.val_fraction),
+            val=purpose.val,
+            with_head=purpose.with_head,
+        )
     return load_corpus(
         start.text or source,
         start.tokenizer,

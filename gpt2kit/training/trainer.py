@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt2kit.data.corpus import Corpus
+from gpt2kit.data.batches import Batches
 from gpt2kit.errors import ConfigError, Gpt2KitWarning
 from gpt2kit.model import GPT2
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.loss import NextTokenLoss
 from gpt2kit.training.optim import build_optimizers
+from gpt2kit.training.readings import n_predicted
 from gpt2kit.training.sharding import reshard_after_eval, shard
 
 
@@ -26,7 +27,7 @@ class Trainer:
     Raises ConfigError for weights, settings and processes that do not go together.
     """
 
-    def __init__(self, model: GPT2, corpus: Corpus, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, model: GPT2, corpus: Batches, config: TrainConfig, ranks: Ranks) -> None:
         if model.dtype != torch.float32:
             found = str(model.dtype).removeprefix("torch.")
             raise ConfigError(
@@ -34,7 +35,7 @@ class Trainer:
                 "matrix products"
             )
         self.model, self.corpus, self.config, self.ranks = model, corpus, config, ranks
-        self.module = self._module()  # computes the mean loss of (B, T + 1) ids
+        self.module = self._module()  # computes the mean loss of windows or rows
         self.optimizers = build_optimizers(
             model,
             optimizer=config.optimizer,
@@ -53,7 +54,7 @@ class Trainer:
         self._n_parts = math.gcd(config.accumulate, config.batch_size // ranks.world_size)
         self._loss: Callable[[Tensor], Tensor] = self.module
         if config.compile:
-            self._loss = _compiled(self.module, self._parts(0)[0])
+            self._loss = _compiled(self.module, self._parts(0)[0].to(model.device))
 
     def _module(self) -> nn.Module:
         """Return the module that computes the loss, prepared for several processes."""
@@ -78,12 +79,15 @@ class Trainer:
         sequence = np.random.SeedSequence(self.config.seed, spawn_key=key)
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         parts = self._parts(step)
-        for number, ids in enumerate(parts, 1):
+        counts = [n_predicted(part) for part in parts]
+        # Of rows of examples, parts and processes have different numbers of targets.
+        in_process = self.ranks.mean(sum(counts))
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True), 1):
             with self.ranks.sync_gradients(self.module, number == len(parts)):
-                yield self._loss(ids) / len(parts)
+                yield self._loss(part.to(self.model.device)) / (in_process / count)
 
     def _parts(self, step: int) -> tuple[Tensor, ...]:
-        """Return this process's windows of a step, as parts of (B / n_parts, T + 1) ids."""
+        """Return this process's share of a step's batch, on the CPU, in parts."""
         batch = self.corpus.batch(
             "train",
             step,
@@ -94,8 +98,8 @@ class Trainer:
             stride=self.config.stride,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
-        )  # (B, T + 1)
-        return batch.to(self.model.device).chunk(self._n_parts)
+        )  # (B, T + 1) windows or (B, 3, T) rows
+        return batch.chunk(self._n_parts)
 
 
 def _compiled(module: nn.Module, ids: Tensor) -> Callable[[Tensor], Tensor]:

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sys
 import threading
 import tty
@@ -26,6 +27,7 @@ from peft_builders import write_peft
 from safetensors.torch import load_file, save_file
 
 from gpt2kit import cli
+from gpt2kit.checkpoints.classifiers import LabelWords
 from gpt2kit.cli import app, output
 from gpt2kit.config import GPT2Config
 from gpt2kit.tokenizers import CharTokenizer
@@ -38,6 +40,7 @@ NAME = f"{ESCAPES}\nY\udcff"
 MODEL, OTHER, BROKEN, TF = NAME, f"{NAME}2", f"{NAME}broken", f"{NAME}tf"
 SAE = f"{NAME}sae"
 PEFT = f"{NAME}peft"
+SPAM = f"{NAME}spam"
 PATCHED = ("--model", MODEL, "--answer", "a", "--wrong", "b")
 TEXT = f"the {ESCAPES}\x00 end is near\n" * 12
 RAW = re.compile("\x1b\\]|\x1b\\[5;31m|[\x07\x9b\u202e\u2066\x7f\x08\x00\udcff]|\rX|\nY")
@@ -67,6 +70,11 @@ def desk(weights: Path) -> Path:
     Path(os.environ["GPT2KIT_DATA"], "history.jsonl").write_text(json.dumps(kept))
     write_peft(desk / "peft", {ESCAPES: torch.zeros(1)}, f"{NAME[:-1]}base").rename(desk / PEFT)
     quoted = ESCAPES.replace('"', '""')
+    (desk / f"{NAME}.labels.csv").write_text(f'text,label\nthe,end\nend,"{quoted}"\n' * 4)
+    pair = {"prompt": "the ", "completion": ESCAPES}
+    (desk / f"{NAME}.pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 4)
+    shutil.copytree(weights / MODEL, weights / SPAM)
+    LabelWords(("end", ESCAPES), "\n").write(weights / SPAM)
     (desk / f"{NAME}.csv").write_text(f'good,bad,paradigm\nthe,end,"{quoted}"\n')
     return desk
 
@@ -137,6 +145,12 @@ CASES: list[list[str]] = [
     ["train", f"none{NAME}"],
     ["finetune", NAME, "--model", MODEL, *STEPS, "--block_size", "8"],
     ["finetune", NAME, "--model", f"none{NAME}"],
+    ["finetune", f"{NAME}.pairs.jsonl", "--model", MODEL, *STEPS, "--block_size", "8"],
+    ["finetune", f"{NAME}.labels.csv", "--model", MODEL, *STEPS, "--label_field", "label"],
+    ["classify", SPAM, NAME, "--format", "txt"],
+    ["classify", SPAM, NAME, "--format", "txt", "--json"],
+    ["classify", SPAM, f"{NAME}.labels.csv", "--label", "label", "--out", f"{NAME}new.csv"],
+    ["classify", MODEL, NAME],
     ["recipes", NAME],
     ["merge", NAME, "--out", f"{NAME}new"],
     ["corpus", NAME, "--block_size", "16"],

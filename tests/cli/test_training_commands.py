@@ -367,7 +367,7 @@ def test_each_option_reaches_what_it_is_for(book: Path, option: str) -> None:
 def test_the_tokenizer_can_be_chosen(book: Path, base: Path) -> None:
     def tokens(**given: Any) -> tuple[int, int]:
         setup = set_up("train", str(book), {"n_layer": 0, **given})
-        return setup.tokenizer.n_vocab, len(setup.corpus.train_ids)
+        return setup.tokenizer.n_vocab, setup.corpus.report.train_tokens
 
     characters, words = tokens(), tokens(tokenizer="word")
     assert characters[1] > 4 * words[1]
@@ -386,9 +386,9 @@ def test_without_a_head_the_width_is_the_size_of_the_vocabulary(book: Path) -> N
 def test_the_validation_text_can_be_chosen(book: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(VERSES[:100], encoding="utf-8")
-    assert len(set_up("train", str(book), {"val": str(other)}).corpus.val_ids) == 100
-    half = set_up("train", str(book), {"val_fraction": 0.5}).corpus
-    assert len(half.val_ids) == pytest.approx(len(half.train_ids), rel=0.1)
+    assert set_up("train", str(book), {"val": str(other)}).corpus.report.val_tokens == 100
+    half = set_up("train", str(book), {"val_fraction": 0.5}).corpus.report
+    assert half.val_tokens == pytest.approx(half.train_tokens, rel=0.1)
 
 
 def test_the_encoding_and_the_field_of_the_text_can_be_chosen(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import gpt2kit
 from gpt2kit.checkpoints.load import write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
+from gpt2kit.data.corpus import Corpus
 from gpt2kit.errors import TokenizerError, TrainingError
 from gpt2kit.evaluation.perplexity import text_ids
 from gpt2kit.tokenizers import WordTokenizer, load_tokenizer
@@ -131,6 +132,7 @@ def test_a_model_that_knows_a_marker_for_unknown_words_is_fine_tuned_on_any_text
         set_up("finetune", text, {"model": "./base"}, with_weights=False)
     write(["<UNK>"])
     setup = set_up("finetune", text, {"model": "./base"}, with_weights=False)
+    assert isinstance(setup.corpus, Corpus)
     assert setup.corpus.train_ids.tolist().count(0) > 60
 
 

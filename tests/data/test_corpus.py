@@ -14,8 +14,8 @@ import pytest
 import torch
 from data_builders import byte_tokenizer
 
-from gpt2kit.data.corpus import Corpus, CorpusReport, Split, load_corpus, split_documents
-from gpt2kit.data.texts import read_texts
+from gpt2kit.data.corpus import Corpus, CorpusReport, Split, load_corpus
+from gpt2kit.data.texts import read_texts, split_documents
 from gpt2kit.errors import ConfigError, CorpusError
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 

@@ -15,7 +15,8 @@ from gpt2kit.fields import declared_types, rules
 from gpt2kit.generation.request import Sampling
 from gpt2kit.training import recipes
 from gpt2kit.training.config import TrainConfig
-from gpt2kit.training.options import FinetuneKeywords, FinetuneOptions, RunOptions, TrainOptions
+from gpt2kit.training.keywords import FinetuneKeywords
+from gpt2kit.training.options import FinetuneOptions, RunOptions, TrainOptions
 
 ROOT = Path(__file__).parents[2]
 SAMPLING = {"temperature", "top_k", "top_p"}
@@ -53,7 +54,7 @@ def test_every_choice_of_a_configuration_is_an_option(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions, RunOptions])
 def test_every_option_has_a_help_text_and_every_choice_a_default_in_words(kind: type) -> None:
-    chosen_freely = {"epochs", "val", "recipe", "vocabulary", "n_inner"}
+    chosen_freely = {"epochs", "val", "recipe", "vocabulary", "n_inner", "label_field"}
     options = kind()
     for name, rule in rules(kind).items():
         assert rule.help.endswith("…" if name == "device" else "."), name
