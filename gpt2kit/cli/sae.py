@@ -48,7 +48,10 @@ class SaeOptions:
         10, "Features of each token, or next tokens, to show.", group=OUTPUT_GROUP, at_least=1
     )
     feature: int | None = option(
-        None, "Show how strongly this feature fires at each token of the text.", at_least=0
+        None,
+        "Show how strongly this feature fires at each token of the text, and the tokens whose "
+        "logits it raises most.",
+        at_least=0,
     )
     ablate: tuple[int, ...] = option(
         (),
@@ -97,6 +100,12 @@ class SaeOptions:
         group=OUTPUT_GROUP,
         metavar="FILE",
     )
+    picture: str | None = option(
+        None,
+        "With --feature: draw it, too: a .png, .svg or .pdf file.",
+        group=OUTPUT_GROUP,
+        metavar="FILE",
+    )
     color: Literal["auto", "always", "never"] = option(
         "auto", "With --feature: color the text; auto: on a terminal.", group=OUTPUT_GROUP
     )
@@ -111,6 +120,8 @@ class SaeOptions:
             raise typer.BadParameter("--max_tokens is for --ablate and --steer; add one of them")
         if self.out is not None and (changes or self.feature is not None):
             raise typer.BadParameter("--out is for the features of each token; leave out the rest")
+        if self.picture is not None and self.feature is None:
+            raise typer.BadParameter("--picture draws one feature; add --feature NUMBER")
         if changes and self.feature is not None:
             raise typer.BadParameter("give --feature, or --ablate and --steer, not both")
 
@@ -149,6 +160,10 @@ def sae(
     explain is kept.
     """
     files.check_written(None if asked.out is None else Path(asked.out))
+    if asked.picture is not None:
+        from gpt2kit.plots import check_picture
+
+        check_picture(Path(asked.picture))
     process.import_torch()
     from gpt2kit.inspection.features import load_sae
     from gpt2kit.tokenizers import require_tokenizer
@@ -216,8 +231,12 @@ def _show_text(sae: SAE, model: GPT2, tokenizer: Tokenizer, asked: SaeOptions) -
         features = sae.encode(activations(model, batch, sae.hook))[0]  # (T, N)
     names = [visible(tokenizer.token_bytes(token)) for token in ids]
     if asked.feature is not None:
-        values = features[:, asked.feature].tolist()
-        _show_feature(ids, values, tokenizer, len(start), asked)
+        from gpt2kit.inspection.splicing import promoted
+
+        n_vocab = min(tokenizer.n_vocab, model.config.n_vocab)
+        raised = promoted(model, sae, asked.feature, asked.top, n_vocab=n_vocab)
+        values = features[len(start) :, asked.feature].tolist()
+        _show_feature(ids[len(start) :], values, raised, tokenizer, len(start), asked)
     else:
         _show_top(features, ids, names, tokenizer, len(start), asked)
 
@@ -270,41 +289,57 @@ def _show_top(
 def _show_feature(
     ids: Sequence[int],
     values: Sequence[float],
+    raised: Sequence[tuple[int, float]],
     tokenizer: Tokenizer,
     first: int,
     asked: SaeOptions,
 ) -> None:
-    """Show the activation of one feature at each token: a colored text, or a bar for each."""
-    largest = max(values[first:])
-    colored = color.wanted(asked.color)
+    """Show one feature: its activation at each token from position `first` on, what it promotes."""
+    names = [tokenizer.token_bytes(token) for token in ids]
+    promoted = [(tokenizer.token_bytes(token), value) for token, value in raised]
+    if asked.picture is not None:
+        from gpt2kit import plots
+
+        title = f"Feature {asked.feature}"
+        figure = plots.feature(values, names, promoted, title=title, first=first)
+        plots.save(figure, Path(asked.picture))
+        output.note("wrote ", asked.picture)
     if asked.json:
-        for position in range(first, len(ids)):
-            output.print_json(
-                {
-                    "position": position,
-                    **_named(tokenizer, ids[position]),
-                    "activation": values[position],
-                }
-            )
+        for position, (token, value) in enumerate(zip(ids, values, strict=True), first):
+            named = _named(tokenizer, token)
+            output.print_json({"position": position, **named, "activation": value})
+        listed = [{**_named(tokenizer, token), "logit": value} for token, value in raised]
+        output.print_json({"feature": asked.feature, "promotes": listed})
         return
-    if colored:
+    _print_feature(names, values, first, asked)
+    shown = "  ".join(f"{visible(name)} {value:+.2f}" for name, value in promoted)
+    output.result(
+        f"\nit promotes most, in logits for one unit, before the last norm's scale:\n{shown}"
+    )
+
+
+def _print_feature(
+    names: Sequence[bytes], values: Sequence[float], first: int, asked: SaeOptions
+) -> None:
+    """Print the activation of a feature at each token: a colored text, and a bar for each."""
+    largest = max(values)
+    if color.wanted(asked.color):
         parts = [
             color.paint(
-                tokenizer.token_bytes(ids[position]).decode("utf-8", errors="replace"),
-                12 * values[position] / largest if values[position] > 0 else None,
+                name.decode("utf-8", errors="replace"), 12 * value / largest if value > 0 else None
             )
-            for position in range(first, len(ids))
+            for name, value in zip(names, values, strict=True)
         ]
         output.result(*parts, color=True)
         output.result()
     rows = [
         (
             position,
-            visible(tokenizer.token_bytes(ids[position])),
-            f"{values[position]:.2f}" if values[position] else "",
-            "█" * round(_BAR * values[position] / largest) if values[position] > 0 else "",
+            visible(name),
+            f"{value:.2f}" if value else "",
+            "█" * round(_BAR * value / largest) if value > 0 else "",
         )
-        for position in range(first, len(ids))
+        for position, (name, value) in enumerate(zip(names, values, strict=True), first)
     ]
     for line in output.table(rows, right=(0, 2)):
         output.result(line)
@@ -319,11 +354,11 @@ def _show_changes(
     sae: SAE, model: GPT2, tokenizer: Tokenizer, ids: Tensor, asked: SaeOptions
 ) -> None:
     """Show how changed features change the next token, and the text if it is asked for."""
-    from gpt2kit.inspection.running import editing
+    from gpt2kit.inspection.running import editing, run
     from gpt2kit.inspection.splicing import splice, splice_edit
 
     changes = asked.changes
-    before = model(ids)[0, -1].float().softmax(-1)  # (V,)
+    before = run(model, ids).logits[0, -1].float().softmax(-1)  # (V,)
     after = splice(model, ids, sae, changes, skip=1)[0, -1].float().softmax(-1)
     difference = (after - before)[: tokenizer.n_vocab]
     order = difference.abs().argsort(descending=True)[: asked.top].tolist()

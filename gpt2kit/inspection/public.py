@@ -55,7 +55,14 @@ from gpt2kit.inspection.patch_options import PatchOptions
 from gpt2kit.inspection.patching import Cell, Pair, Patching, mean_patching, patch
 from gpt2kit.inspection.paths import PathPatching, mean_paths, path_patch
 from gpt2kit.inspection.running import Run, editing, run
-from gpt2kit.inspection.splicing import Quality, quality, splice, splice_edit, top_features
+from gpt2kit.inspection.splicing import (
+    Quality,
+    promoted,
+    quality,
+    splice,
+    splice_edit,
+    top_features,
+)
 from gpt2kit.inspection.steering import Steering, steered, steering_of
 from gpt2kit.inspection.switching import Switched, switch_heads
 from gpt2kit.inspection.vocabulary import VocabularySummary, summarize_vocabulary
@@ -123,6 +130,7 @@ __all__ = [
     "part_of",
     "patch",
     "path_patch",
+    "promoted",
     "quality",
     "random_tokens",
     "run",

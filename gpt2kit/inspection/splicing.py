@@ -18,9 +18,12 @@ from torch import Tensor
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.edits import Edit
-from gpt2kit.inspection.features import SAE, activations, split_hook
+from gpt2kit.inspection.features import SAE, activations, check_hook, split_hook
 from gpt2kit.inspection.running import run
 from gpt2kit.model import GPT2
+
+# What writes into the residual stream from parts that are not in it
+_PROJECTIONS = {"attn.hook_z": "attn.c_proj", "mlp.hook_post": "mlp.c_proj"}
 
 # What features become: those named are set to numbers, or a function of all, (…, N) -> (…, N)
 Change = Mapping[int, float] | Callable[[Tensor], Tensor] | None
@@ -143,6 +146,41 @@ def _summed_loss(logits: Tensor, ids: Tensor) -> float:
     """Return the sum of the surprisal of every token but the first of each row, in nats."""
     targets = ids[:, 1:].to(logits.device)
     return float(F.cross_entropy(logits[:, :-1].float().mT, targets, reduction="sum"))
+
+
+@torch.no_grad()
+def promoted(
+    model: GPT2, sae: SAE, feature: int, top: int, *, n_vocab: int | None = None
+) -> list[tuple[int, float]]:
+    """Return the tokens whose logits one unit of a feature raises most, and by how much.
+
+    That is its direct path alone: what its direction adds to the residual stream, times the gain of
+    the last norm but not its scale, read by the head; relative to the mean over the vocabulary. Ids
+    from `n_vocab` on are padding of the head, not tokens. Raises ConfigError for a feature that the
+    SAE does not have, and for a model that normalizes after adding, which has no such path.
+    """
+    config = model.config
+    if not (config.norm_first or config.norm == "none"):
+        raise ConfigError(
+            "what a feature promotes needs a model that normalizes before each part, so that its "
+            "path to the logits is a matrix"
+        )
+    layer, part = check_hook(model, sae.hook)
+    added = sae.direction(feature).to(model.dtype)  # (C,)
+    if part in _PROJECTIONS:
+        added = _linear(model.get_submodule(f"h.{layer}.{_PROJECTIONS[part]}"), added)
+    if config.norm == "layernorm":
+        added = added - added.mean()
+    if config.norm != "none":
+        added = added * model.ln_f.get_parameter("weight")
+    logits = _linear(model.head, added).float()[:n_vocab]  # (V,)
+    values, tokens = (logits - logits.mean()).topk(min(top, len(logits)))
+    return [*zip(tokens.tolist(), values.tolist(), strict=True)]
+
+
+def _linear(read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return what a matrix makes of a vector, without its bias."""
+    return read(x[None])[0] - read(torch.zeros_like(x)[None])[0]
 
 
 @dataclass(frozen=True)

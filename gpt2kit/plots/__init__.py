@@ -13,6 +13,7 @@ from gpt2kit.plots.backward import gradients, gradients_of_runs
 from gpt2kit.plots.by_head import ablations, head_kinds
 from gpt2kit.plots.canvas import check_picture, readable, save
 from gpt2kit.plots.choices import temperature
+from gpt2kit.plots.features import feature
 from gpt2kit.plots.heads import attention, attention_bars, scores
 from gpt2kit.plots.inputs import embeddings, norms, positions, tokens
 from gpt2kit.plots.layers import lens, residual, stream, updates
@@ -29,6 +30,7 @@ __all__ = [
     "attention_bars",
     "check_picture",
     "embeddings",
+    "feature",
     "gradients",
     "gradients_of_runs",
     "head_kinds",

@@ -69,7 +69,7 @@ def _write(image: AxesImage, values: Array) -> None:
         if np.isfinite(value):
             color = legible_on(image, value)
             image.axes.text(
-                head, layer, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color
+                head, layer, f"{value:z.2f}", ha="center", va="center", fontsize=7, color=color
             )
 
 

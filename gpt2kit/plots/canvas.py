@@ -159,16 +159,24 @@ def label_size(label: str, size: float) -> Array:
 
 
 def name_positions(
-    axes: Axes, which: Literal["x", "y"], tokens: Sequence[Token], room: float, first: int = 0
+    axes: Axes,
+    which: Literal["x", "y"],
+    tokens: Sequence[Token],
+    room: float,
+    first: int = 0,
+    *,
+    numbered: bool = False,
 ) -> None:
     """Label an axis of positions with their tokens, or with as many as fit into `room` inches.
 
-    If only some positions have a label, it begins with the position, which counts from `first`.
+    If only some positions have a label, or with `numbered`, it begins with the position, which
+    counts from `first`.
     """
     step = thinned(len(tokens), room)
+    numbered = numbered or step > 1
     shown = range(0, len(tokens), step)
     labels = [
-        readable(tokens[index]) if step == 1 else f"{first + index} {readable(tokens[index], 8)}"
+        f"{first + index} {readable(tokens[index], 8)}" if numbered else readable(tokens[index])
         for index in shown
     ]
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -181,7 +189,7 @@ def name_positions(
         fontsize=8,
         parse_math=False,
     )
-    axis.set_label_text("token" if step == 1 else "position and token")
+    axis.set_label_text("position and token" if numbered else "token")
 
 
 def name_numbers(axes: Axes, which: Literal["x", "y"], n: int, room: float, label: str) -> None:
@@ -281,7 +289,9 @@ def write_numbers(image: AxesImage, width: float, height: float) -> bool:
     typical = max(float(np.median(sizes)), float(sizes.max()) / 5, 1e-6)
     decimals = max(0, 2 - math.floor(math.log10(typical)))
     there = ~np.ma.getmaskarray(masked)  # a cell without a number stays empty
-    words = {cell: f"{value:.{decimals}f}" for cell, value in np.ndenumerate(values) if there[cell]}
+    words = {
+        cell: f"{value:z.{decimals}f}" for cell, value in np.ndenumerate(values) if there[cell]
+    }
     longest = max(map(len, words.values()), default=0)
     if width < _DIGIT * (longest + 0.5) or height < _LABEL:
         return False

@@ -60,7 +60,7 @@ def patching(found: Patching, tokens: Sequence[Token], name: str) -> Figure:
     if len(maps) == L:
         write_numbers(image, (WIDTH - 2.5) / (T + 1), height / L)
     if any(tokens):
-        name_positions(axes, "x", tokens, WIDTH - 2.5)
+        name_positions(axes, "x", tokens, WIDTH - 2.5, numbered=True)
     else:
         name_numbers(axes, "x", T + 1, WIDTH - 2.5, "position")
     heads = len(maps) // L
@@ -87,7 +87,7 @@ def paths(found: PathPatching) -> Figure:
     title = f"Direct paths to {found.receiver.name}"
     for path in found.paths:
         if path.sender.layer is None:
-            title += f" (embeddings: {path.recovered:.2f})"
+            title += f" (embeddings: {path.recovered:z.2f})"
         else:
             column = H if path.sender.head is None else path.sender.head
             maps[path.sender.layer, column] = path.recovered

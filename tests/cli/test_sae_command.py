@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from gpt2kit.cli import app
 from gpt2kit.inspection.features import activations, load_sae
-from gpt2kit.inspection.splicing import splice
+from gpt2kit.inspection.splicing import promoted, splice
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -87,7 +87,7 @@ def test_one_feature_is_shown_over_the_text(folder: str) -> None:
         (each["activation"], each["feature"]) for line in found for each in line["features"]
     )
     feature = str(strongest[1])
-    values = objects(folder, "--text", TEXT, "--feature", feature)
+    *values, _ = objects(folder, "--text", TEXT, "--feature", feature)
     assert max(line["activation"] for line in values) == pytest.approx(strongest[0])
     shown = run(folder, "--model", "tiny", "--text", TEXT, "--feature", feature)
     assert shown.stdout.count("█" * 30) == 1
@@ -95,6 +95,19 @@ def test_one_feature_is_shown_over_the_text(folder: str) -> None:
         folder, "--model", "tiny", "--text", TEXT, "--feature", feature, "--color", "always"
     )
     assert "\x1b[48;5;" in colored.stdout
+
+
+def test_a_feature_is_drawn_with_the_tokens_that_it_promotes(
+    folder: str, tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    asked = ["--text", TEXT, "--feature", "3", "--top", "2"]
+    result = run(folder, "--model", "tiny", *asked, "--picture", "feature.png")
+    assert result.exit_code == 0, result.stderr
+    assert Path("feature.png").read_bytes().startswith(b"\x89PNG")
+    *_, found = objects(folder, *asked)
+    raised = promoted(tiny_model, load_sae(folder), 3, 2, n_vocab=small_bpe.n_vocab)
+    assert [each["token"] for each in found["promotes"]] == [token for token, _ in raised]
+    assert f"{raised[0][1]:+.2f}" in result.stdout.splitlines()[-1]
 
 
 def test_changed_features_change_the_next_token_and_the_text(
@@ -112,6 +125,8 @@ def test_changed_features_change_the_next_token_and_the_text(
     largest = (after - before).abs().argsort(descending=True)[:4].tolist()
     assert [line["token"] for line in found] == largest
     assert texts["text_before"] != texts["text_after"]
+    # torch warned of a number that could still be differentiated.
+    assert run(folder, "--model", "tiny", "--text", TEXT, "--ablate", "3").stderr == ""
 
 
 def test_the_quality_on_a_file_is_shown(folder: str) -> None:
@@ -130,6 +145,7 @@ def test_the_quality_on_a_file_is_shown(folder: str) -> None:
     [
         (["--feature", "3"], 2, "need --text TEXT"),
         (["--text", TEXT, "--max_tokens", "3"], 2, "--max_tokens is for --ablate and --steer"),
+        (["--text", TEXT, "--picture", "f.png"], 2, "add --feature NUMBER"),
         (["--text", TEXT, "--steer", "3:8"], 2, "expected FEATURE=VALUE"),
         (["--text", TEXT, "--feature", "3", "--ablate", "4"], 2, "not both"),
         (["--text", TEXT, "--feature", "24"], 1, "there is no feature 24"),

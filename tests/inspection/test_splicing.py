@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from features_builders import write_old_sae, write_sae
+from features_builders import matrices, write_old_sae, write_sae
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.features import SAE, activations, load_sae
 from gpt2kit.inspection.running import run
-from gpt2kit.inspection.splicing import Active, quality, splice, top_features
+from gpt2kit.inspection.splicing import Active, promoted, quality, splice, top_features
 from gpt2kit.model import GPT2
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]])
@@ -68,6 +68,34 @@ def test_a_feature_that_is_set_moves_the_stream_along_its_direction_alone(
     assert not torch.allclose(skipped[:, 3:], tiny_model(IDS)[:, 3:], atol=1e-2)
     with pytest.raises(ConfigError, match="there is no feature 24"):
         splice(tiny_model, IDS, sae, {24: 0.0})
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_post", "attn.hook_z", "mlp.hook_post"])
+@torch.no_grad()
+def test_promoted_tokens_are_those_that_a_step_along_the_feature_raises(
+    tmp_path: Path, tiny_model: GPT2, hook: str
+) -> None:
+    """Measured: a step in the last layer, with the scale of the last norm kept as it was."""
+    name = f"blocks.1.{hook}"
+    width = 64 if hook == "mlp.hook_post" else 16
+    folder = write_sae(tmp_path, matrices(width, 24), metadata={"hook_name": name}, d_in=width)
+    sae = load_sae(folder).for_model(tiny_model)
+    before = run(tiny_model, IDS, record=["ln_final.hook_scale", "blocks.1.hook_mlp_out"])
+    x = activations(tiny_model, IDS, name)
+    moved = (x + 100 * sae.direction(5)).view_as(run(tiny_model, IDS, record=[name])[name])
+    frozen = [
+        Edit("ln_final.hook_scale", value=before["ln_final.hook_scale"]),
+        Edit(name, value=moved),
+    ]
+    if hook == "attn.hook_z":  # its direct path does not lead through the MLP
+        frozen.append(Edit("blocks.1.hook_mlp_out", value=before["blocks.1.hook_mlp_out"]))
+    after = run(tiny_model, IDS, frozen)
+    change = (after.logits - before.logits) * before["ln_final.hook_scale"] / 100  # (B, T, V)
+    change = change[1, -1, :500]
+    wanted = (change - change.mean()).topk(4)
+    found = promoted(tiny_model, sae, 5, 4, n_vocab=500)
+    assert [token for token, _ in found] == wanted.indices.tolist()
+    assert [value for _, value in found] == pytest.approx(wanted.values.tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["stream", "centered"])

@@ -17,6 +17,16 @@ def test_positions_of_several_pairs_are_numbered() -> None:
     assert {"0", "1", "2", "3"} <= {label.get_text() for label in axes.get_xticklabels()}
 
 
+def test_a_sweep_names_positions_and_tokens() -> None:
+    """The axis had the tokens alone, whose positions one had to count."""
+    cells = [Cell(layer, None, position, 0.5, 0.5) for layer in (0, 1) for position in range(3)]
+    figure = plots.patching(Patching(1.0, 0.0, "denoise", tuple(cells)), ["a", " b", "a"], "z")
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0 a", "1 ␣b", "2 a"]
+    assert axes.get_xlabel() == "position and token"
+
+
 def test_a_model_without_mlps_has_no_column_for_them_and_short_numbers() -> None:
     """Such a column was drawn, and many small numbers gave all of them seven digits."""
     found = [Path(Sender(layer, head), 0.0, 5e-5) for layer in (0, 1) for head in range(3)]
