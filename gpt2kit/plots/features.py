@@ -66,7 +66,7 @@ def feature(
         panels[1].barh(rows, [value for _, value in promoted], color=ORANGE)
         panels[1].set_yticks(rows, names, fontfamily=FONT, fontsize=8, parse_math=False)
         panels[1].invert_yaxis()  # the first on top
-        panels[1].set(xlabel="logit for one unit, before the norm's scale")
+        panels[1].set(xlabel="logit for one unit")
         panels[1].set_title("tokens that it promotes", fontsize=10)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

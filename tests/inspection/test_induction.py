@@ -56,7 +56,7 @@ def train(model: GPT2, steps: int) -> None:
         is_copy = torch.arange(1, T) >= length  # (B, T - 1)
         loss = F.cross_entropy(model(ids)[:, :-1][is_copy], ids[:, 1:][is_copy])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
