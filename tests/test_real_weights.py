@@ -17,7 +17,16 @@ from gpt2kit.checkpoints.load import load
 from gpt2kit.evaluation.verify import verify
 from gpt2kit.evaluation.word_options import WordOptions
 from gpt2kit.evaluation.words import words
-from gpt2kit.inspection import Pair, PatchOptions, load_sae, patch, quality, run
+from gpt2kit.inspection import (
+    Pair,
+    PatchOptions,
+    attribute,
+    load_sae,
+    patch,
+    quality,
+    run,
+    trace,
+)
 from gpt2kit.inspection.heads import head_scores, random_tokens
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -243,6 +252,23 @@ def test_the_indirect_object_is_preferred_by_what_transformerlens_found() -> Non
     # Name movers and S-inhibition heads (Wang et al. 2022) are among the heads that matter most.
     best = {divmod(int(index), 12) for index in by_head.flatten().topk(8).indices}
     assert len(best & {(9, 9), (9, 6), (10, 0), (8, 6), (8, 10), (7, 9), (7, 3)}) >= 5
+
+
+@pytest.mark.weights
+def test_name_movers_raise_the_name_most_and_negative_heads_lower_it_most() -> None:
+    """Wang et al. 2022, section 3: what heads add to the logits themselves, over the 8 prompts."""
+    model, tokenizer = loaded("124M")
+    by_head = torch.zeros(12, 12)
+    for text, first, second in IOI:
+        for answer, wrong in ((first, second), (second, first)):
+            tokens = [tokenizer.encode(f" {name}")[0] for name in (answer, wrong)]
+            ids = torch.tensor([[50256, *tokenizer.encode(text.format(wrong))]])
+            for part in attribute(trace(model, ids), *tokens).contributions:
+                if part.layer is not None and part.head is not None:
+                    by_head[part.layer, part.head] += part.value
+    order = [divmod(index, 12) for index in by_head.flatten().argsort(descending=True).tolist()]
+    assert {*order[:3]} == {(9, 9), (10, 0), (9, 6)}
+    assert {*order[-2:]} == {(10, 7), (11, 10)}
 
 
 @pytest.mark.weights

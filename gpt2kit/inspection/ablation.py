@@ -33,7 +33,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.explanation import check_head
 from gpt2kit.inspection.heads import RandomTokens
-from gpt2kit.inspection.measures import check_mlp
+from gpt2kit.inspection.measures import check_mlp, has_mlp
 from gpt2kit.inspection.running import continued, editing, run
 from gpt2kit.model import GPT2
 
@@ -113,8 +113,7 @@ def every_head(model: GPT2) -> list[Part]:
 
 def every_mlp(model: GPT2) -> list[Part]:
     """Return all MLPs, by layer; none for a model of attention alone."""
-    has_mlp = model.config.mlp != "none"
-    return [Part("mlp", layer) for layer in range(model.config.n_layer if has_mlp else 0)]
+    return [Part("mlp", layer) for layer in range(model.config.n_layer if has_mlp(model) else 0)]
 
 
 # --- what is measured -----------------------------------------------------------------------------

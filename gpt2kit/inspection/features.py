@@ -23,6 +23,7 @@ from torch import Tensor
 from gpt2kit.checkpoints.sparse import SparseFile, open_sparse
 from gpt2kit.errors import ConfigError
 from gpt2kit.fields import shortened
+from gpt2kit.inspection.hooks import zero_of_z
 from gpt2kit.inspection.places import find_place
 from gpt2kit.inspection.running import run
 from gpt2kit.model import GPT2
@@ -168,7 +169,8 @@ class SAE:
         }
         shift = None
         if part == "attn.hook_z" and self.is_folded:
-            shift = _value_bias(model, layer).to(self.decoder.dtype)
+            # The weights of attention sum to 1: a constant in every value is the same one in z.
+            shift = zero_of_z(model, layer).flatten().to(self.decoder.dtype)  # (C,)
         return replace(self, **{**moved, "shift": shift})
 
     def _as_read(self, x: Tensor, *, shifted: bool = True) -> Tensor:
@@ -302,17 +304,3 @@ def check_hook(model: GPT2, hook: str | None) -> tuple[int, str]:
     if missing := find_place(str(hook)).place.missing_in(model.config):
         raise ConfigError(f"{hook}: {missing}")
     return layer, part
-
-
-@torch.no_grad()
-def _value_bias(model: GPT2, layer: int) -> Tensor:
-    """Return what z has whatever is attended to, b_V + β W_V of ln_1: (C,), heads side by side.
-
-    The weights of attention sum to 1, so a constant in every value is the same constant in z.
-    """
-    block: Any = model.h[layer]
-    C = model.config.n_embd
-    weight, bias = block.attn.c_attn.weight[2 * C :], block.attn.c_attn.bias  # (C, C), (3 C,)
-    shift = torch.zeros(C, device=model.device) if bias is None else bias[2 * C :].float()
-    before = getattr(block.ln_1, "bias", None)
-    return shift if before is None else shift + weight.float() @ before.float()

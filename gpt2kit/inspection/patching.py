@@ -51,6 +51,17 @@ class Pair:
         """Return the logit of the answer minus that of the wrong token: (…, V) -> (…)."""
         return logits[..., self.answer] - logits[..., self.wrong]
 
+    def prompts(self, direction: str) -> tuple[Tensor, Tensor]:
+        """Return the prompt that is patched, and that which activations come from: (1, T) each."""
+        clean, corrupted = torch.tensor([self.clean]), torch.tensor([self.corrupted])
+        return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+
+    def unpatched(self, direction: str, base: Run, other: Run) -> dict[str, float]:
+        """Return the differences in the runs of both prompts, by "clean" and "corrupted"."""
+        names = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
+        runs = zip(names, (base, other), strict=True)
+        return {name: float(self.difference(each.logits[0, -1])) for name, each in runs}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -99,15 +110,10 @@ def patch(model: GPT2, pair: Pair, options: PatchOptions | None = None) -> Patch
     before the patched ones. Raises ConfigError for an activation that the model does not have.
     """
     options = options or PatchOptions()
-    prompts = {"clean": pair.clean, "corrupted": pair.corrupted}
-    ids = {name: torch.tensor([each]) for name, each in prompts.items()}  # (1, T)
-    into, source = ("corrupted", "clean") if options.direction == "denoise" else tuple(prompts)
-    base = run(model, ids[into], record=["before", "keys", "values"])
-    other = run(model, ids[source], record=[options.at])
-    found = {
-        into: float(pair.difference(base.logits[0, -1])),
-        source: float(pair.difference(other.logits[0, -1])),
-    }
+    into, source = pair.prompts(options.direction)
+    base = run(model, into, record=["before", "keys", "values"])
+    other = run(model, source, record=[options.at])
+    found = pair.unpatched(options.direction, base, other)
     estimates = attribution(model, pair, options, other) if options.attribution else {}
     T = len(pair.clean)
     heads = range(model.config.n_head) if options.by_head else [None]
@@ -241,9 +247,7 @@ def attribution(
     activations times the gradient (attribution patching: Nanda 2023). `other` is the run that
     activations are taken from, if it is there already.
     """
-    denoises = options.direction == "denoise"
-    ids = [torch.tensor([each]) for each in (pair.corrupted, pair.clean)]
-    into, source = ids if denoises else reversed(ids)
+    into, source = pair.prompts(options.direction)
     other = other or run(model, source, record=[options.at])
     base = run(model, into, record=[options.at], gradients=True)
     metric = pair.difference(base.logits[0, -1])

@@ -20,6 +20,7 @@ from torch import Tensor
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.hooks import Observer, by_spot, observing, spots_of
+from gpt2kit.inspection.measures import has_mlp
 from gpt2kit.inspection.patching import Pair, recovered
 from gpt2kit.inspection.running import Run, run
 from gpt2kit.model import GPT2
@@ -129,16 +130,10 @@ def path_patch(
                 f"{each.name} does not send to {receiver.name}: it comes later, or the model does "
                 "not have it"
             )
-    prompts = {"clean": pair.clean, "corrupted": pair.corrupted}
-    ids = {name: torch.tensor([each]) for name, each in prompts.items()}  # (1, T)
-    into, source = ("corrupted", "clean") if direction == "denoise" else tuple(prompts)
     parts = ["head_updates", "before", "final"]
-    parts += ["mlp_update", "middle"] if model.config.mlp != "none" else []
-    base, other = (run(model, ids[name], record=parts) for name in (into, source))
-    found = {
-        into: float(pair.difference(base.logits[0, -1])),
-        source: float(pair.difference(other.logits[0, -1])),
-    }
+    parts += ["mlp_update", "middle"] if has_mlp(model) else []
+    base, other = (run(model, ids, record=parts) for ids in pair.prompts(direction))
+    found = pair.unpatched(direction, base, other)
     chosen = [*(senders or possible)]
     rows = max(1, _AT_ONCE // len(pair.clean))
     paths = []
@@ -179,18 +174,17 @@ def _before(model: GPT2, receiver: Receiver) -> list[Sender]:
     end = config.n_layer if receiver.layer is None else receiver.layer
     own = Sender(end, receiver.head)
     is_mlp = receiver.layer is not None and receiver.head is None
-    has_mlp = config.mlp != "none"
     if end > config.n_layer - (receiver.layer is not None) or (receiver.head or 0) >= config.n_head:
         raise ConfigError(
             f"{receiver.name}: the model has {config.n_layer} layers of {config.n_head} heads, "
             "which count from 0"
         )
-    if is_mlp and not has_mlp:
+    if is_mlp and not has_mlp(model):
         raise ConfigError(f"{receiver.name}: this model has no MLP")
     found = [Sender(None)]
     for layer in range(end):
         found += [Sender(layer, head) for head in range(config.n_head)]
-        found += [Sender(layer)] if has_mlp else []
+        found += [Sender(layer)] if has_mlp(model) else []
     # An MLP reads the heads of its own layer, too.
     return found + [Sender(own.layer, head) for head in range(config.n_head) if is_mlp]
 
