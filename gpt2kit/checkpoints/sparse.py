@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +254,7 @@ def _open_openai(file: TorchFile) -> SparseFile:
 
 def _turned(stored: StoredTensor) -> StoredTensor:
     """Return a matrix with its axes exchanged; anything else is left for the check of shapes."""
-    if len(stored.shape) != 2:
-        return stored
-    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
+    return stored.turned() if len(stored.shape) == 2 else stored
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -66,6 +66,10 @@ class StoredTensor:
         tensor = self.source(buffer)
         return tensor.t() if self.transposed else tensor
 
+    def turned(self) -> StoredTensor:
+        """Return a matrix with its axes exchanged."""
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in its own dtype."""
@@ -74,9 +78,7 @@ class StoredTensor:
 
 def transpose_if_conv1d(name: str, stored: StoredTensor) -> StoredTensor:
     """Turn a Conv1D matrix from (in, out) to (out, in), or back; leave other tensors alone."""
-    if not is_transposed(name):
-        return stored
-    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
+    return stored.turned() if is_transposed(name) else stored
 
 
 def view_into(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:

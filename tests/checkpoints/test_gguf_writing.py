@@ -145,17 +145,21 @@ def test_a_number_that_the_type_cannot_hold_leaves_no_file(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize("size", [1, 1e-7])
 def test_a_file_that_was_written_wrong_gets_no_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float
 ) -> None:
-    # The comparison must notice two tensors of one shape that change places.
+    # The comparison must notice two tensors of one shape that change places. What float16 loses of
+    # tiny numbers was allowed to float32, too.
     names = dict(NAMES)
     one, other = "blk.{layer}.attn_norm.weight", "blk.{layer}.ffn_norm.weight"
     names[one], names[other] = names[other], names[one]
     monkeypatch.setattr("gpt2kit.checkpoints.gguf.writing.NAMES", names)
     model = make_model(SMALL)
     with torch.no_grad():
-        model.get_parameter("h.1.ln_1.weight").mul_(2)
+        for layer in range(2):
+            model.get_parameter(f"h.{layer}.ln_1.weight").fill_(2 * size)
+            model.get_parameter(f"h.{layer}.ln_2.weight").fill_(size)
     with pytest.raises(CheckpointFormatError, match="was not written as it is"):
         write_file(tmp_path, model)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

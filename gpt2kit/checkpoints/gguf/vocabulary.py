@@ -145,7 +145,12 @@ def written(tokenizer: Tokenizer, n_vocab: int) -> Written:
         special = tokenizer.special
     elif isinstance(tokenizer, CharTokenizer):
         ids = {_spelled(token): number for number, token in enumerate(tokenizer.tokens)}
-        merges = [merge for token in tokenizer.tokens for merge in _chain(token.encode())]
+        merges = [
+            merge
+            for token in tokenizer.tokens
+            if len(token) == 1
+            for merge in _chain(token.encode())
+        ]
         merges, special = list(dict.fromkeys(merges)), tokenizer.special
     elif isinstance(tokenizer, LibraryTokenizer):
         raise TokenizerError(
@@ -178,10 +183,7 @@ def _spelled(token: str) -> str:
 def _chain(data: bytes) -> list[str]:
     """Return the merges that make one character of its bytes: "Ã ł", …"""
     spelled = [_TO_CHARACTER[byte] for byte in data]
-    is_character = len(data.decode()) == 1
-    return [
-        f"{''.join(spelled[:end])} {spelled[end]}" for end in range(1, len(spelled)) if is_character
-    ]
+    return [f"{''.join(spelled[:end])} {spelled[end]}" for end in range(1, len(spelled))]
 
 
 def _check(tokenizer: Tokenizer, ids: Mapping[str, int], merges: Iterable[str]) -> None:
