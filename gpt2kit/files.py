@@ -197,7 +197,7 @@ def new_directory(
         sweep(target)
         building.mkdir(parents=True)
         yield building
-        for path in building.iterdir():
+        for path in filter(Path.is_file, building.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         put_in_place(building, target)

@@ -1,4 +1,4 @@
-"""Files for other programs: GGUF for llama.cpp, .bin for llm.c; each is read back before it counts.
+"""Files for other programs: GGUF for llama.cpp, .bin for llm.c, ONNX; each is proven when written.
 
 A file is written beside its final name, read back, compared with the model that it was made of, and
 only then renamed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,12 +21,14 @@ from gpt2kit.checkpoints.gguf import header, reading
 from gpt2kit.checkpoints.gguf.numbers import BF16, F16, F32, Q4_0, Q8_0
 from gpt2kit.checkpoints.gguf.vocabulary import Written, written
 from gpt2kit.checkpoints.gguf.writing import number_types, write_gguf
+from gpt2kit.checkpoints.load import checked
+from gpt2kit.checkpoints.onnx import require_packages
 from gpt2kit.checkpoints.plain import plain_gpt2
 from gpt2kit.checkpoints.stored import Checkpoint
-from gpt2kit.checkpoints.vocabularies import where_to_look
+from gpt2kit.checkpoints.vocabularies import none_found, where_to_look
 from gpt2kit.checkpoints.written import Comparison, compare_written, logits
 from gpt2kit.errors import CheckpointError, ConfigError, TokenizerError
-from gpt2kit.files import new_file, read_start, write_whole
+from gpt2kit.files import new_directory, new_file, read_start, write_whole
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer
 
 GGUF_TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
@@ -35,6 +37,7 @@ LLMC_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 LONG = {short: name for name, short in SHORT.items()}
 
+_STAND_IN = "the model has no end token, and {program} must have one: a rare token stands in for it"
 _LLAMA_CONTEXT = 256  # tokens: llama.cpp rounds the size of a context up to a multiple
 
 
@@ -67,6 +70,7 @@ def export_gguf(
     vocabulary that it cannot read, and CheckpointError if the file cannot be written.
     """
     chosen = GGUF_TYPES[_chosen(dtype, checkpoint, tuple(GGUF_TYPES), "GGUF")]
+    checkpoint = checked(checkpoint)
     config, tensors = plain_gpt2(checkpoint, "llama.cpp's gpt2")
     vocabulary = written(_required(tokenizer, checkpoint), config.n_vocab)
     stand_in = -1 if vocabulary.stop_id is not None else rarest(checkpoint, tokenizer)
@@ -99,6 +103,7 @@ def export_llmc(
     it cannot read, and CheckpointError if a file cannot be written.
     """
     chosen = LLMC_DTYPES[_chosen(dtype, checkpoint, tuple(LLMC_DTYPES), "llm.c")]
+    checkpoint = checked(checkpoint)
     config, tensors = plain_gpt2(checkpoint, "llm.c", **llmc.NEEDED)
     vocabulary = llmc.tokenizer_file(_required(tokenizer, checkpoint))
     beside = to.with_name(llmc.TOKENIZER_FILE)
@@ -115,6 +120,59 @@ def export_llmc(
         comparison = compare_written(checkpoint, tensors, found, errors)
         write_whole(beside, vocabulary)
     return Export(to, comparison, f"./train_gpt2cu -e {shlex.quote(str(to))}")
+
+
+def export_onnx(
+    to: Path,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    *,
+    dtype: str = "auto",
+    replace: bool = False,
+) -> Export:
+    """Write a folder with an ONNX graph, for transformers.js, optimum and onnxruntime-genai.
+
+    - `dtype`: f32, f16, int8 (matrices in 8 bits), or `auto`: as the weights are stored
+    - `replace`: replace an existing folder of this kind
+
+    Any model can be written. Raises MissingDependencyError without onnx or onnxruntime, and
+    CheckpointError if the folder cannot be written.
+    """
+    require_packages()
+    from gpt2kit.checkpoints.onnx import folder as files
+    from gpt2kit.checkpoints.onnx.proven import write_proven
+
+    chosen = _chosen(dtype, checkpoint, tuple(files.FILES), "ONNX")
+    _check_folder(to, replace, files.is_ours)
+    checkpoint = checked(checkpoint)
+    with new_directory(to, replace=replace, error=CheckpointError) as folder:
+        comparison = write_proven(folder, checkpoint, chosen)
+        warnings: tuple[str, ...] = (none_found(checkpoint),)
+        if tokenizer is not None:
+            warnings = files.write_vocabulary(folder, checkpoint.config, tokenizer)
+        stop_id = end = tokenizer.stop_id if tokenizer else None
+        if end is None:
+            end = rarest(checkpoint, tokenizer)
+            warnings += (_STAND_IN.format(program="onnxruntime-genai"),)
+        files.write_configs(folder, checkpoint.config, chosen, stop_id, end)
+        reads_text = (folder / "tokenizer.json").exists()
+    n = min(200, checkpoint.config.n_ctx // 2)
+    prompt = _prompt(tokenizer) if reads_text else None
+    return Export(to, comparison, files.command(to, prompt, n), warnings)
+
+
+def _check_folder(to: Path, replace: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raise CheckpointError for a folder that cannot be written, or must not be replaced."""
+    try:
+        os.path.abspath(to).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{to}: onnxruntime opens no file whose name is not UTF-8; name another folder"
+        ) from None
+    if replace and to.exists() and not is_ours(to):
+        raise CheckpointError(
+            f"{to} exists and is no folder of this kind, so it is not replaced; name another one"
+        )
 
 
 def _chosen(dtype: str, checkpoint: Checkpoint, known: tuple[str, ...], what: str) -> str:
@@ -177,23 +235,28 @@ def rarest(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:
     return int(share.argmin())
 
 
-def _llama_command(
-    to: Path, checkpoint: Checkpoint, vocabulary: Written, tokenizer: Tokenizer | None
-) -> tuple[str, tuple[str, ...]]:
-    """Return the line that runs a file in llama.cpp, and what its users must know."""
-    n_ctx, warnings = checkpoint.config.n_ctx, []
+def _prompt(tokenizer: Tokenizer | None) -> str:
+    """Return a prompt that the model can read, for the line to type."""
     prompt = "The"
     if isinstance(tokenizer, CharTokenizer) and any(
         each not in tokenizer.tokens for each in prompt
     ):
         prompt = next((each for each in tokenizer.tokens if each.isalnum()), tokenizer.tokens[0])
+    return prompt
+
+
+def _llama_command(
+    to: Path, checkpoint: Checkpoint, vocabulary: Written, tokenizer: Tokenizer | None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the line that runs a file in llama.cpp, and what its users must know."""
+    n_ctx, warnings = checkpoint.config.n_ctx, []
     words = ["llama-completion", "-m", str(to), "-c", str(n_ctx), "-n", str(min(200, n_ctx // 2))]
-    words += ["-p", prompt]
+    words += ["-p", _prompt(tokenizer)]
     if vocabulary.stop_id is None:
         words.append("--ignore-eos")
         warnings.append(
-            "the model has no end token, and llama.cpp must have one: a rare token stands in for "
-            "it, and --ignore-eos lets the text go on behind it"
+            _STAND_IN.format(program="llama.cpp")
+            + ", and --ignore-eos lets the text go on behind it"
         )
     if n_ctx < _LLAMA_CONTEXT:
         warnings.append(

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -321,6 +322,28 @@ def read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
+def checked(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Checkpoint:
+    """Return a checkpoint with its tensors in a dtype; reading one does what `build_model` checks.
+
+    Raises CheckpointFormatError for a head that differs from the embedding although it is tied.
+    """
+    _check_tied_copy(checkpoint)
+
+    def one(name: str, stored: StoredTensor) -> StoredTensor:
+        def read(_: Tensor | None) -> Tensor:
+            tensor = stored.read().to(dtype or stored.dtype)
+            _check_finite(checkpoint.path, name, tensor, dtype=dtype)
+            return tensor
+
+        return StoredTensor(stored.shape, dtype or stored.dtype, read)
+
+    tensors = {name: one(name, stored) for name, stored in checkpoint.tensors.items()}
+    head = checkpoint.class_head
+    return replace(
+        checkpoint, tensors=tensors, class_head=None if head is None else one(CLASS_HEAD, head)
+    )
+
+
 def _check_finite(
     path: Path, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None
 ) -> None:
@@ -377,23 +400,14 @@ def write_checkpoint(
     Only one tensor is in memory at a time. Raises what `build_model` raises, and
     CheckpointFormatError for a number that is too large for the dtype.
     """
-    _check_tied_copy(checkpoint)
-
-    def checked(name: str, stored: StoredTensor) -> StoredTensor:
-        def read(_: Tensor | None) -> Tensor:
-            tensor = stored.read().to(dtype)
-            _check_finite(checkpoint.path, name, tensor, dtype=dtype)
-            return tensor
-
-        return StoredTensor(stored.shape, dtype, read)
-
-    stored = {**checkpoint.tensors}
-    if checkpoint.class_head is not None:
-        stored[CLASS_HEAD] = checkpoint.class_head
+    whole = checked(checkpoint, dtype)
+    tensors = {**whole.tensors}
+    if whole.class_head is not None:
+        tensors[CLASS_HEAD] = whole.class_head
     huggingface.write_directory(
         folder,
         checkpoint.config,
-        {name: checked(name, each) for name, each in stored.items()},
+        tensors,
         dtype=dtype,
         stop_id=tokenizer.stop_id if tokenizer else None,
         labels=labels_of_head(checkpoint),

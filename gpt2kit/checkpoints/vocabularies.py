@@ -89,6 +89,12 @@ def where_to_look(checkpoint: Checkpoint) -> str | None:
     )
 
 
+def none_found(checkpoint: Checkpoint) -> str:
+    """Say that a checkpoint was written without a vocabulary, and how to give it one."""
+    advice = where_to_look(checkpoint) or "--vocabulary MODEL takes it from another model"
+    return f"no vocabulary was found, so none was written; {advice}"
+
+
 def gpt2_vocabulary() -> Tokenizer | None:
     """Return GPT-2's vocabulary from any model on this machine, or None."""
     if store.vocabulary_dir().is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,19 @@ def compare_written(
     tensors: Mapping[str, StoredTensor],
     found: Checkpoint,
     errors: Mapping[str, float],
+    *,
+    compute: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Comparison:
     """Compare a file that was read back with the checkpoint that it was made of.
 
-    `tensors` are what was to be written, `errors` the largest error of each by its rounding,
-    relative to its largest number. Raises CheckpointFormatError if a tensor differs by more, or if
-    the logits differ although nothing was rounded.
+    - `tensors`: what was to be written
+    - `errors`: the largest error of each by its rounding, relative to its largest number
+    - `compute`: another program that computes the logits of (1, T) ids from the file, (1, T, V)
+    - `tolerance`: the largest difference of its logits, relative to the largest one
+
+    Raises CheckpointFormatError if a tensor differs by more, or if the logits do although no tensor
+    was rounded.
     """
     n_rounded = 0
     for name, stored in tensors.items():
@@ -62,9 +69,10 @@ def compare_written(
     generator = torch.Generator().manual_seed(0)
     n = min(_TOKENS, checkpoint.config.n_ctx)
     ids = torch.randint(checkpoint.config.n_vocab, (1, n), generator=generator)
-    ours, theirs = logits(checkpoint, ids), logits(found, ids)
+    ours = logits(checkpoint, ids)
+    theirs = compute(ids) if compute else logits(found, ids)
     off = float((ours - theirs).abs().max())
-    if not n_rounded and not off <= TOLERANCE * max(1.0, float(ours.abs().max())):
+    if not n_rounded and not off <= tolerance * max(1.0, float(ours.abs().max())):
         detail = f"the file gives other logits than the model: they differ by {off:.3g}"
         raise CheckpointFormatError(found.path, detail)
     spread = float(ours.std()) if ours.numel() > 1 else 0.0
@@ -84,10 +92,7 @@ def _largest_difference(one: StoredTensor, other: StoredTensor) -> tuple[float, 
 
 @torch.inference_mode()
 def logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """Return the float32 logits of (1, T) ids, (1, T, V), with one block in memory at a time.
-
-    The model has a position for each token and is none of those without a head or positions.
-    """
+    """Return the float32 logits of (1, T) ids, (1, T, V), with one block in memory at a time."""
     with torch.device("meta"):
         model = GPT2(checkpoint.config).eval()
 
@@ -102,9 +107,15 @@ def logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
         return module
 
     positions = torch.arange(ids.shape[1])
-    x = filled("wte")(ids) + filled("wpe")(positions)  # (1, T, C)
+    x = filled("wte")(ids)  # (1, T, C)
+    x = x + filled("wpe")(positions).to(x.dtype)
     for layer in range(checkpoint.config.n_layer):
         x = filled(f"h.{layer}")(x, None, None)  # (1, T, C)
     x = filled("ln_f")(x)
+    if checkpoint.config.head == "none":
+        return x  # type: ignore[no-any-return]
     head = "lm_head.weight" if checkpoint.config.has_own_head else "wte.weight"
-    return F.linear(x, checkpoint.tensors[head].read().float())  # (1, T, V)
+    bias = (
+        checkpoint.tensors["lm_head.bias"].read().float() if checkpoint.config.head_bias else None
+    )
+    return F.linear(x, checkpoint.tensors[head].read().float(), bias)  # (1, T, V)

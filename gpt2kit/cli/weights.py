@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -147,11 +147,11 @@ To = Annotated[
     ),
 ]
 Format = Annotated[
-    Literal["hf", "gguf", "llmc", "peft"],
+    Literal["hf", "gguf", "llmc", "onnx", "peft"],
     typer.Option(
         "--format",
-        help="A folder for transformers (hf), or a file for llama.cpp (gguf) or llm.c (llmc); "
-        "peft: LoRA adapters of a run as a folder for PEFT.",
+        help="A folder for transformers (hf) or onnxruntime (onnx), or a file for llama.cpp (gguf) "
+        "or llm.c (llmc); peft: LoRA adapters of a run as a folder for PEFT.",
     ),
 ]
 WrittenDtype = Annotated[
@@ -159,7 +159,7 @@ WrittenDtype = Annotated[
     typer.Option(
         "--dtype",
         help="float32, bfloat16, float16, float64, or auto: as it is stored. GGUF also has q8_0 "
-        "and q4_0, which round to 8 and 4 bits.",
+        "and q4_0, which round to 8 and 4 bits, and ONNX has int8.",
     ),
 ]
 Untie = Annotated[
@@ -214,7 +214,8 @@ def convert(
     if format == "hf":
         _write_folder(to, checkpoint, tokenizer, dtype, force)
     else:
-        _write_file(to, checkpoint, tokenizer, dtype, force, untie if format == "gguf" else None)
+        own = {"untie": untie} if format == "gguf" else {}
+        _export(format, to, checkpoint, tokenizer, dtype=dtype, replace=force, **own)
 
 
 def _write_adapters(to: Path, name: str, force: bool) -> None:
@@ -229,21 +230,18 @@ def _write_adapters(to: Path, name: str, force: bool) -> None:
     output.result(f"peft.AutoPeftModelForCausalLM.from_pretrained({str(to)!r})")
 
 
-def _write_file(
-    to: Path,
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer | None,
-    dtype: str,
-    force: bool,
-    untie: bool | None,
+def _export(
+    format: str, to: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, **how: Any
 ) -> None:
-    """Write a GGUF file, or one of llm.c if `untie` is None, and print how it is used."""
-    from gpt2kit.checkpoints.exports import export_gguf, export_llmc
+    """Write files for another program, and print how they are used."""
+    from gpt2kit.checkpoints import exports
 
-    if untie is None:
-        export = export_llmc(to, checkpoint, tokenizer, dtype=dtype, replace=force)
-    else:
-        export = export_gguf(to, checkpoint, tokenizer, dtype=dtype, untie=untie, replace=force)
+    write = {
+        "gguf": exports.export_gguf,
+        "llmc": exports.export_llmc,
+        "onnx": exports.export_onnx,
+    }[format]
+    export = write(to, checkpoint, tokenizer, **how)
     for warning in export.warnings:
         output.warn(warning)
     output.note(str(export.comparison))
@@ -259,7 +257,7 @@ def _write_folder(
 
     from gpt2kit.checkpoints.exports import GGUF_TYPES, LONG
     from gpt2kit.checkpoints.load import resolve_dtype, write_checkpoint
-    from gpt2kit.checkpoints.vocabularies import where_to_look
+    from gpt2kit.checkpoints.vocabularies import none_found
     from gpt2kit.errors import CheckpointError, ConfigError
     from gpt2kit.files import new_directory
 
@@ -270,9 +268,7 @@ def _write_folder(
     with new_directory(to, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, checkpoint, stored, tokenizer)
     if tokenizer is None:
-        advice = "--vocabulary MODEL takes it from another model"
-        advice = where_to_look(checkpoint) or advice
-        output.note(f"no vocabulary was found, so none was written; {advice}")
+        output.note(none_found(checkpoint))
     output.result(to)
 
 

@@ -130,6 +130,7 @@ CASES: list[list[str]] = [
     ["convert", f"./{PEFT}", "--to", f"{NAME}new", "--format", "peft"],
     ["generate", "the", "--adapter", f"./{PEFT}", "--model", MODEL],
     ["merge", f"./{PEFT}", "--out", f"{NAME}new"],
+    ["convert", MODEL, "--to", f"{NAME}new", "--format", "onnx"],
     ["convert", BROKEN, "--to", f"{NAME}new"],
     ["convert", TF, "--to", f"{NAME}new"],
     ["inspect", MODEL],

@@ -1,4 +1,4 @@
-"""convert --format gguf and llmc, as a user types them."""
+"""convert --format gguf, llmc and onnx, as a user types them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def test_gguf_is_compared_and_the_line_for_llama_cpp_comes_last(small: Path) -> 
     assert open_checkpoint(Path("a b.gguf")).format == "GGUF, F32 and Q8_0"
 
 
+def test_onnx_is_computed_by_onnxruntime_and_the_line_for_node_comes_last(small: Path) -> None:
+    arguments = ["convert", "./small", "--format", "onnx", "--to", "out"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    path, command = result.stdout.splitlines()
+    assert path == "out"
+    assert shlex.split(command)[:2] == ["node", "-e"]
+    assert '"./out"' in command
+    assert "tensors equal" in result.stderr
+    assert "add --force to replace it" in run(*arguments).stderr
+    assert run(*arguments, "--dtype", "int8", "--force").exit_code == 0
+    assert [each.name for each in Path("out/onnx").iterdir()] == ["model_quantized.onnx"]
+    assert "is no folder of this kind" in run(*arguments[:-1], "small", "--force").stderr
+
+
 def test_a_converted_file_is_used_as_a_model_everywhere(small: Path) -> None:
     for format, name in (("gguf", "small.gguf"), ("llmc", "small.bin")):
         assert run("convert", "./small", "--format", format, "--to", name).exit_code == 0
@@ -77,7 +92,9 @@ def test_a_file_is_replaced_with_force_and_only_by_its_own_kind(small: Path) -> 
     [
         (["--format", "gguf", "--dtype", "float64"], "GGUF has f32, f16, bf16, q8_0, q4_0"),
         (["--format", "llmc", "--dtype", "f16"], "llm.c has f32, bf16"),
+        (["--format", "onnx", "--dtype", "bf16"], "ONNX has f32, f16, int8"),
         (["--dtype", "q8_0"], "only --format gguf has"),
+        (["--dtype", "int8"], "dtype is 'int8'"),
         (["--format", "llmc", "--untie"], "--untie has no effect here"),
         (["--untie"], "--untie has no effect here"),
     ],
