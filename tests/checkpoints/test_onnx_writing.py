@@ -171,7 +171,8 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path, dtype: str, toleran
 @pytest.mark.parametrize(("dtype", "error"), [("f16", 0.003), ("int8", 0.05)])
 def test_the_error_of_smaller_numbers_is_known(tmp_path: Path, dtype: str, error: float) -> None:
     # The root of the mean square, relative to the spread of the logits.
-    for fields in ({}, {"tie_word_embeddings": False, "mlp": "swiglu"}):
+    variants: tuple[dict[str, Any], ...] = ({}, {"tie_word_embeddings": False, "mlp": "swiglu"})
+    for fields in variants:
         model = make_model(replace(SMALL, **fields))
         path = written(tmp_path / str(len(fields)), model, dtype)
         onnx.checker.check_model(path, full_check=True)
@@ -323,17 +324,17 @@ def test_damaged_weights_are_refused(tmp_path: Path, dtype: str) -> None:
 def test_a_graph_that_computes_something_else_gets_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = writing.onnx.ModelProto.SerializeToString
+    serialized = onnx.ModelProto.SerializeToString
 
     def exchanged(model: Any) -> bytes:
         for node in model.graph.node:
             if node.op_type == "Gelu":
                 node.op_type = "Relu"
                 del node.attribute[:]
-        return build(model)
+        return bytes(serialized(model))
 
     monkeypatch.setattr(writing, "LARGEST", 0)
-    monkeypatch.setattr(writing.onnx.ModelProto, "SerializeToString", exchanged)
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", exchanged)
     with pytest.raises(CheckpointFormatError, match="gives other logits than the model"):
         written(tmp_path, make_model(SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
