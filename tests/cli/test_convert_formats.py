@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 from gguf_builders import characters
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from gpt2kit.checkpoints.load import open_checkpoint, write_model
@@ -70,6 +71,26 @@ def test_a_converted_file_is_used_as_a_model_everywhere(small: Path) -> None:
         assert run("convert", name, "--to", f"back-{format}", *vocabulary).exit_code == 0
         weights = Path(f"back-{format}/model.safetensors").read_bytes()
         assert weights == Path("small/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf", "llmc", "onnx"])
+def test_a_tied_head_that_differs_is_refused(small: Path, format: str) -> None:
+    # The formats for other programs left it out without a word.
+    tensors = load_file("small/model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["wte.weight"] + 1}, "small/model.safetensors")
+    result = run("convert", "./small", "--format", format, "--to", "out")
+    assert result.exit_code == 1
+    assert "lm_head.weight differs from wte.weight, but the head is tied" in result.stderr
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("format", ["gguf", "llmc"])
+def test_damaged_weights_are_called_damaged_and_not_too_large(small: Path, format: str) -> None:
+    tensors = load_file("small/model.safetensors")
+    tensors["ln_f.bias"][3] = float("nan")
+    save_file(tensors, "small/model.safetensors")
+    result = run("convert", "./small", "--format", format, "--to", "out")
+    assert "ln_f.bias holds 1 numbers that are NaN or infinite; the weights are" in result.stderr
 
 
 def test_a_file_is_replaced_with_force_and_only_by_its_own_kind(small: Path) -> None:

@@ -189,7 +189,7 @@ class _Graph:
 
     def head(self, x: str) -> None:
         """Add the logits: (B, T, V) float32."""
-        if self.config.head == "linear" and self.config.has_own_head:
+        if self.config.has_own_head:
             x = self.product(x, "lm_head.weight", turned=False)
         elif self.config.head == "linear":
             x = self.product(x, "wte.weight", turned=True)
