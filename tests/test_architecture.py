@@ -179,6 +179,11 @@ TESTED_BY = {
     "serve/test_asgi.py": """
         serve/answering serve/errors serve/receipts serve/rows serve/service serve/settings
     """,
+    "checkpoints/test_onnx_writing.py": """
+        checkpoints/onnx/folder checkpoints/onnx/graph checkpoints/onnx/nodes
+        checkpoints/onnx/proven checkpoints/onnx/runtime checkpoints/onnx/weights
+        checkpoints/onnx/writing
+    """,
     "serve/test_server.py": "serve/life",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",
     "test_lora.py": "checkpoints/adapters",
