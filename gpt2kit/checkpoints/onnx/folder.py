@@ -22,7 +22,7 @@ from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict
 from gpt2kit.checkpoints.gguf.vocabulary import CONTROL, UNUSED, Written, written
 from gpt2kit.config import VARIED, GPT2Config
 from gpt2kit.errors import TokenizerError
-from gpt2kit.tokenizers import BPETokenizer, Tokenizer
+from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.bpe import byte_characters
 from gpt2kit.tokenizers.bpe_files import tokenizer_json
 
@@ -125,7 +125,7 @@ def write_vocabulary(folder: Path, config: GPT2Config, tokenizer: Tokenizer) -> 
     """Write the vocabulary as other programs read it; return a warning if they read less."""
     tokenizer.save(folder)
     warnings: tuple[str, ...] = ()
-    if not isinstance(tokenizer, BPETokenizer):
+    if not (folder / "tokenizer.json").exists():
         try:
             vocabulary = written(tokenizer, config.n_vocab)
         except TokenizerError:
