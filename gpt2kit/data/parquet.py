@@ -36,7 +36,7 @@ def read_parquet(
             rows = list(zip(*cells, strict=True))
             yield Table(columns, rows, path, first=first, types=types)
             first += len(rows)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # or a name that is not UTF-8
         detail = str(error).partition("\n")[0]
         raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error
 
@@ -51,7 +51,7 @@ def row_groups(path: Path) -> list[tuple[int, int]]:
         with pyarrow.parquet.ParquetFile(path) as source:
             found = [source.metadata.row_group(n) for n in range(source.num_row_groups)]
             return [(group.num_rows, group.total_byte_size) for group in found]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # or a name that is not UTF-8
         detail = str(error).partition("\n")[0]
         raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error
 

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Read damaged files by the million, and count what came of it.
+
+    python scripts/campaign.py --cases 10000 [--workers 2] [--only GGUF]
+        that many cases of every target; prints a table, and each case that failed with its seed
+    python scripts/campaign.py --case "GGUF: sizes" 1234 [--keep FILE]
+        one case again; with --keep its damaged file is written
+
+A case is allowed to give what the whole file gives (same), or one of our errors (refused), in 5 s
+and 500 MB. Without a checksum in the format it may also give something else (undetectable). All
+else has failed: other errors, wrong results in spite of a checksum, too slow, too large, or the end
+of the process. A case is known by its target and seed, and is the same on every machine.
+
+Results are added to a file, --results; the command given again goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import faulthandler
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+CHUNK = 2000  # cases of a process
+STUCK = 30  # seconds after which a process that does not even answer its own alarm is ended
+
+
+def targets(module: str) -> dict[str, Any]:
+    """Return the targets of a module by name."""
+    return {target.name: target for target in importlib.import_module(module).TARGETS}
+
+
+def work(module: str, name: str, start: int, end: int, folder: Path) -> None:
+    """Do some cases in this process; print what came of them, and each failed one at once."""
+    import torch
+    from campaigns.cases import Cases, limit_memory
+
+    torch.set_num_threads(1)
+    cases = Cases(targets(module)[name], folder / "case")
+    limit_memory()
+    counts: collections.Counter[str] = collections.Counter()
+    for seed in range(start, end):
+        (folder / "progress").write_text(json.dumps({"seed": seed, "counts": counts}))
+        faulthandler.dump_traceback_later(STUCK, exit=True)
+        result = cases.run(seed)
+        faulthandler.cancel_dump_traceback_later()
+        counts[result.outcome] += 1
+        if result.outcome == "failed":
+            print(json.dumps({"seed": seed, "why": result.why}), flush=True)
+    print(json.dumps({"counts": counts}), flush=True)
+
+
+def chunk(module: str, name: str, start: int, end: int) -> dict[str, Any]:
+    """Do some cases in a process, and in another one after a case that ended it."""
+    counts: collections.Counter[str] = collections.Counter()
+    failures: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    first = start
+    while first < end:
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+            command = [sys.executable, __file__, "--from", module]
+            part = ["--work", name, str(first), str(end), folder]
+            environment = {
+                **os.environ,
+                **dict.fromkeys(("GPT2KIT_WEIGHTS", "GPT2KIT_DATA", "XDG_CACHE_HOME"), folder),
+            }
+            done = subprocess.run(
+                [*command, *part], capture_output=True, text=True, env=environment, check=False
+            )
+            lines = [json.loads(line) for line in done.stdout.splitlines()]
+            failures += [line for line in lines if "seed" in line]
+            if lines and "counts" in lines[-1]:
+                counts.update(lines[-1]["counts"])
+                break
+            if not (progress := Path(folder) / "progress").exists():
+                raise SystemExit(f"{name}: no case could be made:\n{done.stderr}")
+            found = json.loads(progress.read_text())
+        ended = f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
+        failures.append({"seed": found["seed"], "why": ended})
+        counts.update({**found["counts"], "failed": found["counts"].get("failed", 0) + 1})
+        first = found["seed"] + 1
+    return {
+        "target": name,
+        "start": start,
+        "end": end,
+        "seconds": round(time.monotonic() - begun, 1),
+        "counts": counts,
+        "failures": failures,
+    }
+
+
+def _memory() -> str | None:
+    """Return a folder in memory, if there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def run(module: str, cases: int, results: Path, workers: int, only: str = "") -> int:
+    """Do all cases that the file of results lacks, and print the table; return how many failed."""
+    names = [name for name in targets(module) if only in name]
+    done = {(line["target"], line["start"], line["end"]) for line in _read(results)}
+    todo = [
+        (name, start, min(start + CHUNK, cases))
+        for start in range(0, cases, CHUNK)
+        for name in names
+        if (name, start, min(start + CHUNK, cases)) not in done
+    ]
+    with ThreadPoolExecutor(workers) as pool, results.open("a") as file:
+        for found in pool.map(lambda part: chunk(module, *part), todo):
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            for failure in found["failures"]:
+                print(f"FAILED {found['target']} {failure['seed']}: {failure['why']}")
+    return show([line for line in _read(results) if only in line["target"]])
+
+
+def _read(results: Path) -> Iterator[dict[str, Any]]:
+    if results.exists():
+        yield from (json.loads(line) for line in results.read_text().splitlines())
+
+
+def show(lines: Sequence[dict[str, Any]]) -> int:
+    """Print a table with a row for each format; return how many cases failed."""
+    from campaigns.cases import OUTCOMES
+
+    rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for line in lines:
+        for name in (line["target"].partition(":")[0], "all"):
+            rows[name].update(line["counts"])
+    print("| files | cases | " + " | ".join(OUTCOMES) + " |")
+    print("|---|" + "--:|" * (1 + len(OUTCOMES)))
+    for name, counts in [*((n, c) for n, c in rows.items() if n != "all"), ("all", rows["all"])]:
+        cells = [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]
+        print(f"| {name} | " + " | ".join(f"{cell:,}" for cell in cells) + " |")
+    return rows["all"]["failed"]
+
+
+def one(module: str, name: str, seed: int, keep: Path | None) -> int:
+    """Do one case, and print what came of it."""
+    from campaigns.cases import Cases
+
+    with tempfile.TemporaryDirectory() as folder:
+        cases = Cases(targets(module)[name], Path(folder) / "case")
+        file, content = cases.bytes_of(seed)
+        if keep is not None:
+            keep.write_bytes(content)
+        result = cases.run(seed)
+    print(f"{name} {seed}, {file}, {len(content):,} bytes: {result.outcome} {result.why}")
+    return result.outcome == "failed"
+
+
+def main() -> int:
+    """Read the options and do what they say; return 1 if a case failed."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--cases", type=int, default=1000, help="of each target (1000)")
+    options.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options.add_argument("--only", default="", metavar="TEXT", help="targets with this in the name")
+    options.add_argument("--results", type=Path, default=Path("campaign.jsonl"))
+    options.add_argument("--from", dest="module", default="campaigns.hostile_files")
+    options.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"))
+    options.add_argument("--keep", type=Path, metavar="FILE")
+    options.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.work:
+        name, start, end, folder = given.work
+        work(given.module, name, int(start), int(end), Path(folder))
+        return 0
+    if given.case:
+        return one(given.module, given.case[0], int(given.case[1]), given.keep)
+    return int(run(given.module, given.cases, given.results, given.workers, given.only) > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

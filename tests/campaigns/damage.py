@@ -1,0 +1,189 @@
+"""Damage to files, by seed: blind, or made for a format, so that it gets past the first check."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickletools
+import random
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+from builders import mutate
+from tf_bundle_writer import block_positions, repair
+
+Damage = Callable[[bytes, random.Random], bytes]
+
+_SIZES = (
+    0,
+    1,
+    2,
+    7,
+    127,
+    128,
+    255,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    2**64 - 1,
+)
+_VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 2**31, 2**63, 10**40, 0.5, -0.0, 1e308, float("nan"), float("inf"),
+    "", "0", "\0", "\ud800", "é", "../../etc/passwd", "a" * 70000, [], {}, [[]], [0] * 5000,
+    {"": 0},
+)  # fmt: skip
+
+
+def blind(data: bytes, draw: random.Random) -> bytes:
+    """Flip, insert, repeat or remove bytes anywhere, or cut the file short."""
+    match draw.randrange(12):
+        case 0:
+            return data[: draw.randrange(len(data) + 1)]
+        case 1:
+            return data + draw.randbytes(draw.randrange(1, 100))
+        case _:
+            return mutate(data, draw) if data else b"\0"
+
+
+def sizes(data: bytes, draw: random.Random) -> bytes:
+    """Put large, small or negative integers where a binary header has its own."""
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        width = draw.choice((1, 2, 4, 8))
+        offset = draw.randrange(max(1, min(len(out) - width, draw.choice((64, 2048, len(out))))))
+        number = draw.choice(_SIZES) & (2 ** (8 * width) - 1)
+        out[offset : offset + width] = number.to_bytes(width, "little")
+    return bytes(out)
+
+
+def json_values(data: bytes, draw: random.Random) -> bytes:
+    """Replace, remove, rename or repeat values of a JSON document."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return blind(data, draw)
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        content = _changed(content, draw)
+    text = json.dumps(content, ensure_ascii=draw.random() < 0.5)
+    if draw.random() < 0.05:  # deeper than a parser follows
+        text = text.replace("0", "[" * 100000 + "]" * 100000, 1)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _changed(content: Any, draw: random.Random) -> Any:
+    """Return a JSON value of which one part, at any depth, is another."""
+    if not isinstance(content, dict | list) or not content or draw.random() < 0.2:
+        return draw.choice(_VALUES)
+    if isinstance(content, list):
+        index = draw.randrange(len(content))
+        match draw.randrange(4):
+            case 0:
+                return content[:index] + content[index + 1 :]
+            case 1:
+                return content[: index + 1] + content[index:]
+            case _:
+                part = _changed(content[index], draw)
+                return [*content[:index], part, *content[index + 1 :]]
+    key = draw.choice(list(content))
+    match draw.randrange(5):
+        case 0:
+            return {name: value for name, value in content.items() if name != key}
+        case 1:
+            other = draw.choice([*content, "", "unheard_of", "\0"])
+            return {other if name == key else name: value for name, value in content.items()}
+        case _:
+            return {**content, key: _changed(content[key], draw)}
+
+
+def safetensors_header(data: bytes, draw: random.Random) -> bytes:
+    """Change the header of a safetensors file, and its length with it."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json_values(data[8 : 8 + length], draw)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def pickle_program(data: bytes, draw: random.Random) -> bytes:
+    """Change opcodes of the pickle in torch's zip archive, whose checksums are right again."""
+    source = zipfile.ZipFile(io.BytesIO(data))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                content = _program(content, draw)
+            if draw.random() < 0.02:
+                name = draw.choice((name + "x", "../" + name, name.upper()))
+            target.writestr(name, content)
+    return out.getvalue()
+
+
+def _program(content: bytes, draw: random.Random) -> bytes:
+    """Change a pickle at the borders of its opcodes."""
+    starts = [offset for _, _, offset in pickletools.genops(content) if offset is not None]
+    out = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2))):
+        at = draw.randrange(len(starts) - 1)
+        begin, end = starts[at], starts[at + 1]
+        match draw.randrange(5):
+            case 0:
+                out[begin:end] = b""
+            case 1:
+                out[begin:begin] = out[begin:end]
+            case 2:
+                out[begin:begin] = draw.choice(
+                    (
+                        b"cos\nsystem\n",
+                        b"(",
+                        b"t",
+                        b"R",
+                        b"0",
+                        b"Q",
+                        b"}",
+                        b"\x8a\x08" + b"\xff" * 8,
+                    )
+                )
+            case 3:
+                other = draw.randrange(len(starts) - 1)
+                out[begin:end] = content[starts[other] : starts[other + 1]]
+            case _:
+                out[begin] = draw.randrange(256)
+    return bytes(out)
+
+
+def tf_index(data: bytes, draw: random.Random) -> bytes:
+    """Change blocks of an index of TensorFlow, whose checksums are right again."""
+    out = bytearray(data)
+    positions = block_positions(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        offset, size = draw.choice(positions)
+        at = offset + draw.randrange(max(size, 1))
+        out[at] = draw.choice((out[at] ^ 1 << draw.randrange(8), draw.randrange(256)))
+    return repair(bytes(out), positions)
+
+
+def table_text(data: bytes, draw: random.Random) -> bytes:
+    """Insert what breaks tables: quotes, line ends, NUL, other encodings, long cells."""
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 2, 5))):
+        at = draw.randrange(len(out) + 1)
+        out[at:at] = draw.choice(
+            (b'"', b'""', b"\r", b"\n", b"\r\n", b",", b"\t", b"\0", b"\xef\xbb\xbf", b"\xff\xfe",
+             b"\xed\xa0\x80", b"{", b"}", b"[", b"\\", b"\\ud800", b"1e999", b"NaN", b"=1+1",
+             "\u2028\u200b".encode(), b"x" * 200000)
+        )  # fmt: skip
+    return bytes(out)
+
+
+def inside_gzip(damage: Damage) -> Damage:
+    """Return a damage to what a gzip file holds; the file itself is whole."""
+
+    def inside(data: bytes, draw: random.Random) -> bytes:
+        return gzip.compress(damage(gzip.decompress(data), draw), 1)
+
+    return inside

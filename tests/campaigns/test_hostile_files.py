@@ -1,0 +1,81 @@
+"""Damaged files of every format: what the whole file gives, or one of our errors, and soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from campaigns import cases as module_of_cases
+from campaigns import planted
+from campaigns.cases import Cases, Target
+from campaigns.hostile_files import TARGETS
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "campaign.py"
+PLANTED = {target.name: target for target in planted.TARGETS}
+FEW = 2  # cases of a target in the default run
+FULL = 10_200  # of each of about a hundred: a million in all
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: Target) -> None:
+    cases = Cases(target, tmp_path / "case")
+    found = {seed: cases.run(seed) for seed in range(FEW)}
+    assert {seed: each.why for seed, each in found.items() if each.outcome == "failed"} == {}
+
+
+def test_a_reader_that_takes_whole_files_only_fails_no_case(tmp_path: Path) -> None:
+    cases = Cases(PLANTED["sound"], tmp_path)
+    assert {cases.run(seed).outcome for seed in range(50)} <= {"same", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("crashing", "IndexError"), ("gullible", "not found"), ("endless", "longer than")],
+)
+def test_a_planted_fault_is_found(
+    tmp_path: Path, name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_cases, "SECONDS", 0.05)
+    cases = Cases(PLANTED[name], tmp_path)
+    results = [cases.run(seed) for seed in range(30)]
+    outcomes = Counter(result.outcome for result in results)
+    assert outcomes["failed"]
+    assert all(why in result.why for result in results if result.outcome == "failed")
+
+
+def test_a_case_is_the_same_every_time_and_the_whole_file_is_put_back(tmp_path: Path) -> None:
+    cases = Cases(PLANTED["crashing"], tmp_path)
+    first = [cases.bytes_of(seed) for seed in range(20)]
+    for seed in range(20):
+        cases.run(seed)
+        assert (tmp_path / "file").read_bytes() == planted.CONTENT
+    assert [cases.bytes_of(seed) for seed in range(20)] == first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_and_the_death_of_a_process_are_found_and_the_rest_is_done(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    command = [sys.executable, str(SCRIPT), "--from", "campaigns.planted", "--only", "dying"]
+    command += ["--cases", "12", "--results", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "MemoryError" in done.stdout
+    assert "the process ended with -6" in done.stdout
+    assert "| dying | 24 | " in done.stdout
+    size = results.stat().st_size
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "| dying | 24 | " in again.stdout
+    assert results.stat().st_size == size  # nothing was done twice
+
+
+@pytest.mark.campaign
+def test_a_million_damaged_files_fail_no_case(tmp_path: Path) -> None:
+    results = Path(os.environ.get("GPT2KIT_CAMPAIGN", tmp_path / "campaign.jsonl"))
+    command = [sys.executable, str(SCRIPT), "--cases", str(FULL), "--results", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
