@@ -61,15 +61,15 @@ def test_a_case_is_the_same_every_time_and_the_whole_file_is_put_back(tmp_path: 
 def test_memory_and_the_death_of_a_process_are_found_and_the_rest_is_done(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     command = [sys.executable, str(SCRIPT), "--from", "campaigns.planted", "--only", "dying"]
-    command += ["--cases", "12", "--results", str(results)]
+    command += ["--cases", "3", "--results", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "MemoryError" in done.stdout
     assert "the process ended with -6" in done.stdout
-    assert "| dying | 24 | " in done.stdout
+    assert "| dying | 6 | " in done.stdout
     size = results.stat().st_size
     again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "| dying | 24 | " in again.stdout
+    assert "| dying | 6 | " in again.stdout
     assert results.stat().st_size == size  # nothing was done twice
 
 
