@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,16 @@ def test_adapters_of_another_shape_or_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_FILE).write_bytes(b"")
     with pytest.raises(CheckpointFormatError, match="not a whole safetensors file"):
         load_adapters(tmp_path, adapted())
+
+
+@pytest.mark.parametrize("change", [{"rank": True}, {"alpha": False}, {"base": 1}, {"rank": 2.0}])
+def test_fields_of_another_kind_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    # A rank of true counted as 1, and ended in a traceback.
+    save_adapters(tmp_path, adapted(), base="124M", base_sha256="")
+    about = json.loads((tmp_path / "adapter.json").read_text())
+    (tmp_path / "adapter.json").write_text(json.dumps({**about, **change}))
+    with pytest.raises(CheckpointFormatError, match="expected base, rank and alpha"):
+        read_adapters(tmp_path)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, None), (17, None), (2, 0.0), (2, float("inf"))])

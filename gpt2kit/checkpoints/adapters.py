@@ -42,8 +42,8 @@ def read_adapters(folder: Path) -> dict[str, Any]:
         message = f"{folder}: no adapters; expected {CONFIG_FILE} and {WEIGHTS_FILE}"
         raise CheckpointNotFoundError(message, path=folder, missing=[CONFIG_FILE])
     about = read_json(path, error=CheckpointError)
-    types: dict[str, Any] = {"base": str, "rank": int, "alpha": int | float}
-    if not all(isinstance(about.get(name), kind) for name, kind in types.items()):
+    types: dict[str, tuple[type, ...]] = {"base": (str,), "rank": (int,), "alpha": (int, float)}
+    if any(type(about.get(name)) not in kinds for name, kinds in types.items()):  # true is an int
         raise CheckpointFormatError(path, "expected base, rank and alpha")
     return about
 
