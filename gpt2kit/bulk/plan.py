@@ -10,15 +10,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2kit.bulk import claims, cutting
 from gpt2kit.bulk.sources import Input, Part
 from gpt2kit.errors import ConfigError, FileError
 from gpt2kit.evaluation.conditions import Buckets
 from gpt2kit.files import fsync_directory, read_json
+
+Entry = TypeVar("Entry", Input, Part)
 
 FORMAT = 2  # of the plan and of the files that parts become
 _LARGEST = 2**31  # bytes of a plan
@@ -110,12 +112,22 @@ def read(path: Path) -> Plan:
             identity=found["identity"],
             columns=tuple(found["columns"]),
             gives=found["gives"],
-            inputs=tuple(Input(**each) for each in found["inputs"]),
-            parts=tuple(Part(*each) for each in found["parts"]),
+            inputs=tuple(_of_kinds(Input(**each)) for each in found["inputs"]),
+            parts=tuple(_of_kinds(Part(*each)) for each in found["parts"]),
             buckets=found["buckets"] and Buckets(**found["buckets"]),
         )
     except (KeyError, TypeError) as error:
         raise FileError(path, f"not a plan of gpt2kit: {error}") from error
+
+
+def _of_kinds(entry: Entry) -> Entry:
+    """Return an entry of a plan; raises TypeError for a text that should be a number, say."""
+    kinds = {"int": int, "str": str}  # annotations are texts
+    for each in fields(entry):
+        value, kind = getattr(entry, each.name), kinds.get(str(each.type))
+        if kind and type(value) is not kind:
+            raise TypeError(f"{each.name} is {_shown(value)}")
+    return entry
 
 
 def compared(plan: Plan, named: Sequence[tuple[str, Path]], identity: Mapping[str, Any]) -> Plan:

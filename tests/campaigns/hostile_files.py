@@ -304,7 +304,10 @@ def read_receipt(path: Path) -> str:
 def plan(folder: Path) -> Path:
     """The plan of a job of many parts."""
     inputs = (Input("a.jsonl", 120, 1, "ab" * 32), Input("b.jsonl", 60, 2, "cd" * 32))
-    parts = (Part(0, "a.jsonl", 0, 120, 1, 10, "", 120), Part(1, "b.jsonl", 0, 60, 11, 5, "", 60))
+    parts = (
+        Part(0, "a.jsonl", "bytes", 0, 120, 1, 10, "", 120),
+        Part(1, "b.jsonl", "bytes", 0, 60, 11, 5, "", 60),
+    )
     made = plans.Plan({"model": "124M", "stride": 512}, ("text",), "filter", inputs, parts)
     plans.publish(folder / "plan.json", made)
     return folder / "plan.json"
