@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
+import fnmatch
 import hashlib
 import http.server
 import json
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 COMMIT = "c0ffee" + "0" * 34
@@ -43,6 +45,7 @@ class Request:
     fault: str | None = None
     status: int = 0
     sent: int = 0  # bytes of the body
+    body: bytes = b""  # of the request
 
 
 class FakeServer:
@@ -132,6 +135,7 @@ class FakeHub(FakeServer):
         self.lies: dict[
             str, dict[str, Any]
         ] = {}  # file name -> fields of its description to replace
+        self.private: dict[str, bool] = {}  # of the repositories that a push has made
 
     def add(self, repository: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
         """Publish a commit of a repository; it is the newest one."""
@@ -147,6 +151,8 @@ class FakeHub(FakeServer):
         ):
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"
         path = request.path.partition("?")[0]
+        if path == "/api/repos/create":
+            return self._create(json.loads(request.body))
         if not path.startswith("/api/models/"):
             status, headers, body = super().page(request)
             return (
@@ -167,8 +173,23 @@ class FakeHub(FakeServer):
             "sha": self.commits[repository],
             "siblings": siblings,
             "config": {"model_type": "gpt2"},
+            "private": self.private.get(repository),
         }
         return 200, {"Content-Type": "application/json"}, json.dumps(description).encode()
+
+    def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        repository = f"{asked['organization']}/{asked['name']}"
+        if repository in self.repositories:
+            status = 409
+        else:
+            status = 200
+            # Older versions of huggingface_hub say `private`.
+            self.private[repository] = asked.get("visibility", asked.get("private")) in (
+                True,
+                "private",
+            )
+            self.add(repository, {})
+        return status, {}, json.dumps({"url": f"{self.url}/{repository}"}).encode()
 
     def _described(self, name: str, body: bytes) -> dict[str, Any]:
         described: dict[str, Any] = {"rfilename": name, "size": len(body)}
@@ -210,19 +231,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         request = Request(
             self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
         )
+        request.body = self.rfile.read(int(request.headers.get("content-length", 0)))
         fault = self.fake.take_fault(request)
         kind = fault.kind if fault else None
         if kind == "hang":
             self.fake.released.wait(30)
             self.close_connection = True
             return
-        status, headers, body = self.fake.page(request)
         if fault and fault.status:
-            status, body = fault.status, b""
+            status, headers, body = fault.status, {}, b""
+        else:
+            status, headers, body = self.fake.page(request)
         if kind == "page":
             status, headers, body = (
                 200,
@@ -302,6 +328,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind in ("cut", "hold", "drip"):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = self.close_connection or kind in ("cut", "hold", "drip", "reset")
+
+
+def take_uploads(hub: FakeHub, patch: Any) -> list[dict[str, Any]]:
+    """Let huggingface_hub's upload_folder change a repository of the hub; return its calls."""
+    from huggingface_hub import HfApi
+
+    calls: list[dict[str, Any]] = []
+
+    def upload(_: HfApi, **call: Any) -> None:
+        calls.append(call)
+        ignored = call["ignore_patterns"] or []
+        kept = {
+            name: body
+            for name, body in hub.repositories[call["repo_id"]].items()
+            if not any(fnmatch.fnmatch(name, each) for each in call["delete_patterns"])
+        }
+        folder = Path(call["folder_path"])
+        new = {path.name: path.read_bytes() for path in folder.iterdir()}
+        taken = {name: body for name, body in new.items() if name not in ignored}
+        hub.add(call["repo_id"], kept | taken)
+
+    patch.setattr(HfApi, "upload_folder", upload)
+    return calls
 
 
 def in_an_hour() -> str:

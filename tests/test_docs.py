@@ -31,7 +31,7 @@ from conftest import GOLDEN
 from features_builders import matrices, write_sae
 from peft_builders import adapted
 from serve_builders import Background
-from servers import FakeHub, FakeOpenAI
+from servers import FakeHub, FakeOpenAI, take_uploads
 from training_builders import VERSES
 from typer.testing import CliRunner
 
@@ -63,6 +63,7 @@ ELSEWHERE = {
     "torchrun": "tests/training/test_distributed.py",
     "python": "the script is there; tests/scripts",
     "pip": ".ci/run",
+    "hf": "huggingface_hub's program",
     "lm_eval": "another project's program",
 }
 # Options in the text that are not gpt2kit's.
@@ -209,6 +210,8 @@ def publish(
     }
     monkeypatch.setattr(catalogue, "PUBLICATIONS", small_catalogue)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    take_uploads(hub, monkeypatch)
     monkeypatch.setenv("GPT2KIT_OPENAI_URL", bucket.url)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)

@@ -38,6 +38,7 @@ from gpt2kit.cli import (
     plan,
     plots,
     process,
+    push,
     replay,
     sae,
     serve,
@@ -175,7 +176,7 @@ def common(
 
 _HEADINGS = {
     "Write": (generation, replay, history, serve, tokenize),
-    "Models": (weights, inspect_model),
+    "Models": (weights, push, inspect_model),
     "Train": (training, plan, corpus, synthetic),
     "Measure": (
         evaluation,

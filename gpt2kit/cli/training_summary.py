@@ -30,6 +30,10 @@ _SAMPLE_SEED = 1
 _SAMPLE_TOKENS = 400  # of the text whose originality is measured
 _MOST_JUDGED = 2000  # held-out texts whose labels are compared
 _RECENT = 100  # steps whose training losses are averaged
+_COUNTED = (  # of the corpus, in report.json
+    *("documents", "bytes", "val_bytes", "characters", "val_characters"),
+    *("train_tokens", "val_tokens"),
+)
 _LABELS = {"eval_train_loss": "training loss", "val_loss": "validation loss"}
 _AVERAGES = (Average("simple", 20), Average("exponential", 0.95))  # drawn in loss.png
 
@@ -84,6 +88,7 @@ def _summary(setup: Setup, metrics: Sequence[dict[str, Any]], ending: Ending) ->
         "steps": ending.last.step,
         "seconds": ending.seconds,
         "train_loss": sum(recent) / len(recent) if recent else None,
+        "corpus": {name: getattr(report, name) for name in _COUNTED},
     }
     if measured := [line for line in metrics if "val_loss" in line]:
         best = min(measured, key=lambda line: line["val_loss"])

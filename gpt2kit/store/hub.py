@@ -34,7 +34,7 @@ HUB_URL = "https://huggingface.co"
 
 # Fetched from a repository that is not in the catalogue: those of these files that it has, and the
 # first of these kinds of weights.
-_TEXT_FILES = (
+TEXT_FILES = (
     "config.json",
     "generation_config.json",
     "vocab.json",
@@ -44,10 +44,11 @@ _TEXT_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "gpt2kit_tokenizer.json",  # of characters or words, in models that gpt2kit pushed
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _STEMS = tuple(f"{stem}." for stem, _ in _WEIGHTS)
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT, beside PEFT_FILE
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT, beside PEFT_FILE
 _MODEL_TYPES = ("gpt2", "gpt2kit")
 
 
@@ -61,7 +62,7 @@ def hub_plan(
     sae = SAE_ID.fullmatch(model)
     repository = publication.repository if publication else sae[1] if sae else model
     endpoint = base_address(os.environ.get("HF_ENDPOINT") or HUB_URL, "HF_ENDPOINT")
-    token = _token(patience)
+    token = token_of_user(patience)
 
     def refusal(response: httpx2.Response) -> str:
         """Say what a failed response means."""
@@ -187,7 +188,7 @@ def _model_info(
         tries.failed(failure, url)
 
 
-def _token(patience: Patience) -> str | None:
+def token_of_user(patience: Patience) -> str | None:
     """Return the user's token if huggingface_hub finds one, in the environment or from a login."""
     from huggingface_hub import get_token
 
@@ -259,8 +260,8 @@ def _needed(present: Collection[str], repository: str, config: Any) -> list[str]
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind is not None and kind not in _MODEL_TYPES:
         raise DownloadError(f"{repository} is a {kind} model; gpt2kit reads GPT-2")
-    texts = [name for name in _TEXT_FILES if name in present]
-    adapters = [name for name in _ADAPTERS if name in present]
+    texts = [name for name in TEXT_FILES if name in present]
+    adapters = [name for name in ADAPTERS if name in present]
     is_whole = "config.json" in present and any(name.startswith(_STEMS) for name in present)
     if PEFT_FILE in present and adapters and not is_whole:
         return [*texts, PEFT_FILE, adapters[0]]
