@@ -1,4 +1,4 @@
-"""push, as a user types it: what goes to the Hub, what does not, and how it is loaded from there."""
+"""push, as a user types it: what goes to the Hub, what does not, and how it is loaded again."""
 
 from __future__ import annotations
 
