@@ -245,10 +245,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.fake.released.wait(30)
             self.close_connection = True
             return
+        refused: tuple[int, dict[str, str], bytes] | None = None
         if fault and fault.status:
-            status, headers, body = fault.status, {}, b""
-        else:
-            status, headers, body = self.fake.page(request)
+            refused = fault.status, {}, b""
+        status, headers, body = refused or self.fake.page(request)
         if kind == "page":
             status, headers, body = (
                 200,

@@ -79,6 +79,7 @@ def test_a_run_is_pushed_downloaded_and_loaded_and_takes_no_text_along(
     assert "## Originality" in card
     run("download", "me/verses")
     ours, theirs = (load(name, device="cpu") for name in ("run", "me/verses"))
+    assert ours[1] is not None
     assert theirs[1] is not None
     for name, tensor in ours[0].state_dict().items():
         assert torch.equal(tensor, theirs[0].state_dict()[name])

@@ -33,8 +33,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def card(source: Path, options: CardOptions | None = None, **fields: Any) -> str:
-    about = {"repository": "me/novel", "source": source, "config": small_model().config}
+    about: dict[str, Any] = {
+        "repository": "me/novel",
+        "source": source,
+        "config": small_model().config,
+    }
     return model_card(Subject(**(about | fields)), options or CardOptions())
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """Return what huggingface_hub reads of a card."""
+    return vars(ModelCard(text).data)
 
 
 def test_a_run_gives_its_counts_losses_and_originality(run: Path) -> None:
@@ -93,12 +102,12 @@ def test_a_damaged_record_is_left_out(tmp_path: Path) -> None:
 
 def test_the_hub_reads_the_metadata(run: Path) -> None:
     """Norwegian is `no`, which plain YAML takes for false."""
-    found = ModelCard(card(run, CardOptions(license="cc-by-4.0", language="no"))).data.to_dict()
+    found = metadata(card(run, CardOptions(license="cc-by-4.0", language="no")))
     assert found["license"] == "cc-by-4.0"
     assert found["language"] == ["no"]
     assert found["tags"] == ["gpt2kit", "gpt2", "text-generation"]
     assert found["library_name"] == "transformers"
-    below = ModelCard(card(run, base="openai-community/gpt2")).data.to_dict()
+    below = metadata(card(run, base="openai-community/gpt2"))
     assert below["base_model"] == "openai-community/gpt2"
     assert below["library_name"] == "peft"
 
