@@ -32,12 +32,14 @@ def is_checkpoint(file: TorchFile) -> bool:
 def checkpoint_of(file: TorchFile) -> Checkpoint:
     """Return what nanoGPT's train.py saved, without optimizer state and counters."""
     path, content = file.path, file.content
-    model, settings = content["model"], content.get("config")
+    # The names of a hostile file may be anything.
+    model = {str(name): tensor for name, tensor in content["model"].items()}
+    settings = content.get("config")
     config = _config(path, content["model_args"])
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
     stored = {
         ours: file.tensor(theirs, model[theirs])
-        for ours, theirs in plain_names(map(str, model), path).items()
+        for ours, theirs in plain_names(model, path).items()
     }
     skipped = tuple(sorted(str(key) for key in content.keys() - {"model", "model_args"}))
     return Checkpoint(

@@ -791,6 +791,18 @@ def test_a_nanogpt_checkpoint_of_another_shape_is_refused(
         open_checkpoint(write_nanogpt(tmp_path / "ckpt.pt", tiny_model, model_args=arguments))
 
 
+def test_a_nanogpt_checkpoint_with_a_number_for_a_name_is_refused(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    # It ended in a KeyError.
+    path = write_nanogpt(tmp_path / "ckpt.pt", tiny_model)
+    content = torch.load(path)
+    content["model"][32] = torch.zeros(1)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="32"):
+        open_checkpoint(path)
+
+
 def test_another_torch_file_is_not_taken_for_nanogpts(tmp_path: Path) -> None:
     torch.save(OrderedDict(a=torch.zeros(1)), tmp_path / "ckpt.pt")
     with pytest.raises(CheckpointFormatError, match=r"weights of nanoGPT, .*; found a$"):
