@@ -89,6 +89,8 @@ OTHERS_OPTIONS = {
     "--minutes",
     "--llama_server",
     "--transformers",
+    "--cases",
+    "--case",
 }
 
 

@@ -36,7 +36,7 @@ def unpacked_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
             pyarrow.PythonFile(_KeptOpen(file), mode="r"), "zstd"
         )
     try:
-        while block := source.read(_BLOCK):
+        while block := _read(source) if suffix == ".zst" else source.read(_BLOCK):
             if source is file and block.startswith(_GZIP_START):
                 raise CorpusError(f"{path}: compressed with gzip; give it a name in .gz", path=path)
             yield block
@@ -44,6 +44,12 @@ def unpacked_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
         if source is file:
             raise
         raise CorpusError(f"{path}: damaged or not {suffix}: {error}", path=path) from error
+
+
+def _read(source: Any) -> bytes:
+    """Return a block of a stream of pyarrow's, whose own `read` loses its memory if it fails."""
+    block = bytearray(_BLOCK)
+    return bytes(memoryview(block)[: source.readinto(block)])
 
 
 @contextlib.contextmanager

@@ -28,6 +28,19 @@ def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: Target)
     assert {seed: each.why for seed, each in found.items() if each.outcome == "failed"} == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("rows.parquet: blind", 57),  # the name of a column was not UTF-8: UnicodeDecodeError
+        ("adapter.json: json values", 139),  # the rank was true: TypeError
+        ("nanoGPT: pickle program", 577),  # the name of a tensor was a number: KeyError
+    ],
+)
+def test_a_case_that_once_failed_is_refused(tmp_path: Path, name: str, seed: int) -> None:
+    (target,) = (target for target in TARGETS if target.name == name)
+    assert Cases(target, tmp_path / "case").run(seed).outcome == "refused"
+
+
 def test_a_reader_that_takes_whole_files_only_fails_no_case(tmp_path: Path) -> None:
     cases = Cases(PLANTED["sound"], tmp_path)
     assert {cases.run(seed).outcome for seed in range(50)} <= {"same", "refused"}

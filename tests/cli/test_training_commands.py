@@ -343,6 +343,8 @@ SEEN_ELSEWHERE = {  # by the tests below
     "lora_rank", "lora_alpha", "head",
     "replace", "markers",  # by tests/cli/test_word_options.py
     "warmdown", "fresh_optimizer", "stack",
+    # by tests/training/test_readings.py and tests/data/test_examples.py
+    "prompt_field", "completion_field", "separator", "label_field", "label_head",
 }  # fmt: skip
 
 

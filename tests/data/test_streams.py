@@ -213,3 +213,20 @@ def test_a_name_without_a_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.xls").touch()
     with pytest.raises(CorpusError, match=r"the name tells no format; expected one of .csv"):
         list(read_batches(tmp_path / "t.xls"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at memory as Linux shows it")
+def test_damaged_files_leave_no_memory_behind(tmp_path: Path) -> None:
+    """Each damaged .zst file took a megabyte of addresses for ever: pyarrow loses its buffer."""
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "t.jsonl.zst"
+    write_batches(path, [Table(("a",), [[number] for number in range(1000)], path)])
+    path.write_bytes(path.read_bytes()[:-30])
+
+    def megabytes() -> int:
+        with pytest.raises(CorpusError):
+            list(read_batches(path))
+        return int(Path("/proc/self/statm").read_text().split()[0]) * 4096 // 2**20
+
+    before = megabytes()
+    assert max(megabytes() for _ in range(60)) < before + 30
