@@ -13,7 +13,8 @@ setup(
             "gpt2kit.engine.native._step",
             sources=[f"{FOLDER}/{name}.c" for name in ("step", "levels", "threads")],
             depends=glob.glob(f"{FOLDER}/*.h"),
-            extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi", "-pthread"],
+            # Without -g0, Python's own -g makes the build a third slower and the library larger.
+            extra_compile_args=["-std=gnu11", "-O3", "-g0", "-Wno-psabi", "-pthread"],
             libraries=["m"],
             py_limited_api=True,
             optional=True,

@@ -80,49 +80,52 @@ TARGET static __attribute__((noinline)) float FN(softmax)(float *scores, int64_t
 }
 
 /* Add to part p of the sums the products of `count` numbers, from number `from` on, of B queries
- * with R keys. */
+ * with four keys, of which `last` is the last one that is read. */
 INLINE void FN(add_scores)(
-    int dtype, int R, int B, const Queries *queries, int64_t i, const void *keys, int64_t j,
+    int dtype, int B, const Queries *queries, int64_t i, const void *keys, int64_t j, int64_t last,
     int64_t D, int64_t from, int64_t count, int p, FLOATS (*sums)[4][PARTS]
 ) {
     FLOATS key[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-        key[r] = FN(load_some_floats)(keys, dtype, (j + r) * D + from, count);
+    for (int r = 0; r < 4; r++) {
+        int64_t at = j + r < last ? j + r : last;
+        key[r] = FN(load_some_floats)(keys, dtype, at * D + from, count);
+    }
 #pragma GCC unroll 6
     for (int b = 0; b < B; b++) {
         const float *q = queries->q + (i + b) * queries->stride;
         FLOATS x = FN(load_some_floats)(q, FLOAT32, from, count);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sums[b][r][p] = FN(multiply_add)(x, key[r], sums[b][r][p]);
+        for (int r = 0; r < 4; r++) sums[b][r][p] = FN(multiply_add)(x, key[r], sums[b][r][p]);
     }
 }
 
-/* Compute the scores of B queries for R keys, from index j on; R is 1 or 4. A score is the same for
- * any R and B. */
+/* Compute the scores of B queries for the first `seen` keys. After them, up to three scores without
+ * a meaning are written. A score is the same for any B. */
 INLINE void FN(score_keys)(
-    int dtype, int R, int B, const Queries *queries, int64_t i, const void *keys, int64_t j,
-    int64_t D, float scale, float *scores, int64_t room
+    int dtype, int B, const Queries *queries, int64_t i, const void *keys, int64_t seen, int64_t D,
+    float scale, float *scores, int64_t room
 ) {
-    FLOATS sums[TILE_QUERIES][4][PARTS] = {{{{0}}}};
-    int64_t d = 0;
-    for (; d + 16 <= D; d += 16)
+    for (int64_t j = 0; j < seen; j += 4) {
+        FLOATS sums[TILE_QUERIES][4][PARTS] = {{{{0}}}};
+        int64_t d = 0, last = seen - 1;
+        prefetch_cached(keys, dtype, j * D, 4 * D);
+        for (; d + 16 <= D; d += 16)
 #pragma GCC unroll 4
-        for (int p = 0; p < PARTS; p++)
-            FN(add_scores)(dtype, R, B, queries, i, keys, j, D, d + LANES * p, LANES, p, sums);
-    if (d < D)
+            for (int p = 0; p < PARTS; p++)
+                FN(add_scores)(
+                    dtype, B, queries, i, keys, j, last, D, d + LANES * p, LANES, p, sums
+                );
+        if (d < D)
 #pragma GCC unroll 4
-        for (int p = 0; p < PARTS; p++) {
-            int64_t from = d + LANES * p;
-            FN(add_scores)(dtype, R, B, queries, i, keys, j, D, from, D - from, p, sums);
-        }
+            for (int p = 0; p < PARTS; p++) {
+                int64_t from = d + LANES * p;
+                FN(add_scores)(dtype, B, queries, i, keys, j, last, D, from, D - from, p, sums);
+            }
 #pragma GCC unroll 6
-    for (int b = 0; b < B; b++) {
-        f32x4 four = FN(sum4)((const FLOATS(*)[PARTS])sums[b]) * scale;
-        if (R == 4)
-            *(f32x4_unaligned *)(scores + b * room + j) = four;
-        else
-            scores[b * room + j] = four[0];
+        for (int b = 0; b < B; b++)
+            *(f32x4_unaligned *)(scores + b * room + j) =
+                FN(sum4)((const FLOATS(*)[PARTS])sums[b]) * scale;
     }
 }
 
@@ -190,46 +193,48 @@ INLINE void FN(weigh_columns)(
     for (; d + 4 * LANES <= D; d += 4 * LANES)
         FN(weigh_values)(dtype, B, 4, queries, i, weights, room, values, D, d, totals);
     for (; d < D; d += LANES)
-        FN(weigh_values)(dtype, B, 1, queries, i, weights, room, values, D, d, totals);
+        for (int b = 0; b < B; b++)
+            FN(weigh_values)(
+                dtype, 1, 1, queries, i + b, weights + b * room, room, values, D, d, totals + b
+            );
 }
 
-/* Attention of queries i to i + B. All of them get scores for the keys that the last one sees, and
- * each uses those that it sees itself. */
-INLINE void FN(attend)(
-    int dtype, int B, const Queries *queries, int64_t i, const void *keys, const void *values,
-    int64_t D, float scale, float *scores, int64_t room
-) {
-    int64_t S = queries->S + i, seen_by_last = S + B - 1, j = 0;
-    float totals[TILE_QUERIES];
-    for (; j + 4 <= seen_by_last; j += 4) {
-        prefetch_cached(keys, dtype, j * D, 4 * D);
-        FN(score_keys)(dtype, 4, B, queries, i, keys, j, D, scale, scores, room);
-    }
-    for (; j < seen_by_last; j++)
-        FN(score_keys)(dtype, 1, B, queries, i, keys, j, D, scale, scores, room);
-    int b;
-    for (b = 0; b < B; b++) totals[b] = FN(softmax)(scores + b * room, S + b);
-    for (b = 0; b + TILE_VALUES <= B; b += TILE_VALUES)
-        FN(weigh_columns)(
-            dtype, TILE_VALUES, queries, i + b, scores + b * room, room, values, D, totals + b
-        );
-    for (; b < B; b++)
-        FN(weigh_columns)(dtype, 1, queries, i + b, scores + b * room, room, values, D, totals + b);
-}
-
+/* Attention in one head, with as many queries at once as meet keys in registers. All of these get
+ * scores for the keys that the last one sees, and each uses those that it sees itself. */
 INLINE void FN(attention_of)(
     int dtype, const Queries *queries, const void *keys, const void *values, int64_t D, float scale,
     float *scores, int64_t room
 ) {
-    int64_t i = 0;
-    for (; i + TILE_QUERIES <= queries->count; i += TILE_QUERIES)
-        FN(attend)(dtype, TILE_QUERIES, queries, i, keys, values, D, scale, scores, room);
-#if TILE_VALUES < TILE_QUERIES
-    for (; i + TILE_VALUES <= queries->count; i += TILE_VALUES)
-        FN(attend)(dtype, TILE_VALUES, queries, i, keys, values, D, scale, scores, room);
+    int64_t B;
+    for (int64_t i = 0; i < queries->count; i += B) {
+        int64_t S = queries->S + i, b = 0, left = queries->count - i;
+        float totals[TILE_QUERIES];
+        B = left >= TILE_QUERIES ? TILE_QUERIES : left >= TILE_VALUES ? TILE_VALUES : 1;
+        if (B == 1)
+            FN(score_keys)(dtype, 1, queries, i, keys, S, D, scale, scores, room);
+#if TILE_QUERIES > 1
+        else if (B == TILE_QUERIES)
+            FN(score_keys)(
+                dtype, TILE_QUERIES, queries, i, keys, S + B - 1, D, scale, scores, room
+            );
+        else
+            FN(score_keys)(
+                dtype, TILE_VALUES, queries, i, keys, S + B - 1, D, scale, scores, room
+            );
 #endif
-    for (; i < queries->count; i++)
-        FN(attend)(dtype, 1, queries, i, keys, values, D, scale, scores, room);
+        for (int64_t each = 0; each < B; each++)
+            totals[each] = FN(softmax)(scores + each * room, S + each);
+#if TILE_VALUES > 1
+        for (; b + TILE_VALUES <= B; b += TILE_VALUES)
+            FN(weigh_columns)(
+                dtype, TILE_VALUES, queries, i + b, scores + b * room, room, values, D, totals + b
+            );
+#endif
+        for (; b < B; b++)
+            FN(weigh_columns)(
+                dtype, 1, queries, i + b, scores + b * room, room, values, D, totals + b
+            );
+    }
 }
 
 /* Attention in one head: out = softmax(q @ keys.T * scale) @ values. q and out are float32, keys

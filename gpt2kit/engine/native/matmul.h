@@ -130,11 +130,10 @@ typedef struct {
     int64_t row, apart, first, k, end, ahead;
 } FN(Tile);
 
-/* Compute the outputs of a tile; R is 1 or 4. Unless the tile has `whole` inputs: if it does not
- * begin at their first number, `partial` has the sums so far; if it does not reach their last, it
- * gets them. */
+/* Compute the outputs of a tile; R is 1 or 4. If it does not begin at the inputs' first number,
+ * `partial` has the sums so far; if it does not reach their last, `partial` gets them. */
 INLINE void FN(tile)(
-    int dtype, int R, int B, int whole, const Matrix *matrix, FN(Tile) at, const Input *inputs,
+    int dtype, int R, int B, const Matrix *matrix, FN(Tile) at, const Input *inputs,
     FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
 ) {
     FLOATS sums[TILE_INPUTS][TILE_ROWS][PARTS];
@@ -149,7 +148,7 @@ INLINE void FN(tile)(
         for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++)
-                sums[b][r][p] = !whole && r < R && at.k ? partial[b][r][p] : (FLOATS){0};
+                sums[b][r][p] = r < R && at.k ? partial[b][r][p] : (FLOATS){0};
     for (; k + unit <= at.end; k += unit) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
@@ -165,7 +164,7 @@ INLINE void FN(tile)(
             memcpy(padded[r], weight + r * row_bytes + k * size, (K - k) * size);
         FN(add)(dtype, R, B, padded[0], sizeof padded[0], k, inputs, sums);
     }
-    if (!whole && at.end < K) {
+    if (at.end < K) {
 #pragma GCC unroll 6
         for (int b = 0; b < B; b++)
 #pragma GCC unroll 4
@@ -196,76 +195,56 @@ INLINE void FN(tile)(
 
 /* As tile, for the inputs up to `last`. */
 INLINE void FN(tiles)(
-    int dtype, int R, int whole, const Matrix *matrix, FN(Tile) at, int64_t last,
-    const Input *inputs, FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
+    int dtype, const Matrix *matrix, FN(Tile) at, int64_t last, const Input *inputs,
+    FLOATS (*partial)[TILE_ROWS][PARTS], const Outputs *out
 ) {
     int64_t first = at.first;
     for (; at.first + TILE_INPUTS <= last; at.first += TILE_INPUTS)
-        FN(tile)(dtype, R, TILE_INPUTS, whole, matrix, at, inputs, partial + at.first - first, out);
-#if TILE_INPUTS > 2
+        FN(tile)(
+            dtype, TILE_ROWS, TILE_INPUTS, matrix, at, inputs, partial + at.first - first, out
+        );
+#if TILE_INPUTS > 1
     for (; at.first + 2 <= last; at.first += 2)
-        FN(tile)(dtype, R, 2, whole, matrix, at, inputs, partial + at.first - first, out);
-#endif
+        FN(tile)(dtype, TILE_ROWS, 2, matrix, at, inputs, partial + at.first - first, out);
     for (; at.first < last; at.first++)
-        FN(tile)(dtype, R, 1, whole, matrix, at, inputs, partial + at.first - first, out);
+        FN(tile)(dtype, TILE_ROWS, 1, matrix, at, inputs, partial + at.first - first, out);
+#endif
 }
 
-/* For few inputs: each weight is read once. */
-INLINE void FN(few_inputs)(
-    int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
-    const Outputs *out
-) {
-    /* Four long streams of weights are prefetched better than four neighboring rows. */
-    int64_t apart = (to - from) / TILE_ROWS, rest = from + apart * TILE_ROWS;
-    FN(Tile) at = {.apart = apart, .end = matrix->columns, .ahead = PREFETCH_BYTES};
-    for (at.row = from; at.row < from + apart; at.row++)
-        FN(tiles)(dtype, TILE_ROWS, 1, matrix, at, count, inputs, NULL, out);
-    for (at.row = rest; at.row < to; at.row++)
-        FN(tiles)(dtype, 1, 1, matrix, at, count, inputs, NULL, out);
-}
-
-/* For many inputs: ROWS_AT_ONCE rows are multiplied with INPUTS_AT_ONCE inputs, or half as many if
- * these are float32, one block of their numbers after the other. */
-INLINE void FN(many_inputs)(
-    int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
-    const Outputs *out
-) {
-    FLOATS partial[ROWS_AT_ONCE / TILE_ROWS][INPUTS_AT_ONCE][TILE_ROWS][PARTS];
-    int64_t K = matrix->columns, rest = to - (to - from) % TILE_ROWS;
-    int64_t blocks = (K + NUMBERS_AT_ONCE - 1) / NUMBERS_AT_ONCE;
-    int64_t block = ((K + blocks - 1) / blocks + BLOCK - 1) / BLOCK * BLOCK;
-    int are_small = dtype == INT8 || (dtype == BFLOAT16 && BF16);
-    int64_t at_once = are_small ? INPUTS_AT_ONCE : INPUTS_AT_ONCE / 2;
-    int64_t next_rows = TILE_ROWS * K * (dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4);
-    for (int64_t first = 0; first < count; first += at_once) {
-        int64_t last = first + at_once < count ? first + at_once : count;
-        FN(Tile) at = {.apart = 1, .first = first, .ahead = next_rows};
-        for (int64_t begin = from; begin < rest; begin += ROWS_AT_ONCE) {
-            int64_t end = begin + ROWS_AT_ONCE < rest ? begin + ROWS_AT_ONCE : rest;
-            for (at.k = 0; at.k < K; at.k = at.end) {
-                at.end = at.k + block < K ? at.k + block : K;
-                for (at.row = begin; at.row < end; at.row += TILE_ROWS)
-                    FN(tiles)(
-                        dtype, TILE_ROWS, 0, matrix, at, last, inputs,
-                        partial[(at.row - begin) / TILE_ROWS], out
-                    );
-            }
-        }
-        at.k = 0;
-        at.end = K;
-        for (at.row = rest; at.row < to; at.row++)
-            FN(tiles)(dtype, 1, 1, matrix, at, last, inputs, NULL, out);
-    }
-}
-
+/* Few inputs are all multiplied with four rows after another, so that each weight is read once. Of
+ * many inputs, INPUTS_AT_ONCE, or half as many if they are float32, are multiplied with
+ * ROWS_AT_ONCE rows, one block of their numbers after the other. */
 INLINE void FN(matmul_of)(
     int dtype, const Matrix *matrix, int64_t from, int64_t to, const Input *inputs, int64_t count,
     const Outputs *out
 ) {
-    if (count <= FEW_INPUTS)
-        FN(few_inputs)(dtype, matrix, from, to, inputs, count, out);
-    else
-        FN(many_inputs)(dtype, matrix, from, to, inputs, count, out);
+    FLOATS partial[ROWS_AT_ONCE / TILE_ROWS][INPUTS_AT_ONCE][TILE_ROWS][PARTS];
+    int few = count <= FEW_INPUTS, are_small = dtype == INT8 || (dtype == BFLOAT16 && BF16);
+    int64_t K = matrix->columns, tiles = (to - from) / TILE_ROWS, rest = from + tiles * TILE_ROWS;
+    int64_t blocks = few ? 1 : (K + NUMBERS_AT_ONCE - 1) / NUMBERS_AT_ONCE;
+    int64_t block = ((K + blocks - 1) / blocks + BLOCK - 1) / BLOCK * BLOCK;
+    int64_t inputs_at_once = few ? count : are_small ? INPUTS_AT_ONCE : INPUTS_AT_ONCE / 2;
+    int64_t tiles_at_once = few ? 1 : ROWS_AT_ONCE / TILE_ROWS;
+    int64_t next_rows = TILE_ROWS * K * (dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4);
+    for (int64_t first = 0; first < count; first += inputs_at_once) {
+        int64_t last = first + inputs_at_once < count ? first + inputs_at_once : count;
+        FN(Tile) at = {.first = first, .end = K, .ahead = few ? PREFETCH_BYTES : next_rows};
+        at.apart = few ? tiles : 1; /* four long streams of weights are prefetched better */
+        for (int64_t begin = 0; begin < tiles; begin += tiles_at_once) {
+            int64_t end = begin + tiles_at_once < tiles ? begin + tiles_at_once : tiles;
+            for (at.k = 0; at.k < K; at.k = at.end) {
+                at.end = at.k + block < K ? at.k + block : K;
+                for (int64_t i = begin; i < end; i++) {
+                    at.row = from + (few ? i : i * TILE_ROWS);
+                    FN(tiles)(dtype, matrix, at, last, inputs, partial[i - begin], out);
+                }
+            }
+        }
+        at.k = 0;
+        for (at.row = rest; at.row < to; at.row++)
+            for (at.first = first; at.first < last; at.first++)
+                FN(tile)(dtype, 1, 1, matrix, at, inputs, NULL, out);
+    }
 }
 
 /* Compute outputs `from` to `to` of each input: inputs (count, K) -> out (count, to - from). */

@@ -51,9 +51,16 @@ INLINE FLOATS FN(load_floats)(const void *numbers, int dtype, int64_t at) {
 /* As load_floats, but if `count` numbers are fewer, zeros after them. */
 INLINE FLOATS FN(load_some_floats)(const void *numbers, int dtype, int64_t at, int64_t count) {
     if (count >= LANES) return FN(load_floats)(numbers, dtype, at);
+#if LANES == 16
+    __mmask16 there = (1 << (count > 0 ? count : 0)) - 1;
+    if (dtype == FLOAT32) return (FLOATS)_mm512_maskz_loadu_ps(there, (const float *)numbers + at);
+    __m256i halves = _mm256_maskz_loadu_epi16(there, (const uint16_t *)numbers + at);
+    return (FLOATS)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
     FLOATS some = {0};
     for (int64_t i = 0; i < count; i++) some[i] = read(numbers, dtype, at + i);
     return some;
+#endif
 }
 
 /* Load four numbers whose indices are `apart`. */
