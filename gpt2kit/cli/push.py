@@ -106,7 +106,11 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
     subject = Subject(
         repository=repository, source=checkpoint.folder, config=checkpoint.config, base=None
     )
-    return replace(subject, reads_text=(folder / "tokenizer.json").is_file())
+    return replace(
+        subject,
+        reads_text=(folder / "tokenizer.json").is_file(),
+        labels_texts=checkpoint.class_head is not None,
+    )
 
 
 def _write_adapters(folder: Path, adapters: Path, repository: str) -> Subject:

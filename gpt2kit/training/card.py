@@ -82,6 +82,7 @@ class Subject:
     config: GPT2Config
     base: str | None = None  # the model below adapters, as the Hub calls it
     reads_text: bool = True  # whether transformers reads its vocabulary
+    labels_texts: bool = False  # by a head, in place of writing
 
     @property
     def load_in_python(self) -> str | None:
@@ -91,16 +92,22 @@ class Subject:
         if not self.config.is_gpt2:
             return None
         if self.reads_text:
-            return f'transformers.pipeline("text-generation", model="{self.repository}")'
-        return f'transformers.GPT2LMHeadModel.from_pretrained("{self.repository}")'
+            return f'transformers.pipeline("{self.task}", model="{self.repository}")'
+        kind = "GPT2ForSequenceClassification" if self.labels_texts else "GPT2LMHeadModel"
+        return f'transformers.{kind}.from_pretrained("{self.repository}")'
+
+    @property
+    def task(self) -> str:
+        """What the model does, as the Hub calls it."""
+        return "text-classification" if self.labels_texts else "text-generation"
 
     @property
     def commands(self) -> list[str]:
-        """The commands that fetch the model and write with it."""
-        return [
-            f"gpt2kit download {self.repository}",
-            f'gpt2kit generate "…" --model {self.repository}',
-        ]
+        """The commands that fetch the model, and write or label texts with it."""
+        use = f'gpt2kit generate "…" --model {self.repository}'
+        if self.labels_texts:
+            use = f"gpt2kit classify {self.repository} texts.csv"
+        return [f"gpt2kit download {self.repository}", use]
 
 
 def model_card(subject: Subject, options: CardOptions) -> str:
@@ -130,8 +137,8 @@ def _metadata(subject: Subject, base: str | None, options: CardOptions) -> str:
         "base_model": base,
         "base_model_relation": "adapter" if subject.base else None,
         "library_name": "peft" if subject.base else "transformers" if is_gpt2 else "gpt2kit",
-        "pipeline_tag": "text-generation",
-        "tags": ["gpt2kit", "gpt2", "text-generation"],
+        "pipeline_tag": subject.task,
+        "tags": ["gpt2kit", "gpt2", subject.task],
     }
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value is not None]
     return "\n".join(["---", *lines, "---"])

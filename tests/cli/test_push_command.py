@@ -14,7 +14,8 @@ from servers import FakeHub, take_uploads
 from training_builders import VERSES
 from typer.testing import CliRunner
 
-from gpt2kit.checkpoints.load import load
+from gpt2kit.checkpoints.classifiers import add_class_head
+from gpt2kit.checkpoints.load import load, write_model
 from gpt2kit.cli import app
 from gpt2kit.model import GPT2
 
@@ -102,6 +103,18 @@ def test_a_dry_run_writes_what_would_be_pushed_and_needs_no_token(
     said = run("push", "mine", "me/mine", code=1).stderr
     assert "set HF_TOKEN, or run: hf auth login" in said
     assert "expected USER/NAME" in run("push", "mine", "mine", code=1).stderr
+
+
+def test_a_model_that_labels_texts_is_called_that(weights: Path, tiny_model: GPT2) -> None:
+    """The card and the lines to type were those of a model that writes."""
+    add_class_head(tiny_model, ("ham", "spam"))
+    (weights / "mine").mkdir()
+    write_model(weights / "mine", tiny_model)
+    said = run("push", "mine", "me/mine", "--dry_run", "out").stdout
+    assert "gpt2kit classify me/mine texts.csv" in said
+    assert "transformers.GPT2ForSequenceClassification.from_pretrained(" in said
+    assert 'pipeline_tag: "text-classification"' in Path("out/README.md").read_text()
+    assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "ham", "1": "spam"}
 
 
 def test_a_card_that_is_there_stays_without_force(

@@ -127,6 +127,7 @@ def test_the_model_below_a_finetuning_is_named_only_if_the_hub_has_it(
 def test_the_python_line_is_one_that_works(tmp_path: Path) -> None:
     assert "transformers.pipeline(" in card(tmp_path)
     assert "GPT2LMHeadModel" in card(tmp_path, reads_text=False)
+    assert 'transformers.pipeline("text-classification"' in card(tmp_path, labels_texts=True)
     variant = small_model(norm="rmsnorm").config
     assert "transformers does not have this variant" in card(tmp_path, config=variant)
 
