@@ -22,6 +22,7 @@ import faulthandler
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,8 @@ def chunk(module: str, name: str, start: int, end: int) -> dict[str, Any]:
             done = subprocess.run(
                 [*command, *part], capture_output=True, text=True, env=environment, check=False
             )
+            if done.returncode == -signal.SIGINT:  # Ctrl-C, and no failure
+                raise KeyboardInterrupt
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             failures += [line for line in lines if "seed" in line]
             if lines and "counts" in lines[-1]:
@@ -108,20 +111,29 @@ def _memory() -> str | None:
 
 def run(module: str, cases: int, results: Path, workers: int, only: str = "") -> int:
     """Do all cases that the file of results lacks, and print the table; return how many failed."""
-    names = [name for name in targets(module) if only in name]
-    done = {(line["target"], line["start"], line["end"]) for line in _read(results)}
+    done: dict[str, int] = {}  # the cases of each target that were done, which are its first
+    for line in _read(results):
+        done[line["target"]] = max(line["end"], done.get(line["target"], 0))
     todo = [
-        (name, start, min(start + CHUNK, cases))
-        for start in range(0, cases, CHUNK)
-        for name in names
-        if (name, start, min(start + CHUNK, cases)) not in done
+        (start, name)
+        for name in targets(module)
+        if only in name
+        for start in range(done.get(name, 0), cases, CHUNK)
     ]
-    with ThreadPoolExecutor(workers) as pool, results.open("a") as file:
-        for found in pool.map(lambda part: chunk(module, *part), todo):
-            file.write(json.dumps(found) + "\n")
-            file.flush()
-            for failure in found["failures"]:
-                print(f"FAILED {found['target']} {failure['seed']}: {failure['why']}")
+    pool = ThreadPoolExecutor(workers)
+    parts = pool.map(
+        lambda part: chunk(module, part[1], part[0], min(part[0] + CHUNK, cases)),
+        sorted(todo, key=lambda part: part[0]),  # a chunk of every target before the next ones
+    )
+    try:
+        with results.open("a") as file:
+            for found in parts:
+                file.write(json.dumps(found) + "\n")
+                file.flush()
+                for failure in found["failures"]:
+                    print(f"FAILED {found['target']} {failure['seed']}: {failure['why']}")
+    finally:  # Ctrl-C ends what has not begun
+        pool.shutdown(cancel_futures=True)
     return show([line for line in _read(results) if only in line["target"]])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -103,11 +102,10 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
     write_checkpoint(folder, checkpoint, checkpoint.dtype, tokenizer)
     if tokenizer is None:
         output.note(none_found(checkpoint))
-    subject = Subject(
-        repository=repository, source=checkpoint.folder, config=checkpoint.config, base=None
-    )
-    return replace(
-        subject,
+    return Subject(
+        repository=repository,
+        source=checkpoint.folder,
+        config=checkpoint.config,
         reads_text=(folder / "tokenizer.json").is_file(),
         labels_texts=checkpoint.class_head is not None,
     )

@@ -159,11 +159,8 @@ def sae(
     --ablate and --steer that first position is left alone, and the part that the SAE does not
     explain is kept.
     """
-    files.check_written(None if asked.out is None else Path(asked.out))
-    if asked.picture is not None:
-        from gpt2kit.plots import check_picture
-
-        check_picture(Path(asked.picture))
+    written = (asked.out, asked.picture)
+    files.check_written(*(None if path is None else Path(path) for path in written))
     process.import_torch()
     from gpt2kit.inspection.features import load_sae
     from gpt2kit.tokenizers import require_tokenizer
@@ -302,8 +299,7 @@ def _show_feature(
 
         title = f"Feature {asked.feature}"
         figure = plots.feature(values, names, promoted, title=title, first=first)
-        plots.save(figure, Path(asked.picture))
-        output.note("wrote ", asked.picture)
+        files.save_picture(figure, Path(asked.picture))
     if asked.json:
         for position, (token, value) in enumerate(zip(ids, values, strict=True), first):
             named = _named(tokenizer, token)

@@ -84,6 +84,9 @@ def test_memory_and_the_death_of_a_process_are_found_and_the_rest_is_done(tmp_pa
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "| dying | 6 | " in again.stdout
     assert results.stat().st_size == size  # nothing was done twice
+    command[command.index("3")] = "4"
+    more = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "| dying | 8 | " in more.stdout  # nor was it with more cases: it counted 14
 
 
 @pytest.mark.campaign
