@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from gpt2kit.checkpoints.load import write_model
@@ -107,6 +111,32 @@ def go(
     finally:
         run.close()
     return model, reports
+
+
+class _Killed(BaseException):
+    """Ends a block as a kill would, as far as files go."""
+
+
+@contextlib.contextmanager
+def killed_before_change(n: int) -> Iterator[Callable[[], bool]]:
+    """Kill the block before its n-th change of the file system; give what says if that came."""
+    changes, came = itertools.count(1), [False]
+
+    def counted(change: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if next(changes) >= n:
+                raise _Killed
+            return change(*args, **kwargs)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        try:
+            yield lambda: came[0]
+        except _Killed:
+            came[0] = True
 
 
 def states(folder: Path) -> list[str]:

@@ -62,6 +62,7 @@ class Run:
         self._write = write
         self._states = States(self.folder / _STATES, self._ranks, keep_all=keep_states)
         self.extension: Extension | None = None  # if the run is given more steps now
+        self._settings = settings
         self._lock = filelock.FileLock(self.folder / _LOCK)
         if self._ranks.is_main:
             with _writing(self.folder):
@@ -81,14 +82,17 @@ class Run:
         if stored is None:
             self._clear()
         else:
+            self._go_back(stored)  # as far as a killed process did not
             settings = self._extend(stored, settings)
         if settings != stored:
             settings.write(self.folder)
+        self._settings = settings
+        self._go_back(settings)  # once run.json says so: the next start completes it after a kill
         self._states.folder.mkdir(exist_ok=True)
 
     def _extend(self, stored: Settings, settings: Settings) -> Settings:
-        """Return settings with the history of the run, and prepare its states for more steps."""
-        settings = replace(settings, history=stored.history)
+        """Return settings with the history of the run, extended if there are more steps now."""
+        settings = replace(settings, history=stored.history, goes_back_to=stored.goes_back_to)
         kept = self._states.kept()
         if settings.training.max_steps == stored.training.max_steps or not kept:
             return settings
@@ -99,9 +103,17 @@ class Run:
                 f"weights in another run: finetune --model {self.folder}"
             )
         extension = Extension.plan(stored.training, settings.training, kept, stored.last_phase)
-        self._states.go_back(extension.step)
         self.extension = extension
-        return replace(settings, history=[*stored.history, extension.as_record()])
+        return replace(
+            settings,
+            history=[*stored.history, extension.as_record()],
+            goes_back_to=extension.step if extension.goes_back else stored.goes_back_to,
+        )
+
+    def _go_back(self, settings: Settings) -> None:
+        """Delete the states of steps that are given up."""
+        if settings.goes_back_to is not None:
+            self._states.go_back(settings.goes_back_to)
 
     def _check_free(self, force: bool) -> None:
         """Raise TrainingError if there is something in the folder that may not be replaced."""
@@ -166,9 +178,18 @@ class Run:
     def restore(self, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopState | None:
         """Set model and optimizers to the newest whole state; None if nothing was saved yet."""
         state = self._states.load_newest(model, optimizers)
-        if self._ranks.any(self.extension is not None and self.extension.goes_back):
-            self.write_best(model)  # in place of weights that a longer run would not have had
+        if self._ranks.any(self._settings.goes_back_to is not None):
+            if state is not None:  # else a new run writes its own before the first step
+                self.write_best(model)  # in place of weights that a longer run would not have had
+            self._arrive()
         return state
+
+    def _arrive(self) -> None:
+        """Note in run.json that nothing is left of the steps that were given up."""
+        self._settings = replace(self._settings, goes_back_to=None)
+        if self._ranks.is_main:
+            with _writing(self.folder):
+                self._settings.write(self.folder)
 
     def save(
         self,

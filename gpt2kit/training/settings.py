@@ -37,6 +37,8 @@ class Settings:
     device: str = field(default="", compare=False)
     # How the run was extended: the step, the number of steps before and now, exact or a new phase.
     history: Sequence[Mapping[str, Any]] = field(default=(), compare=False)
+    # A step that the run is on its way back to, until later states and best weights are gone.
+    goes_back_to: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check(self)
@@ -84,7 +86,7 @@ class Settings:
         Only the number of steps may differ, and only grow.
         """
         before, now = _flat(asdict(self)), _flat(asdict(other))
-        ignored = ("device", "history") + (
+        ignored = ("device", "history", "goes_back_to") + (
             _STEPS if self.training.max_steps < other.training.max_steps else ()
         )
         differences = [

@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,7 +41,7 @@ from gpt2kit.errors import (
     TrainingError,
 )
 from gpt2kit.fields import build, check, option
-from gpt2kit.files import new_directory, read_json
+from gpt2kit.files import delete, new_directory, read_json
 from gpt2kit.model import GPT2
 from gpt2kit.training.distributed import Ranks, gathered, like, take_part
 from gpt2kit.training.optim import named_state
@@ -126,7 +125,7 @@ class States:
         """Delete the states after a step."""
         for folder in reversed(self._saved()):
             if _step(folder) > step:
-                shutil.rmtree(folder)
+                delete(folder)
 
     def save(
         self,
@@ -175,7 +174,8 @@ class States:
     def _delete_older(self, kept: int) -> None:
         if not self._keep_all:
             for folder in self._saved()[:-kept]:
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    delete(folder)
 
     def _saved(self) -> list[Path]:
         """Return the folders of saved states, the oldest first."""

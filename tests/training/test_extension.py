@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_builders import go, same, small_config, small_settings, states, weights
+from training_builders import go, killed_before_change, same, small_config, small_settings, states, weights
 
 from gpt2kit.errors import ConfigError, TrainingError
 from gpt2kit.training.extension import Extension, steps_alike
-from gpt2kit.training.records import read_metrics
+from gpt2kit.training.records import METRICS, read_metrics
 from gpt2kit.training.run import Run
 from gpt2kit.training.settings import Settings
 
@@ -64,6 +66,33 @@ def test_a_run_whose_rate_has_fallen_goes_back_to_a_kept_state(tmp_path: Path) -
     assert_as_long_from_the_start(tmp_path, **WARMDOWN)
     (step,) = Settings.read(tmp_path / "run").history
     assert step == {"step": 9, "max_steps_before": 12, "max_steps": 20, "kind": "exact"}
+
+
+def test_a_kill_while_a_run_goes_back_changes_nothing(tmp_path: Path) -> None:
+    # After a kill before the best weights were written, those of a step that was given up stayed.
+    go(tmp_path / "run", keep_states=True, **WARMDOWN)
+    how: dict[str, Any] = {"resume": True, "max_steps": 20, "keep_states": True, **WARMDOWN}
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(tmp_path / "run", tmp_path / name))
+
+    def files(folder: Path) -> dict[str, Any]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != METRICS
+        } | {METRICS: records(folder)}
+
+    go(copied("whole"), steps=10, **how)  # there is no validation between steps 9 and 12
+    for n in itertools.count(1):
+        folder = copied(f"killed-{n}")
+        with killed_before_change(n) as killed:
+            go(folder, steps=10, **how)
+        if not killed():
+            break
+        go(folder, steps=10, **how)
+        assert files(folder) == files(tmp_path / "whole"), n
+    assert n > 10
 
 
 def test_the_state_before_the_rate_falls_is_saved_whatever_save_every_says(tmp_path: Path) -> None:

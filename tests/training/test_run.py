@@ -18,6 +18,7 @@ import torch
 from training_builders import (
     TOKENIZER,
     go,
+    killed_before_change,
     same,
     small_config,
     small_corpus,
@@ -209,36 +210,16 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 SHORT: dict[str, Any] = {"max_steps": 4, "save_every": 2, "eval_every": 2}
 
 
-class Killed(BaseException):
-    """Ends a call as a kill would, as far as files go."""
-
-
-def claimed_until(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch, **how: Any) -> bool:
+def claimed_until(folder: Path, n: int, **how: Any) -> bool:
     """Claim a folder, killed before the n-th change of the file system; return whether it came."""
-    changes = itertools.count(1)
-
-    def counted(change: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if next(changes) >= n:
-                raise Killed
-            return change(*args, **kwargs)
-
-        return run
-
-    with monkeypatch.context() as patch:
-        for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        try:
-            run = Run(folder, small_settings(training=small_config(**SHORT)), **how)
-        except Killed:
-            return True
-    run.close()
-    return False
+    with killed_before_change(n) as killed:
+        Run(folder, small_settings(training=small_config(**SHORT)), **how).close()
+    return killed()
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_whose_claim_was_killed_is_accepted_as_the_message_says(
-    tmp_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, force: bool
 ) -> None:
     # After a kill before run.json was written, nothing accepted the folder.
     if force:
@@ -247,7 +228,7 @@ def test_a_folder_whose_claim_was_killed_is_accepted_as_the_message_says(
         folder = tmp_path / f"killed-{n}"
         if force:
             shutil.copytree(tmp_path / "run", folder)
-        if not claimed_until(folder, n, monkeypatch, force=force):
+        if not claimed_until(folder, n, force=force):
             break
         accepted: dict[str, bool] = {}
         try:
