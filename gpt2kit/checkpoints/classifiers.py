@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gpt2kit.checkpoints.config_json import CONFIG_FILE
 from gpt2kit.checkpoints.names import CLASS_HEAD
-from gpt2kit.checkpoints.stored import Checkpoint
+from gpt2kit.checkpoints.stored import Checkpoint, check_finite
 from gpt2kit.errors import CheckpointError, CheckpointFormatError
 from gpt2kit.files import read_json
 from gpt2kit.model import GPT2
@@ -63,7 +63,7 @@ def class_head(model: nn.Module) -> ClassHead | None:
 def labels_of_head(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the labels of a checkpoint's head, in order; none if it has no such head.
 
-    Raises CheckpointFormatError if config.json does not name each of them.
+    Raises CheckpointFormatError if config.json does not name each of them by another name.
     """
     if checkpoint.class_head is None:
         return ()
@@ -77,19 +77,40 @@ def labels_of_head(checkpoint: Checkpoint) -> tuple[str, ...]:
         not isinstance(named, dict)
         or sorted(named, key=lambda key: (len(key), key)) != expected
         or not all(isinstance(label, str) for label in named.values())
+        or len({*named.values()}) < len(named)
         or shape != (len(named), width)
     ):
         raise CheckpointFormatError(
-            config, f"id2label does not name a label for each row of {CLASS_HEAD}, {list(shape)}"
+            config,
+            f"id2label does not name a different label for each row of {CLASS_HEAD}, whose shape "
+            f"is {list(shape)}",
         )
     return tuple(named[key] for key in expected)
 
 
+def read_class_head(checkpoint: Checkpoint, labels: Sequence[str]) -> Tensor:
+    """Return the weight of a checkpoint's head, (L, C), in the order of these labels, its own.
+
+    Raises CheckpointFormatError for damage, also for a NaN or an infinity.
+    """
+    assert checkpoint.class_head is not None
+    weight = checkpoint.class_head.read()
+    check_finite(checkpoint.path, CLASS_HEAD, weight)
+    own = labels_of_head(checkpoint)
+    return weight[[own.index(label) for label in labels]]
+
+
 def restore_class_head(model: GPT2, checkpoint: Checkpoint) -> None:
-    """Give a model the head for labels of its checkpoint, if that has one."""
-    if checkpoint.class_head is not None:
-        labels = labels_of_head(checkpoint)
-        add_class_head(model, labels, weight=checkpoint.class_head.read())
+    """Give a model the head for labels of its checkpoint, if that has one.
+
+    Raises CheckpointFormatError for damage, and for a head of a single label.
+    """
+    labels = labels_of_head(checkpoint)
+    if len(labels) == 1:
+        detail = f"{CLASS_HEAD} has one row, so it gives a number; expected two labels or more"
+        raise CheckpointFormatError(checkpoint.path, detail)
+    if labels:
+        add_class_head(model, labels, weight=read_class_head(checkpoint, labels))
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,10 @@ class LabelWords:
             not isinstance(labels, list)
             or len(labels) < 2
             or not all(isinstance(label, str) and label for label in labels)
+            or len({*labels}) < len(labels)
             or not isinstance(separator, str)
         ):
-            raise CheckpointFormatError(path, "expected two labels or more, and a separator")
+            raise CheckpointFormatError(
+                path, "expected two labels or more, all different, and a separator"
+            )
         return cls(tuple(labels), separator)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt2kit.checkpoints.classifiers import LabelWords, labels_of_head
+from gpt2kit.checkpoints.classifiers import LabelWords, labels_of_head, read_class_head
 from gpt2kit.checkpoints.load import load_vocabulary, open_checkpoint
+from gpt2kit.checkpoints.stored import Checkpoint
 from gpt2kit.checkpoints.vocabularies import gpt2_vocabulary, where_to_look
 from gpt2kit.config import SIZES, GPT2Config
 from gpt2kit.data.batches import Batches
@@ -20,7 +22,12 @@ from gpt2kit.data.example_rows import load_examples
 from gpt2kit.data.examples import Columns, Example, Examples, read_examples
 from gpt2kit.data.ids import ids_file
 from gpt2kit.data.texts import Text, read_texts, split_documents
-from gpt2kit.errors import CheckpointNotFoundError, ConfigError, TokenizerError
+from gpt2kit.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    Gpt2KitWarning,
+    TokenizerError,
+)
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import (
     CharTokenizer,
@@ -118,9 +125,8 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         _check_known(options.model, tokenizer, text)
     config = _with_dropout(checkpoint.config, options)
     changed = replace(checkpoint, config=config)
-    if purpose and purpose.with_head and labels_of_head(checkpoint) == purpose.examples.labels:
-        assert checkpoint.class_head is not None
-        purpose = replace(purpose, head=checkpoint.class_head.read())
+    if purpose and purpose.with_head:
+        purpose = replace(purpose, head=_head_for(purpose.examples.labels, checkpoint))
     return Start(
         text,
         tokenizer,
@@ -131,6 +137,22 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         adapters=top,
         purpose=purpose,
     )
+
+
+def _head_for(labels: Sequence[str], checkpoint: Checkpoint) -> Tensor | None:
+    """Return the weight of a checkpoint's head in the order of these labels, None if it has none.
+
+    A head for other labels is named in a warning and left out.
+    """
+    own = labels_of_head(checkpoint)
+    different = sorted({*own} ^ {*labels})
+    if own and different:
+        message = (
+            f"{checkpoint.path}: its head is replaced by a new one, since it is for other labels: "
+            f"{different[0]!r} is only in the model or only in the table"
+        )
+        warnings.warn(message, Gpt2KitWarning, stacklevel=2)
+    return read_class_head(checkpoint, labels) if not different else None
 
 
 def from_catalogue(source: str, options: FinetuneOptions) -> Start:

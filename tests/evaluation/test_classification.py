@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import load_file, save_file
 
 from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
 from gpt2kit.checkpoints.load import load, open_checkpoint, write_checkpoint, write_model
@@ -114,13 +115,34 @@ def test_the_language_model_beside_a_head_is_whole(headed: Path) -> None:
     [
         {"id2label": {"0": "a", "1": "b"}},
         {"id2label": {"0": "a", "1": 2, "2": "c"}},
+        {"id2label": {"0": "a", "1": "b", "2": "a"}},
         {"id2label": 3},
     ],
 )
 def test_labels_that_do_not_fit_the_head_are_refused(headed: Path, changes: dict[str, Any]) -> None:
     config = json.loads((headed / "config.json").read_text())
     (headed / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(CheckpointFormatError, match="id2label does not name a label for each row"):
+    with pytest.raises(CheckpointFormatError, match="id2label does not name a different label for"):
+        Classifier.load(str(headed))
+
+
+def test_a_head_with_damaged_numbers_is_refused(headed: Path) -> None:
+    # Only the numbers of the language model were checked: every text got the probabilities NaN.
+    tensors = load_file(headed / "model.safetensors")
+    tensors["score.weight"][1, 3] = float("nan")
+    save_file(tensors, headed / "model.safetensors")
+    with pytest.raises(CheckpointFormatError, match=r"score.weight holds 1 numbers that are NaN"):
+        Classifier.load(str(headed))
+
+
+def test_a_head_that_gives_one_number_is_no_classifier(headed: Path) -> None:
+    # Every text got its only label, with the probability 1.
+    tensors = load_file(headed / "model.safetensors")
+    tensors["score.weight"] = tensors["score.weight"][:1].clone()
+    save_file(tensors, headed / "model.safetensors")
+    config = json.loads((headed / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}}
+    (headed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointFormatError, match="has one row, so it gives a number"):
         Classifier.load(str(headed))
 
 
@@ -131,7 +153,15 @@ def test_without_names_the_labels_are_called_as_transformers_calls_them(headed: 
     assert Classifier.load(str(headed)).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
-@pytest.mark.parametrize("content", ['{"labels": ["a"], "separator": ""}', '{"labels": 3}', "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"labels": ["a"], "separator": ""}',
+        '{"labels": ["a", "a"], "separator": ""}',
+        '{"labels": 3}',
+        "[]",
+    ],
+)
 def test_a_damaged_list_of_words_is_refused(worded: Path, content: str) -> None:
     (worded / "labels.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"labels\.json"):

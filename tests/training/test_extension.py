@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_builders import go, killed_before_change, same, small_config, small_settings, states, weights
+from training_builders import (
+    go,
+    killed_before_change,
+    same,
+    small_config,
+    small_settings,
+    states,
+    weights,
+)
 
 from gpt2kit.errors import ConfigError, TrainingError
 from gpt2kit.training.extension import Extension, steps_alike

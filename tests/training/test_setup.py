@@ -11,12 +11,14 @@ import torch
 from training_builders import VERSES
 
 import gpt2kit
+from gpt2kit.checkpoints.classifiers import add_class_head, class_head
 from gpt2kit.checkpoints.load import write_model
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorpusError,
+    Gpt2KitWarning,
     TokenizerError,
     TrainingError,
 )
@@ -159,3 +161,25 @@ def test_with_another_text_to_validate_with_a_vocabulary_is_learned_from_the_who
     setup = set_up("train", "divina.txt", {"tokenizer": "bpe", "n_vocab": 300, "val": "divina.txt"})
     whole = learn_bpe([Path("divina.txt").read_text(encoding="utf-8")], 300)
     assert identity(setup.tokenizer) == identity(whole)
+
+
+def test_a_head_is_trained_further_whatever_the_order_of_its_labels(tmp_path: Path) -> None:
+    # A head whose labels were not in alphabetical order was silently replaced by a new one.
+    model, tokenizer = gpt2kit.load("124M", device="cpu")
+    assert tokenizer is not None
+    add_class_head(model, ("yes", "no"), weight=torch.arange(32.0).view(2, 16))
+    (tmp_path / "headed").mkdir()
+    write_model(tmp_path / "headed", model, tokenizer)
+    options = {"model": str(tmp_path / "headed"), "label_field": "label", "label_head": True}
+
+    def head(*labels: str) -> torch.Tensor:
+        rows = [f"selva {n},{label}\n" for label in labels for n in range(4)]
+        Path("texts.csv").write_text("text,label\n" + "".join(rows))
+        found = class_head(set_up("finetune", "texts.csv", options).model)
+        assert found is not None
+        assert found.labels == tuple(sorted(labels))
+        return found.weight
+
+    assert torch.equal(head("yes", "no"), torch.arange(32.0).view(2, 16).flip(0))
+    with pytest.warns(Gpt2KitWarning, match="replaced by a new one.*'perhaps' is only in"):
+        assert head("yes", "no", "perhaps").abs().max() < 1
