@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Read damaged files by the million, and count what came of it.
+"""Try by the thousand what must never go wrong, and count what came of it.
 
-    python scripts/campaign.py --cases 10000 [--workers 2] [--only GGUF]
-        that many cases of every target; prints a table, and each case that failed with its seed
-    python scripts/campaign.py --case "GGUF: sizes" 1234 [--keep FILE]
-        one case again; with --keep its damaged file is written
+    python scripts/campaign.py hostile_files [--cases 1000] [--workers 2] [--only GGUF]
+        that many cases of every target, or the full dose; prints a table, and each case that
+        failed with its seed
+    python scripts/campaign.py hostile_files --case "GGUF: sizes" 1234 [--keep FILE]
+        one case again; with --keep the file that it gives to the program is written
 
-A case is allowed to give what the whole file gives (same), or one of our errors (refused), in 5 s
-and 500 MB. Without a checksum in the format it may also give something else (undetectable). All
-else has failed: other errors, wrong results in spite of a checksum, too slow, too large, or the end
-of the process. A case is known by its target and seed, and is the same on every machine.
+A campaign is a module of tests/campaigns, which says what its cases are allowed to come to. A case
+is known by its target and seed, and is the same on every machine.
 
 Results are added to a file, --results; the command given again goes on where it was stopped.
 """
@@ -34,32 +33,40 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-CHUNK = 2000  # cases of a process
-STUCK = 30  # seconds after which a process that does not even answer its own alarm is ended
+
+def campaign(name: str) -> Any:
+    """Return the campaign of a module of tests/campaigns."""
+    return importlib.import_module(f"campaigns.{name}").CAMPAIGN
 
 
-def targets(module: str) -> dict[str, Any]:
-    """Return the targets of a module by name."""
-    return {target.name: target for target in importlib.import_module(module).TARGETS}
+def target_of(module: str, name: str) -> Any:
+    """Return a target of a campaign by its name."""
+    for target in campaign(module).targets:
+        if target.name == name:
+            return target
+    raise SystemExit(f"{module} has no target {name!r}")
 
 
 def work(module: str, name: str, start: int, end: int, folder: Path) -> None:
     """Do some cases in this process; print what came of them, and each failed one at once."""
     import torch
-    from campaigns.cases import Cases, limit_memory
+    from campaigns.cases import limit_memory
 
     torch.set_num_threads(1)
-    cases = Cases(targets(module)[name], folder / "case")
-    limit_memory()
+    target = target_of(module, name)
+    cases = target.prepare(folder / "case")
+    if target.limits_memory:
+        limit_memory()
     counts: collections.Counter[str] = collections.Counter()
     for seed in range(start, end):
         (folder / "progress").write_text(json.dumps({"seed": seed, "counts": counts}))
-        faulthandler.dump_traceback_later(STUCK, exit=True)
+        faulthandler.dump_traceback_later(target.stuck, exit=True)
         result = cases.run(seed)
         faulthandler.cancel_dump_traceback_later()
         counts[result.outcome] += 1
         if result.outcome == "failed":
             print(json.dumps({"seed": seed, "why": result.why}), flush=True)
+    cases.close()
     print(json.dumps({"counts": counts}), flush=True)
 
 
@@ -71,7 +78,7 @@ def chunk(module: str, name: str, start: int, end: int) -> dict[str, Any]:
     first = start
     while first < end:
         with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-            command = [sys.executable, __file__, "--from", module]
+            command = [sys.executable, __file__, module]
             part = ["--work", name, str(first), str(end), folder]
             environment = {
                 **os.environ,
@@ -114,15 +121,16 @@ def run(module: str, cases: int, results: Path, workers: int, only: str = "") ->
     done: dict[str, int] = {}  # the cases of each target that were done, which are its first
     for line in _read(results):
         done[line["target"]] = max(line["end"], done.get(line["target"], 0))
+    step = campaign(module).chunk
     todo = [
-        (start, name)
-        for name in targets(module)
-        if only in name
-        for start in range(done.get(name, 0), cases, CHUNK)
+        (start, target.name)
+        for target in campaign(module).targets
+        if only in target.name
+        for start in range(done.get(target.name, 0), cases, step)
     ]
     pool = ThreadPoolExecutor(workers)
     parts = pool.map(
-        lambda part: chunk(module, part[1], part[0], min(part[0] + CHUNK, cases)),
+        lambda part: chunk(module, part[1], part[0], min(part[0] + step, cases)),
         sorted(todo, key=lambda part: part[0]),  # a chunk of every target before the next ones
     )
     try:
@@ -150,7 +158,7 @@ def show(lines: Sequence[dict[str, Any]]) -> int:
     for line in lines:
         for name in (line["target"].partition(":")[0], "all"):
             rows[name].update(line["counts"])
-    print("| files | cases | " + " | ".join(OUTCOMES) + " |")
+    print("| what | cases | " + " | ".join(OUTCOMES) + " |")
     print("|---|" + "--:|" * (1 + len(OUTCOMES)))
     for name, counts in [*((n, c) for n, c in rows.items() if n != "all"), ("all", rows["all"])]:
         cells = [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]
@@ -160,37 +168,38 @@ def show(lines: Sequence[dict[str, Any]]) -> int:
 
 def one(module: str, name: str, seed: int, keep: Path | None) -> int:
     """Do one case, and print what came of it."""
-    from campaigns.cases import Cases
-
     with tempfile.TemporaryDirectory() as folder:
-        cases = Cases(targets(module)[name], Path(folder) / "case")
-        file, content = cases.bytes_of(seed)
+        cases = target_of(module, name).prepare(Path(folder) / "case")
+        what, content = cases.describe(seed)
         if keep is not None:
             keep.write_bytes(content)
         result = cases.run(seed)
-    print(f"{name} {seed}, {file}, {len(content):,} bytes: {result.outcome} {result.why}")
-    return result.outcome == "failed"
+        cases.close()
+    print(f"{name} {seed}, {what}: {result.outcome} {result.why}")
+    return int(result.outcome == "failed")
 
 
 def main() -> int:
     """Read the options and do what they say; return 1 if a case failed."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--cases", type=int, default=1000, help="of each target (1000)")
+    options.add_argument("campaign", help="a module of tests/campaigns, such as hostile_files")
+    options.add_argument("--cases", type=int, help="of each target (the full dose)")
     options.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options.add_argument("--only", default="", metavar="TEXT", help="targets with this in the name")
-    options.add_argument("--results", type=Path, default=Path("campaign.jsonl"))
-    options.add_argument("--from", dest="module", default="campaigns.hostile_files")
+    options.add_argument("--results", type=Path, help="file of results (campaign-NAME.jsonl)")
     options.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"))
     options.add_argument("--keep", type=Path, metavar="FILE")
     options.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.work:
         name, start, end, folder = given.work
-        work(given.module, name, int(start), int(end), Path(folder))
+        work(given.campaign, name, int(start), int(end), Path(folder))
         return 0
     if given.case:
-        return one(given.module, given.case[0], int(given.case[1]), given.keep)
-    return int(run(given.module, given.cases, given.results, given.workers, given.only) > 0)
+        return one(given.campaign, given.case[0], int(given.case[1]), given.keep)
+    cases = given.cases or campaign(given.campaign).full
+    results = given.results or Path(f"campaign-{given.campaign}.jsonl")
+    return int(run(given.campaign, cases, results, given.workers, given.only) > 0)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from features_builders import SAES, write_sae
 from gguf_builders import characters
 from peft_builders import adapted
 
-from campaigns.cases import Target
+from campaigns.cases import Campaign
 from campaigns.damage import (
     Damage,
     blind,
@@ -32,6 +32,7 @@ from campaigns.damage import (
     table_text,
     tf_index,
 )
+from campaigns.file_cases import FileTarget
 from gpt2kit.bulk import plan as plans
 from gpt2kit.bulk.sources import Input, Part
 from gpt2kit.checkpoints.adapters import load_adapters, read_adapters, save_adapters
@@ -384,9 +385,9 @@ def read_rows(path: Path) -> str:
     return digest(*((batch.columns, batch.rows, dict(batch.errors)) for batch in batches))
 
 
-def _targets() -> list[Target]:
+def _targets() -> list[FileTarget]:
     """Return a target for every format and kind of damage."""
-    found: list[Target] = []
+    found: list[FileTarget] = []
 
     def add(
         name: str,
@@ -399,7 +400,7 @@ def _targets() -> list[Target]:
         files = [damaged] if isinstance(damaged, str) else damaged
         for damage in damages:
             kind = damage.__name__.replace("_", " ")
-            found.append(Target(f"{name}: {kind}", make, files, read, damage, finds_all))
+            found.append(FileTarget(f"{name}: {kind}", make, files, read, damage, finds_all))
 
     weights = "model.safetensors"
     add("safetensors", hub, weights, read_model, blind, sizes, safetensors_header)
@@ -471,4 +472,4 @@ def _targets() -> list[Target]:
     return found
 
 
-TARGETS = _targets()
+CAMPAIGN = Campaign(_targets(), full=10_200, chunk=2_000)

@@ -6,8 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from campaigns.cases import Target
+from campaigns.cases import Campaign
 from campaigns.damage import blind
+from campaigns.file_cases import FileTarget
 from gpt2kit.errors import CorpusError
 
 CONTENT = bytes(range(64))
@@ -52,11 +53,15 @@ def fatal(path: Path) -> str:
     return str(checked(path))
 
 
-TARGETS = [
-    Target("sound", make, ["file"], lambda path: str(checked(path)), blind, finds_all=True),
-    Target("crashing", make, ["file"], crashing, blind),
-    Target("gullible", make, ["file"], gullible, blind, finds_all=True),
-    Target("endless", make, ["file"], endless, blind),
-    Target("dying: memory", make, ["file"], greedy, blind),
-    Target("dying: abort", make, ["file"], fatal, blind),
-]
+CAMPAIGN = Campaign(
+    [
+        FileTarget("sound", make, ["file"], lambda path: str(checked(path)), blind, finds_all=True),
+        FileTarget("crashing", make, ["file"], crashing, blind),
+        FileTarget("gullible", make, ["file"], gullible, blind, finds_all=True),
+        FileTarget("endless", make, ["file"], endless, blind),
+        FileTarget("dying: memory", make, ["file"], greedy, blind),
+        FileTarget("dying: abort", make, ["file"], fatal, blind),
+    ],
+    full=3,
+    chunk=2,
+)

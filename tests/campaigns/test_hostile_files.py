@@ -10,20 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from campaigns import cases as module_of_cases
-from campaigns import planted
-from campaigns.cases import Cases, Target
-from campaigns.hostile_files import TARGETS
+from campaigns import file_cases, planted
+from campaigns.file_cases import FileCases, FileTarget
+from campaigns.hostile_files import CAMPAIGN
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "campaign.py"
-PLANTED = {target.name: target for target in planted.TARGETS}
+PLANTED = {target.name: target for target in planted.CAMPAIGN.targets}
 FEW = 2  # cases of a target in the default run
-FULL = 10_200  # of each of about a hundred: a million in all
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: Target) -> None:
-    cases = Cases(target, tmp_path / "case")
+@pytest.mark.parametrize("target", CAMPAIGN.targets, ids=lambda target: target.name)
+def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: FileTarget) -> None:
+    cases = FileCases(target, tmp_path / "case")
     found = {seed: cases.run(seed) for seed in range(FEW)}
     assert {seed: each.why for seed, each in found.items() if each.outcome == "failed"} == {}
 
@@ -37,12 +35,12 @@ def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: Target)
     ],
 )
 def test_a_case_that_once_failed_is_refused(tmp_path: Path, name: str, seed: int) -> None:
-    (target,) = (target for target in TARGETS if target.name == name)
-    assert Cases(target, tmp_path / "case").run(seed).outcome == "refused"
+    (target,) = (target for target in CAMPAIGN.targets if target.name == name)
+    assert FileCases(target, tmp_path / "case").run(seed).outcome == "refused"
 
 
 def test_a_reader_that_takes_whole_files_only_fails_no_case(tmp_path: Path) -> None:
-    cases = Cases(PLANTED["sound"], tmp_path)
+    cases = FileCases(PLANTED["sound"], tmp_path)
     assert {cases.run(seed).outcome for seed in range(50)} <= {"same", "refused"}
 
 
@@ -53,8 +51,8 @@ def test_a_reader_that_takes_whole_files_only_fails_no_case(tmp_path: Path) -> N
 def test_a_planted_fault_is_found(
     tmp_path: Path, name: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_of_cases, "SECONDS", 0.05)
-    cases = Cases(PLANTED[name], tmp_path)
+    monkeypatch.setattr(file_cases, "SECONDS", 0.05)
+    cases = FileCases(PLANTED[name], tmp_path)
     results = [cases.run(seed) for seed in range(30)]
     outcomes = Counter(result.outcome for result in results)
     assert outcomes["failed"]
@@ -62,18 +60,18 @@ def test_a_planted_fault_is_found(
 
 
 def test_a_case_is_the_same_every_time_and_the_whole_file_is_put_back(tmp_path: Path) -> None:
-    cases = Cases(PLANTED["crashing"], tmp_path)
-    first = [cases.bytes_of(seed) for seed in range(20)]
+    cases = FileCases(PLANTED["crashing"], tmp_path)
+    first = [cases.describe(seed) for seed in range(20)]
     for seed in range(20):
         cases.run(seed)
         assert (tmp_path / "file").read_bytes() == planted.CONTENT
-    assert [cases.bytes_of(seed) for seed in range(20)] == first
+    assert [cases.describe(seed) for seed in range(20)] == first
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_memory_and_the_death_of_a_process_are_found_and_the_rest_is_done(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    command = [sys.executable, str(SCRIPT), "--from", "campaigns.planted", "--only", "dying"]
+    command = [sys.executable, str(SCRIPT), "planted", "--only", "dying"]
     command += ["--cases", "3", "--results", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
@@ -92,6 +90,6 @@ def test_memory_and_the_death_of_a_process_are_found_and_the_rest_is_done(tmp_pa
 @pytest.mark.campaign
 def test_a_million_damaged_files_fail_no_case(tmp_path: Path) -> None:
     results = Path(os.environ.get("GPT2KIT_CAMPAIGN", tmp_path / "campaign.jsonl"))
-    command = [sys.executable, str(SCRIPT), "--cases", str(FULL), "--results", str(results)]
+    command = [sys.executable, str(SCRIPT), "hostile_files", "--results", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
