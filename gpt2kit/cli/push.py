@@ -93,6 +93,7 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
     """Write what is pushed but the card into an empty folder, and return what the card is about."""
     from gpt2kit.checkpoints.load import load_vocabulary, write_checkpoint
     from gpt2kit.checkpoints.vocabularies import none_found
+    from gpt2kit.tokenizers.listed import ListedTokenizer
     from gpt2kit.training.adapted import find_adapters
 
     if adapters := find_adapters(model):
@@ -106,7 +107,7 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
         repository=repository,
         source=checkpoint.folder,
         config=checkpoint.config,
-        reads_text=(folder / "tokenizer.json").is_file(),
+        reads_text=tokenizer is not None and not isinstance(tokenizer, ListedTokenizer),
         labels_texts=checkpoint.class_head is not None,
     )
 

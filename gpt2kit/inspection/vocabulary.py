@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt2kit.tokenizers import BPETokenizer, LibraryTokenizer, Tokenizer
+from gpt2kit.tokenizers import (
+    BPETokenizer,
+    LibraryTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
 from gpt2kit.tokenizers.listed import ListedTokenizer
 
 _LONGEST = 5
@@ -56,7 +61,8 @@ def entries(tokenizer: Tokenizer) -> Iterator[TokenEntry]:
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
     """Return the ids of the tokens that no plain text makes."""
-    if isinstance(tokenizer, BPETokenizer | LibraryTokenizer | ListedTokenizer):
+    known = BPETokenizer | LibraryTokenizer | ListedTokenizer | SentencePieceTokenizer
+    if isinstance(tokenizer, known):
         return set(tokenizer.special.values())
     return set() if tokenizer.stop_id is None else {tokenizer.stop_id}
 
@@ -126,8 +132,8 @@ def _kinds(entry: TokenEntry) -> Iterator[str]:
 def _name(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, ListedTokenizer):
         return f"{tokenizer.what}s"
-    if isinstance(tokenizer, LibraryTokenizer):
-        return f"{tokenizer.kind} of the tokenizers library"
+    if isinstance(tokenizer, LibraryTokenizer | SentencePieceTokenizer):
+        return tokenizer.description
     return "byte-level BPE"
 
 

@@ -44,6 +44,9 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
     "gpt2kit_tokenizer.json",  # of characters or words, in models that gpt2kit pushed
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))

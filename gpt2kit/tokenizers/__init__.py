@@ -9,6 +9,7 @@ from gpt2kit.tokenizers.char import CharTokenizer
 from gpt2kit.tokenizers.library import LibraryTokenizer
 from gpt2kit.tokenizers.listed import read_listed
 from gpt2kit.tokenizers.protocol import END_OF_TEXT, Tokenizer, identity, require_tokenizer
+from gpt2kit.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from gpt2kit.tokenizers.stream import StreamDecoder
 from gpt2kit.tokenizers.word import WordTokenizer
 
@@ -17,6 +18,7 @@ __all__ = [
     "BPETokenizer",
     "CharTokenizer",
     "LibraryTokenizer",
+    "SentencePieceTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "WordTokenizer",
@@ -35,4 +37,8 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     kinds = {"char": CharTokenizer, "word": WordTokenizer}
     if listed := read_listed(folder, kinds):
         return listed
-    return LibraryTokenizer.from_folder(folder) or BPETokenizer.from_folder(folder)
+    return (
+        LibraryTokenizer.from_folder(folder)
+        or BPETokenizer.from_folder(folder)
+        or SentencePieceTokenizer.from_folder(folder)
+    )

@@ -27,7 +27,6 @@ from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
 _WORDPIECE = "vocab.txt"
 _CONFIG = "tokenizer_config.json"
-_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _LARGEST = 2**26  # bytes of a file
 _ENDS = (END_OF_TEXT, "</s>", "[SEP]")  # what ends a text, unless config.json names a token
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -62,7 +61,8 @@ class LibraryTokenizer:
         known = [ids[end] for end in _ENDS if end in ids]
         self.stop_id = stop_id if stop_id in self._pieces else next(iter(known), None)
         described = json.loads(content)
-        self.kind = str((described.get("model") or {}).get("type") or "unknown")
+        kind = (described.get("model") or {}).get("type") or "unknown kind"
+        self.description = f"{kind} of the tokenizers library"
         decoder = json.dumps(described.get("decoder"))
         self._is_byte_level = '"ByteLevel"' in decoder
         self._falls_back = '"ByteFallback"' in decoder
@@ -75,7 +75,7 @@ class LibraryTokenizer:
     def from_folder(cls, folder: Path) -> LibraryTokenizer | None:
         """Read the vocabulary in a folder, or return None if it has none of these kinds.
 
-        Raises TokenizerError for damage, and for SentencePiece's own file without tokenizer.json.
+        Raises TokenizerError for damage.
         """
         if is_byte_level(folder):
             return None
@@ -88,11 +88,6 @@ class LibraryTokenizer:
         except TokenizerError as error:
             prefix = "" if str(error).startswith(str(folder)) else f"{folder}: "
             raise TokenizerError(f"{prefix}{error}") from error
-        if found := [name for name in _SENTENCEPIECE if is_there(folder / name)]:
-            raise TokenizerError(
-                f"{folder}: {found[0]} is a vocabulary of SentencePiece, which is read as "
-                f"{WHOLE}; in transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-            )
         return None
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

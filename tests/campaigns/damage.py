@@ -167,6 +167,53 @@ def tf_index(data: bytes, draw: random.Random) -> bytes:
     return repair(bytes(out), positions)
 
 
+def protobuf_fields(data: bytes, draw: random.Random) -> bytes:
+    """Remove, repeat, exchange or change fields of a protobuf message, whose lengths are right."""
+    fields = _fields(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        if not fields:
+            break
+        at, other = draw.randrange(len(fields)), draw.randrange(len(fields))
+        tag, content = fields[at]
+        match draw.randrange(6):
+            case 0:
+                del fields[at]
+            case 1:
+                fields.insert(other, fields[at])
+            case 2:
+                fields[at], fields[other] = fields[other], fields[at]
+            case 3:
+                fields[at] = (draw.choice((tag, draw.randrange(256) & ~7 | 2)), content[:-1])
+            case _:
+                changed = draw.choice((blind, sizes, protobuf_fields))(content, draw)
+                fields[at] = (tag, changed)
+    return b"".join(bytes([tag]) + _varint(len(each)) + each for tag, each in fields)
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    """Return the tags and contents of the fields of a message, up to one that has no length."""
+    found, at = [], 0
+    while at < len(data) and data[at] & 7 == 2:
+        tag, length, shift = data[at], 0, 0
+        at += 1
+        while at < len(data):
+            length |= (data[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 128:
+                break
+        found.append((tag, data[at : at + length]))
+        at += length
+    return found
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
 def table_text(data: bytes, draw: random.Random) -> bytes:
     """Insert what breaks tables: quotes, line ends, NUL, other encodings, long cells."""
     out = bytearray(data)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from campaigns.damage import (
     inside_gzip,
     json_values,
     pickle_program,
+    protobuf_fields,
     safetensors_header,
     sizes,
     table_text,
@@ -259,6 +261,12 @@ def tokenizer_json(folder: Path) -> Path:
     return folder
 
 
+def sentencepiece(folder: Path, model: str) -> Path:
+    """A vocabulary that is a model of SentencePiece alone."""
+    shutil.copy(GOLDEN / "sentencepiece" / f"{model}.model", folder / "spiece.model")
+    return folder
+
+
 def openai_sae(folder: Path) -> Path:
     """A sparse autoencoder as OpenAI published theirs."""
     return Path(shutil.copy(SAES / "openai-topk.pt", folder))
@@ -449,6 +457,9 @@ def _targets() -> list[FileTarget]:
     add("vocab.json", bpe, "vocab.json", read_tokens, blind, json_values)
     add("merges.txt", bpe, "merges.txt", read_tokens, blind, table_text)
     add("tokenizer.json", tokenizer_json, "tokenizer.json", read_tokens, blind, json_values)
+    for model in ("unigram", "bpe-bytes"):
+        pieces = partial(sentencepiece, model=model)
+        add(f"SentencePiece {model}", pieces, "spiece.model", read_tokens, *CUT, protobuf_fields)
     add("ids .bin", lambda folder: ids(folder, "ids.bin"), "ids.bin", read_numbers, *CUT)
     add("ids .npy", lambda folder: ids(folder, "ids.npy"), "ids.npy", read_numbers, *CUT)
     states = [f"step-00000003/{name}" for name in ("weights.safetensors", "state.json",

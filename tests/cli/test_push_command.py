@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from builders import add_vocabulary, write_hub
+from conftest import GOLDEN, make_model
 from servers import FakeHub, take_uploads
 from training_builders import VERSES
 from typer.testing import CliRunner
@@ -17,7 +19,9 @@ from typer.testing import CliRunner
 from gpt2kit.checkpoints.classifiers import add_class_head
 from gpt2kit.checkpoints.load import load, write_model
 from gpt2kit.cli import app
+from gpt2kit.config import GPT2Config
 from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import identity
 
 TRAINING = [
     *("--block_size=16", "--batch_size=4", "--max_steps=2", "--warmup=1", "--eval_every=1"),
@@ -115,6 +119,23 @@ def test_a_model_that_labels_texts_is_called_that(weights: Path, tiny_model: GPT
     assert "transformers.GPT2ForSequenceClassification.from_pretrained(" in said
     assert 'pipeline_tag: "text-classification"' in Path("out/README.md").read_text()
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "ham", "1": "spam"}
+
+
+def test_a_vocabulary_of_sentencepiece_goes_to_the_hub_and_comes_back(
+    weights: Path, hub: FakeHub
+) -> None:
+    """A download left spiece.model out, and the card said that transformers does not read it."""
+    model = make_model(GPT2Config(n_vocab=200, n_ctx=8, n_embd=8, n_head=1, n_layer=1))
+    write_hub(weights / "mine", model)
+    shutil.copy(GOLDEN / "sentencepiece" / "bpe.model", weights / "mine" / "spiece.model")
+    assert 'transformers.pipeline("text-gen' in run("push", "mine", "me/mine").stdout
+    pushed = hub.repositories["me/mine"]
+    assert json.loads(pushed["tokenizer_config.json"])["eos_token"] == "</s>"
+    run("download", "me/mine")
+    (before, after) = (load(name, device="cpu")[1] for name in ("mine", "me/mine"))
+    assert before is not None
+    assert after is not None
+    assert identity(before) == identity(after)
 
 
 def test_a_card_that_is_there_stays_without_force(

@@ -20,6 +20,7 @@ from gpt2kit.tokenizers import (
     BPETokenizer,
     CharTokenizer,
     LibraryTokenizer,
+    SentencePieceTokenizer,
     Tokenizer,
 )
 from gpt2kit.tokenizers.bpe import PATTERN, byte_characters
@@ -152,9 +153,9 @@ def written(tokenizer: Tokenizer, n_vocab: int) -> Written:
             for merge in _chain(token.encode())
         ]
         merges, special = list(dict.fromkeys(merges)), tokenizer.special
-    elif isinstance(tokenizer, LibraryTokenizer):
+    elif isinstance(tokenizer, LibraryTokenizer | SentencePieceTokenizer):
         raise TokenizerError(
-            f"the vocabulary is a {tokenizer.kind} of the tokenizers library, and gpt2kit writes "
+            f"the vocabulary is a {tokenizer.description}, and gpt2kit writes "
             "GGUF with byte-level BPE or characters; --format hf keeps it"
         )
     else:
