@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gpt2kit.checkpoints.config_json import CONFIG_FILE
 from gpt2kit.checkpoints.names import CLASS_HEAD
 from gpt2kit.checkpoints.stored import Checkpoint, check_finite
-from gpt2kit.errors import CheckpointError, CheckpointFormatError
+from gpt2kit.errors import CheckpointError, CheckpointFormatError, ConfigError
 from gpt2kit.files import read_json
 from gpt2kit.model import GPT2
 
@@ -145,3 +145,14 @@ class LabelWords:
                 path, "expected two labels or more, all different, and a separator"
             )
         return cls(tuple(labels), separator)
+
+
+def words_of_either(a: Checkpoint, b: Checkpoint) -> LabelWords | None:
+    """Return the words by which two models label texts; raise ConfigError if they differ."""
+    first, second = LabelWords.read(a.folder), LabelWords.read(b.folder)
+    if first is not None and second is not None and first != second:
+        raise ConfigError(
+            f"{a.folder} labels texts with {', '.join(first.labels)}, and {b.folder} with "
+            f"{', '.join(second.labels)}; expected the same labels and separator"
+        )
+    return first or second

@@ -40,7 +40,7 @@ _NO_EFFECT = {
         # How it is run, and what it returns
         "use_cache use_return_dict return_dict return_dict_in_generate output_past",
         "output_attentions output_hidden_states output_scores torchscript xla_device use_bfloat16",
-        "tf_legacy_loss is_decoder",
+        "tf_legacy_loss is_decoder transformers.js_config",
         "attn_implementation _attn_implementation _attn_implementation_autoset",
         # How to generate
         "do_sample early_stopping max_length min_length max_new_tokens num_beams num_beam_groups",

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import torch
 
 from gpt2kit.checkpoints import llmc
+from gpt2kit.checkpoints.classifiers import WORDS_FILE, LabelWords
 from gpt2kit.checkpoints.gguf import header, reading
 from gpt2kit.checkpoints.gguf.numbers import BF16, F16, F32, Q4_0, Q8_0
 from gpt2kit.checkpoints.gguf.vocabulary import Written, written
@@ -83,7 +84,7 @@ def export_gguf(
         found = reading.open_file(part)
         comparison = compare_written(checkpoint, tensors, found, errors)
     command, warnings = _llama_command(to, checkpoint, vocabulary, tokenizer)
-    return Export(to, comparison, command, warnings)
+    return Export(to, comparison, command, warnings + _labels_left_out(checkpoint))
 
 
 def export_llmc(
@@ -119,7 +120,8 @@ def export_llmc(
         found = llmc.open_file(part)
         comparison = compare_written(checkpoint, tensors, found, errors)
         write_whole(beside, vocabulary)
-    return Export(to, comparison, f"./train_gpt2cu -e {shlex.quote(str(to))}")
+    command = f"./train_gpt2cu -e {shlex.quote(str(to))}"
+    return Export(to, comparison, command, _labels_left_out(checkpoint))
 
 
 def export_onnx(
@@ -135,8 +137,9 @@ def export_onnx(
     - `dtype`: f32, f16, int8 (matrices in 8 bits), or `auto`: as the weights are stored
     - `replace`: replace an existing folder of this kind
 
-    Any model can be written. Raises MissingDependencyError without onnx or onnxruntime, and
-    CheckpointError if the folder cannot be written.
+    Any model that writes can be written. Raises ConfigError for one with a head for labels,
+    MissingDependencyError without onnx or onnxruntime, and CheckpointError if the folder cannot be
+    written.
     """
     require_packages()
     from gpt2kit.checkpoints.onnx import folder as files
@@ -144,6 +147,10 @@ def export_onnx(
 
     chosen = _chosen(dtype, checkpoint, tuple(files.FILES), "ONNX")
     _check_folder(to, replace, files.is_ours)
+    if checkpoint.class_head is not None:
+        raise ConfigError(
+            f"{checkpoint.path}: the graph cannot express a head for labels; --format hf writes it"
+        )
     checkpoint = checked(checkpoint)
     with new_directory(to, replace=replace, error=CheckpointError) as folder:
         comparison = write_proven(folder, checkpoint, chosen)
@@ -155,10 +162,24 @@ def export_onnx(
             end = rarest(checkpoint, tokenizer)
             warnings += (_STAND_IN.format(program="onnxruntime-genai"),)
         files.write_configs(folder, checkpoint.config, chosen, stop_id, end)
+        if (words := LabelWords.read(checkpoint.folder)) is not None:
+            words.write(folder)
         reads_text = (folder / "tokenizer.json").exists()
     n = min(200, checkpoint.config.n_ctx // 2)
     prompt = _prompt(tokenizer) if reads_text else None
     return Export(to, comparison, files.command(to, prompt, n), warnings)
+
+
+def _labels_left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return a warning if a model labels texts with words: such a file does not hold them."""
+    words = LabelWords.read(checkpoint.folder)
+    if words is None:
+        return ()
+    listed = ", ".join(map(repr, words.labels))
+    return (
+        f"the file has no {WORDS_FILE}: in the other program, the label is the likeliest of "
+        f"{listed} behind a text and {words.separator!r}",
+    )
 
 
 def _check_folder(to: Path, replace: bool, is_ours: Callable[[Path], bool]) -> None:

@@ -51,10 +51,21 @@ def open_directory(path: Path) -> Checkpoint:
     found = weights_in(path)
     if not found:
         message = f"{path}: no weights; expected one of {', '.join(_WEIGHTS_FILES)}"
+        if holds_graph(path):
+            message = (
+                f"{path}: a graph for programs that compute with ONNX, and no weights; expected "
+                "the model that it was made of"
+            )
         raise CheckpointNotFoundError(message, path=path, missing=_WEIGHTS_FILES[:1])
     if found[0].suffix == ".json":
         return _open_shards(found[0], config)
     return open_file(found[0], config)
+
+
+def holds_graph(path: Path) -> bool:
+    """Whether a folder has an ONNX graph for other programs, and no weights."""
+    graphs = (*path.glob("*.onnx"), *path.glob("onnx/*.onnx"))
+    return bool(graphs) and not weights_in(path)
 
 
 def weights_in(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gpt2kit import store
 from gpt2kit.checkpoints import huggingface, llmc, openai, pickled, torch_files
-from gpt2kit.checkpoints.classifiers import class_head, labels_of_head
+from gpt2kit.checkpoints.classifiers import LabelWords, class_head, labels_of_head
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, read_config
 from gpt2kit.checkpoints.device import (
     resolve_device,
@@ -385,8 +385,9 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint and a vocabulary into an existing folder, as transformers reads them.
 
-    Only one tensor is in memory at a time. Raises what `build_model` raises, and
-    CheckpointFormatError for a number that is too large for the dtype.
+    Words by which the model labels texts go with it. Only one tensor is in memory at a time. Raises
+    what `build_model` raises, and CheckpointFormatError for a number that is too large for the
+    dtype.
     """
     whole = checked(checkpoint, dtype)
     tensors = {**whole.tensors}
@@ -402,3 +403,5 @@ def write_checkpoint(
     )
     if tokenizer is not None:
         tokenizer.save(folder)
+    if (words := LabelWords.read(checkpoint.folder)) is not None:
+        words.write(folder)

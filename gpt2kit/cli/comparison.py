@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from gpt2kit.checkpoints.classifiers import LabelWords
     from gpt2kit.checkpoints.load import Checkpoint
     from gpt2kit.data.ids import Ids
     from gpt2kit.evaluation.compare import PartDifference, TextDifference
@@ -195,6 +196,7 @@ def blend(
     from gpt2kit.cli.weights import check_target
 
     process.import_torch()
+    from gpt2kit.checkpoints.classifiers import words_of_either
     from gpt2kit.evaluation import compare
 
     if corpus is None:
@@ -204,7 +206,7 @@ def blend(
     if corpus is None and (alpha is None or out is None):
         raise typer.BadParameter("give --alpha and --out, or a text with --corpus to find alpha")
     first, second = _open(a), _open(b)
-    tokenizer = compare.check_alike(first, second)
+    tokenizer, words = compare.check_alike(first, second), words_of_either(first, second)
     if alpha is not None:
         compare.blend(first, second, alpha)  # refuses a wrong alpha before anything is measured
     if out is not None:
@@ -213,7 +215,7 @@ def blend(
         best = _best_alpha(first, second, _ids(corpus, tokenizer, how), tokenizer, how, json=json)
         alpha = best if alpha is None else alpha
     if out is not None and alpha is not None:
-        _write(compare.blend(first, second, alpha), out, tokenizer, force)
+        _write(compare.blend(first, second, alpha), out, tokenizer, words, force)
         if json:
             output.print_json({"path": str(out), "alpha": alpha})
         else:
@@ -269,12 +271,19 @@ def _print_alpha(alpha: float, found: Evaluation, *, json: bool) -> None:
     output.result(f"{alpha:>5.1f}{found.loss:>10.4f}{found.perplexity:>14.4f}{bits:>16}")
 
 
-def _write(blended: Checkpoint, out: Path, tokenizer: Tokenizer | None, force: bool) -> None:
+def _write(
+    blended: Checkpoint,
+    out: Path,
+    tokenizer: Tokenizer | None,
+    words: LabelWords | None,
+    force: bool,
+) -> None:
     """Write a checkpoint in the widest dtype of its tensors."""
-
     from gpt2kit.checkpoints.load import write_checkpoint
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
 
     with new_directory(out, replace=force, error=CheckpointError) as folder:
         write_checkpoint(folder, blended, blended.dtype, tokenizer)
+        if words is not None:
+            words.write(folder)

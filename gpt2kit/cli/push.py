@@ -91,6 +91,7 @@ def _folder(dry_run: Path | None, force: bool) -> Iterator[Path]:
 
 def _write(folder: Path, model: str, repository: str) -> Subject:
     """Write what is pushed but the card into an empty folder, and return what the card is about."""
+    from gpt2kit.checkpoints.classifiers import WORDS_FILE
     from gpt2kit.checkpoints.load import load_vocabulary, write_checkpoint
     from gpt2kit.checkpoints.vocabularies import none_found
     from gpt2kit.tokenizers.listed import ListedTokenizer
@@ -109,6 +110,7 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
         config=checkpoint.config,
         reads_text=tokenizer is not None and not isinstance(tokenizer, ListedTokenizer),
         labels_texts=checkpoint.class_head is not None,
+        labels_in_words=(folder / WORDS_FILE).is_file(),
     )
 
 

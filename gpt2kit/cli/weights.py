@@ -94,9 +94,12 @@ def _source(model: InstalledModel) -> str:
 
 def _format(path: Path) -> str:
     """Return the format of a model's weights."""
+    from gpt2kit.checkpoints.huggingface import holds_graph
     from gpt2kit.checkpoints.load import open_checkpoint
     from gpt2kit.errors import Gpt2KitError
 
+    if holds_graph(path):
+        return "ONNX, for other programs"
     try:
         return open_checkpoint(path, verify=False).format
     except Gpt2KitError:

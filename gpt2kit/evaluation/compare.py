@@ -99,6 +99,9 @@ def blend(a: Checkpoint, b: Checkpoint, alpha: float) -> Checkpoint:
             f"alpha is {alpha}, expected from 0 (only the first model) to 1 (only the second)"
         )
     check_alike(a, b)
+    for each in (a, b):
+        if each.class_head is not None:
+            raise ConfigError(f"{each.path} has a head for labels, and heads are not mixed")
 
     def mix(name: str) -> StoredTensor:
         dtype = torch.promote_types(a.tensors[name].dtype, b.tensors[name].dtype)

@@ -47,6 +47,7 @@ TEXT_FILES = (
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "labels.json",  # words by which the model labels texts
     "gpt2kit_tokenizer.json",  # of characters or words, in models that gpt2kit pushed
 )
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))

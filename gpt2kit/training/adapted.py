@@ -13,6 +13,7 @@ import torch
 
 from gpt2kit import lora, store
 from gpt2kit.checkpoints.adapters import WEIGHTS_FILE, load_adapters, read_adapters
+from gpt2kit.checkpoints.classifiers import LabelWords
 from gpt2kit.checkpoints.load import build_model, is_peft, open_checkpoint
 from gpt2kit.checkpoints.peft.reading import open_adapters
 from gpt2kit.checkpoints.peft.writing import write_peft
@@ -176,6 +177,8 @@ def export_peft(
     base = _name_for_transformers(stack.base, path)
     with new_directory(to, replace=replace, error=CheckpointError) as folder:
         write_peft(folder, top, base)
+        if (words := LabelWords.read(top)) is not None:
+            words.write(folder)
         _check_written(folder, checkpoint, build_merged(checkpoint, stack.folders))
     if base != str(path.absolute()) or (path / "config.json").is_file():
         return None

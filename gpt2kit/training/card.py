@@ -83,6 +83,7 @@ class Subject:
     base: str | None = None  # the model below adapters, as the Hub calls it
     reads_text: bool = True  # whether transformers reads its vocabulary
     labels_texts: bool = False  # by a head, in place of writing
+    labels_in_words: bool = False  # by writing the label behind a text
 
     @property
     def load_in_python(self) -> str | None:
@@ -105,7 +106,7 @@ class Subject:
     def commands(self) -> list[str]:
         """The commands that fetch the model, and write or label texts with it."""
         use = f'gpt2kit generate "…" --model {self.repository}'
-        if self.labels_texts:
+        if self.labels_texts or self.labels_in_words:
             use = f"gpt2kit classify {self.repository} texts.csv"
         return [f"gpt2kit download {self.repository}", use]
 

@@ -386,6 +386,30 @@ def test_a_byte_level_vocabulary_is_beside_the_graph(tmp_path: Path) -> None:
     assert export.warnings == ()
 
 
+def test_a_vocabulary_of_another_kind_is_not_called_gpt2s(tmp_path: Path) -> None:
+    """tokenizer_config.json said GPT2Tokenizer, with which transformers gave other ids."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = [
+        ("<unk>", 0.0),
+        ("</s>", 0.0),
+        *((each, -2.0) for each in "▁ntewrd o".replace(" ", "")),
+    ]
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([*pieces, ("▁new", -1.0)], unk_id=0))
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    unigram.decoder = tokenizers.decoders.Metaspace()
+    unigram.add_special_tokens(["</s>"])
+    unigram.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    assert ours is not None
+    checkpoint = source(tmp_path / "source", make_model(SMALL), ours)
+    export = export_onnx(tmp_path / "out", checkpoint, ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(export.path)
+    text = "the new word"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert (theirs.eos_token, theirs.model_max_length) == ("</s>", SMALL.n_ctx)
+
+
 def test_tokenizers_reads_characters_with_the_same_ids(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     ours = CharTokenizer([*characters(39).tokens, "<|endoftext|>"])

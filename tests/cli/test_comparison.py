@@ -12,7 +12,8 @@ from builders import add_vocabulary, write_hub
 from conftest import make_model
 from typer.testing import CliRunner
 
-from gpt2kit.checkpoints.load import build_model, load, open_checkpoint
+from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
+from gpt2kit.checkpoints.load import build_model, load, open_checkpoint, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
 from gpt2kit.evaluation.perplexity import evaluate
@@ -105,6 +106,30 @@ def test_blend_writes_a_whole_model(a: Path, b: Path, tmp_path: Path) -> None:
     )
     assert (out / "merges.txt").read_bytes() == (a / "merges.txt").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "out"}
+
+
+def test_words_for_labels_are_kept_if_both_models_mean_the_same(
+    a: Path, b: Path, tmp_path: Path
+) -> None:
+    """They were lost: the blend of a model and of one that was tuned to label texts had no labels.
+
+    A head for labels was left out without a word.
+    """
+    words = LabelWords(("no", "yes"), "\n")
+    words.write(b)
+    arguments = ["blend", a, b, "--alpha", "0.5", "--out"]
+    assert run(*arguments, tmp_path / "one").exit_code == 0
+    assert LabelWords.read(tmp_path / "one") == words
+    LabelWords(("ham", "spam"), "\n").write(a)
+    said = run(*arguments, tmp_path / "two").stderr
+    assert f"{a} labels texts with ham, spam, and {b} with no, yes" in said
+    assert "expected the same labels and separator" in said
+    model = make_model(SHAPE)
+    add_class_head(model, ("no", "yes"))
+    (tmp_path / "head").mkdir()
+    write_model(tmp_path / "head", model)
+    said = run("blend", tmp_path / "head", tmp_path / "head", *arguments[3:], tmp_path / "x").stderr
+    assert "has a head for labels, and heads are not mixed" in said
 
 
 def test_a_folder_is_replaced_only_with_force(a: Path, b: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gguf_builders import characters
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
 from gpt2kit.checkpoints.load import open_checkpoint, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
@@ -71,6 +72,36 @@ def test_a_converted_file_is_used_as_a_model_everywhere(small: Path) -> None:
         assert run("convert", name, "--to", f"back-{format}", *vocabulary).exit_code == 0
         weights = Path(f"back-{format}/model.safetensors").read_bytes()
         assert weights == Path("small/model.safetensors").read_bytes()
+
+
+WORDS = LabelWords(("a", "b"), "\n")
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf", "llmc", "onnx"])
+def test_words_for_labels_go_along_or_their_lack_is_said(small: Path, format: str) -> None:
+    """They were left out without a word."""
+    WORDS.write(small / "small")
+    name = {"gguf": "a/m.gguf", "llmc": "a/m.bin"}.get(format, "a")
+    result = run("convert", "./small", "--format", format, "--to", name)
+    assert result.exit_code == 0, result.output
+    if format in ("hf", "onnx"):
+        assert LabelWords.read(Path("a")) == WORDS
+    else:
+        said = "the file has no labels.json: in the other program, the label is the likeliest of"
+        assert f"{said} 'a', 'b' behind a text and '\\n'" in result.stderr
+
+
+@pytest.mark.parametrize("format", ["gguf", "llmc", "onnx"])
+def test_a_head_for_labels_is_refused_by_name(small: Path, format: str) -> None:
+    """ONNX left it out without a word."""
+    model = make_model(GPT2Config(n_vocab=40, n_ctx=16, n_embd=32, n_head=2, n_layer=1))
+    add_class_head(model, ("a", "b"))
+    Path("head").mkdir()
+    write_model(Path("head"), model, characters(40))
+    result = run("convert", "./head", "--format", format, "--to", "out")
+    assert result.exit_code == 1
+    assert "cannot express a head for labels; --format hf writes" in result.stderr
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("format", ["hf", "gguf", "llmc", "onnx"])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gpt2kit.checkpoints.adapters import save_adapters
+from gpt2kit.checkpoints.classifiers import LabelWords
 from gpt2kit.checkpoints.load import load, open_checkpoint
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
@@ -123,6 +124,20 @@ def test_our_adapters_are_written_for_peft_and_back_to_the_bit(desk: Path) -> No
         assert torch.equal(stored.read(), merged.state_dict()[name])
     text = run("generate", "the", "--adapter", "ours", *ASKED).stdout
     assert text == run("generate", "the", "--adapter", "./for peft", *ASKED).stdout
+
+
+def test_words_for_labels_go_with_adapters(desk: Path) -> None:
+    """They stayed behind in the run, and what was written for PEFT could not classify."""
+    words = LabelWords(("the", "a"), "\n")
+    words.write(desk / "ours")
+    Path("texts.csv").write_text("text\nwho\n")
+    before = json.loads(run("classify", "ours", "texts.csv", "--json").stdout)
+    run("convert", "ours", "--format", "peft", "--to", "for-peft")
+    run("merge", "ours", "--out", "merged")
+    run("merge", "./for-peft", "--out", "merged-peft")
+    for folder in ("./for-peft", "./merged", "./merged-peft"):
+        after = json.loads(run("classify", folder, "texts.csv", "--json").stdout)
+        assert after["p_the"] == pytest.approx(before["p_the"], abs=1e-6)
 
 
 def test_what_peft_cannot_have_is_said(desk: Path, tiny_model: GPT2) -> None:

@@ -16,7 +16,7 @@ from servers import FakeHub, take_uploads
 from training_builders import VERSES
 from typer.testing import CliRunner
 
-from gpt2kit.checkpoints.classifiers import add_class_head
+from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
 from gpt2kit.checkpoints.load import load, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
@@ -119,6 +119,21 @@ def test_a_model_that_labels_texts_is_called_that(weights: Path, tiny_model: GPT
     assert "transformers.GPT2ForSequenceClassification.from_pretrained(" in said
     assert 'pipeline_tag: "text-classification"' in Path("out/README.md").read_text()
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "ham", "1": "spam"}
+
+
+def test_words_for_labels_go_to_the_hub_and_come_back(
+    weights: Path, tiny_model: GPT2, hub: FakeHub
+) -> None:
+    """Neither push nor download took labels.json along, so that nothing could classify any more."""
+    add_vocabulary(write_hub(weights / "mine", tiny_model))
+    LabelWords(("ham", "spam"), "\n").write(weights / "mine")
+    said = run("push", "mine", "me/mine").stdout
+    assert "gpt2kit classify me/mine texts.csv" in said
+    assert 'transformers.pipeline("text-generation"' in said
+    Path("texts.csv").write_text("text\nwho\n")
+    before = run("classify", "mine", "texts.csv").stdout
+    run("download", "me/mine")
+    assert run("classify", "me/mine", "texts.csv").stdout == before
 
 
 def test_a_vocabulary_of_sentencepiece_goes_to_the_hub_and_comes_back(

@@ -74,6 +74,22 @@ def test_a_damaged_model_is_listed_as_such(installed: Path) -> None:
     assert "damaged; see: gpt2kit verify" in run("models").stdout
 
 
+def test_a_graph_for_other_programs_is_listed_as_one(installed: Path) -> None:
+    """It was listed as damaged, with a warning of a field that gpt2kit had written itself."""
+    (installed / "model.safetensors").unlink()
+    (installed / "onnx").mkdir()
+    (installed / "onnx" / "model.onnx").write_bytes(b"graph")
+    config = json.loads((installed / "config.json").read_text())
+    config["transformers.js_config"] = {"dtype": "fp32"}
+    (installed / "config.json").write_text(json.dumps(config))
+    result = run("models")
+    assert re.search(r"novel .* ONNX, for other programs +", result.stdout)
+    assert result.stderr == ""
+    said = failed(run("generate", "a", "--model", "novel"))
+    assert "a graph for programs that compute with ONNX, and no weights" in said
+    assert run("rm", "novel", "--yes").exit_code == 0
+
+
 def test_no_models_says_what_to_type() -> None:
     result = run("models")
     assert result.exit_code == 0

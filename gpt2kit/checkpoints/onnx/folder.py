@@ -22,6 +22,7 @@ from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict
 from gpt2kit.checkpoints.gguf.vocabulary import CONTROL, UNUSED, Written, written
 from gpt2kit.config import VARIED, GPT2Config
 from gpt2kit.errors import TokenizerError
+from gpt2kit.files import read_json
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.bpe import byte_characters
 from gpt2kit.tokenizers.bpe_files import tokenizer_json
@@ -132,17 +133,22 @@ def write_vocabulary(folder: Path, config: GPT2Config, tokenizer: Tokenizer) -> 
             return (_NO_TOKENIZER,)
         (folder / "tokenizer.json").write_bytes(_of_bytes(vocabulary))
         warnings = (_UNKNOWN,)
+    path = folder / "tokenizer_config.json"
+    about = read_json(path, error=TokenizerError) if path.exists() else _gpt2s(tokenizer)
+    lengths = {"model_max_length": config.n_ctx, "clean_up_tokenization_spaces": False}
+    _write(path, {**about, **lengths})
+    return warnings
+
+
+def _gpt2s(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how other programs read a byte-level BPE, whose files do not say it."""
     stop_id = tokenizer.stop_id
     end = None if stop_id is None else tokenizer.token_bytes(stop_id).decode()
-    about = {
+    return {
         "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": config.n_ctx,
         "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token") if end else (), end),
     }
-    _write(folder / "tokenizer_config.json", about)
-    return warnings
 
 
 def _of_bytes(vocabulary: Written) -> bytes:
