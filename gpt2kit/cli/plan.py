@@ -196,8 +196,18 @@ def _example_lines(report: ExampleReport) -> list[tuple[str, str]]:
     if report.left_out:
         rows = output.count(report.left_out, "row")
         lines.append(("", f"{rows} without a completion or label left out"))
-    split = f"{report.train:,} examples to train with, {report.val:,} to validate with"
-    return [*lines, ("split", split)]
+    lines.append(
+        ("split", f"{report.train:,} examples to train with, {report.val:,} to validate with")
+    )
+    for purpose, counts in (
+        ("train", {label: n - report.val_labels[label] for label, n in report.labels.items()}),
+        ("validate", report.val_labels),
+    ):
+        if without := [label for label, n in counts.items() if not n]:
+            some = ", ".join(map(repr, without[:5])) + (", …" if len(without) > 5 else "")
+            labels = output.count(len(without), "label")
+            lines.append(("", f"{labels} without an example to {purpose} with: {some}"))
+    return lines
 
 
 def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:

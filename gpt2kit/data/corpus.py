@@ -43,6 +43,7 @@ class ExampleReport:
     predicted_tokens: int  # of all that are read
     left_out: int  # rows without a completion or label
     labels: dict[str, int]  # how many examples have each label; empty if there are none
+    val_labels: dict[str, int]  # the same of those to validate with
 
 
 @dataclass(frozen=True)

@@ -293,11 +293,16 @@ def _report(
             val=len(parts[1]),
             predicted_tokens=sum(each.n_predicted for part in encoded for each in part),
             left_out=examples.left_out + (val.left_out if val else 0),
-            labels=dict(sorted(Counter(each.completion for part in parts for each in part).items()))
-            if examples.labels
-            else {},
+            labels=_label_counts(examples.labels, *parts),
+            val_labels=_label_counts(examples.labels, parts[1]),
         ),
     )
+
+
+def _label_counts(labels: Sequence[str], *parts: Sequence[Example]) -> dict[str, int]:
+    """Return how many examples have each of these labels."""
+    counts = Counter(each.completion for part in parts for each in part)
+    return {label: counts[label] for label in labels}
 
 
 def _sha256(parts: Sequence[Sequence[Example]], tokenizer: Tokenizer, with_head: bool) -> str:

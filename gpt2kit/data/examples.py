@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,8 @@ class Examples:
         """Return the examples to train with, and those to validate with, each in random order.
 
         The order is that of the prompts' hashes: it depends neither on a seed nor on the order of
-        the rows nor on the separator, and examples with the same prompt are in the same part.
+        the rows nor on the separator. Examples with the same prompt are in the same part. Of each
+        label about the same share is held out, at least one text if it has several.
         """
         end = len(self.separator)
         keys = {
@@ -83,14 +85,48 @@ class Examples:
             for each in self.examples
         }
         ordered = sorted(self.examples, key=lambda each: (keys[each.prompt], each.completion))
-        wanted = round(len(ordered) * val_fraction) or (1 if val_fraction else 0)
-        held_out = ordered[:wanted]
-        while wanted < len(ordered) and held_out and ordered[wanted].prompt == held_out[-1].prompt:
-            held_out.append(ordered[wanted])
-            wanted += 1
-        if wanted == len(ordered):  # too few prompts to hold one out
-            return ordered, []
-        return ordered[wanted:], held_out
+        held_out: set[str] = set()
+        for sizes in _by_label(ordered, self.labels) if val_fraction else ():
+            held_out |= _held_out(sizes, val_fraction)
+        parts: tuple[list[Example], list[Example]] = [], []
+        for each in ordered:
+            parts[each.prompt in held_out].append(each)
+        return parts
+
+
+def _by_label(ordered: Sequence[Example], labels: Sequence[str]) -> list[dict[str, int]]:
+    """Return the prompts of each label in order, with the number of examples that each is in.
+
+    A prompt with several labels counts for the rarest one. Without labels there is one list of all.
+    """
+    frequency = Counter(each.completion if labels else "" for each in ordered)
+    own: dict[str, str] = {}
+    for each in ordered:
+        label = each.completion if labels else ""
+        before = own.setdefault(each.prompt, label)
+        own[each.prompt] = min(before, label, key=lambda name: (frequency[name], name))
+    groups: dict[str, dict[str, int]] = {}
+    for prompt, size in Counter(each.prompt for each in ordered).items():
+        groups.setdefault(own[prompt], {})[prompt] = size
+    return [*groups.values()]
+
+
+def _held_out(sizes: Mapping[str, int], share: float) -> set[str]:
+    """Return the first prompts that together have about a share of the examples.
+
+    At least one is held out, but never all. A prompt in too many examples is left to train with,
+    unless every prompt is.
+    """
+    wanted = max(1, round(sum(sizes.values()) * share))
+    found: set[str] = set()
+    held = 0
+    for prompt, size in sizes.items():
+        if held + size <= wanted and len(found) < len(sizes) - 1:
+            found.add(prompt)
+            held += size
+    if not found and len(sizes) > 1:
+        return {min(sizes, key=lambda prompt: sizes[prompt])}
+    return found
 
 
 def read_examples(

@@ -98,16 +98,24 @@ def test_a_table_becomes_a_classifier_with_a_report(desk: Path) -> None:
     for how in (["--label_head"], ["--lora_rank", "2"]):
         result = run("finetune", "numbers.csv", *options, *how, "--out", "run", "--force")
         assert "examples  30 examples with labels: even 50%, odd 50%" in result.stderr
-        assert "split     21 examples to train with, 9 to validate with" in result.stderr
-        assert "of 9 texts; always '" in result.stderr
+        assert "split     22 examples to train with, 8 to validate with" in result.stderr
+        assert "of 8 texts; always '" in result.stderr
         assert "now try: gpt2kit classify run TEXTS.csv" in result.stderr
         report = json.loads(Path("run/report.json").read_text())
-        assert sum(sum(row.values()) for row in report["labels"]["confusion"].values()) == 9
+        assert sum(sum(row.values()) for row in report["labels"]["confusion"].values()) == 8
         run("classify", "./run", "numbers.csv")
     run("merge", "run", "--out", "merged")
     shown = [run("classify", name, "numbers.csv", "--json").stdout for name in ("merged", "./run")]
     merged, adapted = ([json.loads(line) for line in each.splitlines()] for each in shown)
     assert [row["p_odd"] for row in merged] == pytest.approx([row["p_odd"] for row in adapted])
+
+
+def test_a_label_that_no_held_out_text_has_is_named(desk: Path) -> None:
+    # Its accuracy was measured without a word about it.
+    Path("few.csv").write_text("text,label\na,yes\nb,no\nc,no\nd,no\n")
+    shown = run("plan", "few.csv", "--label_field", "label").stderr
+    assert "split     3 examples to train with, 1 to validate with" in shown
+    assert "1 label without an example to validate with: 'yes'" in shown
 
 
 def test_a_plan_says_what_becomes_of_examples(desk: Path) -> None:

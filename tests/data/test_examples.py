@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt2kit.data.examples import Columns, Example, alpaca_prompt, read_examples
+from gpt2kit.data.examples import Columns, Example, Examples, alpaca_prompt, read_examples
 from gpt2kit.errors import CorpusError
 
 ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "1+1?", "completion": "2"}]
@@ -144,3 +145,42 @@ def test_one_prompt_alone_is_not_held_out(tmp_path: Path) -> None:
     found = read_examples(write_lines(tmp_path / "a.jsonl", ROWS[:1]))
     assert found is not None
     assert found.split(0.5) == ([*found.examples], [])
+
+
+def labeled(*rows: tuple[str, str]) -> Examples:
+    """Return the examples of some texts and their labels."""
+    labels = tuple(sorted({label for _, label in rows}))
+    return Examples(tuple(Example(*row) for row in rows), "", labels, (Path("a.csv"),), 0)
+
+
+@pytest.mark.parametrize(("rare", "held"), [(2, 1), (9, 1), (30, 3)])
+def test_of_each_label_the_same_share_is_held_out(rare: int, held: int) -> None:
+    # The held-out texts of a small or unbalanced table could all have the same label.
+    rows = [(f"text {n}", "no") for n in range(100)] + [(f"{n}", "yes") for n in range(rare)]
+    train, val = labeled(*rows).split(0.1)
+    assert Counter(each.completion for each in val) == {"no": 10, "yes": held}
+    assert len(train) == 90 + rare - held
+    assert labeled(*rows[::-1]).split(0.1) == (train, val)
+
+
+def test_equal_texts_stay_together_whatever_their_labels() -> None:
+    rows = [(f"text {n % 20}", "no" if n < 38 else "yes") for n in range(60)]
+    train, val = labeled(*rows).split(0.2)
+    assert {each.prompt for each in train}.isdisjoint(each.prompt for each in val)
+    assert {each.completion for each in val} == {each.completion for each in train}
+
+
+def test_a_label_with_a_single_text_is_trained_with() -> None:
+    train, val = labeled(("a", "no"), ("b", "no"), ("c", "yes"), ("c", "yes")).split(0.5)
+    assert [each.completion for each in val] == ["no"]
+    assert len(train) == 3
+
+
+def test_a_prompt_that_most_examples_have_is_not_held_out(tmp_path: Path) -> None:
+    # If its hash was the smallest, nearly all examples were held out.
+    for first in "abcdef":
+        rows = [(first, str(n)) for n in range(30)] + [("x", "1"), ("y", "2")]
+        found = Examples(tuple(Example(*row) for row in rows), "", (), (Path("a.csv"),), 0)
+        train, val = found.split(0.05)
+        assert (len(train), len(val)) == (30, 2)
+        assert {each.prompt for each in train} == {first}
