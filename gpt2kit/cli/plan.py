@@ -138,7 +138,7 @@ def _show_sizes(setup: Setup, *, json: bool) -> None:
         if free is not None:
             output.note(f"{'memory':<10}{human_size(free)} are free")
         output.result(_ROW.format("model", "parameters", "full", "checkpointing", "LoRA", ""))
-    for size in plan.compare_sizes(setup.config, setup.device):
+    for size in plan.compare_sizes(setup.config, setup.device, setup.outline.predicted):
         if json:
             output.print_json({**asdict(size), "memory_free": free})
             continue

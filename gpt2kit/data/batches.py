@@ -37,6 +37,9 @@ class Batches(Protocol):
     def epoch_tokens(self, block_size: int) -> int:
         """Return how many tokens a pass has."""
 
+    def predicted_in_row(self, block_size: int) -> int | None:
+        """Return how many tokens or labels of a row are predicted; None for windows: all."""
+
     def batch(
         self,
         split: Split,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,12 @@ class ExampleCorpus:
     def epoch_tokens(self, block_size: int) -> int:
         """Return how many tokens the rows of a pass have room for."""
         return len(self._packed("train", block_size)) * block_size
+
+    def predicted_in_row(self, block_size: int) -> int:
+        """Return how many tokens or labels of a row to train with are predicted, on average."""
+        rows = self._packed("train", block_size)
+        predicted = sum(self.train[index].n_predicted for row in rows for index in row)
+        return math.ceil(predicted / len(rows))
 
     def shortened(self, block_size: int) -> int:
         """Return how many examples lose the beginning of their prompt."""

@@ -53,7 +53,8 @@ def configure(
     if free is None:
         return config
     free = ranks.least(free)
-    return plan.fit(Outline.of(model), config, device, free, fixed=set(given), ranks=ranks)
+    outline = Outline.of(model, corpus.predicted_in_row(block_size))
+    return plan.fit(outline, config, device, free, fixed=set(given), ranks=ranks)
 
 
 def reconfigure(

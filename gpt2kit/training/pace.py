@@ -20,6 +20,7 @@ from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.loss import NextTokenLoss, autocast
 from gpt2kit.training.optim import build_optimizers, set_learning_rate
 from gpt2kit.training.outline import Outline
+from gpt2kit.training.readings import Reading, blank_batch
 from gpt2kit.training.trainer import Trainer
 
 _MOST_PROBES = 20
@@ -73,11 +74,13 @@ def _rest_of_model(outline: Outline, config: TrainConfig, windows: int) -> tuple
     if not any(each.requires_grad for each in model.parameters()):
         model.ln_f.requires_grad_(True)  # the gradient passes through the head to the adapters
     loss = NextTokenLoss(model, config.dtype).train()
-    ids = torch.randint(model.config.n_vocab, (windows, config.block_size + 1))
+    batch = blank_batch(windows, config.block_size, outline.predicted)
+    ids = batch if outline.predicted is None else batch[:, 0]
+    ids.random_(model.config.n_vocab)
 
     def step(_: int) -> None:
         model.zero_grad(set_to_none=True)
-        value = loss(ids)
+        value = loss(batch)
         value.backward()
         value.item()  # waits for a GPU
 
@@ -90,15 +93,17 @@ def _block(outline: Outline, config: TrainConfig, windows: int) -> tuple[float, 
         return 0.0, 0.0
     # A vocabulary of one token, so that the block is nearly all of the model.
     model = outline.with_blocks(1, n_vocab=1).build().train()
+    reading = Reading.of(blank_batch(windows, config.block_size, outline.predicted))
+    mask = reading.cache and reading.cache.mask(config.block_size)  # (B, 1, T, T)
     x = torch.randn(windows, config.block_size, model.config.n_embd, requires_grad=True)
 
     def step(_: int) -> None:
         model.zero_grad(set_to_none=True)
         with autocast(x.device, config.dtype):
             if config.checkpointing:
-                y = checkpoint(model.h[0], x, None, None, use_reentrant=False)
+                y = checkpoint(model.h[0], x, mask, None, use_reentrant=False)
             else:
-                y = model.h[0](x, None, None)  # (B, T, C)
+                y = model.h[0](x, mask, None)  # (B, T, C)
         total = y.sum()
         total.backward()
         total.item()  # waits for a GPU

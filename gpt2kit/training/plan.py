@@ -224,8 +224,10 @@ class SizePlan:
     verdict: Verdict | None  # None if the free memory is not known
 
 
-def compare_sizes(config: TrainConfig, device: torch.device) -> Iterator[SizePlan]:
-    """Yield what fine-tuning of each published model needs.
+def compare_sizes(
+    config: TrainConfig, device: torch.device, predicted: int | None = None
+) -> Iterator[SizePlan]:
+    """Yield what fine-tuning of each published model needs; `predicted` is that of an outline.
 
     A model fits if it does with all that `finetune` resorts to by itself: a batch cut into parts,
     and checkpointing.
@@ -233,7 +235,7 @@ def compare_sizes(config: TrainConfig, device: torch.device) -> Iterator[SizePla
     free = free_memory(device)
     config = replace(config, accumulate=1, checkpointing=False)
     for name, shape in SIZES.items():
-        outline = whole_model(shape)
+        outline = replace(whole_model(shape), predicted=predicted)
         adapted = with_adapters(outline)
         yield SizePlan(
             model=name,

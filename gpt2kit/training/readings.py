@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gpt2kit.data.example_rows import NOTHING
@@ -26,6 +27,16 @@ class Reading(NamedTuple):
             return cls(batch[:, :-1], batch[:, 1:])
         ids, targets, positions = batch.unbind(1)  # (B, T) each
         return cls(ids, targets, PackedRows(positions))
+
+
+def blank_batch(n: int, block_size: int, predicted: int | None) -> Tensor:
+    """Return n windows of zeros, or n rows with an example of which this many are predicted."""
+    if predicted is None:
+        return torch.zeros(n, block_size + 1, dtype=torch.long)  # (B, T + 1)
+    rows = torch.zeros(n, 3, block_size, dtype=torch.long)  # (B, 3, T)
+    rows[:, 1, : block_size - predicted] = NOTHING
+    rows[:, 2] = torch.arange(block_size)
+    return rows
 
 
 def n_predicted(batch: Tensor) -> int:

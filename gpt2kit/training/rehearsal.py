@@ -26,6 +26,7 @@ from gpt2kit.training.heap import Heap
 from gpt2kit.training.loss import NextTokenLoss
 from gpt2kit.training.optim import build_optimizers
 from gpt2kit.training.outline import Outline
+from gpt2kit.training.readings import blank_batch
 
 _SMALL = 2**15  # bytes; smaller tensors are left out of the heap
 
@@ -77,7 +78,8 @@ def _rehearsed(outline: Outline, config: TrainConfig, windows: int, device: torc
     """Rehearse with a configuration that has only what the memory depends on."""
     random_state = torch.get_rng_state()
     try:
-        with FakeTensorMode(), torch.device(device), _Meter() as meter:
+        chosen = windows * (outline.predicted or 0)
+        with FakeTensorMode(), torch.device(device), _Meter(chosen) as meter:
             return _Rehearsal(outline, config, windows, meter).run()
     finally:
         torch.set_rng_state(random_state)
@@ -87,7 +89,7 @@ class _Rehearsal:
     """The phases of a training step, the highest peak among them, and what they do to the heap."""
 
     def __init__(self, outline: Outline, config: TrainConfig, windows: int, meter: _Meter) -> None:
-        self.meter, self.config, self.windows = meter, config, windows
+        self.meter, self.config, self.windows, self.outline = meter, config, windows, outline
         self.model = outline.build()
         self.trained = [each for each in self.model.parameters() if each.requires_grad]
         self.loss = NextTokenLoss(self.model, config.dtype, config.checkpointing)
@@ -137,7 +139,7 @@ class _Rehearsal:
     def _forward_and_backward(self) -> None:
         start = self.meter.now
         with self._phase() as forward:
-            loss = self.loss.train()(self._ids())
+            loss = self.loss.train()(self._batch())
             forward.activations = self.meter.now - start
         with self._phase() as backward, self.meter.adding_in_place():
             backward.activations = forward.activations
@@ -146,11 +148,11 @@ class _Rehearsal:
     def _validation(self) -> Events:
         self.meter.events = []
         with self._phase(), torch.no_grad():
-            self.loss.eval()(self._ids())
+            self.loss.eval()(self._batch())
         return self.meter.events
 
-    def _ids(self) -> Tensor:
-        return torch.zeros(self.windows, self.config.block_size + 1, dtype=torch.long)
+    def _batch(self) -> Tensor:
+        return blank_batch(self.windows, self.config.block_size, self.outline.predicted)
 
     @contextmanager
     def _phase(self) -> Iterator[_Phase]:
@@ -204,16 +206,21 @@ class _Phase:
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operations make, until they are freed."""
+    """Counts the bytes of all tensors that operations make, until they are freed.
 
-    def __init__(self) -> None:
+    A mask selects `chosen` elements: a FakeTensor cannot tell, since it has no data.
+    """
+
+    def __init__(self, chosen: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
+        self._chosen = chosen
         self.events: Events = []
         self._keys: dict[int, int] = {}  # of the storages that exist -> key
         self._n_storages = 0
         self._note: Callable[[int], None] = lambda _: None
         self._in_place = False
+        self._viewed: set[int] = set()  # storages that more than one tensor has had
 
     def watch(self, note: Callable[[int], None]) -> None:
         """Call `note` with the bytes of all tensors, now and whenever there is a new one."""
@@ -224,8 +231,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def adding_in_place(self) -> Iterator[None]:
         """Count the sum of two gradients as no new tensor.
 
-        Autograd adds the second gradient to the memory of the first, except to that of a
-        FakeTensor.
+        Autograd adds the second gradient to the memory of the first, unless that is a view, whose
+        memory another tensor has as well, or a FakeTensor.
         """
         self._in_place = True
         yield
@@ -236,17 +243,22 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if self._in_place and function is torch.ops.aten.add.Tensor:
             first, second = args
-            if isinstance(second, Tensor) and first.shape == second.shape:
+            is_viewed = first.untyped_storage()._cdata in self._viewed
+            if isinstance(second, Tensor) and first.shape == second.shape and not is_viewed:
                 function = torch.ops.aten.add_.Tensor
+        if function is torch.ops.aten.index.Tensor and args[1][0].dtype is torch.bool:
+            args = args[0], [args[0].new_zeros(self._chosen, dtype=torch.long)]
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor.untyped_storage(), is_view=not function._schema.is_mutable)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, *, is_view: bool) -> None:
         address, n_bytes = storage._cdata, storage.nbytes()
         if address in self._keys:
+            if is_view:
+                self._viewed.add(address)
             return
         self._n_storages += 1
         self._keys[address] = self._n_storages
@@ -259,3 +271,4 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, address: int, n_bytes: int) -> None:
         self.now -= n_bytes
         self.events.append((self._keys.pop(address), None))
+        self._viewed.discard(address)

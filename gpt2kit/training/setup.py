@@ -71,7 +71,7 @@ class Setup:
     @property
     def outline(self) -> Outline:
         """What decides how much memory and time the model needs."""
-        return Outline.of(self.model)
+        return Outline.of(self.model, self.corpus.predicted_in_row(self.config.block_size))
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -11,12 +11,15 @@ from measures.timing import Figures, Task, peak_memory
 
 STEPS = 3  # the first one makes the optimizer's averages; validation and a saved state follow
 
-# The size of the model, the rank of adapters, and fields of the TrainConfig.
+# The size of the model, the rank of adapters, the tokens that are predicted in each row if examples
+# are learned, and fields of the TrainConfig.
 CASES: dict[str, dict[str, Any]] = {
     "distilgpt2": {"size": "distilgpt2"},
     "distilgpt2 LoRA": {"size": "distilgpt2", "lora_rank": 8},
     "distilgpt2 checkpointing": {"size": "distilgpt2", "checkpointing": True},
     "distilgpt2 accumulate 4": {"size": "distilgpt2", "accumulate": 4},
+    "distilgpt2 examples": {"size": "distilgpt2", "predicted": 64},
+    "distilgpt2 LoRA examples": {"size": "distilgpt2", "lora_rank": 8, "predicted": 8},
     "124M": {"size": "124M"},
     "124M batch 2": {"size": "124M", "batch_size": 2},
     "124M float32": {"size": "124M", "dtype": "float32"},
@@ -48,7 +51,7 @@ def kit(kind: str, task: Task) -> Figures:
     torch.set_num_threads(task["threads"])
     changes = {"dtype": kind, "batch_size": 8, "block_size": 256, **CASES[task["case"]]}
     del changes["size"]
-    rank = changes.pop("lora_rank", 0)
+    rank, predicted = changes.pop("lora_rank", 0), changes.pop("predicted", None)
     config = gpt2kit.TrainConfig(
         max_steps=STEPS, optimizer="adamw", warmup=1, eval_every=2, save_every=2, **changes
     )
@@ -62,12 +65,32 @@ def kit(kind: str, task: Task) -> Figures:
     )
     with tempfile.TemporaryDirectory(dir=task["work"]) as folder:
         run = Run(Path(folder) / "run", settings, write=write)
-        for _ in gpt2kit.train(model, corpus(model.config.n_vocab, config), config, run=run):
+        batches = (corpus if predicted is None else partial(examples, predicted))(
+            model.config.n_vocab, config
+        )
+        for _ in gpt2kit.train(model, batches, config, run=run):
             pass
         run.close()
     peak = peak_memory()  # before the plan is made, which needs a little memory itself
-    planned = plan.memory(Outline.of(model), config, torch.device("cpu")).total
+    planned = plan.memory(Outline.of(model, predicted), config, torch.device("cpu")).total
     return {"planned_GB": planned / 1e9, "measured_GB": peak / 1e9, "error": planned / peak - 1}
+
+
+def examples(predicted: int, n_vocab: int, config: Any) -> Any:
+    """Return random examples, each as long as a row: for the steps, and two batches to validate."""
+    import numpy as np
+
+    from gpt2kit.data.example_rows import NOTHING, Encoded, ExampleCorpus
+
+    text = corpus(n_vocab, config)
+    parts: list[list[Encoded]] = []
+    for ids in (text.train_ids, text.val_ids):
+        read = ids[: len(ids) // config.block_size * config.block_size].astype(np.int32)
+        rows = read.reshape(-1, config.block_size)
+        targets = rows.copy()
+        targets[:, :-predicted] = NOTHING
+        parts.append([*map(Encoded, rows, targets)])
+    return ExampleCorpus(*parts, text.report, "")
 
 
 def corpus(n_vocab: int, config: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_a_plan_says_what_would_be_needed_and_writes_nothing(book: Path, base: P
     assert found["seconds_per_step"] > 0
     assert not found["tokens_are_estimated"]
     assert not list(store.weights_dir().iterdir())
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_a_plan_of_examples_counts_what_is_predicted(tmp_path: Path, base: Path) -> None:
+    # It was that of a text: logits of every token, and attention without a mask.
+    table = tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"prompt": each, "completion": "via"}) for each in VERSES.splitlines()]
+    table.write_text("\n".join(lines * 3), encoding="utf-8")
+    setup = set_up("finetune", str(table), {"model": str(base)}, with_weights=False)
+    assert setup.outline.predicted == setup.corpus.predicted_in_row(setup.config.block_size)
+    text = replace(setup.outline, predicted=None)
+    assert setup.memory_needed() != plan.memory(text, setup.config, setup.device)
+    assert run_json(table, "--model", base)["memory"] == vars(setup.memory_needed())
 
 
 def test_adapters_need_less(book: Path, base: Path) -> None:

@@ -74,6 +74,14 @@ def test_packing_fills_the_row_with_the_least_room() -> None:
     assert pack({0: 5, 1: 8, 2: 2, 3: 5, 4: 3}, 10) == [[0, 3], [1, 2], [4]]
 
 
+def test_what_a_row_predicts_is_the_mean_over_all_rows() -> None:
+    some = corpus([*PAIRS, Example("nel mezzo del cammin di nostra ", "via")], val=0)
+    n_rows = some.epoch_tokens(40) // 40
+    rows = some.batch("train", 0, block_size=40, batch_size=n_rows, seed=0)
+    mean = int((rows[:, 1] != NOTHING).sum()) / len(rows)
+    assert mean <= some.predicted_in_row(40) < mean + 1
+
+
 def test_a_pass_has_every_row_once_in_another_order_for_each_seed_and_pass() -> None:
     some = corpus([Example(f"nel {'o' * n} ", "via") for n in range(1, 12)], val=0)
     n_rows = some.epoch_tokens(24) // 24

@@ -6,6 +6,7 @@ import torch
 from training_builders import small_model
 
 from gpt2kit import lora
+from gpt2kit.checkpoints.classifiers import add_class_head
 from gpt2kit.training.optim import freeze
 from gpt2kit.training.outline import Outline
 
@@ -17,6 +18,7 @@ def trained(model: torch.nn.Module) -> set[str]:
 def test_a_model_that_is_built_from_its_outline_has_the_same_outline() -> None:
     model = small_model()
     lora.add_adapters(model, 3)
+    add_class_head(model, ["no", "yes"])
     freeze(model, "blocks:0-0")
     built = Outline.of(model).build()
     assert Outline.of(built) == Outline.of(model)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from training_builders import same, small_config, small_corpus, small_model, weights
 
 from gpt2kit import lora
+from gpt2kit.checkpoints.classifiers import add_class_head
 from gpt2kit.training import pace
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.optim import freeze
@@ -71,12 +73,32 @@ def test_without_weights_a_step_takes_as_long_as_its_parts(monkeypatch: pytest.M
     assert seconds == 3 * (1 + 5) + (1 + 5)
 
 
-@pytest.mark.parametrize("kind", ["adapters", "frozen", "checkpointing", "no blocks"])
+@pytest.mark.parametrize("kind", ["adapters", "frozen", "checkpointing", "no blocks", "labels"])
 def test_every_kind_of_model_is_measured_without_weights(kind: str) -> None:
     model = small_model(n_layer=0 if kind == "no blocks" else 2)
     if kind == "adapters":
         lora.add_adapters(model, 2)
     if kind == "frozen":
         freeze(model, "blocks:0-1")
+    if kind == "labels":
+        add_class_head(model, ["no", "yes"])
     config = small_config(checkpointing=kind == "checkpointing")
-    assert pace.seconds_without_weights(Outline.of(model), config, CPU, windows=2, parts=1) > 0
+    for predicted in (3,) if kind == "labels" else (None, 3):  # examples, and a text
+        outline = Outline.of(model, predicted)
+        assert pace.seconds_without_weights(outline, config, CPU, windows=2, parts=1) > 0
+
+
+def test_without_weights_only_what_is_predicted_has_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The time of examples was measured as if every token were predicted.
+    found = []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def counted(logits: torch.Tensor, targets: torch.Tensor, **how: Any) -> torch.Tensor:
+        found.append(logits.shape[0])
+        return cross_entropy(logits, targets, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", counted)
+    for predicted in (None, 3):
+        outline = Outline.of(small_model(), predicted)
+        pace.seconds_without_weights(outline, small_config(), CPU, windows=2, parts=1)
+    assert {*found} == {2 * 8, 2 * 3}

@@ -183,6 +183,8 @@ def test_every_published_size_is_compared(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(plan, "memory", made_up)
     monkeypatch.setattr(plan, "free_memory", lambda _: 16 * 10**9)
     found = {size.model: size for size in plan.compare_sizes(small_config(), CPU)}
+    of_examples = next(plan.compare_sizes(small_config(), CPU, predicted=2))
+    assert of_examples.full != found[of_examples.model].full
     assert found.keys() == SIZES.keys()
     assert found["124M"].parameters == 124_439_808
     assert found["124M"].verdict == "fits"

@@ -10,9 +10,11 @@ from torch.profiler import profile
 from training_builders import small_config, small_model
 
 from gpt2kit import lora
+from gpt2kit.checkpoints.classifiers import add_class_head
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.loss import NextTokenLoss
 from gpt2kit.training.outline import Outline
+from gpt2kit.training.readings import blank_batch
 from gpt2kit.training.rehearsal import rehearse
 
 CPU = torch.device("cpu")
@@ -26,10 +28,10 @@ def model_of(kind: str) -> Any:
     return model
 
 
-def peak_of_a_real_step(model: Any, config: TrainConfig) -> int:
+def peak_of_a_real_step(model: Any, config: TrainConfig, predicted: int | None = None) -> int:
     """Return the most bytes that torch has allocated during a step, beside weights and averages."""
     loss = NextTokenLoss(model, config.dtype, config.checkpointing).train()
-    ids = torch.randint(1000, (WINDOWS, config.block_size + 1))
+    ids = blank_batch(WINDOWS, config.block_size, predicted)
     loss(ids).backward()  # what torch makes once is there now
     model.zero_grad(set_to_none=True)
     with profile(profile_memory=True) as profiler:
@@ -53,6 +55,20 @@ def test_the_peak_is_that_of_a_real_step(kind: str) -> None:
     found = rehearse(Outline.of(model), config, WINDOWS, CPU)
     step = found.gradients + found.activations + found.temporaries
     assert step == pytest.approx(peak_of_a_real_step(model, config), rel=0.03)
+
+
+@pytest.mark.parametrize(("predicted", "labels"), [(2, ()), (50, ()), (1, ("no", "yes"))])
+def test_of_examples_only_what_is_predicted_has_logits(
+    predicted: int, labels: tuple[str, ...]
+) -> None:
+    # They were planned as if every token were predicted: six times the memory.
+    model = model_of("float32")
+    if labels:
+        add_class_head(model, labels)
+    config = small_config(block_size=64, batch_size=WINDOWS)
+    found = rehearse(Outline.of(model, predicted), config, WINDOWS, CPU)
+    step = found.gradients + found.activations + found.temporaries
+    assert step == pytest.approx(peak_of_a_real_step(model, config, predicted), rel=0.03)
 
 
 def test_with_accumulation_the_gradients_of_earlier_parts_are_there() -> None:
