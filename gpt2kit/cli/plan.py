@@ -204,9 +204,9 @@ def _example_lines(report: ExampleReport) -> list[tuple[str, str]]:
         ("validate", report.val_labels),
     ):
         if without := [label for label, n in counts.items() if not n]:
-            some = ", ".join(map(repr, without[:5])) + (", …" if len(without) > 5 else "")
+            named = ", ".join(map(repr, without[:5])) + (", …" if len(without) > 5 else "")
             labels = output.count(len(without), "label")
-            lines.append(("", f"{labels} without an example to {purpose} with: {some}"))
+            lines.append(("", f"{labels} without an example to {purpose} with: {named}"))
     return lines
 
 

@@ -90,7 +90,8 @@ def examples(predicted: int, n_vocab: int, config: Any) -> Any:
         targets = rows.copy()
         targets[:, :-predicted] = NOTHING
         parts.append([*map(Encoded, rows, targets)])
-    return ExampleCorpus(*parts, text.report, "")
+    train, val = parts
+    return ExampleCorpus(train, val, text.report, "")
 
 
 def corpus(n_vocab: int, config: Any) -> Any:
