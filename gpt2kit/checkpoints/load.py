@@ -200,11 +200,11 @@ def _below(folder: Path, base: str | Path | None) -> Path:
     name = base or peft.base_of(folder)
     try:
         if not name:
-            raise CheckpointNotFoundError("it has no base_model_name_or_path.")
+            raise CheckpointNotFoundError("it has no base_model_name_or_path")
         return store.find(name)
     except CheckpointNotFoundError as error:
-        advice = f"If that is elsewhere, run: gpt2kit merge {folder} --model MODEL --out DIR"
-        message = f"{folder}: the model below these adapters: {error} {advice}"
+        advice = f"if that is elsewhere, run: gpt2kit merge {folder} --model MODEL --out DIR"
+        message = f"{folder}: the model below these adapters: {error}; {advice}"
         raise CheckpointNotFoundError(message, path=folder) from error
 
 

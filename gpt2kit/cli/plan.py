@@ -89,7 +89,7 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
     if json:
         output.print_json(
             {
-                "parameters": setup.model.config.n_params,
+                "parameters": _n_params(setup),
                 "parameters_trained": trained,
                 "corpus": asdict(setup.corpus.report),
                 "tokens_are_estimated": _is_estimate(setup),
@@ -213,7 +213,7 @@ def _example_lines(report: ExampleReport) -> list[tuple[str, str]]:
 def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
     config = setup.config
     read = "text" if setup.start.purpose is None else "examples"
-    n_params = setup.model.config.n_params
+    n_params = _n_params(setup)
     tokens = config.max_steps * config.batch_size * config.block_size
     steps = (
         f"{output.count(config.max_steps, 'step')} of {_batches(setup)}: {tokens:,} tokens, "
@@ -226,6 +226,7 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
         how += ", blocks computed twice"
     lines = [
         ("model", f"{setup.name}: {n_params:,} parameters, {trained:,} of them trained"),
+        *([("", _with_peft(setup))] if setup.start.merged_peft else []),
         ("training", steps),
         ("", how),
         *(("", line) for line in _cut_lines(setup)),
@@ -234,6 +235,22 @@ def _training_lines(setup: Setup, trained: int) -> list[tuple[str, str]]:
     if setup.ranks.world_size > 1:
         device += f", in {setup.ranks.world_size} processes"
     return [*lines, ("device", device)]
+
+
+def _n_params(setup: Setup) -> int:
+    """Return how many numbers the model has, with a head for labels and without adapters."""
+    named = setup.model.named_parameters()
+    return sum(each.numel() for name, each in named if ".lora_" not in name)
+
+
+def _with_peft(setup: Setup) -> str:
+    """Say what becomes of PEFT's adapters if they are the model to train."""
+    if getattr(setup.options, "lora_rank", 0):
+        return "PEFT's adapters are merged into their model first; new ones are trained over it"
+    return (
+        "PEFT's adapters are merged into their model first; all of that is trained, or only new "
+        "adapters with --lora_rank 8"
+    )
 
 
 def _cut_lines(setup: Setup) -> Iterator[str]:

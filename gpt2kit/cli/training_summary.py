@@ -216,14 +216,14 @@ def _what_next(setup: Setup, folder: Path, ending: Ending, model: GPT2 | None) -
             f"stopped and saved in {shown}; the same command with --resume continues after step "
             f"{ending.last.step:,}"
         ]
-    lines = []
+    lines, how = [], "--model"
     made = shlex.quote(str(shown))
     if setup.has_labels:
         return [f"now try: gpt2kit classify {made} TEXTS.csv"]
     if getattr(setup.options, "lora_rank", 0):
         lines.append(f"the adapters become a model with: gpt2kit merge {made} --out {made}-merged")
-        made += "-merged"
-    return [*lines, f"now try: gpt2kit generate {_shell_word(ending.prompt)} --model {made}"]
+        how = "--adapter"
+    return [*lines, f"now try: gpt2kit generate {_shell_word(ending.prompt)} {how} {made}"]
 
 
 def _shell_word(text: str) -> str:

@@ -129,7 +129,8 @@ def adapters_alone(path: Path) -> str | None:
         return None
     return (
         f"{path} holds LoRA adapters, which are not a model by themselves. "
-        f"Run: gpt2kit merge {path} --out {path}-merged"
+        f"To write with them, run: gpt2kit generate --adapter {path}; to make a model of them, "
+        f"run: gpt2kit merge {path} --out {path}-merged"
     )
 
 

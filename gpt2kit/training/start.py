@@ -79,6 +79,7 @@ class Start:
     shape: Callable[[int], GPT2Config]
     build: Callable[[int], GPT2]  # with the weights before the first step
     path: Path | None = None  # of the model that it starts from
+    merged_peft: bool = False  # whether that is a folder of PEFT, whose adapters are merged
     below: tuple[Path, ...] = ()  # the folders of adapters that are merged into it
     adapters: Path | None = None  # the folder of those over it, to train further
     purpose: Purpose | None = None  # None for a text
@@ -114,7 +115,11 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
     base = locate(stack.base)
     checkpoint, below, top = open_checkpoint(base), stack.folders, None
     if options.stack and not below:
-        raise ConfigError(f"--stack is for adapters, and {options.model} has none; leave it out")
+        found = "those of PEFT are merged without it" if checkpoint.base else "it has none"
+        raise ConfigError(
+            f"--stack is for a run of adapters as the model, and {options.model} is another: "
+            f"{found}; leave it out"
+        )
     if below and not options.stack:
         *rest, top = below
         below = tuple(rest)
@@ -133,6 +138,7 @@ def from_weights(source: str | Text, options: FinetuneOptions, locate: Locate) -
         lambda _: config,
         lambda _: build_merged(changed, below),
         path=None if options.stack else top or base,
+        merged_peft=checkpoint.base is not None,
         below=below,
         adapters=top,
         purpose=purpose,

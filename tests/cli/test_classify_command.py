@@ -118,6 +118,14 @@ def test_a_label_that_no_held_out_text_has_is_named(desk: Path) -> None:
     assert "1 label without an example to validate with: 'yes'" in shown
 
 
+def test_a_plan_counts_the_head_for_labels(desk: Path) -> None:
+    # More parameters were trained than the model was said to have.
+    Path("few.csv").write_text("text,label\na,yes\nb,no\nc,no\nd,no\n")
+    how = ["few.csv", "--label_field", "label", "--label_head", "--json"]
+    found = json.loads(run("plan", *how).stdout)
+    assert found["parameters"] == found["parameters_trained"]
+
+
 def test_a_plan_says_what_becomes_of_examples(desk: Path) -> None:
     rows = [("a", "yes"), ("b", ""), ("c " * 40, "no"), ("d", "no " * 40)]
     lines = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in rows]

@@ -22,6 +22,7 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.training.adapted import digest_of, find_stack, merge_all
+from gpt2kit.training.setup import set_up
 
 ASKED = ["--max_tokens=8", "--seed=1", "--device=cpu"]
 
@@ -66,6 +67,28 @@ def test_a_folder_of_peft_is_a_model_and_an_adapter(desk: Path) -> None:
     said = json.loads(run("inspect", "peft", "--json").stdout.splitlines()[0])
     assert "PEFT's LoRA over safetensors" in said.values()
     assert "FAIL" not in run("verify", "peft").stdout
+
+
+def test_training_from_adapters_of_peft_says_that_they_are_merged_first(desk: Path) -> None:
+    # Nothing said so, and --stack was refused since they had "no adapters".
+    Path("book.txt").write_text("the way we go\n" * 40)
+    how = ["book.txt", "--model", "peft", "--max_steps=1", "--block_size=8", "--sample_every=0"]
+    said = run("plan", *how).stderr
+    assert "PEFT's adapters are merged into their model first; all of that is trained" in said
+    whole = set_up("finetune", "book.txt", {"model": "peft"}).model
+    merged, _ = load("peft", device="cpu")
+    name = "h.0.attn.c_attn.weight"
+    assert torch.equal(whole.state_dict()[name], merged.state_dict()[name])
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+    said = run("finetune", *how, "--lora_rank=2", "--out", "over").stderr
+    assert "are merged into their model first; new ones are trained over it" in said
+    (written,) = [line for line in said.splitlines() if line.startswith("now try: ")]
+    assert written.endswith("--adapter over")
+    asked = ["the", "--adapter", "./over", *ASKED]
+    assert run("generate", *asked).stdout.startswith("the")
+    said = run("finetune", *how, "--lora_rank=2", "--stack", "--out", "x", code=1).stderr
+    assert "those of PEFT are merged without it; leave it out" in said
+    assert "generate --adapter over" in run("generate", "the", "--model", "over", code=1).stderr
 
 
 def test_the_model_below_can_be_named_and_is_in_the_receipt(desk: Path) -> None:

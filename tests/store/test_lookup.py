@@ -113,7 +113,8 @@ def test_a_run_of_adapters_says_how_it_becomes_a_model(
         with pytest.raises(CheckpointNotFoundError) as caught:
             store.find(model)
         assert f"{folder} holds LoRA adapters" in str(caught.value)
-        assert str(caught.value).endswith(f"Run: gpt2kit merge {folder} --out {folder}-merged")
+        assert f"gpt2kit generate --adapter {folder};" in str(caught.value)
+        assert str(caught.value).endswith(f"run: gpt2kit merge {folder} --out {folder}-merged")
     with pytest.raises(CheckpointNotFoundError, match="holds LoRA adapters"):
         open_checkpoint(store.find("./here"))
 
