@@ -44,32 +44,42 @@ class GPT2Config:
         1024, "Positions: the longest text read at once.", at_least=1, at_most=10**6
     )
     n_embd: int = option(768, "Width of the residual stream.", at_least=1, at_most=2**16)
-    n_head: int = option(12, "Attention heads; they divide the width.", at_least=1, at_most=2**16)
-    n_layer: int = option(12, "Blocks; 0 leaves embedding and head.", at_least=0, at_most=1000)
+    n_head: int = option(
+        12, "Number of attention heads, a divisor of n_embd.", at_least=1, at_most=2**16
+    )
+    n_layer: int = option(
+        12, "Number of blocks; 0 leaves embedding and head.", at_least=0, at_most=1000
+    )
     n_inner: int | None = option(
-        None, "Width of the MLP's hidden layer; else 4 x n_embd.", at_least=1, at_most=2**20
+        None,
+        "Width of the MLP's hidden layer.",
+        default="4 times n_embd",
+        at_least=1,
+        at_most=2**20,
     )
 
-    activation_function: Activation = option("gelu_new", "Of the plain MLP.")
+    activation_function: Activation = option("gelu_new", "Activation function of the plain MLP.")
     layer_norm_epsilon: float = option(1e-5, "Added to the variance.", above=0, below=1)
     scale_attn_weights: bool = option(True, "Divide scores by the root of the head's width.")
     scale_attn_by_inverse_layer_idx: bool = option(False, "Divide them by the layer's number, too.")
     reorder_and_upcast_attn: bool = option(False, "Compute attention in float32 in any dtype.")
-    tie_word_embeddings: bool = option(True, "The token embedding is the head, too.")
+    tie_word_embeddings: bool = option(True, "Use the token embedding as the head, too.")
 
     embd_pdrop: float = option(0.1, "Dropout after the embeddings.", at_least=0, below=1)
     attn_pdrop: float = option(0.1, "Dropout of attention weights.", at_least=0, below=1)
-    resid_pdrop: float = option(0.1, "Dropout of updates of the stream.", at_least=0, below=1)
+    resid_pdrop: float = option(0.1, "Dropout of what attention and MLP add.", at_least=0, below=1)
 
     # Not in GPT-2, but in small models that people train from scratch: see `VARIED`.
     qkv_bias: bool = option(True, "Biases on queries, keys and values.")
-    bias: bool = option(True, "Biases on the other projections and in LayerNorm.")
+    bias: bool = option(True, "Biases on all other projections and in LayerNorm.")
     norm: Norm = option("layernorm", "Normalization.")
-    norm_first: bool = option(True, "Normalize before attention and MLP, as GPT-2 does, or after.")
-    mlp: Mlp = option("plain", "Two matrices, gated by a third, or no MLP.")
-    residual: bool = option(True, "Add attention and MLP to their input, or replace it.")
+    norm_first: bool = option(
+        True, "Normalize before attention and MLP, as GPT-2 does; otherwise after."
+    )
+    mlp: Mlp = option("plain", "plain: two matrices; swiglu: gated by a third; or no MLP.")
+    residual: bool = option(True, "Add attention and MLP to their input; otherwise replace it.")
     positions: Positions = option("learned", "Position embedding.")
-    head: Head = option("linear", "A matrix, or none: the width is the vocabulary's size.")
+    head: Head = option("linear", "A matrix; without one, n_embd is the size of the vocabulary.")
     head_bias: bool = option(False, "A bias on the logits.")
 
     def __post_init__(self) -> None:

@@ -31,7 +31,8 @@ Corpus = Annotated[
     str,
     typer.Argument(
         metavar="CORPUS",
-        help="A .txt, .jsonl, folder or glob of them, or a file of ids (.npy, .bin).",
+        help="A text: .txt, .jsonl, a folder or a glob of them; token ids: .npy or .bin; or to "
+        "fine-tune, a table of examples: .csv, .tsv, .jsonl, .json or .parquet.",
     ),
 ]
 

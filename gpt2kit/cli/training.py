@@ -23,7 +23,7 @@ TensorBoard = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
-        help="Write the figures for TensorBoard, too, into the run's folder.",
+        help="Also write the figures for TensorBoard, into the run's folder.",
         rich_help_panel="Run",
     ),
 ]
@@ -71,7 +71,10 @@ def finetune(
     tensorboard: TensorBoard = False,
     json: options.Json = False,
 ) -> None:
-    """Fine-tune a model on a text."""
+    """Fine-tune a model on a text, or on a table of examples.
+
+    Examples are prompts and completions, instructions, or texts with labels.
+    """
     _train("finetune", corpus, given, run, tensorboard=tensorboard, json=json)
 
 

@@ -23,41 +23,53 @@ class TrainConfig:
     that leaves older runs as they were: their run.json lacks it.
     """
 
-    max_steps: int = option(help="Optimizer steps in all.", at_least=1)
-    block_size: int = option(256, "Tokens that a window predicts.", at_least=1)
-    batch_size: int = option(16, "Windows in a step, in all processes together.", at_least=1)
+    max_steps: int = option(help="Number of training steps in all.", at_least=1)
+    block_size: int = option(
+        256, "Length of a window, or of a row of examples, in tokens.", at_least=1
+    )
+    batch_size: int = option(
+        16, "Windows, or rows of examples, in each step: of all processes together.", at_least=1
+    )
     accumulate: int = option(
-        1, "Parts that a batch is cut into, one in memory at a time.", at_least=1
+        1, "Parts that a batch is cut into, to save memory: one is computed at a time.", at_least=1
     )
     shuffle: bool = option(
         True,
-        "Read the windows in random order, anew in each pass; without, in the order of the text.",
+        "Read the windows in random order, another one in each pass; otherwise as in the text.",
     )
     stride: int | None = option(
         None,
-        "Tokens from the beginning of a window to that of the next, which may overlap.",
-        default="as block_size",
+        "Tokens from the beginning of a window to that of the next; fewer than block_size let "
+        "windows overlap.",
+        default="block_size",
         at_least=1,
     )
     optimizer: OptimizerName = option(
-        "muon", "muon updates the blocks' matrices and AdamW the rest; adamw updates everything."
+        "muon",
+        "muon: Muon updates the matrices of the blocks, AdamW the rest; adamw: AdamW updates "
+        "everything.",
     )
     lr: float = option(3e-3, "Highest learning rate.", above=0)
     schedule: Schedule = option("linear", "How the learning rate falls after the warm-up.")
     warmup: int = option(50, "Steps during which the learning rate rises.", at_least=0)
     warmdown: int = option(
         0,
-        "With a constant learning rate: last steps, during which it falls to nearly zero.",
+        "With --schedule constant: how many of the last steps let the learning rate fall to nearly "
+        "zero.",
         at_least=0,
     )
     weight_decay: float = option(
         0.01,
-        "Share that matrices and embeddings lose in a step, times the learning rate.",
+        "In each step, matrices and embeddings shrink by this share times the learning rate.",
         at_least=0,
     )
-    beta1: float = option(0.9, "AdamW's decay of the average of gradients.", at_least=0, below=1)
-    beta2: float = option(0.95, "AdamW's decay of the average of squares.", at_least=0, below=1)
-    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0)
+    beta1: float = option(0.9, "Decay rate of AdamW's average of gradients.", at_least=0, below=1)
+    beta2: float = option(
+        0.95, "Decay rate of AdamW's average of their squares.", at_least=0, below=1
+    )
+    clip: float = option(
+        1.0, "Scale a gradient with a larger norm down to this norm; 0 never does.", at_least=0
+    )
     dtype: Dtype = option(
         "float32", "Precision of matrix products; weights and optimizer are float32."
     )
@@ -66,15 +78,17 @@ class TrainConfig:
     )
     compile: bool = option(False, "Compile the model with torch, which takes a while at the start.")
     eval_every: int = option(100, "Steps between validations.", at_least=1)
-    eval_tokens: int = option(2**18, "Most tokens of the validation text to use.", at_least=1)
+    eval_tokens: int = option(
+        2**18, "Use at most this many tokens of the validation text.", at_least=1
+    )
     eval_train: bool = option(
         False,
-        "At each validation, measure the loss of the training text, too: in the same way, on as "
+        "At each validation, also measure the loss of the training text, in the same way and on as "
         "many tokens.",
     )
     save_every: int = option(100, "Steps between saved states.", at_least=1)
     patience: int = option(
-        0, "Stop after this many validations without a better one; 0 never stops.", at_least=0
+        0, "Stop after this many validations without a lower loss; 0 never stops.", at_least=0
     )
     seed: int = option(
         0,

@@ -46,10 +46,12 @@ class TrainingOptions:
 
     max_steps: int | None = _train("max_steps", None)
     epochs: float | None = option(
-        None, "Passes over the training text, in place of max_steps.", group="Training", above=0
+        None, "Passes over the training text, instead of --max_steps.", group="Training", above=0
     )
     block_size: int | None = _train(
-        "block_size", None, default=f"{BLOCK_SIZE}, or what the model or the corpus has"
+        "block_size",
+        None,
+        default=f"{BLOCK_SIZE}, or less for a short text",
     )
     batch_size: int | None = _train("batch_size", None)
     accumulate: int | None = _train("accumulate", None, default="as few as fit in memory")
@@ -65,7 +67,7 @@ class TrainingOptions:
     beta2: float = _train("beta2")
     clip: float = _train("clip")
     freeze: str = option(
-        "", f"Parts not to train, with commas between them: {PARTS}.", group="Training"
+        "", f"Parts to leave untrained, separated by commas: {PARTS}.", group="Training"
     )
     seed: int = _train("seed")
 
@@ -82,7 +84,7 @@ class TrainingOptions:
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …", group="Speed and memory")
 
     eval_every: int | None = _saving(
-        "eval_every", None, default=f"the steps / {VALIDATIONS}, rounded up"
+        "eval_every", None, default=f"the steps divided by {VALIDATIONS}"
     )
     eval_tokens: int = _saving("eval_tokens")
     eval_train: bool = _saving("eval_train", True)
@@ -90,11 +92,16 @@ class TrainingOptions:
     patience: int = _saving("patience", 5)
 
     val_fraction: float = _text(
-        0.1, "Share of the corpus to validate with: its end.", at_least=0, below=1
+        0.1,
+        "Share of the corpus to validate with: the end of a text, or some of the examples.",
+        at_least=0,
+        below=1,
     )
-    val: str | None = _text(None, "A text to validate with, in place of the corpus's end.")
+    val: str | None = _text(None, "Another text, or table of examples, to validate with.")
     encoding: str = _text("utf-8", "Encoding of the corpus.")
-    text_field: str = _text("text", "The field of a .jsonl file that holds the text.")
+    text_field: str = _text(
+        "text", "The field of a .jsonl file, or column of a table, that holds the text."
+    )
 
     sample_every: int | None = _samples(
         None, "Steps between samples; 0 writes none.", default="as eval_every", at_least=0
@@ -152,7 +159,7 @@ class TrainOptions(TrainingOptions):
     optimizer: OptimizerName = _train("optimizer")
     lr: float = _train("lr")
     dropout: float = option(
-        0.1, "Dropout everywhere in the model.", group="Training", at_least=0, below=1
+        0.1, "Dropout probability, everywhere in the model.", group="Training", at_least=0, below=1
     )
     embd_pdrop: float | None = _shape("embd_pdrop", None, group="Training", default="as dropout")
     attn_pdrop: float | None = _shape("attn_pdrop", None, group="Training", default="as dropout")
@@ -163,11 +170,13 @@ class TrainOptions(TrainingOptions):
     )
     vocabulary: str | None = option(
         None,
-        "With bpe: the model whose vocabulary to use, in place of learning one from the corpus.",
+        "With bpe: use the vocabulary of this model instead of learning one from the corpus.",
         group="Vocabulary",
         metavar="MODEL",
     )
-    n_vocab: int = option(1024, "With bpe: tokens to learn.", group="Vocabulary", at_least=1)
+    n_vocab: int = option(
+        1024, "With bpe: size of the vocabulary to learn.", group="Vocabulary", at_least=1
+    )
     replace: tuple[str, ...] = option(
         (),
         "With word: replace what a regular expression finds by a marker, in the corpus and in "
@@ -177,7 +186,7 @@ class TrainOptions(TrainingOptions):
     )
     markers: str = option(
         "",
-        "With word: markers to add, some of pad,bos,eos,unk. bos and eos stand around each "
+        "With word: markers to add, any of pad,bos,eos,unk: bos and eos stand around each "
         "document, eos ends generation, unk stands for unknown words, pad is reserved.",
         group="Vocabulary",
     )
@@ -250,54 +259,61 @@ class FinetuneOptions(TrainingOptions):
     )
     lora_rank: int = option(
         0,
-        "Train low-rank adapters of this rank, not the weights; 0 trains the weights.",
+        "Train low-rank adapters of this rank instead of the weights; 0 trains the weights.",
         at_least=0,
     )
     lora_alpha: float | None = option(
         None,
-        "The adapters' output is multiplied by this over their rank.",
+        "The output of the adapters is multiplied by this number divided by their rank.",
         default="twice the rank",
         above=0,
     )
     stack: bool = option(
         False,
-        "With adapters as the model: train new ones over them, and not the same ones further.",
+        "If --model is a run of adapters: train new ones over them, instead of training these "
+        "further.",
     )
     prompt_field: str | None = _text(
-        None, "The column of a table with the prompts of examples.", default="prompt"
+        None, "The column with the prompts of examples.", default="prompt"
     )
     completion_field: str | None = _text(
-        None, "The column with what completes each prompt.", default="completion"
+        None, "The column with the completion of each prompt.", default="completion"
     )
     label_field: str | None = _text(
         None,
-        "The column of labels: learn to classify the texts of --text_field, with the labels as "
-        "words that complete them.",
+        "The column with a label for each text: learn to classify. The model learns to complete "
+        "a text with its label, as a word.",
     )
     label_head: bool = option(
         False,
-        "Learn the labels with a linear head on the last token, in place of words.",
+        "Learn the labels with a linear layer on the last token of a text, instead of as words.",
         group="Corpus",
     )
     separator: str | None = _text(
         None,
-        "What stands between a prompt or text and what completes it.",
-        default="two newlines; with instructions their template's",
+        "What stands between a prompt and its completion, or a text and its label.",
+        default="two newlines; for instructions, that of their template",
     )
     fresh_optimizer: bool = option(
         False,
-        "With a run as the model: start the optimizer anew, and not with what the run kept of it.",
+        "If --model is a run: start the optimizer anew, instead of with what the run kept of it.",
         group="Training",
     )
     max_steps: int | None = _train("max_steps", None, default=f"{EPOCHS:g} epochs")
+    block_size: int | None = _train(
+        "block_size",
+        None,
+        default=f"{TrainingOptions.BLOCK_SIZE}; less for a short text or a small model, more for "
+        "long examples",
+    )
     batch_size: int | None = _train(
-        "batch_size", None, default=f"{BATCH_SIZE}, or rows of about 8 examples"
+        "batch_size", None, default=f"{BATCH_SIZE}, or rows with about 8 examples together"
     )
     optimizer: OptimizerName = _train("optimizer", "adamw")
-    lr: float | None = _train("lr", None, default=f"{LR:g}, with lora_rank {LORA_LR:g}")
+    lr: float | None = _train("lr", None, default=f"{LR:g}; {LORA_LR:g} with --lora_rank")
     dropout: float | None = option(
         None,
-        "Dropout everywhere in the model.",
+        "Dropout probability, everywhere in the model.",
         group="Training",
         default="the model's own",
         at_least=0,
@@ -342,7 +358,7 @@ class RunOptions:
     )
     force: bool = option(False, "Replace the run that is in --out.", group="Run")
     keep_states: bool = option(
-        False, "Keep every saved state, and not only the newest ones.", group="Run"
+        False, "Keep every saved state, instead of the newest ones only.", group="Run"
     )
     shard: bool = option(
         False,
