@@ -113,7 +113,7 @@ def export_llmc(
             f"{beside} already exists, for another vocabulary; name a file in another folder, or "
             "add --force to replace it"
         )
-    errors = dict.fromkeys(tensors, {torch.float32: F32, torch.bfloat16: BF16}[chosen].error)
+    errors = dict.fromkeys(tensors, llmc.NUMBERS[chosen].error)
     with _new_file(to, replace, llmc.MAGIC) as (file, part):
         llmc.write_llmc(file, config, tensors, chosen)
         file.flush()

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor, as_bytes
+from gpt2kit.checkpoints.gguf.numbers import BF16, F32
+from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import (
     CheckpointError,
@@ -33,6 +34,7 @@ TOKENIZER_FILE = "gpt2_tokenizer.bin"  # the name that llm.c opens
 # What a model must be for llm.c, whose files do not say it.
 NEEDED: dict[str, Any] = {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5, "n_inner": None}
 DTYPES = {3: torch.float32, 5: torch.bfloat16}  # by the file's version
+NUMBERS = {torch.float32: F32, torch.bfloat16: BF16}
 
 TENSORS = (
     "wte.weight",
@@ -125,10 +127,12 @@ def write_llmc(
     sizes = (config.n_ctx, config.n_vocab, config.n_layer, config.n_head, config.n_embd, rows)
     file.write((MAGIC + struct.pack("<7i", versions[dtype], *sizes)).ljust(_HEADER, b"\0"))
     for name in _in_order(config):
-        tensor = tensors[name].read().to(dtype).contiguous()
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} holds numbers that are too large for {dtype}")
-        file.write(as_bytes(tensor).numpy().data)
+        try:
+            for chunk in NUMBERS[dtype].chunks(tensors[name].read()):
+                file.write(chunk)
+        except OverflowError:
+            message = f"{name} holds numbers that are too large for {dtype}"
+            raise CheckpointError(message) from None
         if name == "wte.weight":
             file.write(bytes((rows - config.n_vocab) * config.n_embd * dtype.itemsize))
 

@@ -336,12 +336,17 @@ def checked(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Checkpo
     _check_tied_copy(checkpoint)
 
     def one(name: str, stored: StoredTensor) -> StoredTensor:
-        def read(_: Tensor | None) -> Tensor:
-            tensor = stored.read().to(dtype or stored.dtype)
+        def finite(tensor: Tensor) -> Tensor:
             check_finite(checkpoint.path, name, tensor, dtype=dtype)
             return tensor
 
-        return StoredTensor(stored.shape, dtype or stored.dtype, read)
+        wanted, some = dtype or stored.dtype, None if stored.transposed else stored.rows
+        return StoredTensor(
+            stored.shape,
+            wanted,
+            lambda _: finite(stored.read_as(wanted)),
+            rows=None if some is None else lambda *rows: finite(some(*rows).to(wanted)),
+        )
 
     tensors = {name: one(name, stored) for name, stored in checkpoint.tensors.items()}
     head = checkpoint.class_head

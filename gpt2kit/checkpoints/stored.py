@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gpt2kit.tokenizers import Tokenizer
 # The dtypes that weights are read from; anything else in a file is refused rather than converted.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+_PIECE = 2**20  # numbers that are converted at once
 _ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest vector
 
 
@@ -33,6 +34,8 @@ class StoredTensor:
     # Reads the tensor as it is in the file: into the buffer, flat bytes, or into memory of its own.
     source: Callable[[Tensor | None], Tensor]
     transposed: bool = False  # whether the file holds it as (in, out), which is (out, in) here
+    # Reads some rows of a matrix alone, from the first index to before the second one
+    rows: Callable[[int, int], Tensor] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
@@ -55,7 +58,13 @@ class StoredTensor:
             read_range(path, name, offset, as_bytes(tensor).numpy())
             return tensor
 
-        return cls(shape, dtype, read)
+        def rows(start: int, stop: int) -> Tensor:
+            tensor = torch.empty((stop - start, *shape[1:]), dtype=dtype)
+            begin = offset + start * torch.Size(shape[1:]).numel() * dtype.itemsize
+            read_range(path, name, begin, as_bytes(tensor).numpy())
+            return tensor
+
+        return cls(shape, dtype, read, rows=rows if len(shape) == 2 else None)
 
     def read(self, buffer: Tensor | None = None) -> Tensor:
         """Return the tensor, in the memory of `buffer` if the format can read into it.
@@ -65,6 +74,28 @@ class StoredTensor:
         """
         tensor = self.source(buffer)
         return tensor.t() if self.transposed else tensor
+
+    def pieces(self, n: int) -> Iterator[Tensor]:
+        """Yield the rows of the tensor in pieces of about n numbers, with one piece in memory.
+
+        It is one piece if its format has no rows that can be read alone.
+        """
+        if self.rows is None or self.transposed:
+            yield self.read()
+            return
+        step = max(1, n // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            yield self.rows(start, min(start + step, self.shape[0]))
+
+    def read_as(self, dtype: torch.dtype) -> Tensor:
+        """Return the tensor in a dtype; in another one only pieces of it are in memory."""
+        if dtype == self.dtype or self.rows is None or self.transposed:
+            return self.read().to(dtype)
+        whole, done = torch.empty(self.shape, dtype=dtype), 0
+        for piece in self.pieces(_PIECE):
+            whole[done : done + len(piece)] = piece
+            done += len(piece)
+        return whole
 
     def turned(self) -> StoredTensor:
         """Return a matrix with its axes exchanged."""

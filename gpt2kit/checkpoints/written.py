@@ -80,13 +80,19 @@ def compare_written(
 
 
 def _largest_difference(one: StoredTensor, other: StoredTensor) -> tuple[float, float]:
-    """Return the largest difference of two tensors, and the first one's largest number."""
+    """Return the largest difference of two tensors, and the first one's largest number.
+
+    The first one is in memory, and of the other one a piece if its format has pieces.
+    """
     difference = largest = 0.0
-    a, b = one.read().reshape(-1), other.read().reshape(-1)
-    for x, y in zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True):
-        x, y = x.double(), y.double()
-        difference = max(difference, float((x - y).abs().max()))
-        largest = max(largest, float(x.abs().max()))
+    whole, done = one.read(), 0
+    for piece in other.pieces(_CHUNK):
+        a, b = whole[done : done + len(piece)].reshape(-1), piece.reshape(-1)
+        for x, y in zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True):
+            x, y = x.double(), y.double()
+            difference = max(difference, float((x - y).abs().max()))
+            largest = max(largest, float(x.abs().max()))
+        done += len(piece)
     return difference, largest
 
 
@@ -100,7 +106,7 @@ def logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
         """Return a copy of a module of the model with its weights."""
         module = copy.deepcopy(model.get_submodule(name))
         state = {
-            each: checkpoint.tensors[f"{name}.{each}"].read().float()
+            each: checkpoint.tensors[f"{name}.{each}"].read_as(torch.float32)
             for each in module.state_dict()
         }
         module.load_state_dict(state, assign=True)
@@ -118,4 +124,4 @@ def logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     bias = (
         checkpoint.tensors["lm_head.bias"].read().float() if checkpoint.config.head_bias else None
     )
-    return F.linear(x, checkpoint.tensors[head].read().float(), bias)  # (1, T, V)
+    return F.linear(x, checkpoint.tensors[head].read_as(torch.float32), bias)  # (1, T, V)

@@ -279,13 +279,25 @@ def _locate(
         if last > size:
             raise CheckpointFormatError(path, f"ends before {what} does; it was cut short")
         if kind.block_bytes:
-            read = partial(_read_blocks, path, name, start + offset, shape, kind)
-            tensors[name] = StoredTensor(shape, kind.dtype, read)
+            tensors[name] = _in_blocks(path, name, start + offset, shape, kind)
         else:
             tensors[name] = StoredTensor.at(path, name, start + offset, shape, kind.dtype)
     types = {name: kind for name, (_, kind, _) in found.items()}
     offsets = {name: start + offset for name, (_, _, offset) in found.items()}
     return GGUFFile(path, keys, {name: tensors[name] for name in found}, types, offsets)
+
+
+def _in_blocks(
+    path: Path, name: str, offset: int, shape: tuple[int, ...], kind: NumberType
+) -> StoredTensor:
+    """Return a tensor of numbers in blocks."""
+
+    def rows(start: int, stop: int) -> Tensor:
+        begin = offset + start * kind.nbytes(shape[1:])
+        return _read_blocks(path, name, begin, (stop - start, *shape[1:]), kind, None)
+
+    read = partial(_read_blocks, path, name, offset, shape, kind)
+    return StoredTensor(shape, kind.dtype, read, rows=rows if len(shape) == 2 else None)
 
 
 def _read_blocks(

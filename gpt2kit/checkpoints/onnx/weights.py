@@ -132,6 +132,11 @@ def _in_8_bits(name: str, stored: StoredTensor, turned: bool) -> Weight:
             unsigned = (parts[0].turned() if turned else parts[0]).read()  # (out, in)
             return (unsigned.float() - ZERO) * parts[1].read()[:, None]
 
-        return StoredTensor(stored.shape, torch.float32, read)
+        def rows(start: int, stop: int) -> Tensor:
+            assert parts[0].rows is not None
+            unsigned = parts[0].rows(start, stop)
+            return (unsigned.float() - ZERO) * parts[1].read()[start:stop, None]
+
+        return StoredTensor(stored.shape, torch.float32, read, rows=None if turned else rows)
 
     return Weight(name, (integers, scale), data, found)
