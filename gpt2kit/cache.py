@@ -160,8 +160,10 @@ class KVCache:
         """
         length = other.lengths[slot] if length is None else length
         index = torch.tensor(slots, dtype=torch.long, device=self.keys.device)
-        self.keys[:, index, :, :length] = other.keys[:, slot : slot + 1, :, :length]
-        self.values[:, index, :, :length] = other.values[:, slot : slot + 1, :, :length]
+        for mine, others in ((self.keys, other.keys), (self.values, other.values)):
+            copied = others[:, slot : slot + 1, :, :length]
+            # torch refuses to read and write the same memory, if it notices.
+            mine[:, index, :, :length] = copied.clone() if other is self else copied
         self._set_lengths([length if b in slots else old for b, old in enumerate(self.lengths)])
 
     def free(self, slots: Sequence[int]) -> None:

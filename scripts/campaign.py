@@ -64,6 +64,7 @@ def work(module: str, name: str, start: int, end: int, folder: Path) -> None:
         result = cases.run(seed)
         faulthandler.cancel_dump_traceback_later()
         counts[result.outcome] += 1
+        counts["comparisons"] += result.comparisons
         if result.outcome == "failed":
             print(json.dumps({"seed": seed, "why": result.why}), flush=True)
     cases.close()
@@ -158,12 +159,20 @@ def show(lines: Sequence[dict[str, Any]]) -> int:
     for line in lines:
         for name in (line["target"].partition(":")[0], "all"):
             rows[name].update(line["counts"])
-    print("| what | cases | " + " | ".join(OUTCOMES) + " |")
-    print("|---|" + "--:|" * (1 + len(OUTCOMES)))
+    columns: list[str] = [*OUTCOMES]
+    if any(counts["comparisons"] > _cases(counts) for counts in rows.values()):
+        columns.insert(0, "comparisons")
+    print("| what | cases | " + " | ".join(columns) + " |")
+    print("|---|" + "--:|" * (1 + len(columns)))
     for name, counts in [*((n, c) for n, c in rows.items() if n != "all"), ("all", rows["all"])]:
-        cells = [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]
+        cells = [_cases(counts), *(counts[column] for column in columns)]
         print(f"| {name} | " + " | ".join(f"{cell:,}" for cell in cells) + " |")
     return rows["all"]["failed"]
+
+
+def _cases(counts: collections.Counter[str]) -> int:
+    """Return how many cases were done."""
+    return sum(number for name, number in counts.items() if name != "comparisons")
 
 
 def one(module: str, name: str, seed: int, keep: Path | None) -> int:

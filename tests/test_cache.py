@@ -196,3 +196,16 @@ def test_a_slot_that_held_damaged_numbers_can_be_used_by_another_text(tiny_model
     logits = tiny_model(ids[:, :1], cache)
     alone = tiny_model(ids[1:, :1])
     assert (logits[1] - alone[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_full_slot_of_a_model_with_one_layer_is_filled_from_the_same_cache(slots: int) -> None:
+    """torch refused it with RuntimeError: source and target were one piece of memory."""
+    one_layer = GPT2Config(n_vocab=5, n_ctx=4, n_embd=2, n_head=1, n_layer=1)
+    cache = KVCache(one_layer, slots)
+    new = torch.arange(slots * 8.0).view(slots, 1, 4, 2)
+    cache.append(0, new, -new)
+    cache.advance(4)
+    cache.fill([slots - 1], cache, 0)
+    assert torch.equal(cache.keys[0, slots - 1], new[0])
+    assert torch.equal(cache.values[0, slots - 1], -new[0])

@@ -21,10 +21,14 @@ OUTCOMES: tuple[Outcome, ...] = ("same", "refused", "undetectable", "failed")
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case; `why` is the message of an error, or what was wrong."""
+    """What came of a case.
+
+    `why` is the message of an error, or what was wrong; `comparisons` how much was compared.
+    """
 
     outcome: Outcome
     why: str = ""
+    comparisons: int = 1
 
 
 class Cases(Protocol):

@@ -81,7 +81,7 @@ class NoRepeatedNgrams:
         self._n = n
 
     def forbid(self, logits: Tensor, row: RowView) -> None:
-        text = np.array(row.tokens)
+        text = np.array(row.tokens, dtype=np.int64)  # without tokens it would be float64
         before = self._n - 1  # tokens that an n-gram has before its last one
         ends = text[before:]  # the last token of each n-gram
         same = np.ones(len(ends), dtype=bool)

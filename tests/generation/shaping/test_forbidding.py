@@ -171,8 +171,9 @@ def test_a_ban_leaves_the_models_distribution_renormalized_and_its_log_probabili
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_no_ngram_is_written_twice(n: int) -> None:
+    """A row without any tokens raised IndexError."""
     rng = np.random.default_rng(n)
-    for length in (1, 2, 4, 30):
+    for length in (0, 1, 2, 4, 30):
         tokens = tuple(rng.integers(0, 6, length).tolist())
         seen = {tokens[i : i + n] for i in range(length - n + 1)}
         end = tokens[length - n + 1 :] if n > 1 else ()
