@@ -21,6 +21,7 @@ from gpt2kit.data.packed import unpacked_blocks
 from gpt2kit.data.parquet import read_parquet
 from gpt2kit.data.streams import read_batches
 from gpt2kit.data.tables import DELIMITERS, Format, Table, cell_text, format_of
+from gpt2kit.data.texts import json_value
 from gpt2kit.errors import CorpusError
 from gpt2kit.files import open_regular
 
@@ -269,10 +270,10 @@ def _parse_text(number: int, line: bytes) -> SourceRow:
 
 def _parse_json(number: int, line: bytes) -> SourceRow:
     try:
-        value = json.loads(line.decode())
+        value = json_value(line.decode())
     except UnicodeDecodeError as error:
         return SourceRow(number, {}, _undecodable(error))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = f"not valid JSON: {error}" if line.strip() else "empty"
         return SourceRow(number, {}, problem)
     if not isinstance(value, dict):

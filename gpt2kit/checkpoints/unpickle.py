@@ -82,7 +82,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Pick
     if (
         not isinstance(storage, Storage)
         or not all(isinstance(size, tuple) and len(size) <= 8 for size in sizes)
-        or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
+        or not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *stride))
         or len(shape) != len(stride)
     ):
         raise Unreadable("a tensor in it has an impossible description")
@@ -260,6 +260,6 @@ def _storage(identity: Any) -> Storage:
     _, dtype, key, _, numel = parts[:5]
     if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(numel) is not int:
         raise Unreadable("a storage in it has an impossible description")
-    if numel < 0:
-        raise Unreadable("a storage in it has a negative size")
+    if not 0 <= numel < 2**63:
+        raise Unreadable("a storage in it has an impossible size")
     return Storage(key, dtype, numel)

@@ -10,15 +10,18 @@ from gpt2kit.data.packed import require_pyarrow
 from gpt2kit.data.tables import ABSENT, Table
 from gpt2kit.errors import CorpusError
 
+LARGEST_ROW = 2**24  # bytes
+
 
 def read_parquet(
     file: BinaryIO, path: Path, n: int, groups: Sequence[int] | None = None
 ) -> Iterator[Table]:
     """Yield the rows of a file that can be sought, n at a time; the columns keep their types.
 
-    With `groups`, only these row groups are read.
+    With `groups`, only these row groups are read. Tables have fewer rows if those are long.
 
-    Raises CorpusError for a damaged file, MissingDependencyError without pyarrow.
+    Raises CorpusError for a damaged file and for a row of more than LARGEST_ROW bytes,
+    MissingDependencyError without pyarrow.
     """
     require_pyarrow()
     import pyarrow
@@ -29,16 +32,54 @@ def read_parquet(
         schema = source.schema_arrow
         columns = tuple(schema.names)
         types = dict(zip(columns, schema.types, strict=True))
+        # A file of a kilobyte can give a text of a megabyte to every row: texts stay dictionaries
+        # and references to them until it is known how long the rows are.
+        leaves = [source.schema.column(number) for number in range(len(source.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        source = pyarrow.parquet.ParquetFile(file, read_dictionary=texts)
         yield Table(columns, [], path, types=types)
         first = 1
         for batch in source.iter_batches(batch_size=n, row_groups=groups):
-            cells = [column.to_pylist() for column in batch.columns]
-            rows = list(zip(*cells, strict=True))
-            yield Table(columns, rows, path, first=first, types=types)
-            first += len(rows)
+            for part in _bounded(batch, path, first):
+                cells = [column.to_pylist() for column in part.columns]
+                rows = list(zip(*cells, strict=True))
+                yield Table(columns, rows, path, first=first, types=types)
+                first += len(rows)
     except (pyarrow.ArrowException, ValueError, OSError) as error:  # or a name that is not UTF-8
         detail = str(error).partition("\n")[0]
         raise CorpusError(f"{path}: not a Parquet file, or damaged: {detail}", path=path) from error
+
+
+def _bounded(batch: Any, path: Path, first: int) -> Iterator[Any]:
+    """Yield the rows of a batch, whose first has the number `first`, in parts of bounded size."""
+    size = sum(map(_unpacked_size, batch.columns))
+    if size <= LARGEST_ROW:
+        yield batch
+    elif batch.num_rows > 1:
+        half = batch.num_rows // 2
+        yield from _bounded(batch.slice(0, half), path, first)
+        yield from _bounded(batch.slice(half), path, first + half)
+    else:
+        raise CorpusError(
+            f"{path}: row {first:,} has {size:,} bytes, expected at most {LARGEST_ROW:,}", path=path
+        )
+
+
+def _unpacked_size(array: Any) -> int:
+    """Return how many bytes the cells of a column have, each counted with all that it refers to."""
+    import pyarrow.compute
+    import pyarrow.types as kinds
+
+    if kinds.is_dictionary(array.type):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0
+    if kinds.is_struct(array.type):
+        return sum(_unpacked_size(array.field(n)) for n in range(array.type.num_fields))
+    if kinds.is_list(array.type) or kinds.is_large_list(array.type):
+        return 8 * len(array) + _unpacked_size(array.flatten())
+    if kinds.is_map(array.type):
+        return _unpacked_size(array.keys) + _unpacked_size(array.items)
+    return int(array.nbytes)
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:

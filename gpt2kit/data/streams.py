@@ -30,7 +30,8 @@ from gpt2kit.files import new_file, open_regular
 
 ROWS_AT_ONCE = 4096
 _CHARACTERS_AT_ONCE = 2**20  # a batch ends after the row that reaches them
-_LARGEST_CELL = 2**31 - 1  # of the csv module, whose own limit is 131,072 characters
+LARGEST_ROW = 2**24  # characters: a compressed file of a megabyte may have one of gigabytes
+_TOO_LONG = f"has more than {LARGEST_ROW:,} characters, the most that a row may have"
 
 _Row = tuple[Any, str | None]  # cells or an object, and what is wrong with them, if anything
 
@@ -52,8 +53,10 @@ def read_batches(
     is skipped, and so are empty lines. CSV may have semicolons in place of commas.
 
     Raises CorpusError for a file without rows and columns, bytes that cannot be decoded, and a row
-    with more or fewer cells than there are columns or a line that is no JSON object. Unless
-    `strict`, such a row is yielded with its message in `Table.errors`.
+    with more or fewer cells than there are columns, a line that is no JSON object, or one of more
+    than LARGEST_ROW characters. Unless `strict`, such a row is yielded with its message in
+    `Table.errors`; but a row of CSV that is too long always raises, for a quotation mark may be
+    missing, and where the next row begins is not known.
     """
     format = format or format_of(path)
     if format is None:
@@ -79,7 +82,7 @@ def read_batches(
         elif format == "jsonl":
             yield from _read_jsonl(texts, path, rows, strict)
         else:
-            yield from _read_lines(texts, path, rows)
+            yield from _read_lines(texts, path, rows, strict)
 
 
 def read_table(data: bytes, path: Path, format: Format, *, encoding: str = "utf-8") -> Table:
@@ -148,11 +151,12 @@ class _Count:
 def _read_csv(
     texts: Iterator[str], path: Path, format: Format, n: int, strict: bool
 ) -> Iterator[Table]:
-    text_lines = _csv_lines(texts)
+    source = _BoundedRows(_csv_lines(texts), path)
+    text_lines = iter(source)
     first_line = next(text_lines, "")
     delimiter = _delimiter(first_line, DELIMITERS[format])
     reader = csv.reader(chain([first_line], text_lines), delimiter=delimiter, strict=True)
-    lines = _csv_cells(reader, path, strict)
+    lines = _csv_cells(reader, source, path, strict)
     header = _some(lines, 1)
     if not header:
         raise CorpusError(f"{path}: empty, expected a table whose first line names its columns")
@@ -174,9 +178,35 @@ def _delimiter(header: str, usual: str) -> str:
     return ";" if usual not in names and ";" in names else usual
 
 
-def _csv_cells(reader: Any, path: Path, strict: bool) -> Iterator[_Row]:
+class _BoundedRows:
+    """Lines of CSV, of which several may be one row; raises CorpusError for a row too long."""
+
+    def __init__(self, lines: Iterator[str], path: Path) -> None:
+        self._lines, self._path = lines, path
+        self._read = self._size = 0  # lines so far; characters of the row
+        self._start = 1  # the line in which the row begins
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self._read += 1
+            self._size += len(line)
+            if self._size > LARGEST_ROW:
+                raise CorpusError(
+                    f"{self._path}: the row that begins in line {self._start:,} {_TOO_LONG}; "
+                    "is a quotation mark missing at its end?",
+                    path=self._path,
+                )
+            yield line
+
+    def end_row(self) -> None:
+        """Begin to count a row anew."""
+        self._size, self._start = 0, self._read + 1
+
+
+def _csv_cells(reader: Any, source: _BoundedRows, path: Path, strict: bool) -> Iterator[_Row]:
     """Yield the cells of each line that is not empty; none if its quotes are wrong."""
     while True:
+        source.end_row()
         try:
             cells = next(reader)
         except StopIteration:
@@ -204,7 +234,7 @@ def _fitted(
             if strict:
                 raise CorpusError(f"{path}: {problem}", path=path)
         if problem is not None:
-            cells = [*cells, *[""] * len(columns)][: len(columns)]
+            cells = [*cells[: len(columns)], *[""] * (len(columns) - len(cells))]
         yield cells, problem
 
 
@@ -220,13 +250,17 @@ def _ragged(line: int, cells: Sequence[str], columns: Sequence[str]) -> str:
 
 def _csv_lines(texts: Iterable[str]) -> Iterator[str]:
     r"""Yield the lines of a text with their ends: \n, \r\n or \r."""
-    rest = ""  # the last line may go on
+    rest: list[str] = []  # of the last line, which may go on
     for text in texts:
-        lines = list(io.StringIO(rest + text, newline=""))
-        rest = lines.pop() if lines else ""
-        yield from lines
+        rest.append(text)
+        if len(rest) == 1 or rest[0].endswith(("\r", "\n")) or "\n" in text or "\r" in text:
+            *lines, last = io.StringIO("".join(rest), newline="")
+            yield from lines
+            rest = [last]
+        if sum(map(len, rest)) > LARGEST_ROW:
+            break  # whoever takes this line refuses it
     if rest:
-        yield rest
+        yield "".join(rest)
 
 
 def _read_jsonl(texts: Iterator[str], path: Path, n: int, strict: bool) -> Iterator[Table]:
@@ -243,20 +277,18 @@ def _read_jsonl(texts: Iterator[str], path: Path, n: int, strict: bool) -> Itera
 def _objects(texts: Iterable[str], path: Path, strict: bool) -> Iterator[_Row]:
     """Yield the object on each line that is not blank."""
     for number, line in enumerate(_lines(texts), 1):
-        if not line.strip():
+        if line is not None and not line.strip():
             continue
         try:
-            yield json_object(line, path, number), None
+            yield json_object(_short(line, path, number), path, number), None
         except CorpusError as error:
             if strict:
                 raise
             yield {}, str(error).removeprefix(f"{path}: ")
 
 
-def _read_lines(texts: Iterator[str], path: Path, n: int) -> Iterator[Table]:
-    numbered = enumerate((line.removesuffix("\r") for line in _lines(texts)), 1)
-    rows: Iterator[_Row] = (([number, line], None) for number, line in numbered if line.strip())
-    first = 1
+def _read_lines(texts: Iterator[str], path: Path, n: int, strict: bool) -> Iterator[Table]:
+    rows, first = _numbered(texts, path, strict), 1
     while some := _some(rows, n):
         yield _table(("line", "text"), some, path, first)
         first += len(some)
@@ -264,20 +296,51 @@ def _read_lines(texts: Iterator[str], path: Path, n: int) -> Iterator[Table]:
         raise CorpusError(f"{path}: no text, expected a text on each line")
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    r"""Yield the lines of a text without the \n at their ends."""
-    rest = ""
+def _numbered(texts: Iterable[str], path: Path, strict: bool) -> Iterator[_Row]:
+    """Yield the number and text of each line that is not blank."""
+    for number, line in enumerate(_lines(texts), 1):
+        if line is not None and not line.strip():
+            continue
+        try:
+            yield [number, _short(line, path, number).removesuffix("\r")], None
+        except CorpusError as error:
+            if strict:
+                raise
+            yield [number, ""], str(error).removeprefix(f"{path}: ")
+
+
+def _short(line: str | None, path: Path, number: int) -> str:
+    """Return a line, unless it was too long; raises CorpusError for one that was."""
+    if line is None:
+        raise CorpusError(f"{path}: line {number:,} {_TOO_LONG}", path=path)
+    return line
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str | None]:
+    r"""Yield the lines of a text without the \n at their ends; None for one that is too long.
+
+    Such a line is never whole in memory, and what is left of it is read after the None.
+    """
+    rest: str | None = ""  # of a line that goes on; None if it is too long already
     for text in texts:
+        if rest is None:
+            _, end, text = text.partition("\n")
+            if not end:
+                continue
+            rest = ""
         *lines, rest = (rest + text).split("\n")
-        yield from lines
-    yield rest
+        yield from (line if len(line) <= LARGEST_ROW else None for line in lines)
+        if len(rest) > LARGEST_ROW:
+            yield (rest := None)
+    if rest is not None:
+        yield rest
 
 
 def _some(rows: Iterator[_Row], n: int) -> list[_Row]:
     """Take at most n rows, and fewer if they are long."""
     found: list[_Row] = []
     size = 0
-    before = csv.field_size_limit(_LARGEST_CELL)  # of the whole process
+    before = csv.field_size_limit(LARGEST_ROW)  # of the whole process
     try:
         for row in rows:
             found.append(row)

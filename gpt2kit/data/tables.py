@@ -55,7 +55,7 @@ class Table:
         found = [index for index, each in enumerate(self.columns) if each == name]
         if len(found) == 1:
             return found[0]
-        shown = ", ".join(map(repr, self.columns))
+        shown = ", ".join(map(repr, self.columns[:50]))
         if found:
             raise CorpusError(f"{self.path}: {len(found)} columns are called {name!r}")
         raise CorpusError(f"{self.path}: no column {name!r}; there is {shown[:200]}")

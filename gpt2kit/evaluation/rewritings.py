@@ -8,12 +8,12 @@ T5-3B, in each of which it filled gaps in the text anew, and the deviation of th
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gpt2kit.data.texts import json_value
 from gpt2kit.errors import CorpusError
 
 
@@ -24,7 +24,7 @@ def parse_rewritings(cell: Any) -> list[str]:
     """
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
+            cell = json_value(cell)
         except ValueError:
             cell = None
     if not isinstance(cell, list) or not all(isinstance(each, str) for each in cell):

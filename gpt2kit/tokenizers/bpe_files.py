@@ -26,6 +26,7 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _ADDED = "added_tokens.json"
 WHOLE = "tokenizer.json"
 _LARGEST = 2**26  # bytes of a vocabulary file
+MOST_TOKENS = 10**6  # as of a model; ids may have gaps, and some callers go through all of them
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _ids(path: Path, table: Any) -> dict[str, int]:
         raise TokenizerError(f"{path}: expected an object from tokens to ids")
     if "" in table:
         raise TokenizerError(f"{path}: a token is empty")
-    if table and not 0 <= min(table.values()) <= max(table.values()) < 2**31:
-        raise TokenizerError(f"{path}: an id is negative or beyond 2^31")
+    if table and not 0 <= min(table.values()) <= max(table.values()) < MOST_TOKENS:
+        raise TokenizerError(f"{path}: an id is negative, or not below {MOST_TOKENS:,}")
     return table
 
 

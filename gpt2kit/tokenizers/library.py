@@ -22,7 +22,13 @@ from typing import Any
 from gpt2kit.errors import MissingDependencyError, TokenizerError
 from gpt2kit.files import read_bytes, read_json
 from gpt2kit.tokenizers.bpe import byte_characters
-from gpt2kit.tokenizers.bpe_files import WHOLE, is_byte_level, is_there, read_stop_id
+from gpt2kit.tokenizers.bpe_files import (
+    MOST_TOKENS,
+    WHOLE,
+    is_byte_level,
+    is_there,
+    read_stop_id,
+)
 from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
 _WORDPIECE = "vocab.txt"
@@ -58,6 +64,10 @@ class LibraryTokenizer:
         if not self._pieces:
             raise TokenizerError("the vocabulary has no tokens")
         self.n_vocab = max(self._pieces) + 1
+        if self.n_vocab > MOST_TOKENS:
+            raise TokenizerError(
+                f"an id is {self.n_vocab - 1:,}, expected less than {MOST_TOKENS:,}"
+            )
         known = [ids[end] for end in _ENDS if end in ids]
         self.stop_id = stop_id if stop_id in self._pieces else next(iter(known), None)
         described = json.loads(content)

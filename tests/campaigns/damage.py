@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
 import pickletools
 import random
+import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -224,6 +227,86 @@ def table_text(data: bytes, draw: random.Random) -> bytes:
              b"\xed\xa0\x80", b"{", b"}", b"[", b"\\", b"\\ud800", b"1e999", b"NaN", b"=1+1",
              "\u2028\u200b".encode(), b"x" * 200000)
         )  # fmt: skip
+    return bytes(out)
+
+
+# What a row, line, cell or number is blown up with; JSON takes most memory for empty objects.
+_FILLERS = (
+    *(b"x", b'"', b",", b"[", b"[],", b'{"":0},'),
+    *(b"9", b" ", b"\0", b"\\u0000", b"\xff"),
+)
+_PIECE = 2**20
+
+
+def bomb(pack: Callable[[bytes], bytes], unpack: Callable[[bytes], bytes]) -> Damage:
+    """Return a damage to what a compressed file holds: up to 100 MB more inside."""
+
+    def bomb(data: bytes, draw: random.Random) -> bytes:
+        content = unpack(data)
+        at = draw.randrange(len(content) + 1)
+        filler = draw.choice(_FILLERS)
+        piece = pack(filler * (_PIECE // len(filler)))
+        times = draw.choice((1, 2, 15, 16, 17, 100))
+        return pack(content[:at]) + piece * times + pack(content[at:])
+
+    return bomb
+
+
+_ABSURD: tuple[Any, ...] = (
+    10**6, 2**16, 2**31 - 1, 2**53, 10**4299, -(10**4299), [2**62] * 8, [2**63] * 300, [0, 2**63],
+    [10**4299] * 2, 1e308, 5e-324, {str(n): n for n in range(10_000)}, ["x"] * 10_000,
+)  # fmt: skip
+
+
+def absurd(data: bytes, draw: random.Random) -> bytes:
+    """Put sizes that no machine has, and numbers of thousands of digits, in a JSON document."""
+    content = json.loads(data)
+    for _ in range(draw.choice((1, 1, 2, 6))):
+        parent, key = None, None
+        part = content
+        while isinstance(part, dict | list) and part and (parent is None or draw.random() < 0.8):
+            parent = part
+            key = draw.choice(list(part) if isinstance(part, dict) else range(len(part)))
+            part = part[key]
+        if parent is not None:
+            parent[key] = copy.deepcopy(draw.choice(_ABSURD))
+    sys.set_int_max_str_digits(0)  # to write what the program has to refuse to read
+    try:
+        return json.dumps(content).encode()
+    finally:
+        sys.set_int_max_str_digits(4300)
+
+
+def absurd_header(data: bytes, draw: random.Random) -> bytes:
+    """Do the same to the header of a safetensors file, and to its length."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = absurd(data[8 : 8 + length], draw)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def zip_entries(data: bytes, draw: random.Random) -> bytes:
+    """Change the sizes, offsets, kinds and names in the directory of a zip archive."""
+    out = bytearray(data)
+    entries = [found.start() for found in re.finditer(b"PK\x01\x02", data)]
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        at = draw.choice(entries)
+        offset, width = draw.choice(((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2),
+                                     (32, 2), (42, 4), (46, 4)))  # fmt: skip
+        other = draw.choice(entries)
+        number = draw.choice((draw.choice(_SIZES), int.from_bytes(data[other + offset :][:width])))
+        if offset == 10:
+            number = draw.choice((8, 12, 14, 93, 99))  # deflate and others
+        out[at + offset : at + offset + width] = (number & (2 ** (8 * width) - 1)).to_bytes(
+            width, "little"
+        )
+    if draw.random() < 0.2:  # the same records, compressed, and a megabyte of zeros more
+        target = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as archive:
+            for name in source.namelist():
+                kind = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+                content = source.read(name) + bytes(draw.choice((0, 2**20)))
+                archive.writestr(name, content, compress_type=kind, compresslevel=1)
+        return target.getvalue()
     return bytes(out)
 
 

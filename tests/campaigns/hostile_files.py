@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +27,10 @@ from peft_builders import adapted
 from campaigns.cases import Campaign
 from campaigns.damage import (
     Damage,
+    absurd,
+    absurd_header,
     blind,
+    bomb,
     inside_gzip,
     json_values,
     pickle_program,
@@ -33,6 +39,7 @@ from campaigns.damage import (
     sizes,
     table_text,
     tf_index,
+    zip_entries,
 )
 from campaigns.file_cases import FileTarget
 from gpt2kit.bulk import plan as plans
@@ -379,7 +386,9 @@ def table(name: str) -> Callable[[Path], Path]:
             ROWS if not name.startswith("lines") else [[row[1].partition("\n")[0]] for row in ROWS]
         )
         if name.startswith("lines"):
-            (folder / name).write_text("\n".join(row[0] for row in rows))
+            content = "\n".join(row[0] for row in rows).encode()
+            content = gzip.compress(content) if name.endswith(".gz") else content
+            (folder / name).write_bytes(content)
         else:
             write_batches(folder / name, [Table(("id", "text", "note"), rows, Path(name))])
         return folder / name
@@ -387,10 +396,44 @@ def table(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def shared_texts(data: bytes, draw: random.Random) -> bytes:
+    """Write another Parquet file: its rows share a text, which is short in the file only."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text = pyarrow.array(["x" * draw.choice((2**10, 2**18, 2**20, 2**24, 2**24 + 1))])
+    rows, each = draw.choice((1, 3, 1000)), draw.choice((1, 1000))
+    if (most := 2**27 // len(text[0].as_py())) < rows * each:  # to read more takes its time
+        rows, each = draw.choice(((1, most), (most, 1)))
+    column = pyarrow.DictionaryArray.from_arrays(np.zeros(rows * each, np.int32), text)
+    if draw.random() < 0.5:
+        column = pyarrow.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * each, column)
+    out = io.BytesIO()
+    made = pyarrow.table({"text": column})
+    pyarrow.parquet.write_table(made, out, compression="zstd", store_schema=draw.random() < 0.5)
+    return out.getvalue()
+
+
+def zstd(data: bytes) -> bytes:
+    """Return data as Zstandard has them."""
+    import pyarrow
+
+    return bytes(pyarrow.compress(data, "zstd", asbytes=True))
+
+
+def unzstd(data: bytes) -> bytes:
+    """Return what a file of Zstandard holds."""
+    import pyarrow
+
+    return bytes(pyarrow.input_stream(io.BytesIO(data), compression="zstd").read())
+
+
 def read_rows(path: Path) -> str:
     """Read a table as commands do that go on after a bad row."""
-    batches = read_batches(path, strict=False)
-    return digest(*((batch.columns, batch.rows, dict(batch.errors)) for batch in batches))
+    found = ""
+    for batch in read_batches(path, strict=False):
+        found = digest(found, batch.columns, batch.rows, dict(batch.errors))
+    return found
 
 
 def _targets() -> list[FileTarget]:
@@ -411,17 +454,25 @@ def _targets() -> list[FileTarget]:
             found.append(FileTarget(f"{name}: {kind}", make, files, read, damage, finds_all))
 
     weights = "model.safetensors"
-    add("safetensors", hub, weights, read_model, blind, sizes, safetensors_header)
-    add("config.json", ours, "config.json", read_model, blind, json_values)
-    add("characters", ours, "gpt2kit_tokenizer.json", read_model, blind, json_values)
+    add("safetensors", hub, weights, read_model, *CUT, safetensors_header, absurd_header)
+    add("config.json", ours, "config.json", read_model, blind, json_values, absurd)
+    add("characters", ours, "gpt2kit_tokenizer.json", read_model, blind, json_values, absurd)
     sharded = golden("hf/safetensors-sharded")
     add("shards", sharded, "model-00002-of-00003.safetensors", read_model, *CUT, safetensors_header)
-    add("index of shards", sharded, "model.safetensors.index.json", read_model, blind, json_values)
+    add(
+        "index of shards",
+        sharded,
+        "model.safetensors.index.json",
+        read_model,
+        blind,
+        json_values,
+        absurd,
+    )
     zipped = lambda folder: hub(folder, "pytorch_model.bin")  # noqa: E731
-    add("torch", zipped, "pytorch_model.bin", read_model, *CUT, pickle_program)
+    add("torch", zipped, "pytorch_model.bin", read_model, *CUT, pickle_program, zip_entries)
     add("old torch", old_pickle, "pytorch_model.bin", read_model, *CUT)
-    add("nanoGPT", nanogpt, "ckpt.pt", read_model, *CUT, pickle_program)
-    add("course", course, "toy.pth", read_model, *CUT, pickle_program)
+    add("nanoGPT", nanogpt, "ckpt.pt", read_model, *CUT, pickle_program, zip_entries)
+    add("course", course, "toy.pth", read_model, *CUT, pickle_program, zip_entries)
     for name in ("micro-simple", "micro-sharded", "micro-partitioned"):
         tf = golden(f"tf/{name}")
         index = "model.ckpt.index" if name != "micro-simple" else "model-20.index"
@@ -430,17 +481,17 @@ def _targets() -> list[FileTarget]:
     data = [f"model.ckpt.data-0000{n}-of-00003" for n in range(3)]
     sharded = golden("tf/micro-sharded")
     add("TensorFlow's data", sharded, data, read_model, *CUT, finds_all=True)
-    add("hparams.json", sharded, "hparams.json", read_model, blind, json_values)
+    add("hparams.json", sharded, "hparams.json", read_model, blind, json_values, absurd)
     gguf = lambda folder: exported(folder, "model.gguf", export_gguf)  # noqa: E731
     add("GGUF", gguf, "model.gguf", read_model, *CUT)
     llmc = lambda folder: exported(folder, "model.bin", export_llmc)  # noqa: E731
     add("llm.c", llmc, "model.bin", read_model, *CUT)
     peft = lambda folder: adapted(folder, tiny_model())  # noqa: E731
     add("PEFT", peft, "peft/adapter_model.safetensors", read_model, *CUT, safetensors_header)
-    add("PEFT's config", peft, "peft/adapter_config.json", read_model, blind, json_values)
+    add("PEFT's config", peft, "peft/adapter_config.json", read_model, blind, json_values, absurd)
     adapters = "adapter.safetensors"
     add("adapters", own_adapters, adapters, read_own_adapters, *CUT, safetensors_header)
-    add("adapter.json", own_adapters, "adapter.json", read_own_adapters, blind, json_values)
+    add("adapter.json", own_adapters, "adapter.json", read_own_adapters, blind, json_values, absurd)
     add(
         "int8",
         with_int8,
@@ -452,11 +503,13 @@ def _targets() -> list[FileTarget]:
     )
     sae = "sae_weights.safetensors"
     add("SAELens", write_sae, sae, read_sparse, *CUT, safetensors_header)
-    add("SAELens's config", write_sae, "cfg.json", read_sparse, blind, json_values)
-    add("OpenAI's SAE", openai_sae, "openai-topk.pt", read_sparse, *CUT, pickle_program)
-    add("vocab.json", bpe, "vocab.json", read_tokens, blind, json_values)
+    add("SAELens's config", write_sae, "cfg.json", read_sparse, blind, json_values, absurd)
+    add(
+        "OpenAI's SAE", openai_sae, "openai-topk.pt", read_sparse, *CUT, pickle_program, zip_entries
+    )
+    add("vocab.json", bpe, "vocab.json", read_tokens, blind, json_values, absurd)
     add("merges.txt", bpe, "merges.txt", read_tokens, blind, table_text)
-    add("tokenizer.json", tokenizer_json, "tokenizer.json", read_tokens, blind, json_values)
+    add("tokenizer.json", tokenizer_json, "tokenizer.json", read_tokens, blind, json_values, absurd)
     for model in ("unigram", "bpe-bytes"):
         pieces = partial(sentencepiece, model=model)
         add(f"SentencePiece {model}", pieces, "spiece.model", read_tokens, *CUT, protobuf_fields)
@@ -466,20 +519,25 @@ def _targets() -> list[FileTarget]:
               "optimizer.safetensors", "manifest.json")]  # fmt: skip
     add("state", state, states, read_state, *CUT, json_values, finds_all=True)
     add("run.json", settings, "run.json", lambda folder: digest(Settings.read(folder)), blind,
-        json_values)  # fmt: skip
-    add("receipt", document(RECEIPT), "document.json", read_receipt, blind, json_values)
-    add("plan", plan, "plan.json", lambda path: digest(plans.read(path)), blind, json_values)
+        json_values, absurd)  # fmt: skip
+    add("receipt", document(RECEIPT), "document.json", read_receipt, blind, json_values, absurd)
+    add("plan", plan, "plan.json", lambda path: digest(plans.read(path)), blind, json_values,
+        absurd)  # fmt: skip
     add("calibration", detector, "detector.json", lambda path: digest(Detector.read(path)), blind,
-        json_values)  # fmt: skip
-    add("suite", suite, "suite.json", read_items, blind, json_values)
+        json_values, absurd)  # fmt: skip
+    add("suite", suite, "suite.json", read_items, blind, json_values, absurd)
     for name in ("rows.csv", "rows.tsv", "rows.jsonl", "lines.txt"):
         add(name, table(name), name, read_rows, blind, table_text)
     add("rows.csv.gz", table("rows.csv.gz"), "rows.csv.gz", read_rows, blind)
     for name in ("rows.csv.gz", "rows.jsonl.gz"):
         add(name, table(name), name, read_rows, inside_gzip(table_text))
+    for name in ("rows.csv.gz", "rows.jsonl.gz", "lines.txt.gz"):
+        add(name, table(name), name, read_rows, bomb(gzip.compress, gzip.decompress))
     if importlib.util.find_spec("pyarrow"):
-        add("rows.jsonl.zst", table("rows.jsonl.zst"), "rows.jsonl.zst", read_rows, *CUT)
-        add("rows.parquet", table("rows.parquet"), "rows.parquet", read_rows, *CUT)
+        packed = bomb(zstd, unzstd)
+        add("rows.jsonl.zst", table("rows.jsonl.zst"), "rows.jsonl.zst", read_rows, *CUT, packed)
+        add("rows.tsv.zst", table("rows.tsv.zst"), "rows.tsv.zst", read_rows, packed)
+        add("rows.parquet", table("rows.parquet"), "rows.parquet", read_rows, *CUT, shared_texts)
     return found
 
 

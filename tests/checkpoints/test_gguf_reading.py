@@ -87,6 +87,11 @@ def test_what_the_file_says_cannot_be_overruled(good: Path) -> None:
 # --- refused --------------------------------------------------------------------------------------
 
 
+def many(name: str) -> bytes:
+    """Return a key with as many numbers as an array may have."""
+    return text(name) + struct.pack("<IIQ", 9, 0, 2**21) + bytes(2**21)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -111,6 +116,7 @@ def test_what_the_file_says_cannot_be_overruled(good: Path) -> None:
         (gguf([text("a") + struct.pack("<IIQ", 9, 8, 2**20)], []), "ends inside the key a"),
         (gguf([text("a") + struct.pack("<IIQ", 9, 4, 2**20)], []), "ends inside the key a"),
         (gguf([text("a") + struct.pack("<IIQ", 9, 9, 1)], []), "the key a has the unknown type 9"),
+        (gguf([many(name) for name in "abc"], []), "its arrays have more than 4,194,304 elements"),
         (gguf([], [tensor("a", (8,)), tensor("a", (8,))]), "the tensor a is there twice"),
         (gguf([], [tensor("a", ())]), "has 0 axes"),
         (gguf([], [tensor("a", (1,) * 5)]), "has 5 axes"),

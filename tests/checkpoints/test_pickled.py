@@ -220,3 +220,33 @@ def test_records_that_share_bytes_are_refused(tmp_path: Path, tiny_model: GPT2) 
     path.write_bytes(content)
     with pytest.raises(CheckpointFormatError, match="declares"):
         open_checkpoint(tmp_path)
+
+
+def test_a_shape_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    # The message had the product of the sizes in it, which Python refuses to write: ValueError.
+    huge = b"\x8a\xfe" + b"\xff" * 253 + b"\x7f"
+    path = save(tmp_path / "pytorch_model.bin", {"wte.weight": torch.zeros(3)}, False)
+    data = path.read_bytes()
+    for size, eight in ((b"K\x03\x85", huge), (b"K\x01\x85", b"K\x01")):
+        assert size in data
+        data = data.replace(size, b"(" + eight * 8 + b"t")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointFormatError, match="a tensor in it has an impossible description"):
+        pickled.open_file(path)
+
+
+def test_a_compressed_archive_and_one_that_claims_more_than_it_has_are_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}.")
+        file.writestr("archive/data/0", bytes(2**24))
+    with pytest.raises(CheckpointFormatError, match="compressed, which torch.save never does"):
+        pickled.open_file(path)
+    content = bytearray(archive(path, b"\x80\x02}.").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)  # its sizes
+    path.write_bytes(content)
+    with pytest.raises(CheckpointFormatError, match="declares more bytes than the file has"):
+        pickled.open_file(path)

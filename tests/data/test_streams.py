@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gpt2kit.data.parquet import read_parquet
 from gpt2kit.data.streams import read_batches, read_table, write_batches
 from gpt2kit.data.tables import ABSENT, Format, Table
 from gpt2kit.errors import CorpusError, MissingDependencyError
@@ -230,3 +231,92 @@ def test_damaged_files_leave_no_memory_behind(tmp_path: Path) -> None:
 
     before = megabytes()
     assert max(megabytes() for _ in range(60)) < before + 30
+
+
+def packed(data: bytes, name: str) -> bytes:
+    """Return data in the compression that a name tells; the sum of two such is one of both."""
+    if name.endswith(".gz"):
+        return gzip.compress(data)
+    return bytes(pytest.importorskip("pyarrow").compress(data, "zstd", asbytes=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "problem"),
+    [
+        ("t.csv.gz", b"a,b\n1,2\n3,", "the row that begins in line 3 has more than 16,777,216"),
+        ("t.tsv.zst", b'a\tb\n1\t2\n3\t"', "the row that begins in line 3 has more than"),
+        ("t.jsonl.gz", b'{"a": 1}\n{"a": "', "line 2 has more than 16,777,216 characters"),
+        ("t.txt.zst", b"a\nb\n", "line 3 has more than 16,777,216 characters"),
+    ],
+)
+def test_a_row_that_unpacks_to_gigabytes_is_refused_by_its_number(
+    name: str, before: bytes, problem: str
+) -> None:
+    # The whole row was read first, and each megabyte of it copied everything before.
+    million = b"x" * 2**20
+    bomb = io.BytesIO(packed(before, name) + packed(million, name) * 10_000)
+    with pytest.raises(CorpusError, match=f"^{name}: {problem}"):
+        list(read_batches(Path(name), file=bomb))
+    assert bomb.tell() < bomb.getbuffer().nbytes / 4  # the rest is not even looked at
+
+
+def test_the_quotes_of_a_row_of_csv_hold_no_more_than_a_row_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A quotation mark that nobody closes made all lines after it one cell.
+    monkeypatch.setattr("gpt2kit.data.streams.LARGEST_ROW", 2**12)
+    lines = b'a,b\n1,"' + b"x,y\n" * 2**11
+    with pytest.raises(CorpusError, match=r"begins in line 2 has more .*is a quotation mark miss"):
+        list(read_batches(PATH, file=io.BytesIO(lines), strict=False))
+
+
+def test_a_line_that_is_too_long_spoils_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2kit.data.streams.LARGEST_ROW", 20)
+    monkeypatch.setattr("gpt2kit.data.packed._BLOCK", 7)
+    text = b'{"a": 1}\n{"a": "%s"}\n{"a": 2}\n{"a": "%s"}' % (b"x" * 60, b"y" * 21)
+    tables = read_batches(Path("t.jsonl"), file=io.BytesIO(text), strict=False)
+    rows = [(list(row), t.errors.get(i)) for t in tables for i, row in enumerate(t.rows)]
+    assert [row for row, _ in rows] == [[1], [ABSENT], [2], [ABSENT]]
+    assert [(error or "")[:20] for _, error in rows] == ["", "line 2 has more than", "",
+                                                         "line 4 has more than"]  # fmt: skip
+    text = b"%s\n%s\n\n%s\n" % (b"a" * 20, b"b" * 21, b"c" * 3)
+    (table,) = read_batches(Path("t.txt"), file=io.BytesIO(text), strict=False)
+    assert table.rows == [[1, "a" * 20], [2, ""], [4, "ccc"]]
+    assert [*table.errors] == [1]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"[" * 100_000, "too deep"),
+        (b"9" * 5000, "4300 digits"),
+        (b"[" + b'{"":0},' * 10**6 + b"0]", "1,000,002 brackets and braces, expected at most"),
+    ],
+)
+def test_json_that_would_take_more_than_it_is_worth_is_a_damaged_row(
+    value: bytes, problem: str
+) -> None:
+    # A million empty objects in one row took a quarter of a gigabyte, and sixteen took four.
+    file = io.BytesIO(b'{"a": 1}\n{"a": %s}\n{"a": 2}' % value)
+    (table,) = read_batches(Path("t.jsonl"), file=file, strict=False)
+    assert [list(row) for row in table.rows] == [[1], [ABSENT], [2]]
+    assert problem in table.errors[1]
+
+
+def test_texts_that_many_rows_of_parquet_share_are_unpacked_a_few_rows_at_a_time() -> None:
+    # A file of 500 bytes gave a text of a megabyte to each of 1,000 rows: all were made at once.
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    def written(text: str, rows: int) -> io.BytesIO:
+        table = pyarrow.table({"text": [text] * rows, "list": [[text, "b"]] * rows})
+        file = io.BytesIO()
+        parquet.write_table(table, file, compression="zstd")
+        return file
+
+    tables = list(read_parquet(written("x" * 2**20, 32), PATH, 4096))
+    assert max(len(table.rows) for table in tables) == 4
+    assert [table.first for table in tables] == [1, *range(1, 33, 4)]
+    assert tables[-1].rows[-1] == ("x" * 2**20, ["x" * 2**20, "b"])
+    with pytest.raises(CorpusError, match=r"t.parquet: row 1 has .* bytes, expected at most 16,77"):
+        list(read_batches(Path("t.parquet"), file=written("x" * 2**24, 1)))

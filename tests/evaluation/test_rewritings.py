@@ -41,6 +41,7 @@ def test_the_criterion_is_the_z_score_of_the_mean_log_probability(small_bpe: BPE
     ("cell", "message"),
     [
         ("no list", "no list of texts"),
+        ("[" * 100_000, "no list of texts"),  # ended in a RecursionError
         (["a", 1], "no list of texts"),
         (None, "no list of texts"),
         (["a"], "at least two"),

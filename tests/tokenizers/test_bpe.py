@@ -474,6 +474,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "expected an object from tokens to ids",
     ),
     "a negative id": (lambda folder: _with(folder, the=-1), "negative"),
+    # Some callers go through all ids: this one took minutes, and the memory of the machine.
+    "an enormous id": (
+        lambda folder: _with(folder, **{"<|far|>": 2**31 - 1}),
+        "negative, or not below 1,000,000",
+    ),
     "an id twice": (lambda folder: _with(folder, extra=300), "same id"),
     "merges out of order": (
         lambda folder: _merges(folder, lambda lines: [lines[0], *reversed(lines[1:-1])]),

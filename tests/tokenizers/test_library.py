@@ -244,12 +244,17 @@ def test_gpt2s_own_vocabulary_does_not_need_the_library(
     assert isinstance(load_tokenizer(GOLDEN / "bpe" / "small"), BPETokenizer)
 
 
+FAR = '{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", \
+"max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "a": 4000000000}}}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": 3}}', "cannot use it"),
         ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "cannot use it"),
         ("tokenizer.json", "[]", "expected a JSON object"),
+        ("tokenizer.json", FAR, "an id is 4,000,000,000, expected less than 1,000,000"),
         ("vocab.txt", "a\nb\n", r"BERT's WordPiece.*\[UNK\]"),
         ("vocab.txt", "[UNK]\na\na\n", "each token once"),
         ("vocab.txt", "[UNK]\n\udcff\n", "not UTF-8"),

@@ -54,6 +54,7 @@ SCALARS = {
 _LARGEST_HEADER = 2**28  # bytes
 _LARGEST_TEXT = 2**20  # bytes
 _LONGEST_ARRAY = 2**21  # elements; a vocabulary has at most 10^6 tokens
+_MOST_ELEMENTS = 2**22  # of all arrays, each of which becomes a Python object of up to 36 bytes
 _MOST = 2**16  # keys, and tensors
 _LONGEST_NAME = 2**10  # bytes of the name of a key or tensor
 _MOST_AXES = 4
@@ -118,6 +119,7 @@ class _Reader:
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
         self.offset = 0  # of the next byte to be taken
+        self.elements = 0  # of the arrays so far
         self._data, self._start = b"", 0  # a part of the file, and where it begins
 
     def take(self, n: int, what: str) -> bytes:
@@ -200,6 +202,10 @@ class _Reader:
         kind, length = self.integer("I", what), self.integer("Q", what)
         if length > _LONGEST_ARRAY:
             detail = f"{what} is an array of {length:,}, expected at most {_LONGEST_ARRAY:,}"
+            raise CheckpointFormatError(self.path, detail)
+        self.elements += length
+        if self.elements > _MOST_ELEMENTS:
+            detail = f"its arrays have more than {_MOST_ELEMENTS:,} elements"
             raise CheckpointFormatError(self.path, detail)
         if kind == TEXT:
             if 8 * length > self.size - self.offset:  # each text has its length at least
