@@ -262,7 +262,8 @@ def absurd(data: bytes, draw: random.Random) -> bytes:
     """Put sizes that no machine has, and numbers of thousands of digits, in a JSON document."""
     content = json.loads(data)
     for _ in range(draw.choice((1, 1, 2, 6))):
-        parent, key = None, None
+        parent: Any = None
+        key: Any = None
         part = content
         while isinstance(part, dict | list) and part and (parent is None or draw.random() < 0.8):
             parent = part

@@ -44,13 +44,13 @@ class FileCases:
     def __init__(self, target: FileTarget, folder: Path) -> None:
         self.target = target
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = target.make(folder)
+        self.path = target.make(folder)
         self._folder = folder
         self._files = {path for path in folder.rglob("*") if path.is_file()}
         self._whole = {str(path.relative_to(folder)): path.read_bytes() for path in self._files}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._digest, again = target.read(self._path), target.read(self._path)
+            self._digest, again = target.read(self.path), target.read(self.path)
         if again != self._digest:
             raise AssertionError(f"{target.name}: what is read is not the same twice")
 
@@ -96,7 +96,7 @@ class FileCases:
         try:
             with warnings.catch_warnings(), limited_time(SECONDS):
                 warnings.simplefilter("ignore")
-                digest = self.target.read(self._path)
+                digest = self.target.read(self.path)
         except OutOfMemoryError as error:
             return Result("failed", f"memory: {error}")
         except Gpt2KitError as error:
