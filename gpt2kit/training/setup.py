@@ -206,10 +206,9 @@ def set_up(
     file is written.
     """
     run = run or RunOptions()
-    name = _name(command, given)
     # As run.json has them, with which they are compared when the run is resumed:
     given = {name: [*value] if isinstance(value, tuple) else value for name, value in given.items()}
-    folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{name}"
+    folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{_name(command, given)}"
     before = _settings_before(command, folder) if run.resume else None
     every = _over(before.options if before else {}, _with_recipe(given))
     every = _with_adapters(command, every)
@@ -251,6 +250,7 @@ def set_up(
         device=described(device),
     )
     carried = _carried(options, begin, model, config) if with_weights and not before else None
+    name = _name(command, every)
     return Setup(
         name, options, begin, corpus, model, config, settings, folder, ranks, files, device, carried
     )

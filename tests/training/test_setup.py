@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gpt2kit.errors import (
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import identity
 from gpt2kit.tokenizers.learn import learn_bpe
+from gpt2kit.training.options import RunOptions
 from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.setup import finetune, set_up
 
@@ -183,3 +185,14 @@ def test_a_head_is_trained_further_whatever_the_order_of_its_labels(tmp_path: Pa
     assert torch.equal(head("yes", "no"), torch.arange(32.0).view(2, 16).flip(0))
     with pytest.warns(Gpt2KitWarning, match="replaced by a new one.*'perhaps' is only in"):
         assert head("yes", "no", "perhaps").abs().max() < 1
+
+
+def test_a_resumed_run_is_of_the_model_that_it_was_started_with(tmp_path: Path) -> None:
+    # Without --model again, its plan said "model 124M".
+    shutil.copytree("weights/124M", "weights/other")
+    for _ in finetune("divina.txt", model="other", out="run", max_steps=1):
+        pass
+    assert (
+        set_up("finetune", "divina.txt", {}, RunOptions(out=Path("run"), resume=True)).name
+        == "other"
+    )
