@@ -201,6 +201,12 @@ def _read_purpose(source: str | Text, options: FinetuneOptions) -> Purpose | Non
     if examples is None:
         if options.separator is not None or columns.are_given:
             raise ConfigError(f"{source} is a text, and --separator is for tables of examples")
+        if isinstance(source, str) and Path(source).suffix.lower() in (".csv", ".tsv"):
+            message = (
+                f"{source} is read as a text, its commas included; to learn its rows as examples, "
+                "name its columns with --prompt_field and --completion_field, or --label_field"
+            )
+            warnings.warn(message, Gpt2KitWarning, stacklevel=2)
         return None
     if options.stride is not None:
         raise ConfigError("--stride has no effect here: examples are not cut; leave it out")

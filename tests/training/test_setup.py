@@ -165,6 +165,13 @@ def test_with_another_text_to_validate_with_a_vocabulary_is_learned_from_the_who
     assert identity(setup.tokenizer) == identity(whole)
 
 
+def test_a_table_that_is_read_as_a_text_is_warned_of() -> None:
+    # Without --label_field, a table of labels was trained on as a text, without a word.
+    Path("texts.csv").write_text("text,label\n" + "selva oscura,yes\n" * 30)
+    with pytest.warns(Gpt2KitWarning, match="texts.csv is read as a text, its commas included"):
+        set_up("finetune", "texts.csv", {})
+
+
 def test_a_head_is_trained_further_whatever_the_order_of_its_labels(tmp_path: Path) -> None:
     # A head whose labels were not in alphabetical order was silently replaced by a new one.
     model, tokenizer = gpt2kit.load("124M", device="cpu")
