@@ -40,10 +40,11 @@ _SW3_CHARACTERS = {
 class SentencePieceTokenizer:
     """A tokenizer that the sentencepiece library computes; its texts may lose what it normalizes.
 
-    `content` is that of a spiece.model. `stop_id` ends texts, or else what the model says.
-    `markers` are further tokens that are special. With `is_sw3` a text is prepared as for GPT-SW3,
-    and with `lowercase` it is in small letters before it is encoded. Nothing is added around a
-    text. Raises TokenizerError for a damaged model, and MissingDependencyError without the library.
+    `content` is that of a spiece.model. `stop_id` ends texts, or else the token `end`, or what the
+    model says. `markers` are further tokens that are special. With `is_sw3` a text is prepared as
+    for GPT-SW3, and with `lowercase` it is in small letters before it is encoded. Nothing is added
+    around a text. Raises TokenizerError for a damaged model, and MissingDependencyError without the
+    library.
     """
 
     needs_whole_text = True  # two halves of a text may have other tokens than the whole
@@ -54,6 +55,7 @@ class SentencePieceTokenizer:
         content: bytes,
         *,
         stop_id: int | None = None,
+        end: str | None = None,
         markers: Iterable[str] = (),
         is_sw3: bool = False,
         lowercase: bool = False,
@@ -66,12 +68,14 @@ class SentencePieceTokenizer:
             is_control: list[bool] = self._library.is_control(numbers)
             self._is_byte: list[bool] = self._library.is_byte(numbers)
             self._unknown: int = self._library.unk_id()
-            ends = self._library.eos_id()
+            own_end: int = self._library.eos_id()
             self._bytes = [self._bytes_of(number, is_control[number]) for number in numbers]
         self.n_vocab = len(numbers)
         known = range(self.n_vocab)
-        self.stop_id = stop_id if stop_id in known else ends if ends in known else None
         ids = {piece: number for number, piece in enumerate(self._pieces)}
+        named = ids.get(end or "", self._unknown)
+        ends = (stop_id, None if named == self._unknown else named, own_end)
+        self.stop_id = next((each for each in ends if each in known), None)
         special = {number for number in known if is_control[number]} | {self._unknown}
         special |= {ids[marker] for marker in markers if marker in ids}
         special |= {self.stop_id} if self.stop_id is not None else set()
@@ -101,6 +105,7 @@ class SentencePieceTokenizer:
             tokenizer = cls(
                 content,
                 stop_id=read_stop_id(folder),
+                end=named.get("eos_token"),
                 markers=sorted(markers),
                 is_sw3=config.get("tokenizer_class") == _SW3,
                 lowercase=config.get("do_lower_case") is True,

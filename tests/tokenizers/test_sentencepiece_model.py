@@ -136,13 +136,17 @@ def test_a_model_with_such_a_vocabulary_writes_scores_and_is_converted(
     assert summary.kinds["not whole characters"] == 128
 
 
-def test_the_end_of_text_is_the_one_of_the_configuration_or_else_the_models(tmp_path: Path) -> None:
+def test_the_end_of_text_is_the_one_of_the_configuration_or_else_the_models(
+    tmp_path: Path,
+) -> None:
     folder = folder_of(tmp_path, "bpe")
     assert loaded(folder).stop_id == 2  # </s>
     for named, expected in ((7, 7), (50256, 2)):
         (folder / "config.json").write_text(json.dumps({"eos_token_id": named}))
         assert loaded(folder).stop_id == expected
-    assert loaded(folder_of(tmp_path / "without", "unigram-bytes")).stop_id is None
+    assert loaded(folder_of(tmp_path / "none", "unigram-bytes")).stop_id is None
+    ending = loaded(folder_of(tmp_path / "named", "unigram-bytes", eos_token="<|endoftext|>"))
+    assert ending.encode("<|endoftext|>", special=True) == [ending.stop_id]
 
 
 def test_markers_in_a_text_are_plain_unless_they_are_asked_for(tmp_path: Path) -> None:
