@@ -348,14 +348,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there is no memory left.
 
     Python and NumPy raise MemoryError, the system OSError with ENOMEM, and torch its own class for
-    a GPU. Torch's CPU allocator alone raises a plain RuntimeError, told from others by its text.
+    a GPU. Two raise a plain RuntimeError, told from others by its text: torch's CPU allocator, and
+    Python for a thread that cannot have a stack.
     """
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    texts = ("DefaultCPUAllocator", "can't start new thread")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 # Tracebacks show the names that users import: gpt2kit.ConfigError, not gpt2kit.errors.ConfigError.

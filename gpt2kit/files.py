@@ -7,8 +7,10 @@ import glob
 import json
 import os
 import shutil
+import socket
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -132,9 +134,12 @@ def read_json(
     return value
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file, text as UTF-8, so that after a crash it is the old one or the new one."""
-    with new_file(path, part=path.with_name(f"{path.name}.tmp")) as file:
+def write_whole(path: Path, content: str | bytes, *, part: Path | None = None) -> None:
+    """Write a small file, text as UTF-8, so that after a crash it is the old one or the new one.
+
+    `part` is its name until then, as of `new_file`.
+    """
+    with new_file(path, part=part) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -143,14 +148,16 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
     """Give a file to write, which becomes `path` when the block ends; deleted if the block fails.
 
     Until then its name is `part`, which nobody else may be writing, or by default a name of this
-    thread's own. A pipe or device such as /dev/stdout is written directly, since nothing may
-    replace it.
+    thread's own; what killed processes left under theirs is deleted. A pipe or device such as
+    /dev/stdout is written directly, since nothing may replace it.
     """
     if path.exists() and not path.is_file():
         with naming(path), path.open("wb") as file:  # raises for a folder
             yield file
         return
-    part = part or path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    if part is None:
+        part = part_of(path)
+        sweep_parts(path)
     try:
         with naming(path), part.open("wb") as file:
             yield file
@@ -160,6 +167,26 @@ def new_file(path: Path, *, part: Path | None = None) -> Iterator[BinaryIO]:
         fsync_directory(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Return the name of a file while this thread writes it."""
+    return path.with_name(f"{_parts_of(path)}{os.getpid()}-{threading.get_ident()}.part")
+
+
+def _parts_of(path: Path) -> str:
+    """Return how the names begin that `part_of` gives on this machine."""
+    return f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+
+
+def sweep_parts(path: Path) -> None:
+    """Delete what processes of this machine that no longer run left under their `part_of`."""
+    start = _parts_of(path)
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        process = left.name.removeprefix(start).partition("-")[0]
+        if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 @contextlib.contextmanager

@@ -113,7 +113,12 @@ def allocate_too_much() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA")],
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("can't start new thread"),  # it ended the program in a traceback
+    ],
     ids=repr,
 )
 def test_every_kind_of_memory_failure_is_one_error_with_advice(failure: BaseException) -> None:

@@ -15,6 +15,7 @@ from gpt2kit.errors import CorpusError, FileError, TokenizerError
 from gpt2kit.files import (
     check_regular,
     new_directory,
+    new_file,
     read_bytes,
     read_json,
     read_start,
@@ -168,3 +169,41 @@ def test_what_a_killed_process_left_is_deleted_also_under_a_name_with_brackets(
     with new_directory(tmp_path / "run[1]"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["run[1]"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_file_that_a_killed_process_was_writing_is_deleted_by_the_next_one(
+    tmp_path: Path,
+) -> None:
+    # Its temporary file stayed for ever: the next process wrote under another name.
+    target = tmp_path / "table[1].csv"
+    child = os.fork()
+    if child == 0:
+        with new_file(target) as file:
+            file.write(b"half")
+            file.flush()
+            os._exit(9)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes() == b"half"
+    with new_file(target) as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_two_writers_of_one_small_file_both_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both wrote under one temporary name: the second one to rename it found nothing there.
+    target = tmp_path / "report.json"
+    others = iter([threading.Thread(target=write_whole, args=(target, "second"))])
+
+    def meanwhile(_: int) -> None:
+        for other in others:
+            other.start()
+            other.join()
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_whole(target, "first")
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]

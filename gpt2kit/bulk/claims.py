@@ -19,9 +19,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpt2kit.files import part_of
+
 TOUCHED = 30.0  # seconds from one touch of a claim to the next
 _BEAT = 1.0  # seconds from one look of the heartbeat to the next
 STALE = 300.0  # seconds without a touch after which a claim is nobody's
+CLOCK = "clock"  # of a file that is touched to learn the time
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def is_stale(path: Path) -> bool:
 
 def _file_system_time(folder: Path) -> float:
     """Return what time it is for the file system; the clocks of hosts differ."""
-    clock = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    clock = part_of(folder / CLOCK)
     try:
         clock.touch()
         return clock.stat().st_mtime

@@ -25,7 +25,7 @@ from typing import Any
 from gpt2kit.bulk import claims
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.errors import FileError
-from gpt2kit.files import fsync_directory, naming, new_file, read_json
+from gpt2kit.files import fsync_directory, naming, new_file, read_json, sweep_parts
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -103,7 +103,8 @@ class Folder:
         If another worker took the part over and swept the file away, that one finishes it.
         """
         with contextlib.suppress(FileNotFoundError):
-            with new_file(self.receipt(number)) as file:
+            part = self.part_file(number).with_suffix(".receipt")  # which `sweep` deletes, too
+            with new_file(self.receipt(number), part=part) as file:
                 file.write((json.dumps(receipt) + "\n").encode())
             os.replace(written, self.output(number))
             fsync_directory(written.parent)
@@ -123,6 +124,18 @@ class Folder:
             if re.fullmatch(r"\d+", path.name) and not claims.is_stale(path)
         ]
         return sorted(set(found) & {part.number for part in plan.parts})
+
+    def sweep_claims(self) -> None:
+        """Delete the claims of killed workers on what is done, which nobody takes over."""
+        for path in (self.path / "claims").iterdir():
+            found = re.fullmatch(r"(\.?)(plan|\d+)(\..*)?", path.name)
+            if found is None:
+                continue
+            is_plan = found[2] == "plan"
+            is_done = (self.path / "plan.json").exists() if is_plan else self.is_done(int(found[2]))
+            if is_done and (found[1] or claims.is_stale(path)):
+                path.unlink(missing_ok=True)
+        sweep_parts(self.path / "claims" / claims.CLOCK)
 
     def summarize(self, plan: Plan) -> dict[str, Any]:
         """Return the sums of all receipts."""

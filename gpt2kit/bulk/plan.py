@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +17,7 @@ from gpt2kit.bulk import claims, cutting
 from gpt2kit.bulk.sources import Input, Part
 from gpt2kit.errors import ConfigError, FileError
 from gpt2kit.evaluation.conditions import Buckets
-from gpt2kit.files import fsync_directory, read_json
+from gpt2kit.files import fsync_directory, part_of, read_json, sweep_parts
 
 Entry = TypeVar("Entry", Input, Part)
 
@@ -77,7 +76,8 @@ def agree(
 
 def publish(path: Path, plan: Plan) -> None:
     """Write a plan, unless another worker has written one."""
-    part = path.with_name(f".plan.{socket.gethostname()}.{os.getpid()}.tmp")
+    part = part_of(path)
+    sweep_parts(path)
     content = {
         **asdict(plan),
         "format": FORMAT,

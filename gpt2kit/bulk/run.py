@@ -83,6 +83,7 @@ def _outcome(job: Job, plan: Plan, share: Share) -> Outcome:
     folder = job.folder
     todo = sorted(share.of_parts(folder.todo(plan)))
     running = folder.running(plan)
+    folder.sweep_claims()
     failed = sorted(folder.failures().keys() & set(todo))
     folder.write_summary(plan)
     return Outcome(

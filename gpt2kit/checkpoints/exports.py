@@ -230,11 +230,10 @@ def _new_file(to: Path, replace: bool, magic: bytes) -> Iterator[tuple[BinaryIO,
         raise CheckpointError(
             f"{to} exists and is no file of this format, so it is not replaced; name another file"
         )
-    part = to.with_name(f".{to.name}.{os.getpid()}.part")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(to, part=part) as file:
-            yield file, part
+        with new_file(to) as file:
+            yield file, Path(file.name)
     except OSError as failure:
         raise CheckpointError(f"cannot write {to}: {failure.strerror or failure}") from failure
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.cli import output
 from gpt2kit.cli.plan import show_plan
 from gpt2kit.cli.training_summary import Ending, show_summary
 from gpt2kit.data.corpus import Corpus
+from gpt2kit.errors import FileError
 from gpt2kit.evaluation.originality import TextIndex
+from gpt2kit.files import read_json
 from gpt2kit.generation.request import Request
 from gpt2kit.generation.text import complete
 from gpt2kit.tokenizers.listed import boundaries
-from gpt2kit.training.records import StepReport
+from gpt2kit.training.card import REPORT
+from gpt2kit.training.records import StepReport, read_metrics
 from gpt2kit.training.run import Run
 from gpt2kit.training.sharding import whole
 from gpt2kit.training.tensorboard import EventWriter
@@ -135,7 +140,7 @@ class Reporter:
         if self._bar:
             self._bar.stop()
         copied = self._setup.ranks.any(self.stop)
-        last = self._last
+        last = self._last or _unreported(self._run.folder)
         has_ended = last is not None and (last.finish_reason in ("steps", "patience") or copied)
         model = whole(self._setup.model, self._setup.ranks) if has_ended else None
         if not self._is_main:
@@ -147,6 +152,18 @@ class Reporter:
         seconds = time.monotonic() - self._started
         ending = Ending(last, seconds, self._prompt, self._first_sample, self._index)
         show_summary(self._setup, self._run.folder, ending, model, json=self._json)
+
+
+def _unreported(folder: Path) -> StepReport | None:
+    """Return the last step of a run that has ended, if it was killed before its report."""
+    metrics = read_metrics(folder)
+    ended = metrics[-1] if metrics else {}
+    reported = None
+    with contextlib.suppress(FileError):
+        reported = read_json(folder / REPORT).get("steps")
+    if ended.get("finish_reason") not in ("steps", "patience") or reported == ended["step"]:
+        return None
+    return StepReport(step=ended["step"], finish_reason=ended["finish_reason"])
 
 
 def _line(report: StepReport) -> str:

@@ -20,6 +20,7 @@ from gpt2kit.files import write_whole
 from gpt2kit.generation.request import Request
 from gpt2kit.generation.text import generate
 from gpt2kit.plots import Average, losses, save
+from gpt2kit.training.card import REPORT
 from gpt2kit.training.records import StepReport, read_metrics
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ def show_summary(
         if "best_step" in summary:
             setup.files.read(folder, model)
         summary |= (_judged if setup.has_labels else _last_sample)(setup, model, ending)
-    text = json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "report.json", text)
     _draw_losses(folder, metrics)
+    text = json_module.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / REPORT, text)  # the last: without it, --resume does all of this again
     if json:
         output.print_json(summary)
         return

@@ -55,8 +55,11 @@ def train(
     """
     trainer = Trainer(model, corpus, config, ranks or Ranks())
     state = None if run is None else run.restore(model, trainer.optimizers)
-    if run is not None and (state is None or not is_finished(state, config)):
-        run.rewind_records(-1 if state is None else state.step)
+    if run is not None:
+        if state is None or not is_finished(state, config):
+            run.rewind_records(-1 if state is None else state.step)
+        else:  # it is saved; if a kill left older states beside it, they are deleted
+            run.save(model, trainer.optimizers, state, is_last=True)
 
     if state is None:  # a new run begins with a measurement
         begin(trainer.optimizers)

@@ -78,7 +78,8 @@ class Settings:
 
     def write(self, folder: Path) -> None:
         """Write run.json, whole or not at all."""
-        write_whole(folder / SETTINGS, json.dumps(asdict(self), indent=2) + "\n")
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_whole(folder / SETTINGS, text, part=folder / f"{SETTINGS}.tmp")
 
     def check_resumed_by(self, other: Settings, folder: Path) -> None:
         """Raise TrainingError with the differences unless `other` may continue this run.

@@ -140,6 +140,8 @@ class States:
         If the model is divided among processes, all of them must call this.
         """
         if state.step == self.last_step:
+            if is_last and self._ranks.is_main:
+                self._delete_older(kept=1)  # which a kill may have prevented
             return
         weights = {
             name: parameter

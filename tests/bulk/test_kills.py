@@ -15,7 +15,7 @@ import torch
 from bulk_builders import job, write_texts, write_words
 
 from gpt2kit.bulk import plan as plans
-from gpt2kit.bulk.claims import Claim
+from gpt2kit.bulk.claims import CLOCK, Claim, new_token, take
 from gpt2kit.bulk.folder import Folder
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.measures import Filter, Score
@@ -25,6 +25,7 @@ from gpt2kit.bulk.texts import Generate
 from gpt2kit.bulk.words import Surprisal
 from gpt2kit.bulk.work import Work
 from gpt2kit.evaluation.word_options import TableOptions
+from gpt2kit.files import part_of
 from gpt2kit.generation.request import Request
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="other systems have no forkserver")
@@ -142,3 +143,24 @@ def test_a_signal_in_the_middle_of_a_release_leaves_no_claim(
     with pytest.raises(SystemExit):
         run(wanted)
     assert not list((wanted.out / "claims").iterdir())
+
+
+def test_claims_that_a_kill_left_on_what_is_done_are_deleted_by_the_next_run(
+    tmp_path: Path,
+) -> None:
+    """Only claims on parts that are left were taken over: these stayed for ever."""
+    wanted = job(write_texts(tmp_path / "texts.jsonl", 40), out=tmp_path / "out")
+    run(wanted)
+    claims = wanted.out / "claims"
+    child = os.fork()
+    if child == 0:
+        for name in ("plan", "00001"):
+            take(claims / name, new_token())
+        for name in (".plan.1234", ".00002.1234"):
+            (claims / name).touch()
+        part_of(claims / CLOCK).touch()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(claims.iterdir())) == 5
+    run(wanted)
+    assert not list(claims.iterdir())

@@ -146,6 +146,21 @@ def test_a_run_is_resumed_with_its_own_options(book: Path, tmp_path: Path) -> No
     assert "has ended already" in run("train", book, "--out", cut, "--resume").stderr
 
 
+def test_a_run_that_was_killed_before_its_report_gets_it_when_it_is_resumed(
+    book: Path, tmp_path: Path
+) -> None:
+    # "has ended already" was all that was said: report.json and loss.png were never written.
+    folder = tmp_path / "run"
+    run("train", book, *SMALL_OPTIONS, "--out", folder)
+    expected = json.loads((folder / "report.json").read_text())
+    for name in ("report.json", "loss.png"):
+        (folder / name).unlink()
+    run("train", book, "--out", folder, "--resume")
+    found = json.loads((folder / "report.json").read_text())
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
+    assert (folder / "loss.png").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "command"), [("train", "train"), ("recipe", "train"), ("adapters", "finetune")]
 )

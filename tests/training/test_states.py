@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def test_two_states_are_kept_while_a_run_goes_on_and_one_when_it_has_ended(tmp_p
     # A finished run kept two, which is six times the model.
     go(tmp_path, steps=10)
     assert states(tmp_path) == ["step-00000009", "step-00000010"]
+    go(tmp_path, resume=True)
+    assert states(tmp_path) == ["step-00000012"]
+
+
+def test_a_state_that_a_kill_left_beside_the_last_one_is_deleted_by_resuming(
+    tmp_path: Path,
+) -> None:
+    # A run that had ended was not looked at again, so the state before stayed for ever.
+    go(tmp_path)
+    shutil.copytree(tmp_path / "states/step-00000012", tmp_path / "states/step-00000009")
     go(tmp_path, resume=True)
     assert states(tmp_path) == ["step-00000012"]
 
