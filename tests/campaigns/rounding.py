@@ -29,7 +29,8 @@ DRAWS = 3
 FACTOR = 16
 # Half of the distance from 1 to the next number of a dtype.
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "int8": 2.0**-24}
-TINIEST = 2.0**-149
+# The absolute error of a number. Processors' products of bfloat16 take what is smaller as 0.
+TINIEST = {"float32": 2.0**-149, "bfloat16": 2.0**-126, "int8": 2.0**-149}
 LARGEST = 1e38  # of a number that a sum in float32 is sure to hold
 BLOCK = 64  # numbers of an input that share a scale
 # How near to a half a number may be to be rounded to either side: far more than the engines differ,
@@ -65,7 +66,7 @@ def expected(
         off[~np.isfinite(off)] = 0
         spread = np.maximum(spread, off.max(axis=1, keepdims=True))
     finite = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=1, keepdims=True)
-    tolerance = FACTOR * (spread + UNIT[dtype] * finite + TINIEST * 1e3) + exact.one_step
+    tolerance = FACTOR * (spread + UNIT[dtype] * finite + 2.0**-139) + exact.one_step
     return Expected(logits, tolerance, exact.peak > LARGEST or exact.wild)
 
 
@@ -80,7 +81,9 @@ class Arithmetic:
         self.unit = UNIT[dtype]
         self.peak = 0.0  # the largest number that may have been computed
         self.wild = False  # whether rounding a score changes its weight by more than a quarter
-        self.one_step = 0.0  # of a logit, if an input of the head is rounded to the next int8
+        # By how much a logit moves if an input of the head is rounded to the next int8, and all
+        # weights of the head that are too small are taken as 0.
+        self.one_step = 0.0
         self._rng = None if noise is None else np.random.default_rng(noise.getrandbits(64))
 
     def logits(self, config: GPT2Config, weights: Mapping[str, Floats], ids: Sequence[int]) -> Any:
@@ -109,8 +112,8 @@ class Arithmetic:
                 return y
             head = w["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
             self._note_product(y, head)
-            if self.dtype == "int8":
-                self.one_step = _largest(y) / 127 * _largest(head)
+            step = _largest(y) / 127 * _largest(head) if self.dtype == "int8" else 0.0
+            self.one_step = step + len(y[0]) * _largest(y) * TINIEST[self.dtype]
             return self.input_of(y)
 
         def noisy_softmax(scores: Any) -> Any:
@@ -160,6 +163,7 @@ class Arithmetic:
         if self._rng is not None:
             # The error of a sum, which is in float32, grows with the number of its terms.
             size = np.sqrt(x**2 @ (weight**2).T) * math.sqrt(len(weight[0])) * UNIT["float32"]
+            size += np.abs(x).sum(axis=1, keepdims=True) * TINIEST[self.dtype]
             product = product + self._drawn(product.shape) * size
         y = self.off(product + reference.bias(w, name))
         if name.endswith("c_attn"):
@@ -197,7 +201,7 @@ class Arithmetic:
         if self._rng is None:
             return x
         drawn = self._drawn(x.shape)
-        return x * (1 + self.unit * drawn) + TINIEST * drawn
+        return x * (1 + self.unit * drawn) + TINIEST[self.dtype] * drawn
 
     def _drawn(self, shape: tuple[int, ...]) -> Any:
         assert self._rng is not None

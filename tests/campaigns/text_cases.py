@@ -257,7 +257,7 @@ def company(draw: random.Random, tally: Tally) -> None:
             (one,) = complete(model, tokenizer, prompt, **wish)
             alone.append((one.text, one.tokens, one.finish_reason, one.matches))
             _check_text(tally, one, wish)
-        except GenerationError:  # limits and bans left no token
+        except (GenerationError, ConfigError):  # limits left no token, constraints no text
             alone.append(None)
     if None in alone:
         tally.refused = True
