@@ -126,7 +126,7 @@ class Folder:
         return sorted(set(found) & {part.number for part in plan.parts})
 
     def sweep_claims(self) -> None:
-        """Delete the claims of killed workers on what is done, which nobody takes over."""
+        """Delete what killed workers left of what is done: claims that nobody takes over."""
         for path in (self.path / "claims").iterdir():
             found = re.fullmatch(r"(\.?)(plan|\d+)(\..*)?", path.name)
             if found is None:
@@ -136,6 +136,7 @@ class Folder:
             if is_done and (found[1] or claims.is_stale(path)):
                 path.unlink(missing_ok=True)
         sweep_parts(self.path / "claims" / claims.CLOCK)
+        sweep_parts(self.path / "plan.json")
 
     def summarize(self, plan: Plan) -> dict[str, Any]:
         """Return the sums of all receipts."""

@@ -159,8 +159,9 @@ def test_claims_that_a_kill_left_on_what_is_done_are_deleted_by_the_next_run(
         for name in (".plan.1234", ".00002.1234"):
             (claims / name).touch()
         part_of(claims / CLOCK).touch()
+        part_of(wanted.out / "plan.json").touch()
         os._exit(0)
     os.waitpid(child, 0)
     assert len(list(claims.iterdir())) == 5
     run(wanted)
-    assert not list(claims.iterdir())
+    assert not [*claims.iterdir(), *wanted.out.glob(".plan*")]

@@ -45,6 +45,7 @@ _VOLATILE = {
     *("created", "started", "finished", "host", "modified"),
 }
 _RUST = "memory allocation of"  # said by libraries in Rust, such as tiktoken, which end the process
+_SWALLOWED = "Exception ignored in"  # said by Python when a library has swallowed a Ctrl-C
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _REFUSALS = (errno.EROFS, errno.EACCES, errno.EIO, errno.EDQUOT)
 
@@ -267,6 +268,8 @@ class LuckCases:
         killed = self.target.luck.startswith("killed")
         signals = (-9, -15, -2, 130, 143) if killed else ()
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        if killed and ended.code == 0 and said.startswith(_SWALLOWED):
+            return ""
         if _RUST in said and self.target.luck == "little memory":
             return ""
         if "Traceback" in said or (ended.code not in (0, 1, *signals)):
@@ -295,7 +298,8 @@ class LuckCases:
                 return Result("failed", f"the next run: {again.code}: {again.said[-1500:]}")
         if tree(self._place) != self._run.after and not (ended.code == 0 and self._is_spare()):
             return Result("failed", f"after the next run {self._run.difference()}")
-        if ended.code == -signal.SIGABRT:
+        swallowed = ended.code == 0 and ended.said.startswith(_SWALLOWED)
+        if ended.code == -signal.SIGABRT or swallowed:
             return Result("undetectable", ended.said.strip()[-200:])
         return Result("same" if ended.code == 0 else "refused", ended.said.strip()[-200:])
 

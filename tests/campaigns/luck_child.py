@@ -195,9 +195,22 @@ def _settle(place: Path, log: Path) -> None:
         os.environ[variable] = str(place / name)
     os.environ["GPT2KIT_QUICK_EXIT"] = "0"
     os.chdir(place)
+    both = (signal.SIGTERM, signal.SIGINT)
+    os.register_at_fork(  # a new program would begin without the handlers of this one, too
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, both),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, both),
+        after_in_child=_begin_anew,
+    )
     context = multiprocessing.get_context
     # Workers are forked, too: nothing of torch has started a thread here.
     multiprocessing.get_context = lambda method=None: context("fork")  # type: ignore[assignment]
+
+
+def _begin_anew() -> None:
+    """Let signals do to a forked worker what they do to a new program."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 class Watch:
