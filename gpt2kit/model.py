@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2kit import variants
+from gpt2kit.attention import scaled_dot_product_attention
 from gpt2kit.cache import Cache, KVCache
 from gpt2kit.config import GPT2Config
-from gpt2kit.dropout import dropout, scaled_dot_product_attention
+from gpt2kit.dropout import dropout
 from gpt2kit.errors import ContextLengthError
 from gpt2kit.variants import Embedding, Linear
 

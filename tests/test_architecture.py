@@ -31,7 +31,7 @@ model data
 variants
 tokenizers store cache reference
 files config
-fields
+fields attention
 errors dropout
 """
 LEVEL = {name: -line for line, names in enumerate(LAYERS.splitlines()) for name in names.split()}

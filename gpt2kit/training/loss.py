@@ -97,7 +97,7 @@ class _PiecewiseLoss(torch.autograd.Function):
         h, w, n = hidden.to(working), weight.to(working), len(targets)  # (N, C), (V, C)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(h) if wants_hidden else None  # (N, C)
-        weight_grad = torch.zeros_like(weight) if wants_weight else None  # (V, C)
+        weight_grad = torch.empty_like(weight) if wants_weight else None  # (V, C)
         bias_grad = torch.zeros_like(bias) if bias is not None and wants_bias else None  # (V,)
         total = torch.zeros((), dtype=_precise_dtype(h), device=h.device)
         rows = max(1, LOGITS_AT_ONCE // len(w))  # R
@@ -112,7 +112,7 @@ class _PiecewiseLoss(torch.autograd.Function):
             if hidden_grad is not None:
                 hidden_grad[piece] = logits @ w  # (R, C)
             if weight_grad is not None:
-                _add_product(weight_grad, logits, h[piece])
+                _add_product(weight_grad, logits, h[piece], is_first=start == 0)
             if bias_grad is not None:
                 bias_grad += logits.sum(dim=0, dtype=bias_grad.dtype)
             del logits  # before the next piece is computed
@@ -135,15 +135,17 @@ class _PiecewiseLoss(torch.autograd.Function):
         )
 
 
-def _add_product(weight_grad: Tensor, logits_grad: Tensor, h: Tensor) -> None:
+def _add_product(weight_grad: Tensor, logits_grad: Tensor, h: Tensor, *, is_first: bool) -> None:
     """Add logits_grad.T @ h to the gradient of the head: (V, C) += (V, R) @ (R, C).
 
-    In bfloat16 the product of a part at a time, so that only a part needs memory beside the sum.
+    The first product overwrites what is there. In bfloat16 the product of a part at a time, so that
+    only a part needs memory beside the sum.
     """
     parts = weight_grad.split(_TOKENS_AT_ONCE)  # type: ignore[no-untyped-call]
     columns = logits_grad.split(_TOKENS_AT_ONCE, dim=1)  # type: ignore[no-untyped-call]
     for part, column in zip(parts, columns, strict=True):
-        part += column.T @ h  # (up to _TOKENS_AT_ONCE, C)
+        product = column.T @ h  # (up to _TOKENS_AT_ONCE, C)
+        part.copy_(product) if is_first else part.add_(product)
 
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, n: int, *, with_gradient: bool) -> Tensor:

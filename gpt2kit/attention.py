@@ -1,0 +1,149 @@
+"""Attention for training on a CPU: what torch computes, a few heads at a time.
+
+In bfloat16, torch's own function spends most of its time outside of matrix products on a CPU, and
+with dropout it keeps 13 bytes for each attention weight. Here a few heads have their weights in
+memory at once, in matrix products of their own, and the backward pass computes them again: only a
+mask of dropout is kept, one byte for each weight. The environment variable GPT2KIT_OWN_ATTENTION=0
+selects torch's function.
+
+    B batch, T tokens, S keys, H heads, D head size, n heads at a time
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2kit.dropout import draw_kept
+
+VARIABLE = "GPT2KIT_OWN_ATTENTION"
+
+WEIGHTS_AT_ONCE = 2**20  # attention weights that a processor's cache holds
+MOST_KEYS = 512  # with more, torch gains more by leaving out what is masked
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Compute softmax(query @ key.T * scale) @ value, with dropout of the attention weights.
+
+    (B, H, T, D) and twice (B, H, S, D) -> (B, H, T, D). The arguments are those of
+    torch.nn.functional.scaled_dot_product_attention, which does the work except in training on a
+    CPU. Values that are not finite stay so, also where torch loses them.
+    """
+    output: Tensor
+    if attn_mask is None and _is_ours(query, key, value, dropout_p):
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        inputs = query, key, value, dropout_p, is_causal, scale
+        output = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
+        return output
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+    )
+    if query.device.type != "cpu" or query.requires_grad:
+        return output
+    # torch's CPU kernel loses NaN among fewer than 16 keys, and gives 0 if all scores are
+    # -inf. This adds 0, or NaN if a query or its token's own key is not finite.
+    own = key[:, :, key.shape[2] - query.shape[2] :]  # (B, H, T, D)
+    return output + ((query + own) * 0).sum(dim=-1, keepdim=True)
+
+
+def _is_ours(query: Tensor, key: Tensor, value: Tensor, p: float) -> bool:
+    """Whether this module computes the attention: with dropout, or if it is faster."""
+    if query.device.type != "cpu" or os.environ.get(VARIABLE) == "0":
+        return False
+    is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    is_faster = query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
+    return 0 < p < 1 or (p == 0 and is_trained and is_faster)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention that keeps no weights: the backward pass computes them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float
+    ) -> Tensor:
+        bias = _bias(q, k, causal)  # (T, S)
+        output = _heads_last(q, v.shape[-1])  # (B, H, T, D)
+        masks = []
+        for heads in _heads_at_once(q, k):
+            weights = _attention_weights(q[heads], k[heads], bias, scale)  # (n, T, S)
+            if p > 0:
+                masks.append(draw_kept(weights.shape, p))  # (n, T, S)
+                weights = weights.mul_(masks[-1])
+            output[heads] = weights @ v[heads]
+        ctx.save_for_backward(q, k, v, bias, *masks)
+        ctx.scale, ctx.kept_scale = scale, 1 / (1 - p)
+        return output.mul_(ctx.kept_scale) if p > 0 else output
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, *masks = ctx.saved_tensors
+        output_grad = output_grads[0].to(v.dtype)  # (B, H, T, D)
+        q_grad, k_grad, v_grad = (_heads_last(x, x.shape[-1]) for x in (q, k, v))
+        for number, heads in enumerate(_heads_at_once(q, k)):
+            weights = _attention_weights(q[heads], k[heads], bias, ctx.scale)  # (n, T, S)
+            grad = output_grad[heads]  # (n, T, D)
+            weights_grad = grad @ v[heads].mT  # (n, T, S)
+            kept = weights
+            if masks:
+                grad = grad * ctx.kept_scale
+                kept = weights * masks[number]
+                weights_grad.mul_(masks[number]).mul_(ctx.kept_scale)
+            v_grad[heads] = kept.mT @ grad
+            scores_grad = torch.ops.aten._softmax_backward_data(
+                weights_grad, weights, -1, weights.dtype
+            )  # (n, T, S)
+            q_grad[heads] = (scores_grad @ k[heads]).mul_(ctx.scale)
+            k_grad[heads] = (scores_grad.mT @ q[heads]).mul_(ctx.scale)
+        return q_grad, k_grad, v_grad, None, None, None
+
+
+def _heads_at_once(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield the indices of a few heads of one row of the batch after the other."""
+    B, H, T, _ = q.shape
+    n = max(1, WEIGHTS_AT_ONCE // (T * k.shape[2]))
+    for row in range(B):
+        for head in range(0, H, n):
+            yield row, slice(head, head + n)
+
+
+def _heads_last(x: Tensor, size: int) -> Tensor:
+    """Return an empty (B, H, T, size) tensor in whose memory the heads of a token are adjacent."""
+    B, H, T, _ = x.shape
+    return x.new_empty(B, T, H, size).transpose(1, 2)
+
+
+def _bias(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Return what is added to the scores, (T, S): minus infinity where a query may not look."""
+    bias = torch.zeros(q.shape[2], k.shape[2], dtype=_precise(q), device=q.device)
+    later = torch.ones_like(bias, dtype=torch.bool).triu_(1)
+    return bias.masked_fill_(later, -torch.inf) if causal else bias
+
+
+def _attention_weights(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Return softmax(q @ k.T * scale + bias): (n, T, D), (n, S, D), (T, S) -> (n, T, S).
+
+    The scores are float32: rounding a large one to bfloat16 would change it by up to 0.1.
+    """
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.baddbmm(bias, q.to(bias.dtype), k.to(bias.dtype).mT, alpha=scale)
+    return scores.softmax(dim=-1).to(q.dtype)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """Return float32, or the tensor's dtype if that is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
