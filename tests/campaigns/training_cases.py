@@ -15,7 +15,8 @@ from torch import Tensor
 
 from campaigns.drawn_models import config_of
 from campaigns.number_cases import Tally
-from gpt2kit.dropout import dropout, scaled_dot_product_attention
+from gpt2kit.attention import scaled_dot_product_attention
+from gpt2kit.dropout import dropout
 from gpt2kit.model import GPT2
 from gpt2kit.quantize import BLOCK, int8_linear, quantized, rounded
 from gpt2kit.training import loss as losses
