@@ -71,7 +71,7 @@ def write(folder: Path) -> None:
     gpt2kit("parts", "scored", "--merge", "scored.jsonl")
     calibrate = ["--calibrate", "human.jsonl", "machine.jsonl", "--criteria", "perplexity"]
     gpt2kit("detect", *calibrate, "--model", "run", "--out", "calibration.json")
-    vocabularies = {
+    vocabularies: dict[str, Any] = {
         "char": CharTokenizer.from_text(VERSES),
         "word": WordTokenizer.from_text(VERSES),
         "bpe": learn_bpe([VERSES], n_vocab=270),

@@ -70,6 +70,8 @@ ELSEWHERE = {
 OTHERS_OPTIONS = {
     "--help",
     "--ignore-eos",
+    "--no-deps",
+    "--require-hashes",
     "--nproc-per-node",
     "--max-restarts",
     "--array",
