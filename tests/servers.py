@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Fault:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     method: str = "GET"
+    # In place of the answer: gets the connection, and the answer in bytes.
+    speak: Callable[[socket.socket, bytes], None] | None = None
 
 
 @dataclass
@@ -291,6 +293,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers: dict[str, str],
         body: bytes,
     ) -> None:
+        if fault and fault.speak:
+            self._let_speak(fault.speak, status, headers, body)
+            return
         self.send_response(status)
         length = len(body) + (1 if fault and fault.kind == "length" else 0)
         for name, value in (
@@ -311,6 +316,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 )  # before: the client may have it, and look here, when the call returns
                 self.wfile.write(chunk)
             self._break_off(request, fault.kind if fault else None, body[stop:])
+
+    def _let_speak(
+        self,
+        speak: Callable[[socket.socket, bytes], None],
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+    ) -> None:
+        """Let a fault send something in place of an answer, and close the connection."""
+        about = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT} | headers
+        lines = [f"HTTP/1.1 {status} ?", *(f"{name}: {value}" for name, value in about.items())]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1", errors="replace")
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            speak(self.connection, head + (b"" if self.command == "HEAD" else body))
 
     def _break_off(self, request: Request, kind: str | None, rest: bytes) -> None:
         if kind == "drip":

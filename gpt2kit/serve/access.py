@@ -81,7 +81,7 @@ class KeyCheck:
 
     def _knows(self, scope: Scope) -> bool:
         kind, _, value = header(scope, "authorization").partition(" ")
-        sent = value.strip() if kind.lower() == "bearer" else header(scope, "x-api-key")
+        sent = value.strip(" \t") if kind.lower() == "bearer" else header(scope, "x-api-key")
         data = sent.encode("latin-1", errors="replace")
         # Every key is compared, in a time that does not tell how much of it was right.
         return sum(hmac.compare_digest(data, key) for key in self._keys) > 0
@@ -123,7 +123,8 @@ def host_name(host: str) -> str:
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
-    return host.partition(":")[0].removesuffix(".")
+    name, _, port = host.partition(":")
+    return name.removesuffix(".") if not port or port.isdecimal() else host
 
 
 def _typed_name(typed: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
 from gpt2kit.serve import settings
-from gpt2kit.serve.errors import Refusal
+from gpt2kit.serve.errors import Refusal, not_ready
 
 
 class ClientGoneError(Exception):
@@ -22,43 +25,74 @@ def header(scope: Scope, name: str) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), "")
 
 
-async def read_object(scope: Scope, receive: Receive) -> dict[str, Any]:
-    """Return the JSON object that a client sends.
+class Bodies:
+    """Reads bodies, which all together take a bounded part of the memory."""
 
-    Raises Refusal for everything else, and ClientGoneError if the client closes the connection.
-    """
+    def __init__(self) -> None:
+        self.held = 0  # bytes beyond what is small of each body
+
+    @contextlib.asynccontextmanager
+    async def object(self, scope: Scope, receive: Receive) -> AsyncIterator[dict[str, Any]]:
+        """Give the JSON object that a client sends; at the end of the block it counts no more.
+
+        Raises Refusal for everything else, and ClientGoneError if the client closes the connection.
+        """
+        _check_kind(scope)
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(settings.BODY_SECONDS):
+                    await self._read(body, scope, receive)
+            except TimeoutError:
+                raise Refusal(
+                    408,
+                    f"the body did not arrive within {settings.BODY_SECONDS:.0f} seconds",
+                    headers={"connection": "close"},
+                ) from None
+            yield parse_object(bytes(body))
+        finally:
+            self.held -= _beyond_small(len(body))
+
+    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> None:
+        announced = header(scope, "content-length")
+        if announced.isdecimal() and int(announced[:20]) > settings.BODY_BYTES:
+            raise _too_large()
+        while True:
+            message: Message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            before = _beyond_small(len(body))
+            body += message.get("body", b"")
+            self.held += _beyond_small(len(body)) - before
+            if len(body) > settings.BODY_BYTES:
+                raise _too_large()
+            if self.held > settings.BODIES_BYTES:
+                raise _too_many()
+            if not message.get("more_body", False):
+                return
+
+
+def _check_kind(scope: Scope) -> None:
+    """Raise Refusal for a body that is not said to be plain JSON."""
     kind = header(scope, "content-type").partition(";")[0].strip().lower()
     if kind != "application/json":
         # A page of another site can send forms and plain text without asking, but not this type.
         raise Refusal(415, f"the content-type is {kind[:60]!r}, expected application/json")
     if coding := header(scope, "content-encoding").strip().lower().replace("identity", ""):
         raise Refusal(415, f"the content-encoding is {coding[:60]!r}; send the body uncompressed")
-    try:
-        async with asyncio.timeout(settings.BODY_SECONDS):
-            body = await _read(scope, receive)
-    except TimeoutError:
-        raise Refusal(
-            408,
-            f"the body did not arrive within {settings.BODY_SECONDS:.0f} seconds",
-            headers={"connection": "close"},
-        ) from None
-    return parse_object(body)
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    announced = header(scope, "content-length")
-    if announced.isdecimal() and int(announced[:20]) > settings.BODY_BYTES:
-        raise _too_large()
-    body = bytearray()
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body += message.get("body", b"")
-        if len(body) > settings.BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return bytes(body)
+def _beyond_small(size: int) -> int:
+    """Return by how many bytes a body of this size is larger than a small one."""
+    return max(0, size - settings.SMALL_BODY_BYTES)
+
+
+def _too_many() -> Refusal:
+    return not_ready(
+        "clients send too many large bodies at once; try again",
+        retry_after=1,
+        headers={"connection": "close"},
+    )
 
 
 def _too_large() -> Refusal:
@@ -102,7 +136,6 @@ def _refuse_constant(name: str) -> None:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise Refusal(400, f"the key {twice[:40]!r} is there twice", param=twice[:40])
     return found

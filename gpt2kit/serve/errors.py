@@ -88,9 +88,9 @@ def model_not_found(asked: str, known: list[str]) -> Refusal:
     )
 
 
-def not_ready(why: str, *, retry_after: int = 5) -> Refusal:
+def not_ready(why: str, *, retry_after: int = 5, headers: dict[str, str] | None = None) -> Refusal:
     """Return the refusal of a server that answers again soon, or whose replica does."""
-    return Refusal(503, why, code="unavailable", retry_after=retry_after)
+    return Refusal(503, why, code="unavailable", retry_after=retry_after, headers=headers)
 
 
 def engine_failed() -> Refusal:

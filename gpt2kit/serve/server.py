@@ -8,20 +8,16 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import h11
 import uvicorn
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.serve import settings
 from gpt2kit.serve.asgi import Application
-from gpt2kit.serve.errors import Refusal
+from gpt2kit.serve.connection import ACCEPTED_AT_ONCE, Connection, Connections
 from gpt2kit.serve.settings import Address
 
 _HEADER_BYTES = 16 * 1024
+_WAITING = 1024  # connections that the system keeps until they are accepted
 # The HTTP thread must not hold the interpreter for long while the engine waits for it between two
 # steps: Python's own 5 ms are as long as a step.
 _SWITCH_SECONDS = 0.0005
@@ -41,7 +37,7 @@ def bind(address: Address) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
-        bound.listen(1024)
+        bound.listen(_WAITING)
     except OSError as error:
         bound.close()
         raise ConfigError(
@@ -79,17 +75,19 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Connection,
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 h11_max_incomplete_event_size=_HEADER_BYTES,
+                backlog=ACCEPTED_AT_ONCE,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=2,
             )
         )
+        self.server_state = Connections()
         self._app = app
         self._when_ready = when_ready
         self._code = 0
@@ -106,6 +104,12 @@ class Server(uvicorn.Server):
         await self.serve(sockets=[bound])
         watch.cancel()
         return self._code or int(self._app.service.life.state == "failed")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        for bound in sockets or ():  # asyncio lets only as many wait as it accepts at once
+            bound.listen(_WAITING)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -138,51 +142,3 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         await self._app.service.drain()
         self.should_exit = True
-
-
-class _Connection(H11Protocol):
-    """A connection that is cut if its client does not send a request, or does not take the answer.
-
-    The application finds under "gpt2kit.abort" in the scope what cuts it: to close it in the usual
-    way would wait until the client has taken all that was written.
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        app: Any = self.app
-
-        async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
-            self._stop_clock()
-            await app({**scope, "gpt2kit.abort": transport.abort}, receive, send)
-
-        self.app = with_abort
-        self._start_clock()
-
-    def data_received(self, data: bytes) -> None:
-        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
-            self._start_clock()  # for the next request of a connection
-        super().data_received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
-        super().connection_lost(exc)
-
-    def _start_clock(self) -> None:
-        """Cut the connection after a while, unless a request has come by then."""
-        self._deadline = self.loop.call_later(settings.BODY_SECONDS, self.transport.abort)
-
-    def _stop_clock(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, in the shape that all errors have."""
-        refusal = Refusal(400, "this is not a valid HTTP request, or its headers are too long")
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-        for event in (response, h11.Data(data=refusal.content), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()

@@ -17,7 +17,7 @@ from gpt2kit.errors import Gpt2KitError
 from gpt2kit.serve import rows
 from gpt2kit.serve.answering import Answer, cancelled_if_gone
 from gpt2kit.serve.answers import AnswerWriter, compact
-from gpt2kit.serve.body import read_object
+from gpt2kit.serve.body import Bodies
 from gpt2kit.serve.completions import as_flag, as_ids, as_text, parse, refuse_unknown
 from gpt2kit.serve.errors import Refusal, not_ready
 from gpt2kit.serve.life import Life
@@ -40,6 +40,7 @@ class Service:
         self.worker = Worker()
         self.life = Life(self.worker)
         self.limits = Limits(settings, self.metrics)
+        self.bodies = Bodies()
         self.models = Models(
             found, settings=settings, worker=self.worker, metrics=self.metrics, load=load
         )
@@ -104,7 +105,8 @@ class Service:
     async def complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
         self._require_ready()
-        asked = parse(await read_object(scope, receive))
+        async with self.bodies.object(scope, receive) as body:
+            asked = parse(body)
         entry = self.models.named(asked.model)
         n_ctx = entry.loaded.model.config.n_ctx if entry.loaded else 1024
         with self.limits.reserve(asked, n_ctx) as reservation, self.models.holding(entry):
@@ -201,7 +203,11 @@ class Service:
     async def tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /tokenize."""
         self._require_ready()
-        body = await read_object(scope, receive)
+        async with self.bodies.object(scope, receive) as body:
+            found = await self._tokenized(body)
+        await _json(found)(scope, receive, send)
+
+    async def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
         # GPT-2 adds no tokens of its own, whether clients want them or not.
         flags = {"special": True, "return_token_strs": False, "add_special_tokens": True}
         refuse_unknown(body, {"model", "prompt", *flags})
@@ -213,18 +219,19 @@ class Service:
         found = {"count": len(ids), "max_model_len": loaded.model.config.n_ctx, "tokens": ids}
         if flags["return_token_strs"]:
             found["token_strs"] = rows.names(loaded, ids)
-        await _json(found)(scope, receive, send)
+        return found
 
     async def detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /detokenize."""
         self._require_ready()
-        body = await read_object(scope, receive)
-        refuse_unknown(body, {"model", "tokens"})
-        tokens = body.get("tokens")
-        ids = () if tokens == [] else as_ids("tokens", tokens)
-        loaded = await self._for(body.get("model"))
-        rows.check_ids(loaded, ids, "tokens")
-        await _json({"prompt": loaded.tokenizer.decode(list(ids))})(scope, receive, send)
+        async with self.bodies.object(scope, receive) as body:
+            refuse_unknown(body, {"model", "tokens"})
+            tokens = body.get("tokens")
+            ids = () if tokens == [] else as_ids("tokens", tokens)
+            loaded = await self._for(body.get("model"))
+            rows.check_ids(loaded, ids, "tokens")
+            found = {"prompt": loaded.tokenizer.decode(list(ids))}
+        await _json(found)(scope, receive, send)
 
     async def tokenizer_info(self, request: Request) -> Response:
         """GET /tokenizer_info."""

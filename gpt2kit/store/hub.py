@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx2
 
@@ -23,14 +25,12 @@ from gpt2kit.store.folders import PEFT_FILE
 from gpt2kit.store.lookup import SAE_ID
 from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
-from gpt2kit.store.retries import Interrupted, Patience, Progress, Tries, shown, within
+from gpt2kit.store.retries import Patience, Progress, shown, within
 from gpt2kit.store.sources import Plan, advice_on_failure, base_address
-from gpt2kit.store.transfer import Transfer, judge
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+from gpt2kit.store.transfer import Transfer
 
 HUB_URL = "https://huggingface.co"
+_LARGEST = 2**24  # bytes of a description; one of ten thousand files has some two million
 
 # Fetched from a repository that is not in the catalogue: those of these files that it has, and the
 # first of these kinds of weights.
@@ -60,8 +60,6 @@ def hub_plan(
     model: str, revision: str | None, verify: bool, patience: Patience, progress: Progress
 ) -> Plan:
     """Ask the Hub for the commit, sizes and hashes of a model, and choose its files."""
-    from huggingface_hub import HfApi
-
     publication = catalogue.PUBLICATIONS.get(model)
     sae = SAE_ID.fullmatch(model)
     repository = publication.repository if publication else sae[1] if sae else model
@@ -77,20 +75,6 @@ def hub_plan(
     advice = functools.partial(
         advice_on_failure, endpoint, "HF_ENDPOINT", other if has_other else ""
     )
-    # False: no other token either that huggingface_hub might find.
-    api = HfApi(endpoint=endpoint, token=token or False, library_name="gpt2kit")
-    tries = Tries(patience, progress, patience.lookups, advice)
-    info = _model_info(api, repository, revision, refusal, tries, patience)
-    commit = _commit(info, repository, endpoint)
-    described = _described(info, repository, endpoint, commit)
-    if sae:
-        files = _files_of_sae(info, repository, endpoint, commit, sae[2])
-    elif publication and revision is None:
-        files = [
-            _pinned(file, described, repository, endpoint, verify) for file in publication.hub_files
-        ]
-    else:
-        files = [described[name]() for name in _needed(described, repository, info.config)]
 
     def transfer() -> Transfer:
         """Return the connection that moves the files."""
@@ -104,92 +88,136 @@ def hub_plan(
             advice=advice,
         )
 
-    origin = model if sae else repository  # what is typed to have these files again
-    return Plan(source="hub", repository=origin, revision=commit, files=files, transfer=transfer)
-
-
-def _files_of_sae(
-    info: ModelInfo, repository: str, endpoint: str, commit: str, inner: str
-) -> list[RemoteFile]:
-    """Choose the files of a sparse autoencoder: a folder, or a .pt with what describes it."""
-    siblings = {each.rfilename: each for each in info.siblings or ()}
-    if inner.endswith(".pt"):
-        needed, optional = [inner], [f"{inner.removesuffix('.pt')}_cfg.json"]
+    description = _Description.ask(transfer, endpoint, repository, revision)
+    if sae:
+        files = description.files_of_sae(sae[2])
+    elif publication and revision is None:
+        files = [description.pinned(file, verify) for file in publication.hub_files]
     else:
-        needed = [f"{inner}/cfg.json", f"{inner}/sae_weights.safetensors"]
-        optional = [f"{inner}/sparsity.safetensors"]
-    if missing := [name for name in needed if name not in siblings]:
-        folders = sorted(name.rpartition("/")[0] for name in siblings if name.endswith("/cfg.json"))
-        known = [*folders, *(name for name in siblings if name.endswith(".pt"))]
-        advice = (
-            f"; it has {', '.join(known[:4])}{', …' if len(known) > 4 else ''}" if known else ""
-        )
-        raise DownloadError(f"{repository} has no {missing[0]}{advice}")
-    chosen = [name for name in (*needed, *optional) if name in siblings]
-    files = [_remote(siblings[name], repository, endpoint, commit) for name in chosen]
-    return [replace(file, name=file.name.rpartition("/")[2]) for file in files]
-
-
-def _commit(info: ModelInfo, repository: str, endpoint: str) -> str:
-    """Return the commit that a description is of; raise DownloadError if it names none."""
-    commit = info.sha
-    if isinstance(commit, str) and re.fullmatch(r"[A-Za-z0-9]{1,64}", commit):
-        return commit
-    raise DownloadError(
-        f"{shown(endpoint)} does not name the commit of {repository}; is it a Hub?",
-        url=shown(endpoint),
+        names = {name for name in description.siblings if PLAIN_NAME.fullmatch(name)}
+        files = [
+            description.remote(name) for name in _needed(names, repository, description.config)
+        ]
+    origin = model if sae else repository  # what is typed to have these files again
+    return Plan(
+        source="hub", repository=origin, revision=description.commit, files=files, transfer=transfer
     )
 
 
-def _described(
-    info: ModelInfo, repository: str, endpoint: str, commit: str
-) -> dict[str, Callable[[], RemoteFile]]:
-    """Return, for each file at the top of the repository, a function that gives its description.
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What the Hub says about a repository."""
 
-    Only files that are needed must have a valid one.
-    """
-    return {
-        sibling.rfilename: functools.partial(_remote, sibling, repository, endpoint, commit)
-        for sibling in info.siblings or ()
-        if PLAIN_NAME.fullmatch(sibling.rfilename)
-    }
+    endpoint: str
+    repository: str
+    commit: str
+    siblings: Mapping[str, Mapping[str, Any]]  # the files, by name
+    config: Any
 
-
-def _model_info(
-    api: HfApi,
-    repository: str,
-    revision: str | None,
-    refusal: Callable[[httpx2.Response], str],
-    tries: Tries,
-    patience: Patience,
-) -> ModelInfo:
-    """Return the Hub's description of a repository; errors of huggingface_hub are translated."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    url = f"{api.endpoint}/api/models/{repository}"
-    while True:
+    @classmethod
+    def ask(
+        cls,
+        transfer: Callable[[], Transfer],
+        endpoint: str,
+        repository: str,
+        revision: str | None,
+    ) -> _Description:
+        """Return the description of a revision, or of the newest one."""
+        url = f"{endpoint}/api/models/{repository}"
+        path = f"/revision/{urllib.parse.quote(revision, safe='')}" if revision else ""
+        with transfer() as asking:
+            content = asking.read(f"{url}{path}?blobs=true", largest=_LARGEST)
         try:
-            return within(
-                patience.connect + patience.read,
-                lambda: api.model_info(
-                    repository, revision=revision, files_metadata=True, timeout=patience.read
-                ),
-            )
-        except HfHubHTTPError as error:
-            failure = judge(error.response, url, refusal)
-            if isinstance(failure, DownloadError):
-                raise failure from error
-        except (HFValidationError, OfflineModeIsEnabled) as error:
-            raise DownloadError(str(error)) from error
-        except (httpx2.HTTPError, OSError) as error:
-            failure = Interrupted.by(error)
-        except (ValueError, KeyError, TypeError, AttributeError, httpx2.InvalidURL) as error:
+            found = json.loads(content)
+            siblings = {each["rfilename"]: each for each in found["siblings"]}
+            if not all(isinstance(name, str) for name in siblings):
+                raise TypeError("a file has a name that is no text")
+            commit, config = found["sha"], found.get("config")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             message = (
                 f"{shown(url)} answered with something else than the description of a model: "
                 "is there a proxy or login page in between?"
             )
             raise DownloadError(message, url=shown(url)) from error
-        tries.failed(failure, url)
+        if not (isinstance(commit, str) and re.fullmatch(r"[A-Za-z0-9]{1,64}", commit)):
+            raise DownloadError(
+                f"{shown(endpoint)} does not name the commit of {repository}; is it a Hub?",
+                url=shown(endpoint),
+            )
+        return cls(
+            endpoint=endpoint,
+            repository=repository,
+            commit=commit,
+            siblings=siblings,
+            config=config,
+        )
+
+    def files_of_sae(self, inner: str) -> list[RemoteFile]:
+        """Choose the files of a sparse autoencoder: a folder, or a .pt with what describes it."""
+        if inner.endswith(".pt"):
+            needed, optional = [inner], [f"{inner.removesuffix('.pt')}_cfg.json"]
+        else:
+            needed = [f"{inner}/cfg.json", f"{inner}/sae_weights.safetensors"]
+            optional = [f"{inner}/sparsity.safetensors"]
+        if missing := [name for name in needed if name not in self.siblings]:
+            known = sorted(
+                name.rpartition("/")[0] for name in self.siblings if name.endswith("/cfg.json")
+            )
+            advice = (
+                f"; it has {', '.join(known[:4])}{', …' if len(known) > 4 else ''}" if known else ""
+            )
+            raise DownloadError(f"{self.repository} has no {missing[0]}{advice}")
+        chosen = [name for name in (*needed, *optional) if name in self.siblings]
+        files = [self.remote(name) for name in chosen]
+        return [replace(file, name=file.name.rpartition("/")[2]) for file in files]
+
+    def remote(self, name: str) -> RemoteFile:
+        """Return a file as the Hub describes it; only one that is needed must have all of that."""
+        sibling = self.siblings[name]
+        lfs = sibling.get("lfs")
+        stored = lfs if isinstance(lfs, dict) else sibling
+        kind, key = ("sha256", "sha256") if stored is lfs else ("git", "blobId")
+        size, digest = stored.get("size"), stored.get(key)
+        is_known = isinstance(digest, str) or (digest is None and kind == "git")
+        if type(size) is not int or size < 0 or not is_known:
+            raise DownloadError(
+                f"{shown(self.endpoint)} does not give the size and the hash of {name} in "
+                f"{self.repository}; is it a Hub?",
+                url=shown(self.endpoint),
+            )
+        return RemoteFile(
+            name=name,
+            url=f"{self.endpoint}/{self.repository}/resolve/{self.commit}/{name}",
+            size=size,
+            digests={kind: digest} if digest else {},
+        )
+
+    def pinned(self, known: PublishedFile, verify: bool) -> RemoteFile:
+        """Return the file as the Hub and the catalogue describe it.
+
+        Raises DownloadError if they disagree.
+        """
+        if known.name not in self.siblings:
+            raise DownloadError(
+                f"{self.repository} has no {known.name}, but should have; "
+                f"is {shown(self.endpoint)} a Hub?",
+                url=shown(self.endpoint),
+            )
+        file = self.remote(known.name)
+        told = file.digests.get("sha256")
+        other_hash = (
+            verify and known.sha256 is not None and told is not None and told != known.sha256
+        )
+        if other_hash or (known.size is not None and known.size != file.size):
+            raise DownloadError(
+                f"{known.name} of {self.repository} is not the published file: "
+                f"found {file.size:,} bytes, sha256 {told or 'unknown'}; "
+                f"expected {known.size or file.size:,} bytes, sha256 {known.sha256}. "
+                "To take it as it is now, add: --revision main",
+                url=file.url,
+            )
+        digests = {**file.digests, **({"sha256": known.sha256} if known.sha256 else {})}
+        return replace(file, digests=digests)
 
 
 def token_of_user(patience: Patience) -> str | None:
@@ -289,54 +317,3 @@ def _needed(present: Collection[str], repository: str, config: Any) -> list[str]
         f"{repository} has no weights that gpt2kit reads: "
         "expected model.safetensors or pytorch_model.bin"
     )
-
-
-def _remote(sibling: Any, repository: str, endpoint: str, commit: str) -> RemoteFile:
-    """Return the file as the Hub describes it."""
-    name = sibling.rfilename
-    size = sibling.lfs.size if sibling.lfs else sibling.size
-    if type(size) is not int or size < 0:
-        raise DownloadError(
-            f"{shown(endpoint)} does not give the size of {name} in {repository}; is it a Hub?",
-            url=shown(endpoint),
-        )
-    if sibling.lfs:
-        digests = {"sha256": sibling.lfs.sha256}
-    else:
-        digests = {"git": sibling.blob_id} if sibling.blob_id else {}
-    return RemoteFile(
-        name=name,
-        url=f"{endpoint}/{repository}/resolve/{commit}/{name}",
-        size=size,
-        digests=digests,
-    )
-
-
-def _pinned(
-    known: PublishedFile,
-    described: Mapping[str, Callable[[], RemoteFile]],
-    repository: str,
-    endpoint: str,
-    verify: bool,
-) -> RemoteFile:
-    """Return the file as the Hub and the catalogue describe it.
-
-    Raises DownloadError if they disagree.
-    """
-    if known.name not in described:
-        raise DownloadError(
-            f"{repository} has no {known.name}, but should have; is {shown(endpoint)} a Hub?",
-            url=shown(endpoint),
-        )
-    file = described[known.name]()
-    told = file.digests.get("sha256")
-    other_hash = verify and known.sha256 is not None and told is not None and told != known.sha256
-    if other_hash or (known.size is not None and known.size != file.size):
-        raise DownloadError(
-            f"{known.name} of {repository} is not the published file: found {file.size:,} bytes, "
-            f"sha256 {told or 'unknown'}; expected {known.size or file.size:,} bytes, "
-            f"sha256 {known.sha256}. To take it as it is now, add: --revision main",
-            url=file.url,
-        )
-    digests = {**file.digests, **({"sha256": known.sha256} if known.sha256 else {})}
-    return RemoteFile(name=file.name, url=file.url, size=file.size, digests=digests)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 
 from gpt2kit.errors import DownloadError, FileError
 from gpt2kit.files import open_regular, read_json, write_whole
+
+# What is kept and sent back. A weak one (W/"…") does not promise the same bytes, and a server
+# might refuse a long one for ever.
+_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +100,8 @@ class Part:
     def restart(self, etag: str | None) -> None:
         """Start at zero with the version of this ETag."""
         self.discard()
-        if etag is not None and not etag.startswith('"'):
-            etag = None  # a weak one (W/"…") does not promise the same bytes
+        if etag is not None and not _ETAG.fullmatch(etag):
+            etag = None
         write_whole(self._sidecar, json.dumps({"address": self._address(), "etag": etag}))
         self._path.touch()
         self.etag = etag

@@ -83,6 +83,37 @@ class Transfer:
             except Interrupted as failure:
                 tries.failed(failure, url)
 
+    def read(self, url: str, *, largest: int) -> bytes:
+        """Return a small document; raises DownloadError if it has more bytes than `largest`."""
+        tries = Tries(self._patience, self._progress, self._patience.lookups, self._advice)
+        while True:
+            try:
+                with self._answer("GET", url, {}) as response:
+                    _refuse_page(response, url)
+                    if response.status_code != 200:
+                        raise judge(response, url, self._refusal)
+                    return self._read(response, url, largest)
+            except Interrupted as failure:
+                tries.failed(failure, url)
+
+    def _read(self, response: httpx2.Response, url: str, largest: int) -> bytes:
+        """Return the body of a response; raise Interrupted if it does not come in time."""
+        end, body = time.monotonic() + self._patience.connect + self._patience.read, bytearray()
+        try:
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > largest:
+                    raise DownloadError(
+                        f"{shown(url)} answered with more than {largest:,} bytes: is there a proxy "
+                        "or login page in between?",
+                        url=shown(url),
+                    )
+                if time.monotonic() > end:
+                    raise Interrupted("the answer did not end in time")
+        except httpx2.HTTPError as error:
+            raise Interrupted.by(error) from error
+        return bytes(body)
+
     def fetch(self, file: RemoteFile, directory: Path, *, verify: bool = True) -> str:
         """Put the file in the directory, with the right size and digests; return its sha256.
 
@@ -239,7 +270,8 @@ def _continues(response: httpx2.Response, part: Part, file: RemoteFile) -> bool:
     if response.status_code != 206 or response.headers.get("ETag", part.etag) != part.etag:
         return False
     match = re.fullmatch(
-        r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)",
+        response.headers.get("Content-Range", "").strip(),
     )
     return (
         match is not None

@@ -56,6 +56,7 @@ def test_without_the_key_only_health_is_answered() -> None:
             {"authorization": "Basic first"},
             {"authorization": "Bearer "},
             {"x-api-key": "\xe9"},
+            {"authorization": "Bearer first\xa0"},  # a space for Python, and no space in HTTP
         ):
             raw = {name: value.encode("latin-1") for name, value in headers.items()}
             assert client.get("/v1/models", headers=raw).status_code == 401
@@ -105,6 +106,7 @@ def test_host_names_are_read_as_browsers_write_them() -> None:
     assert host_name("LocalHost:8000") == "localhost"
     assert host_name("[::1]:8000") == "::1"
     assert host_name("example.com.") == "example.com"
+    assert host_name("localhost:1:evil") == "localhost:1:evil"  # was read as localhost
     assert is_loopback("127.9.9.9")
     # With --host :: this machine's own address is written so, and any Host was let in.
     assert is_loopback("::ffff:127.0.0.1")

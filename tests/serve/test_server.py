@@ -25,7 +25,7 @@ from builders import add_vocabulary, write_hub
 from serve_builders import CONFIG, ENDLESS, events_of, running, tiny, wait_until
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.serve import rows
+from gpt2kit.serve import connection, rows
 from gpt2kit.serve import settings as limits
 from gpt2kit.serve.asgi import Application, application
 from gpt2kit.serve.life import State
@@ -319,6 +319,70 @@ def test_what_is_no_http_is_answered_in_the_shape_of_all_errors(url: str) -> Non
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400")
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_what_is_no_http_is_answered_with_a_length_and_once(url: str) -> None:
+    """Without a length nobody can tell a whole answer from the beginning of one.
+
+    A bad chunk after the answer was a traceback in the server's log: it wanted to answer again.
+    """
+    with connect(url) as raw:
+        raw.sendall(b"GARBAGE\r\n\r\n")
+        head, _, body = rest_of(raw).partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    with connect(url) as raw:
+        raw.sendall(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        received = raw.recv(10_000)
+        raw.sendall(b"no chunk\r\n")
+        received += rest_of(raw)
+    assert received.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("first", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+def test_a_body_whose_end_is_given_in_two_ways_is_refused(url: str, first: str) -> None:
+    """What a proxy took for the body could be another request for the server: it was answered."""
+    lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", first]
+    lines += [{"C": "Transfer-Encoding: chunked", "T": "Content-Length: 5"}[first[0]], "", ""]
+    with connect(url) as raw:
+        raw.sendall(
+            "\r\n".join(lines).encode() + b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        )
+        received = rest_of(raw)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert b"a Content-Length and a Transfer-Encoding" in received
+    assert received.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts descriptors")
+@pytest.mark.parametrize("half", [b"", b"GET /hea", b"POST /tokenize HTTP/1.1\r\nHost: a\r\n"])
+def test_idle_connections_give_way_to_new_ones(
+    monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
+    """Once they had all descriptors, nobody was answered until they were cut after 30 seconds."""
+    monkeypatch.setattr(connection, "_descriptors", lambda: 90)
+    with running() as url, contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(connect(url)).sendall(half)
+        assert post(url, PLAIN)[0] == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts descriptors")
+def test_with_requests_on_all_connections_the_next_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "_descriptors", lambda: 70)
+    with running() as url, contextlib.ExitStack() as stack:
+
+        def is_refused() -> bool:
+            stack.enter_context(connect(url)).sendall(raw_request(PLAIN, length=1000))
+            return post(url, PLAIN)[0] == 503
+
+        wait_until(is_refused)
+        status, headers, body = post(url, PLAIN)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert b"as many connections as it can have" in body
 
 
 def test_a_request_may_name_the_server_in_its_first_line(url: str) -> None:

@@ -12,10 +12,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -652,6 +654,57 @@ def test_a_response_that_does_not_continue_the_part_means_starting_at_zero(
     assert origin.server.gets(origin.big)[-1].sent == 300_000
 
 
+@pytest.mark.parametrize(
+    "etag", ['"\xe9"', '"' + "e" * 60_000 + '"', '"\x01"'], ids=["not ASCII", "long", "control"]
+)
+def test_a_strange_etag_is_not_sent_back(origin: Origin, etag: str) -> None:
+    """One that is not ASCII was a UnicodeEncodeError.
+
+    A long one was kept, and an honest server refused it in every later download.
+    """
+    origin.server.order(origin.big, "cut", after=200_000, headers={"ETag": etag})
+    origin.fetch()
+    origin.assert_whole()
+    assert origin.server.fired("cut") == 1
+    assert not any("range" in request.headers for request in origin.server.log)
+
+
+def test_a_range_of_thousands_of_digits_means_starting_at_zero(origin: Origin) -> None:
+    """Python does not convert such a number: it was a ValueError."""
+    digits = "9" * 5000
+    origin.server.order(origin.big, "cut", after=200_000)
+    lie = {"Content-Range": f"bytes {digits}-{digits}/*"}
+    origin.server.order(origin.big, "range", headers=lie, speak=_with(lie))
+    origin.fetch()
+    origin.assert_whole()
+    assert origin.server.fired("range") == 1
+
+
+def _with(headers: dict[str, str]) -> Callable[[socket.socket, bytes], None]:
+    """Return what answers with these headers, and without those of the same names."""
+
+    def speak(connection: socket.socket, answer: bytes) -> None:
+        first, *lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        kept = [line for line in lines if line.partition(":")[0] not in headers]
+        new = [f"{name}: {value}" for name, value in headers.items()]
+        connection.sendall("\r\n".join([first, *kept, *new, "", ""]).encode())
+
+    return speak
+
+
+def test_a_description_that_drips_is_given_up(hub: Origin) -> None:
+    def drip(connection: socket.socket, answer: bytes) -> None:
+        for offset in range(len(answer)):
+            connection.sendall(answer[offset : offset + 1])
+            if offset > 300:
+                time.sleep(0.02)
+
+    hub.server.order("blobs=true", "drip", speak=drip, times=9)
+    with _refused("did not end in time", "gave up"):
+        hub.fetch(patience=replace(PATIENCE, connect=0.1, read=0.1, lookups=2))
+    assert hub.server.fired("drip") == 2
+
+
 def test_a_file_that_changed_between_two_runs_is_not_mixed(openai: Origin) -> None:
     openai.server.order(OPENAI_DATA, "cut", after=200_000)
     openai.server.order(OPENAI_DATA, "cut", times=9)
@@ -694,6 +747,10 @@ def test_a_web_page_without_its_content_type_is_recognized(origin: Origin) -> No
         b"null",
         b'{"id": 3, "sha": null, "siblings": []}',
         b'{"id": "x", "siblings": [{}]}',
+        b'{"id": "x", "sha": "c0", "siblings": [{"rfilename": 7}]}',  # was a TypeError
+        b'{"id": "x", "sha": "c0", "siblings": [{"rfilename": []}]}',  # so was this
+        b"[" * 100_000,  # was a RecursionError
+        b" " * (2**24 + 1),  # was read whole, however much it was
     ],
 )
 def test_a_response_that_does_not_describe_a_model_is_one_error(
