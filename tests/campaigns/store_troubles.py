@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from campaigns.damage import blind, json_values
 from campaigns.store_cases import Scene
@@ -79,8 +80,12 @@ def wrong_length(scene: Scene, draw: random.Random, seed: int) -> None:
     if draw.random() < 0.3 and scene.source == "hub":
         size = draw.choice([0, 1, -1, 19_999, 20_001, 10**18, 10**30, "20000", None, 2.5, True])
         sha = hashlib.sha256(scene.files[scene.big]).hexdigest()
-        lie = draw.choice([{"size": size}, {"size": size, "lfs": None},
-                           {"lfs": {"size": size, "sha256": sha, "pointerSize": 1}}])  # fmt: skip
+        lies: list[dict[str, Any]] = [
+            {"size": size},
+            {"size": size, "lfs": None},
+            {"lfs": {"size": size, "sha256": sha, "pointerSize": 1}},
+        ]
+        lie = draw.choice(lies)
         scene.server.lies[draw.choice([scene.big, scene.big, scene.names[0]])] = lie  # type: ignore[union-attr]
         return
     length = draw.choice(
@@ -125,8 +130,8 @@ def lying_range(scene: Scene, draw: random.Random, seed: int) -> None:
             speak = with_header(line, instead_of="Content-Range")
             scene.order(scene.big, speak=speak, times=times(draw))
     if draw.random() < 0.2:  # and 206 to a request for all
-        about = "Content-Range: bytes 0-39/40"
-        answer = f"HTTP/1.1 206 ?\r\n{about}\r\nContent-Length: 40\r\n\r\n".encode() + bytes(40)
+        about = b"Content-Range: bytes 0-39/40\r\nContent-Length: 40"
+        answer = b"HTTP/1.1 206 ?\r\n" + about + b"\r\n\r\n" + bytes(40)
         scene.order(scene.names[0], speak=say(answer), times=times(draw))
 
 
@@ -345,8 +350,8 @@ def wrong_bytes(scene: Scene, draw: random.Random, seed: int) -> None:
             scene.may_differ = False
         case _:
             md5 = draw.choice(["", "x", "AAAA", "é", "A" * 24, "=" * 5000])
-            speak = with_header(f"Content-MD5: {md5}", instead_of="Content-MD5")
-            scene.order(name, method="HEAD", speak=speak, times=times(draw))
+            other = with_header(f"Content-MD5: {md5}", instead_of="Content-MD5")
+            scene.order(name, method="HEAD", speak=other, times=times(draw))
             scene.order(f"/{name}", kind="flip", times=draw.choice([0, 1]))
             # A hash that cannot be read is none, and the catalogue has none of the weights.
             scene.may_differ = scene.source == "openai" and name == scene.big

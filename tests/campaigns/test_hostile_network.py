@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from campaigns import client_cases, client_framing, client_requests, store_troubles
+from campaigns.cases import Result
 from campaigns.client_cases import ClientCases, ClientTarget, WrongError
 from campaigns.hostile_network import CAMPAIGN, CLIENTS, DOWNLOADS
 from campaigns.planted_network import Stub, naive_client
@@ -66,7 +67,7 @@ def _on_stub(fault: str, attack: client_cases.Attack, cases: int) -> list[str]:
         try:
             found.close()
         except WrongError as error:
-            results.append(client_cases.Result("failed", str(error)))
+            results.append(Result("failed", str(error)))
     return [result.why for result in results if result.outcome == "failed"]
 
 
