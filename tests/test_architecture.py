@@ -184,7 +184,7 @@ TESTED_BY = {
         checkpoints/onnx/proven checkpoints/onnx/runtime checkpoints/onnx/weights
         checkpoints/onnx/writing
     """,
-    "serve/test_server.py": "serve/life",
+    "serve/test_server.py": "serve/connection serve/life",
     "store/test_download.py": "store/hub store/parts store/retries store/transfer",
     "test_lora.py": "checkpoints/adapters",
     "test_public_api.py": "inspection/public",
