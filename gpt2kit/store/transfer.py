@@ -252,6 +252,9 @@ class Transfer:
             )
         except (httpx2.HTTPError, TimeoutError) as error:
             raise Interrupted.by(error) from error
+        except UnicodeError as error:  # of the name of a host, in a redirect
+            message = f"{shown(str(url))}: redirected to an invalid address"
+            raise DownloadError(message, url=shown(str(url))) from error
 
 
 def judge(

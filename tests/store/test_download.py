@@ -856,6 +856,11 @@ def test_redirects_end_and_never_leave_https(origin: Origin) -> None:
     )
     with _refused("not followed"):
         origin.fetch()
+    origin.server.faults.clear()
+    # The name of this host cannot be looked up: it was a UnicodeError.
+    origin.server.order(origin.big, "redirect", status=302, headers={"Location": "http://..:1/"})
+    with _refused("invalid address"):
+        origin.fetch()
 
 
 @pytest.mark.parametrize("start", ["http", "https"])
