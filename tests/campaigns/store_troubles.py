@@ -367,7 +367,7 @@ def description(scene: Scene, draw: random.Random, seed: int) -> None:
          b'{"sha":"c0","id":"a","siblings":7}',
          b'{"sha":"c0","id":"a","siblings":[[]]}',
          b'{"sha":"c0","id":"a","siblings":[{"rfilename":[]}]}',
-         b'{"sha":"c0","id":"a","siblings":{}}', b'{"sha":' + b"9" * 9000 + b"}", b" " * 30_000_000]
+         b'{"sha":"c0","id":"a","siblings":{}}', b'{"sha":' + b"9" * 9000 + b"}", b" " * 17_000_000]
     )  # fmt: skip
 
     def speak(connection: socket.socket, answer: bytes) -> None:
