@@ -44,9 +44,10 @@ def scaled_dot_product_attention(
     CPU. Values that are not finite stay so, also where torch loses them.
     """
     output: Tensor
-    if attn_mask is None and _is_ours(query, key, value, dropout_p):
+    if _is_ours(query, key, value, attn_mask, dropout_p):
+        bias = _bias(query, key, attn_mask, is_causal)  # (B, T, S)
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        inputs = query, key, value, dropout_p, is_causal, scale
+        inputs = query, key, value, bias, dropout_p, scale
         output = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
         return output
     output = F.scaled_dot_product_attention(
@@ -60,10 +61,12 @@ def scaled_dot_product_attention(
     return output + ((query + own) * 0).sum(dim=-1, keepdim=True)
 
 
-def _is_ours(query: Tensor, key: Tensor, value: Tensor, p: float) -> bool:
+def _is_ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> bool:
     """Whether this module computes the attention: with dropout, or if it is faster."""
     if query.device.type != "cpu" or os.environ.get(VARIABLE) == "0":
         return False
+    if mask is not None and (mask.dtype != torch.bool or (mask.dim() == 4 and mask.shape[1] > 1)):
+        return False  # numbers to add, or a mask for each head, which no model here has
     is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     is_faster = query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
     return 0 < p < 1 or (p == 0 and is_trained and is_faster)
@@ -74,17 +77,18 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, p: float, scale: float
     ) -> Tensor:
-        bias = _bias(q, k, causal)  # (T, S)
         output = _heads_last(q, v.shape[-1])  # (B, H, T, D)
         masks = []
-        for heads in _heads_at_once(q, k):
-            weights = _attention_weights(q[heads], k[heads], bias, scale)  # (n, T, S)
+        for row, heads in _heads_at_once(q, k):
+            weights = _attention_weights(
+                q[row, heads], k[row, heads], bias[row], scale
+            )  # (n, T, S)
             if p > 0:
                 masks.append(draw_kept(weights.shape, p))  # (n, T, S)
                 weights = weights.mul_(masks[-1])
-            output[heads] = weights @ v[heads]
+            output[row, heads] = weights @ v[row, heads]
         ctx.save_for_backward(q, k, v, bias, *masks)
         ctx.scale, ctx.kept_scale = scale, 1 / (1 - p)
         return output.mul_(ctx.kept_scale) if p > 0 else output
@@ -94,21 +98,23 @@ class _Attention(torch.autograd.Function):
         q, k, v, bias, *masks = ctx.saved_tensors
         output_grad = output_grads[0].to(v.dtype)  # (B, H, T, D)
         q_grad, k_grad, v_grad = (_heads_last(x, x.shape[-1]) for x in (q, k, v))
-        for number, heads in enumerate(_heads_at_once(q, k)):
-            weights = _attention_weights(q[heads], k[heads], bias, ctx.scale)  # (n, T, S)
-            grad = output_grad[heads]  # (n, T, D)
-            weights_grad = grad @ v[heads].mT  # (n, T, S)
+        for number, (row, heads) in enumerate(_heads_at_once(q, k)):
+            weights = _attention_weights(
+                q[row, heads], k[row, heads], bias[row], ctx.scale
+            )  # (n, T, S)
+            grad = output_grad[row, heads]  # (n, T, D)
+            weights_grad = grad @ v[row, heads].mT  # (n, T, S)
             kept = weights
             if masks:
                 grad = grad * ctx.kept_scale
                 kept = weights * masks[number]
                 weights_grad.mul_(masks[number]).mul_(ctx.kept_scale)
-            v_grad[heads] = kept.mT @ grad
+            v_grad[row, heads] = kept.mT @ grad
             scores_grad = torch.ops.aten._softmax_backward_data(
                 weights_grad, weights, -1, weights.dtype
             )  # (n, T, S)
-            q_grad[heads] = (scores_grad @ k[heads]).mul_(ctx.scale)
-            k_grad[heads] = (scores_grad.mT @ q[heads]).mul_(ctx.scale)
+            q_grad[row, heads] = (scores_grad @ k[row, heads]).mul_(ctx.scale)
+            k_grad[row, heads] = (scores_grad.mT @ q[row, heads]).mul_(ctx.scale)
         return q_grad, k_grad, v_grad, None, None, None
 
 
@@ -127,11 +133,18 @@ def _heads_last(x: Tensor, size: int) -> Tensor:
     return x.new_empty(B, T, H, size).transpose(1, 2)
 
 
-def _bias(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """Return what is added to the scores, (T, S): minus infinity where a query may not look."""
-    bias = torch.zeros(q.shape[2], k.shape[2], dtype=_precise(q), device=q.device)
-    later = torch.ones_like(bias, dtype=torch.bool).triu_(1)
-    return bias.masked_fill_(later, -torch.inf) if causal else bias
+def _bias(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Return what is added to the scores, (B, T, S): minus infinity where a query may not look.
+
+    The mask is True where it may: (B, 1, T, S), or (T, S) for all rows.
+    """
+    B, _, T, _ = q.shape
+    if mask is None:
+        mask = torch.ones(T, k.shape[2], dtype=torch.bool)
+        mask = mask.tril() if causal else mask
+    mask = mask.view(-1, *mask.shape[-2:])  # (1 or B, T, S)
+    bias = torch.zeros(mask.shape, dtype=_precise(q)).masked_fill_(~mask, -torch.inf)
+    return bias.expand(B, -1, -1)
 
 
 def _attention_weights(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:

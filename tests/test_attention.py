@@ -54,6 +54,24 @@ def test_attention_and_its_gradients_are_those_of_the_same_steps_in_torch(
         torch.testing.assert_close(our_grad, their_grad)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (5, 5)])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_a_mask_hides_keys_from_queries(shape: tuple[int, ...], p: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask |= torch.eye(5, dtype=torch.bool)  # each token sees itself
+    kept = mask_of_attention(p, seed=3) if p else torch.ones(2, 3, 5, 5)
+    q, k, v = queries_keys_values()
+    torch.manual_seed(3)
+    ours = scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
+    scores = (q @ k.mT / math.sqrt(4)).masked_fill(~mask, -torch.inf)
+    theirs = (scores.softmax(-1) * kept / (1 - p)) @ v
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.square().sum(), (q, k, v)),
+        torch.autograd.grad(theirs.square().sum(), (q, k, v)),
+    )
+
+
 def test_attention_without_dropout_is_torchs_and_with_dropout_has_the_same_mean() -> None:
     q, k, v = queries_keys_values(torch.float32)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
