@@ -1,10 +1,8 @@
-"""Attention for training on a CPU: what torch computes, a few heads at a time.
+"""Attention with dropout for training on a CPU: what torch computes, a few heads at a time.
 
-In bfloat16, torch's own function spends most of its time outside of matrix products on a CPU, and
-with dropout it keeps 13 bytes for each attention weight. Here a few heads have their weights in
-memory at once, in matrix products of their own, and the backward pass computes them again: only a
-mask of dropout is kept, one byte for each weight. The environment variable GPT2KIT_OWN_ATTENTION=0
-selects torch's function.
+torch's own function keeps 13 bytes for each attention weight. Here a few heads have their weights
+in memory at once, and the backward pass computes them again: only the mask is kept, one byte for
+each weight. GPT2KIT_OWN_DROPOUT=0 selects torch's function, as for all dropout.
 
     B batch, T tokens, S keys, H heads, D head size, n heads at a time
 """
@@ -12,7 +10,6 @@ selects torch's function.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,12 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2kit.dropout import draw_kept
-
-VARIABLE = "GPT2KIT_OWN_ATTENTION"
+from gpt2kit.dropout import draw_kept, is_ours
 
 WEIGHTS_AT_ONCE = 2**20  # attention weights that a processor's cache holds
-MOST_KEYS = 512  # with more, torch gains more by leaving out what is masked
 
 
 def scaled_dot_product_attention(
@@ -40,11 +34,11 @@ def scaled_dot_product_attention(
     """Compute softmax(query @ key.T * scale) @ value, with dropout of the attention weights.
 
     (B, H, T, D) and twice (B, H, S, D) -> (B, H, T, D). The arguments are those of
-    torch.nn.functional.scaled_dot_product_attention, which does the work except in training on a
-    CPU. Values that are not finite stay so, also where torch loses them.
+    torch.nn.functional.scaled_dot_product_attention, which does the work except on a CPU
+    with dropout. Values that are not finite stay so, also where torch loses them.
     """
     output: Tensor
-    if _is_ours(query, key, value, attn_mask, dropout_p):
+    if is_ours(query, dropout_p) and _is_mask_of_rows(attn_mask):
         bias = _bias(query, key, attn_mask, is_causal)  # (B, T, S)
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         inputs = query, key, value, bias, dropout_p, scale
@@ -61,15 +55,11 @@ def scaled_dot_product_attention(
     return output + ((query + own) * 0).sum(dim=-1, keepdim=True)
 
 
-def _is_ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> bool:
-    """Whether this module computes the attention: with dropout, or if it is faster."""
-    if query.device.type != "cpu" or os.environ.get(VARIABLE) == "0":
-        return False
-    if mask is not None and (mask.dtype != torch.bool or (mask.dim() == 4 and mask.shape[1] > 1)):
-        return False  # numbers to add, or a mask for each head, which no model here has
-    is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    is_faster = query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
-    return 0 < p < 1 or (p == 0 and is_trained and is_faster)
+def _is_mask_of_rows(mask: Tensor | None) -> bool:
+    """Whether a mask is none, or the same for all heads, as those of all models here are."""
+    if mask is None:
+        return True
+    return mask.dtype == torch.bool and (mask.dim() == 2 or mask.shape[1] == 1)
 
 
 class _Attention(torch.autograd.Function):
@@ -91,25 +81,21 @@ class _Attention(torch.autograd.Function):
             output[row, heads] = weights @ v[row, heads]
         ctx.save_for_backward(q, k, v, bias, *masks)
         ctx.scale, ctx.kept_scale = scale, 1 / (1 - p)
-        return output.mul_(ctx.kept_scale) if p > 0 else output
+        return output.mul_(ctx.kept_scale)
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, *masks = ctx.saved_tensors
-        output_grad = output_grads[0].to(v.dtype)  # (B, H, T, D)
+        # Of the kept weights, which are divided by the share that is kept: (B, H, T, D)
+        output_grad = output_grads[0].to(v.dtype) * ctx.kept_scale
         q_grad, k_grad, v_grad = (_heads_last(x, x.shape[-1]) for x in (q, k, v))
-        for number, (row, heads) in enumerate(_heads_at_once(q, k)):
+        for (row, heads), kept in zip(_heads_at_once(q, k), masks, strict=True):
             weights = _attention_weights(
                 q[row, heads], k[row, heads], bias[row], ctx.scale
             )  # (n, T, S)
             grad = output_grad[row, heads]  # (n, T, D)
-            weights_grad = grad @ v[row, heads].mT  # (n, T, S)
-            kept = weights
-            if masks:
-                grad = grad * ctx.kept_scale
-                kept = weights * masks[number]
-                weights_grad.mul_(masks[number]).mul_(ctx.kept_scale)
-            v_grad[row, heads] = kept.mT @ grad
+            v_grad[row, heads] = (weights * kept).mT @ grad
+            weights_grad = (grad @ v[row, heads].mT).mul_(kept)  # (n, T, S)
             scores_grad = torch.ops.aten._softmax_backward_data(
                 weights_grad, weights, -1, weights.dtype
             )  # (n, T, S)

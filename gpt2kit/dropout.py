@@ -25,13 +25,13 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     The arguments are those of torch.nn.functional.dropout. On a CPU, p is rounded to a multiple
     of 2^-16.
     """
-    if not training or not _is_ours(x, p):
+    if not training or not is_ours(x, p):
         return F.dropout(x, p, training)
     output: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
     return output
 
 
-def _is_ours(x: Tensor, p: float) -> bool:
+def is_ours(x: Tensor, p: float) -> bool:
     """Whether this module computes dropout for a tensor, rather than torch."""
     return 0 < p < 1 and x.device.type == "cpu" and os.environ.get(VARIABLE) != "0"
 

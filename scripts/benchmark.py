@@ -146,7 +146,7 @@ MODULES = {"batch": "decode", "scale": "decode", "prefill": "decode"}
 # Each has a variable in the environment: GPT2KIT_NATIVE …
 SWITCHES = (  # GPT2KIT_… variables
     *("native", "shortlist", "large_pages", "quick_exit"),
-    *("own_attention", "own_dropout", "piecewise_loss", "kept_memory"),
+    *("own_dropout", "piecewise_loss", "kept_memory"),
 )
 
 

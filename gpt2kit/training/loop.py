@@ -48,10 +48,11 @@ def train(
     """Train a model's trainable parameters; yield a report before the first step and after each.
 
     With a `run`, training continues from its newest saved state, bit for bit as if there had been
-    no interruption, and saves states, the best weights and the reports there. `stop` is asked after
-    every step; True, or closing the iterator, saves and ends training. `begin` is given the
-    optimizers before the first step of a new run, to set what they keep. Every step seeds torch's
-    global random stream from seed and step. Raises TrainingError if the loss is not finite.
+    no interruption, and saves states, the best weights and the reports there: a step's state once
+    its report was taken and the next one is asked for. `stop` is asked after every step; True, or
+    closing the iterator, saves and ends training. `begin` is given the optimizers before the first
+    step of a new run, to set what they keep. Every step seeds torch's global random stream from
+    seed and step. Raises TrainingError if the loss is not finite.
     """
     trainer = Trainer(model, corpus, config, ranks or Ranks())
     state = None if run is None else run.restore(model, trainer.optimizers)
@@ -67,8 +68,7 @@ def train(
         losses = _evaluate(trainer)
         is_best = state.note(losses["val_loss"])
         report = StepReport(step=0, is_best=is_best, **losses)
-        _save(run, trainer, state, report)
-        yield report
+        yield from _reported(trainer, state, run, report)
     yield from _steps(trainer, state, run, stop)
 
 
@@ -110,7 +110,7 @@ def _steps(
         losses = _evaluate(trainer) if is_due else {}
         is_best = is_due and state.note(losses["val_loss"])
 
-        # Save and report
+        # Report and save
         stopped = ranks.any(stop())
         report = StepReport(
             step=state.step,
@@ -125,13 +125,7 @@ def _steps(
             is_best=is_best,
             finish_reason=_finish_reason(state, config, stopped),
         )
-        _save(run, trainer, state, report)
-        try:
-            yield report
-        except GeneratorExit:  # the reader closed the stream
-            if run is not None and not ranks.sharded:  # the other processes may not be here
-                run.save(model, trainer.optimizers, state)
-            raise
+        yield from _reported(trainer, state, run, report)
 
 
 def is_finished(state: LoopState, config: TrainConfig) -> bool:
@@ -158,19 +152,34 @@ def _check_finite(step: int, loss: float, norm: float, run: Run | None) -> None:
     )
 
 
-def _save(run: Run | None, trainer: Trainer, state: LoopState, report: StepReport) -> None:
-    """Record a report, and save the best weights and the state when they are due."""
+def _reported(
+    trainer: Trainer, state: LoopState, run: Run | None, report: StepReport
+) -> Iterator[StepReport]:
+    """Record and yield a report, then save the state if it is due or the stream was closed.
+
+    What the reader makes of a report, such as a sample, is made again after a kill on the way: the
+    saved state is still that of an earlier step.
+    """
     if run is None:
+        yield report
         return
     if report.is_best:
         run.write_best(trainer.model)
     run.record(report)
+    closed: GeneratorExit | None = None
+    try:
+        yield report
+    except GeneratorExit as error:
+        closed = error
     config = trainer.config
     # An extension of the run is exact from before the learning rate falls.
     falls = config.warmdown > 0 and state.step == config.max_steps - config.warmdown
-    if state.step % config.save_every == 0 or falls or report.finish_reason is not None:
-        is_last = is_finished(state, config)
-        run.save(trainer.model, trainer.optimizers, state, is_last=is_last)
+    is_due = state.step % config.save_every == 0 or falls or report.finish_reason is not None
+    is_alone = closed is not None and trainer.ranks.sharded  # the other processes may not be here
+    if (is_due or closed) and not is_alone:
+        run.save(trainer.model, trainer.optimizers, state, is_last=is_finished(state, config))
+    if closed:
+        raise closed
 
 
 def _evaluate(trainer: Trainer) -> dict[str, Any]:

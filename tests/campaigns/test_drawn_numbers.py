@@ -16,7 +16,7 @@ from torch import Tensor
 
 from campaigns.drawn_numbers import CAMPAIGN
 from campaigns.number_cases import NumberCases, NumberTarget
-from gpt2kit import dropout
+from gpt2kit import attention
 from gpt2kit.cache import KVCache
 from gpt2kit.engine.native_engine import NativeEngine
 from gpt2kit.generation import sampling
@@ -132,9 +132,9 @@ FAULTS: dict[str, tuple[str, Planted]] = {
         "training: loss",
         wrapped(loss, "_cross_entropy_", lambda real, *given, **named: real(*given, **named) * 2),
     ),
-    "a mask that is not drawn": (
+    "weights of attention that are too small": (
         "training: dropout",
-        wrapped(dropout, "_attention_weights", lambda real, *given: real(*given) * 0.999),
+        wrapped(attention, "_attention_weights", lambda real, *given: real(*given) * 0.999),
     ),
 }
 

@@ -67,6 +67,18 @@ def test_a_run_in_the_order_of_the_text_continues_as_if_it_had_not_been_interrup
     assert not same(weights(model), weights(go(tmp_path / "shuffled", accumulate=2)[0]))
 
 
+def test_a_state_is_saved_once_its_report_was_taken(tmp_path: Path) -> None:
+    """It was saved before: after a kill, the sample that is written with a report was missing."""
+    settings = small_settings(training=small_config(save_every=1))
+    run = Run(tmp_path, settings)
+    saved = []
+    for report in train(small_model(), small_corpus(), settings.training, run=run):
+        saved.append((report.step, run.last_step))
+    run.close()
+    assert saved == [(0, None), *((step, step - 1) for step in range(1, 13))]
+    assert run.last_step == 12
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     first, _ = go(tmp_path)
     record = (tmp_path / METRICS).read_bytes()
