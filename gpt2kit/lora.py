@@ -10,6 +10,7 @@ memory, and saving takes a few megabytes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,8 +82,9 @@ def add_adapters(model: GPT2, rank: int, *, alpha: float | None = None, seed: in
         limit = f"{smallest}, the smallest dimension of the model's matrices"
         raise ConfigError(f"lora_rank is {rank}, expected 1 to {limit}")
     alpha = 2.0 * rank if alpha is None else alpha
-    if not 0 < alpha < math.inf:
-        raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
+    if not 0 < alpha <= sys.float_info.max:  # integers can be larger
+        found = "too large" if alpha > 0 else alpha
+        raise ConfigError(f"lora_alpha is {found}, expected a finite number above 0")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for parent, layer in matrices(model):

@@ -148,6 +148,7 @@ def _mapped(path: Path) -> Ids:
     try:
         if path.suffix == ".bin":
             return np.memmap(path, "<u2", "r")
+        _check_header(path)
         found: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
         return found
     except OSError as error:
@@ -156,6 +157,19 @@ def _mapped(path: Path) -> Ids:
     except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         # NumPy parses the header with Python's own parser, whose errors are no ValueErrors.
         raise CorpusError(f"{path}: not a complete .npy file: {error}", path=path) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError if the header of a .npy file is longer than the file.
+
+    NumPy would reserve memory for all that it says, up to 4 GB.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+    digits = 2 if start[6:7] == b"\x01" else 4  # of its length, which follows two bytes of version
+    header = int.from_bytes(start[8 : 8 + digits], "little")
+    if start.startswith(b"\x93NUMPY") and 8 + digits + header > path.stat().st_size:
+        raise ValueError(f"its header is said to have {header:,} bytes, which it does not")
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def _settle(place: Path, log: Path) -> None:
     """Give the child streams, folders, signals and processes of its own."""
     atexit._clear()
     gc.freeze()  # or every page with an object would be copied
-    faulthandler.cancel_dump_traceback_later()
+    # A watchdog of the parent has no thread here; to cancel it would wait for that thread for ever.
     faulthandler.disable()
     os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGALRM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from campaigns import luck_planted as planted
 from campaigns.bad_luck import CAMPAIGN
+from campaigns.cases import limited_time
 from campaigns.luck_cases import Luck, LuckCases, Undisturbed
 from campaigns.luck_commands import COMMANDS, Command
 
@@ -87,6 +89,17 @@ def test_a_command_without_a_fault_fails_no_case(
         each.why for each in found if each.outcome == "failed" and "Traceback" not in each.why
     ]
     assert failed == []
+
+
+def test_a_watchdog_of_this_process_does_not_hold_up_what_it_forks(tmp_path: Path) -> None:
+    """A fork waited for ever for the thread of the watchdog, which it does not have."""
+    cases = planted.target(planted.sound, "killed at a change").prepare(tmp_path / "case")
+    faulthandler.dump_traceback_later(60)
+    try:
+        with limited_time(20):
+            assert cases.run(0).outcome in ("same", "refused")
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.mark.campaign

@@ -31,6 +31,8 @@ def test_a_damaged_file_is_refused_or_read_right(tmp_path: Path, target: FileTar
     [
         ("rows.parquet: blind", 57),  # the name of a column was not UTF-8: UnicodeDecodeError
         ("adapter.json: json values", 139),  # the rank was true: TypeError
+        ("adapter.json: absurd", 41),  # alpha had 4,000 digits: OverflowError
+        ("ids .npy: blind", 1375),  # a header of 662 MB: NumPy reserved these
         ("nanoGPT: pickle program", 577),  # the name of a tensor was a number: KeyError
     ],
 )

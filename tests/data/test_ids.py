@@ -117,6 +117,17 @@ def test_a_wrong_file_of_ids_is_refused(
         load_corpus(path, byte_tokenizer())
 
 
+@pytest.mark.parametrize(("version", "digits"), [(1, 2), (2, 4), (3, 4)])
+def test_a_npy_header_that_is_longer_than_the_file_is_refused_before_it_is_read(
+    tmp_path: Path, version: int, digits: int
+) -> None:
+    """NumPy reserved memory for all that the header says, up to 4 GB for a file of 12 bytes."""
+    start = b"\x93NUMPY" + bytes([version, 0]) + (2 ** (8 * digits) - 1).to_bytes(digits, "little")
+    (tmp_path / "a.npy").write_bytes(start.ljust(200, b" "))
+    with pytest.raises(CorpusError, match="its header is said to have"):
+        load_corpus(tmp_path / "a.npy", byte_tokenizer())
+
+
 def test_a_damaged_header_of_a_npy_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
     # NumPy reads the header as Python, whose tokenizer has an error of its own: TokenError.
     np.save(tmp_path / "a.npy", np.arange(100, dtype=np.uint16))
