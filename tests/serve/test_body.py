@@ -81,7 +81,9 @@ def test_large_bodies_together_take_a_bounded_part_of_the_memory(
     with running(app=app) as url, connected_to(url) as first, connected_to(url) as second:
         first.sendall(half)
         wait_until(lambda: app.service.bodies.held > 100_000)
-        second.sendall(half)
+        # Little more than the server takes: what it leaves unread would reset the connection,
+        # and the answer could be lost.
+        second.sendall(half[:-60_000])
         answer = b""
         while more := second.recv(1000):
             answer += more
