@@ -129,7 +129,8 @@ def _bias(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mask = torch.ones(T, k.shape[2], dtype=torch.bool)
         mask = mask.tril() if causal else mask
     mask = mask.view(-1, *mask.shape[-2:])  # (1 or B, T, S)
-    bias = torch.zeros(mask.shape, dtype=_precise(q)).masked_fill_(~mask, -torch.inf)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
     return bias.expand(B, -1, -1)
 
 
@@ -141,8 +142,3 @@ def _attention_weights(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tens
     with torch.autocast("cpu", enabled=False):
         scores = torch.baddbmm(bias, q.to(bias.dtype), k.to(bias.dtype).mT, alpha=scale)
     return scores.softmax(dim=-1).to(q.dtype)
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    """Return float32, or the tensor's dtype if that is wider."""
-    return torch.promote_types(x.dtype, torch.float32)

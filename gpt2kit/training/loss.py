@@ -145,7 +145,10 @@ def _add_product(weight_grad: Tensor, logits_grad: Tensor, h: Tensor, *, is_firs
     columns = logits_grad.split(_TOKENS_AT_ONCE, dim=1)  # type: ignore[no-untyped-call]
     for part, column in zip(parts, columns, strict=True):
         product = column.T @ h  # (up to _TOKENS_AT_ONCE, C)
-        part.copy_(product) if is_first else part.add_(product)
+        if is_first:
+            part.copy_(product)
+        else:
+            part += product
 
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, n: int, *, with_gradient: bool) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
 from serve_builders import connected, running, tiny
+from token_builders import END, Pieces
 
 from campaigns.number_cases import Check, Tally
 from gpt2kit.errors import ConfigError, GenerationError
@@ -22,34 +22,10 @@ from gpt2kit.generation.shaping.forbidding import limits_for
 from gpt2kit.generation.shaping.processors import RowView
 from gpt2kit.generation.text import complete
 
-END = 0
 Language = set[str]
 
 
-class Spelled:
-    """A vocabulary of drawn pieces of bytes; id 0 is the end marker."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._bytes = [b"<|endoftext|>", *pieces]
-        self.n_vocab, self.stop_id = len(self._bytes), END
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        raise NotImplementedError
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
-
-    def files(self) -> dict[str, bytes]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
-
-
-def vocabulary(draw: random.Random) -> Spelled:
+def vocabulary(draw: random.Random) -> Pieces:
     """Draw pieces of texts of few characters, cut anywhere, also inside a character."""
     pieces = {b"a", b"b", "é".encode()[:1], "é".encode()[1:], b"\n"}
     pieces -= set(draw.sample(sorted(pieces), draw.randint(0, 2)))
@@ -57,7 +33,7 @@ def vocabulary(draw: random.Random) -> Spelled:
         data = "".join(draw.choices("aabé\n", k=draw.randint(1, 4))).encode()
         start = draw.randint(0, len(data) - 1)
         pieces.add(data[start : draw.randint(start + 1, len(data))])
-    return Spelled(sorted(pieces))
+    return Pieces(*sorted(pieces))
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -83,9 +59,7 @@ def limits(draw: random.Random, tally: Tally) -> None:
         tally.equal(found, expected, f"{limit.name} after {tokens}, {request}")
 
 
-def _is_forbidden(
-    name: str, token: int, request: Request, row: RowView, tokenizer: Spelled
-) -> bool:
+def _is_forbidden(name: str, token: int, request: Request, row: RowView, tokenizer: Pieces) -> bool:
     if name == "min_tokens":
         return token == END and len(row.generated) < request.min_tokens
     if name == "no_repeat_ngram":
@@ -171,7 +145,7 @@ def constraints(draw: random.Random, tally: Tally) -> None:
 def _compare_next(
     tally: Tally,
     progress: Progress,
-    tokenizer: Spelled,
+    tokenizer: Pieces,
     written: bytes,
     whole: set[bytes],
     spelled: Callable[[bytes], bool],
@@ -194,7 +168,7 @@ def _compare_next(
     return False
 
 
-def _is_spelled(rest: bytes, tokenizer: Spelled) -> bool:
+def _is_spelled(rest: bytes, tokenizer: Pieces) -> bool:
     """Whether tokens can write some bytes."""
     reached = [True, *[False] * len(rest)]
     for end in range(1, len(rest) + 1):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from token_builders import END, Pieces
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError, GenerationError
@@ -24,32 +25,6 @@ from gpt2kit.generation.shaping.processors import RowView
 from gpt2kit.generation.text import complete, generate_tokens, stream
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer
-
-END = 0
-
-
-class Pieces:
-    """A vocabulary of any pieces of bytes; id 0 is the end marker, unless there is none."""
-
-    def __init__(self, *pieces: bytes, stop_id: int | None = END) -> None:
-        self._bytes = [b"<|endoftext|>", *pieces]
-        self.n_vocab, self.stop_id = len(self._bytes), stop_id
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        raise NotImplementedError
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
-
-    def files(self) -> dict[str, bytes]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
-
 
 # Parts of characters, tokens that end or begin inside one, and a piece that spans several parts of
 # a pattern; and a vocabulary in which "b" comes only after "a", and "é" only in pairs.
