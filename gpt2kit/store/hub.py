@@ -160,9 +160,10 @@ class _Description:
             needed = [f"{inner}/cfg.json", f"{inner}/sae_weights.safetensors"]
             optional = [f"{inner}/sparsity.safetensors"]
         if missing := [name for name in needed if name not in self.siblings]:
-            known = sorted(
+            folders = sorted(
                 name.rpartition("/")[0] for name in self.siblings if name.endswith("/cfg.json")
             )
+            known = [*folders, *(name for name in self.siblings if name.endswith(".pt"))]
             advice = (
                 f"; it has {', '.join(known[:4])}{', …' if len(known) > 4 else ''}" if known else ""
             )

@@ -115,3 +115,5 @@ def test_a_folder_that_is_not_there_is_one_line_with_those_that_are(hub: FakeHub
     with pytest.raises(DownloadError) as caught:
         download(f"{NAME}/blocks.9.hook_resid_pre")
     assert "it has blocks.1.hook_resid_mid, blocks.1.hook_resid_pre" in str(caught.value)
+    with pytest.raises(DownloadError, match=r"kk/attn has no L6\.pt; it has L5\.pt"):
+        download("kk/attn/L6.pt")  # the names of such files were left out for a while
