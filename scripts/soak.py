@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Keep a server of gpt2kit busy with clients of all kinds, and look for what it loses.
+"""Keep a server and a program that uses the library busy with everything; look for what they lose.
 
-    python scripts/soak.py --minutes 30
+    python scripts/soak.py --minutes 120
 
 It starts `gpt2kit serve` with a small model and few slots, so that its queue is always full. Some
 clients wait for their answers. Others leave at every stage, stop reading, send half of a request,
 or send what is no request. Every answer must be whole or an error in the API's shape, and the
 answers to a set of requests must be those that each got when it was asked alone, bit for bit.
 
-Every ten seconds a line tells the server's memory, threads, open files and slots. At the end, when
-the clients have left, no request and no connection may be left, and memory and threads must be what
-they were after the first tenth of the time, which warms the server up. The last line is JSON; the
-exit code is 1 if anything was wrong.
+Beside it runs tests/campaigns/everything.py: commands, drawn numbers and hostile files, mixed in
+one process, each with its check.
+
+Every ten seconds a line for each tells memory, threads and open files. At the end, when the clients
+have left, no request, connection and process may be left, and memory and threads must be what they
+were after the first tenth of the time, which warms both up. The last line is JSON; the exit code is
+1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from measures.streams import HOST
 Body = dict[str, Any]
 Way = Callable[["Soak", random.Random], Coroutine[Any, Any, None]]
 
+EVERYTHING = Path(__file__).parents[1] / "tests" / "campaigns" / "everything.py"
 KNOWN = 40  # requests whose answers are known
 REFUSED = {400, 404, 405, 408, 413, 415, 429, 503}
 IDLE_SECONDS = 20.0  # after which the server must have noticed that all clients have left
@@ -45,18 +49,18 @@ GROWTH = 1.1  # of memory, after the server has warmed up
 
 @dataclass
 class State:
-    """What a server has of what it could lose."""
+    """What a process has of what it could lose."""
 
     memory: int  # bytes
     threads: int
     files: int
-    gauges: dict[str, float]
+    others: dict[str, float]  # what it may have while it works, and not afterwards
 
     def line(self) -> str:
         """Return it for people."""
+        others = "".join(f", {count:.0f} {what}" for what, count in self.others.items())
         return (
-            f"{self.memory / 1e6:,.0f} MB, {self.threads} threads, {self.files} files, "
-            f"{self.gauges['running']:.0f} requests running, {self.gauges['waiting']:.0f} waiting"
+            f"{self.memory / 1e6:,.0f} MB, {self.threads} threads, {self.files} open files{others}"
         )
 
 
@@ -76,12 +80,12 @@ class Soak:
         status = dict(
             line.split(":", 1) for line in (of / "status").read_text().splitlines() if ":" in line
         )
-        gauges = {
-            name: float(metrics.split(f"\ngpt2kit_requests_{name} ")[1].split()[0])
+        others = {
+            f"requests {name}": float(metrics.split(f"\ngpt2kit_requests_{name} ")[1].split()[0])
             for name in ("running", "waiting")
         }
         memory, threads = int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"])
-        return State(memory, threads, len(list((of / "fd").iterdir())), gauges)
+        return State(memory, threads, len(list((of / "fd").iterdir())), others)
 
     async def look(self) -> State:
         """Return what the server has now."""
@@ -352,8 +356,8 @@ async def behave(soak: Soak, rng: random.Random, end: float) -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-async def run(soak: Soak, *, seconds: float, clients: int, seed: int) -> dict[str, Any]:
-    """Keep the server busy; return what was seen, and what was wrong."""
+async def use_server(soak: Soak, *, seconds: float, clients: int, seed: int) -> dict[str, Any]:
+    """Keep the server busy; return what was seen, and note what was wrong."""
     rng = random.Random(seed)
     for body in [request(rng) for _ in range(KNOWN)]:
         status, content = await soak.post(json.dumps(body).encode())
@@ -368,25 +372,17 @@ async def run(soak: Soak, *, seconds: float, clients: int, seed: int) -> dict[st
         await asyncio.wait([work], timeout=min(10.0, seconds / 10))
         if time.monotonic() < start + seconds:
             states.append(await soak.look())
-            fullest = max(fullest, states[-1].gauges["waiting"])
-            print(f"{time.monotonic() - start:6.0f} s: {states[-1].line()}", flush=True)
+            fullest = max(fullest, states[-1].others["requests waiting"])
+            print(f"{time.monotonic() - start:6.0f} s, server:  {states[-1].line()}", flush=True)
     await work
     last = await until_idle(soak)
-    print(f"at the end: {last.line()}", flush=True)
-    warm = states[: max(1, len(states) // 10)]
-    compare(soak, warm, states[len(warm) :], last)
     if last.files > first.files:
         soak.wrong.append(f"{last.files} files are open, and {first.files} were before")
     if not fullest or not soak.seen["answered"]:
         soak.wrong.append("the queue was never in use, or nobody got an answer: it is no soak")
-    return {
-        "seconds": round(time.monotonic() - start),
-        **soak.seen,
-        "MB": [round(state.memory / 1e6) for state in (*warm[-1:], *states[-1:], last)],
-        "threads": [state.threads for state in (*warm[-1:], last)],
-        "files": [state.files for state in (first, *warm[-1:], last)],
-        "wrong": soak.wrong[:20],
-    }
+    figures, wrong = compared(states, last)
+    soak.wrong += wrong
+    return figures | {"seen": soak.seen, "wrong": soak.wrong}
 
 
 async def until_idle(soak: Soak) -> State:
@@ -394,22 +390,55 @@ async def until_idle(soak: Soak) -> State:
     end = time.monotonic() + IDLE_SECONDS
     while True:
         state = await soak.look()
-        if not any(state.gauges.values()) or time.monotonic() > end:
+        if not any(state.others.values()) or time.monotonic() > end:
             await asyncio.sleep(0.5)
             return await soak.look()
         await asyncio.sleep(0.1)
 
 
-def compare(soak: Soak, warm: list[State], later: list[State], last: State) -> None:
-    """Note what the server has lost."""
-    for name, value in last.gauges.items():
-        if value:
-            soak.wrong.append(f"{value:.0f} requests are {name} after all clients have left")
+async def use_library(*, seconds: float, seed: int) -> dict[str, Any]:
+    """Let another process do everything that the library does; return what it saw."""
+    options = ["--seconds", str(seconds), "--seed", str(seed)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(EVERYTHING), *options), stdout=asyncio.subprocess.PIPE, limit=2**24
+    )
+    assert process.stdout is not None
+    states: list[State] = []
+    found: dict[str, Any] = {}
+    start = time.monotonic()
+    async for line in process.stdout:
+        found = json.loads(line)
+        others = {"other processes": found["processes"]}
+        states.append(State(found["memory"], found["threads"], found["files"], others))
+        print(f"{time.monotonic() - start:6.0f} s, library: {states[-1].line()}", flush=True)
+    if await process.wait() or "wrong" not in found:
+        return {"wrong": [f"the process of the library ended with {process.returncode}"]}
+    figures, wrong = compared(states[:-1], states[-1])
+    return figures | {"seen": found["seen"], "wrong": [*found["wrong"], *wrong]}
+
+
+def compared(states: list[State], last: State) -> tuple[dict[str, Any], list[str]]:
+    """Return the figures of a process, and what it has lost."""
+    warm = states[: max(1, len(states) // 10)]
+    later = [*states[len(warm) :], last]
+    wrong = [
+        f"{count:.0f} {what} after all work was done"
+        for what, count in last.others.items()
+        if count
+    ]
     memory = max(state.memory for state in warm)
-    if max(state.memory for state in (*later, last)) > GROWTH * memory + 20e6:
-        soak.wrong.append(f"memory grew beyond {GROWTH} times {memory / 1e6:.0f} MB and 20 MB")
+    if max(state.memory for state in later) > GROWTH * memory + 20e6:
+        wrong.append(f"memory grew beyond {GROWTH} times {memory / 1e6:.0f} MB and 20 MB")
     if last.threads > max(state.threads for state in warm):
-        soak.wrong.append(f"{last.threads} threads are left")
+        wrong.append(f"{last.threads} threads are left")
+    if last.files > max(state.files for state in warm):
+        wrong.append(f"{last.files} files are left open")
+    figures = {
+        "MB": [round(memory / 1e6), *(round(state.memory / 1e6) for state in later[-2:])],
+        "threads": [warm[-1].threads, last.threads],
+        "files": [warm[-1].files, last.files],
+    }
+    return figures, wrong
 
 
 def parser() -> argparse.ArgumentParser:
@@ -425,16 +454,30 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+async def soak_both(soak: Soak, *, seconds: float, clients: int, seed: int) -> dict[str, Any]:
+    """Keep the server and the library busy at the same time."""
+    server, library = await asyncio.gather(
+        use_server(soak, seconds=seconds, clients=clients, seed=seed),
+        use_library(seconds=seconds, seed=seed),
+    )
+    return {"seconds": round(seconds), "server": server, "library": library}
+
+
 def main() -> None:
     options = parser().parse_args()
     command = [sys.executable, "-m", "gpt2kit", "serve", "--model", options.model]
     limits = ["--parallel", "4", "--queue", "16"]
     with running([*command, *limits], {"threads": options.threads}) as (port, process):
-        soak = Soak(port, process)
-        work = run(soak, seconds=60 * options.minutes, clients=options.clients, seed=options.seed)
+        work = soak_both(
+            Soak(port, process),
+            seconds=60 * options.minutes,
+            clients=options.clients,
+            seed=options.seed,
+        )
         found = asyncio.run(work)
-    print(json.dumps(found))
-    sys.exit(1 if found["wrong"] else 0)
+    wrong = found["server"].pop("wrong") + found["library"].pop("wrong")
+    print(json.dumps(found | {"failed": len(wrong), "wrong": wrong[:20]}))
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

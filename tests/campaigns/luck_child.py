@@ -154,21 +154,22 @@ def _be(body: Callable[[], Any], place: Path, log: Path, told: int, watch: Watch
     """Be the child: the command, and nothing of what the parent would do at its end."""
     code = 70
     try:
-        _settle(place, log)
-        watch.begin()
-        os.write(told, b"x")
-        body()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
+        try:
+            _settle(place, log)
+            watch.begin()
+            os.write(told, b"x")
+            body()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()
             sys.stderr.flush()
             watch.finish()
-        os._exit(code)
+    finally:
+        os._exit(code)  # also when a late SIGINT interrupts what comes before: this is a fork
 
 
 def _settle(place: Path, log: Path) -> None:

@@ -85,10 +85,9 @@ def test_a_command_without_a_fault_fails_no_case(
 ) -> None:
     cases = planted.target(body, luck).prepare(tmp_path / "case")
     found = [cases.run(seed) for seed in range(4)]
-    failed = [
-        each.why for each in found if each.outcome == "failed" and "Traceback" not in each.why
-    ]
-    assert failed == []
+    failed = [each.why for each in found if each.outcome == "failed"]
+    # At SIGINT a function, unlike the command line, ends with a traceback; this is its last word.
+    assert [why for why in failed if not why.endswith("KeyboardInterrupt")] == []
 
 
 def test_a_watchdog_of_this_process_does_not_hold_up_what_it_forks(tmp_path: Path) -> None:

@@ -8,29 +8,28 @@ import sys
 from pathlib import Path
 
 import pytest
-from soak import Soak, State, choices, compare, parsed
+from soak import Soak, State, choices, compared, parsed
 
 ROOT = Path(__file__).parents[2]
 
 
-def state(memory: int = 300, threads: int = 8, *, running: int = 0) -> State:
-    """Return what a server may have, the memory in MB."""
-    return State(memory * 10**6, threads, 7, {"running": running, "waiting": 0})
+def state(memory: int = 300, threads: int = 8, *, files: int = 7, running: int = 0) -> State:
+    """Return what a process may have, the memory in MB."""
+    return State(memory * 10**6, threads, files, {"requests running": running})
 
 
 @pytest.mark.parametrize(
     ("last", "found"),
     [
         (state(), []),
-        (state(running=2), ["2 requests are running after all clients have left"]),
+        (state(running=2), ["2 requests running after all work was done"]),
         (state(memory=400), ["memory grew beyond 1.1 times 300 MB and 20 MB"]),
         (state(threads=9), ["9 threads are left"]),
+        (state(files=8), ["8 files are left open"]),
     ],
 )
-def test_what_a_server_has_lost_is_named(last: State, found: list[str]) -> None:
-    soak = Soak(0, 0)
-    compare(soak, [state()], [state()], last)
-    assert soak.wrong == found
+def test_what_a_process_has_lost_is_named(last: State, found: list[str]) -> None:
+    assert compared([state(), state()], last)[1] == found
 
 
 def test_answers_of_all_kinds_are_read() -> None:
@@ -57,8 +56,10 @@ def test_a_refusal_without_a_reason_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_a_busy_server_loses_nothing_in_ten_seconds() -> None:
+def test_a_busy_server_and_a_busy_program_lose_nothing_in_ten_seconds() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--minutes", "0.17"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["answered"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["server"]["seen"]["answered"]
+    assert found["library"]["seen"]["commands that write"]
