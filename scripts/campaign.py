@@ -122,16 +122,17 @@ def run(module: str, cases: int, results: Path, workers: int, only: str = "") ->
     done: dict[str, int] = {}  # the cases of each target that were done, which are its first
     for line in _read(results):
         done[line["target"]] = max(line["end"], done.get(line["target"], 0))
-    step = campaign(module).chunk
+    all_of = campaign(module)
     todo = [
-        (start, target.name)
-        for target in campaign(module).targets
+        (start, min(start + all_of.chunk, wanted), target.name)
+        for target in all_of.targets
         if only in target.name
-        for start in range(done.get(target.name, 0), cases, step)
+        for wanted in [all_of.cases_of(target, cases)]
+        for start in range(done.get(target.name, 0), wanted, all_of.chunk)
     ]
     pool = ThreadPoolExecutor(workers)
     parts = pool.map(
-        lambda part: chunk(module, part[1], part[0], min(part[0] + step, cases)),
+        lambda part: chunk(module, part[2], part[0], part[1]),
         sorted(todo, key=lambda part: part[0]),  # a chunk of every target before the next ones
     )
     try:
