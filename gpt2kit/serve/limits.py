@@ -16,8 +16,9 @@ _MOST_SECONDS = 60  # that a refused client is asked to wait
 class Reservation:
     """The share of one request in what the server has accepted."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, logprobs: int) -> None:
         self.tokens = tokens
+        self.logprobs = logprobs  # alternatives that its log-probabilities name
 
 
 class Limits:
@@ -48,8 +49,9 @@ class Limits:
                 "send several requests",
                 param="prompt" if len(asked.prompt) > 1 else "n",
             )
-        tokens = sum(_most_tokens(prompt, n_ctx) for prompt in asked.prompt) * asked.samples
-        tokens += asked.rows * asked.most_new_tokens(n_ctx)
+        read = sum(_most_tokens(prompt, n_ctx) for prompt in asked.prompt)
+        new = asked.rows * asked.most_new_tokens(n_ctx)
+        tokens = read * asked.samples + new
         if tokens > settings.queue_tokens:
             raise Refusal(
                 400,
@@ -57,7 +59,16 @@ class Limits:
                 "are accepted at once; send several requests, or lower max_tokens",
                 param="max_tokens",
             )
-        with self._counted(Reservation(tokens)) as reservation:
+        logprobs = (asked.logprobs or 0) * (new + read * asked.scores_prompts)
+        if logprobs > settings.queue_logprobs:
+            raise Refusal(
+                400,
+                f"the log-probabilities of the request may name {logprobs:,} alternatives, but at "
+                f"most {settings.queue_logprobs:,} are accepted at once; lower logprobs or "
+                "max_tokens, or send several requests",
+                param="logprobs",
+            )
+        with self._counted(Reservation(tokens, logprobs)) as reservation:
             yield reservation
 
     @contextmanager
@@ -68,6 +79,11 @@ class Limits:
         held = sum(each.tokens for each in self._accepted)
         if held + reservation.tokens > settings.queue_tokens:
             raise self._full("queue_tokens", f"requests for {held:,} tokens are ahead of this one")
+        held = sum(each.logprobs for each in self._accepted)
+        if held + reservation.logprobs > settings.queue_logprobs:
+            raise self._full(
+                "queue_logprobs", f"requests for {held:,} alternatives are ahead of this one"
+            )
         self._accepted.add(reservation)
         try:
             yield reservation

@@ -60,6 +60,14 @@ class Settings:
         at_least=1,
         at_most=10**12,
     )
+    queue_logprobs: int = option(
+        1_048_576,
+        "Alternatives that the log-probabilities of all accepted requests may name together; each "
+        "takes some 300 bytes until its answer is sent.",
+        group="Limits",
+        at_least=1,
+        at_most=10**12,
+    )
     queue_timeout: float = option(
         60.0,
         "Seconds that a request may wait for its turn.",

@@ -11,8 +11,9 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ CUT = (blind, sizes)
 
 def digest(*parts: object) -> str:
     """Return a digest of what was read."""
+    return digest_in_turn(parts)
+
+
+def digest_in_turn(parts: Iterable[object]) -> str:
+    """Return a digest of what was read, which need not be in memory as a whole."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part if isinstance(part, bytes) else repr(part).encode("utf-8", "replace"))
@@ -432,8 +438,23 @@ def read_rows(path: Path) -> str:
     """Read a table as commands do that go on after a bad row."""
     found = ""
     for batch in read_batches(path, strict=False):
-        found = digest(found, batch.columns, batch.rows, dict(batch.errors))
+        found = digest_in_turn(chain([found, dict(batch.errors)], _pieces(batch.columns)))
+        for row in batch.rows:
+            found = digest_in_turn(chain([found], _pieces(row)))
     return found
+
+
+def _pieces(cells: Sequence[object]) -> Iterator[object]:
+    """Yield a row in pieces: of millions of cells or characters, the repr may take gigabytes."""
+    most = 2**16
+    for start in range(0, len(cells), most):
+        some = cells[start : start + most]
+        if sum(len(cell) for cell in some if isinstance(cell, str)) < most:
+            yield some
+            continue
+        for cell in some:
+            text = cell if isinstance(cell, str) else repr(cell)
+            yield from (text[at : at + most] for at in range(0, len(text) + 1, most))
 
 
 def _targets() -> list[FileTarget]:

@@ -39,7 +39,18 @@ def serve(*arguments: str) -> tuple[int, str]:
 def test_every_option_reaches_the_server(runs: list[dict[str, Any]]) -> None:
     code, said = serve(
         *("--parallel", "3", "--max_rows", "5", "--queue", "6", "--queue_tokens", "700"),
-        *("--queue_timeout", "8", "--drain", "9", "--api_key", "a", "--api_key", "b"),
+        *(
+            "--queue_logprobs",
+            "800",
+            "--queue_timeout",
+            "8",
+            "--drain",
+            "9",
+            "--api_key",
+            "a",
+            "--api_key",
+            "b",
+        ),
         *("--cors_origin", "https://example.com", "--allowed_host", "gpt2.example"),
         *("--served_name", "mine", "--model", "124M-not-there"),
     )

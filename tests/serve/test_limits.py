@@ -1,4 +1,4 @@
-"""How much is accepted: rows, requests, tokens."""
+"""How much is accepted: rows, requests, tokens, alternatives."""
 
 from __future__ import annotations
 
@@ -78,3 +78,27 @@ def test_what_cannot_fit_into_the_window_is_not_counted() -> None:
     found = limits(queue_tokens=100)
     with found.reserve(parse({"prompt": "a", "max_tokens": 4096}), 64) as reservation:
         assert reservation.tokens == 65
+
+
+def test_alternatives_are_counted_with_the_tokens_that_have_them() -> None:
+    """100 for each of 262,144 tokens were accepted, and took gigabytes until they were sent."""
+    found = limits(queue_logprobs=1000)
+    asked = {"prompt": [1] * 50, "max_tokens": 20, "logprobs": 10}
+    with found.reserve(parse(asked), 64) as first:  # the prompt's tokens have none
+        assert first.logprobs == 200
+        with (
+            pytest.raises(Refusal, match="requests for 200 alternatives are ahead") as caught,
+            found.reserve(parse(asked | {"n": 5}), 64),
+        ):
+            pass
+        assert caught.value.status == 429
+        with found.reserve(parse({"prompt": "a" * 5000, "max_tokens": 40}), 64) as none:
+            assert none.logprobs == 0
+    with found.reserve(parse(asked | {"echo": True, "n": 2}), 64) as echoed:
+        assert echoed.logprobs == 10 * (50 + 2 * 20)
+    with (
+        pytest.raises(Refusal, match="may name 1,500 alternatives, but at most 1,000") as caught,
+        found.reserve(parse(asked | {"echo": True, "n": 5}), 64),
+    ):
+        pass
+    assert (caught.value.status, caught.value.param) == (400, "logprobs")
