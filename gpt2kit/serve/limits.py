@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gpt2kit.generation.constraints.constraint import Constraint
 from gpt2kit.serve.completions import CompletionRequest, Prompt
 from gpt2kit.serve.errors import Refusal
 from gpt2kit.serve.metrics import Metrics
-from gpt2kit.serve.settings import Settings
+from gpt2kit.serve.settings import TABLE_BYTES, Settings
 
 _MOST_SECONDS = 60  # that a refused client is asked to wait
 
@@ -19,6 +20,7 @@ class Reservation:
     def __init__(self, tokens: int, logprobs: int) -> None:
         self.tokens = tokens
         self.logprobs = logprobs  # alternatives that its log-probabilities name
+        self.constraints: set[Constraint] = set()  # of its rows
 
 
 class Limits:
@@ -70,6 +72,24 @@ class Limits:
             )
         with self._counted(Reservation(tokens, logprobs)) as reservation:
             yield reservation
+
+    def hold(self, reservation: Reservation, constraint: Constraint) -> None:
+        """Count the tables of a constraint; raises Refusal if those of all requests are too large.
+
+        Requests with the same constraint share its tables. May be called from any thread.
+        """
+        reservation.constraints.add(constraint)
+        held = set().union(*(each.constraints for each in list(self._accepted)))
+        if sum(each.nbytes for each in held) <= TABLE_BYTES:
+            return
+        if sum(each.nbytes for each in reservation.constraints) > TABLE_BYTES:
+            raise Refusal(
+                400,
+                "the tables for regex, allow and forbid are too large, as each of several prompts "
+                "needs its own; send several requests",
+                param="prompt",
+            )
+        raise self._full("tables", "requests with large regex, allow or forbid are ahead")
 
     @contextmanager
     def _counted(self, reservation: Reservation) -> Iterator[Reservation]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpt2kit.errors import ConfigError, TokenizerError
-from gpt2kit.generation.constraints.constraint import Constraints, Progress, constraints_for
+from gpt2kit.generation.constraints.constraint import (
+    Constraint,
+    Constraints,
+    Progress,
+    constraints_for,
+)
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row
 from gpt2kit.generation.shaping.forbidding import limits_for
@@ -92,11 +97,16 @@ def check_ids(loaded: Loaded, ids: Sequence[int], param: str) -> None:
 
 
 def add_rows(
-    job: Job, loaded: Loaded, asked: CompletionRequest, prompts: Sequence[EncodedPrompt]
+    job: Job,
+    loaded: Loaded,
+    asked: CompletionRequest,
+    prompts: Sequence[EncodedPrompt],
+    hold: Callable[[Constraint], None],
 ) -> None:
     """Add a row to a job for each sample of each prompt, with the random streams of `complete`.
 
     Of the samples of a prompt, only the first also gives the probabilities of the prompt's tokens.
+    `hold` is told of each constraint, and raises Refusal if there are too many.
     """
     if asked.max_tokens == 0 and asked.echo and not asked.scores_prompts:
         return  # there is nothing to compute
@@ -109,6 +119,8 @@ def add_rows(
         only_reads = is_full or asked.max_tokens == 0
         request = reading_only(asked.request) if only_reads else asked.request
         progress = None if only_reads else _progress(constraints, prompt)
+        if progress is not None:
+            hold(progress.constraint)
         scoring = dataclasses.replace(request, prompt_logprobs=asked.scores_prompts)
         for sample in range(asked.samples):
             row = Row(

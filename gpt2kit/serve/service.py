@@ -114,7 +114,8 @@ class Service:
             prompts = await asyncio.to_thread(rows.encode, loaded, asked)
             reservation.tokens = rows.tokens_needed(loaded, asked, prompts)
             job = Job(seconds_to_wait=self.settings.queue_timeout)
-            await asyncio.to_thread(rows.add_rows, job, loaded, asked, prompts)
+            hold = functools.partial(self.limits.hold, reservation)
+            await asyncio.to_thread(rows.add_rows, job, loaded, asked, prompts, hold)
             writer = AnswerWriter(
                 asked.model or entry.name, loaded.fingerprint, include_usage=asked.include_usage
             )

@@ -16,6 +16,7 @@ MOST_LINES = 4096  # of allow and of forbid
 BODY_BYTES = 2**20
 SMALL_BODY_BYTES = 2**16  # of every body, which is always taken
 BODIES_BYTES = 2**26  # of all bodies together, beyond what is small of each
+TABLE_BYTES = 2**28  # of the constraints of all accepted requests together
 BODY_SECONDS = 30.0  # for a client to send its request
 UNREAD_BYTES = 2**20  # of an answer that a client has not taken yet
 UNREAD_SECONDS = 60.0

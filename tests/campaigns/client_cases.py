@@ -193,6 +193,7 @@ class ClientTarget:
     attack: Attack
     seconds: float = SECONDS  # that the server waits for its clients
     crowds: bool = False  # whether honest clients may be told that the server is full
+    growth: int = GROWTH
     limits_memory: bool = False  # it is the server's that counts
     stuck: float = 3 * CASE_SECONDS
 
@@ -262,7 +263,7 @@ class ClientCases:
             raise WrongError(f"{found.descriptors} descriptors are open, after {first.descriptors}")
         if found.threads > first.threads + POOL:
             raise WrongError(f"{found.threads} threads, after {first.threads}")
-        if found.memory > first.memory + GROWTH:
+        if found.memory > first.memory + self.target.growth:
             raise WrongError(f"{found.memory:,} bytes of memory, after {first.memory:,}")
 
     def _settled(self) -> State:

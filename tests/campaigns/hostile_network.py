@@ -7,6 +7,7 @@ from campaigns.cases import Campaign
 from campaigns.client_cases import ClientTarget
 from campaigns.store_cases import StoreTarget
 
+TABLES = 2**29  # bytes: 256 MB of tables of constraints, and what making them leaves in the heap
 CLIENTS = [
     ClientTarget("half requests: every byte of one", client_framing.half_completion),
     ClientTarget("half requests: others", client_framing.half_others),
@@ -18,7 +19,7 @@ CLIENTS = [
     ClientTarget("vanishing clients", client_framing.vanish),
     ClientTarget("changed requests: any byte", client_requests.mutant),
     ClientTarget("changed requests: values", client_requests.liar),
-    ClientTarget("large and deep bodies", client_requests.glutton),
+    ClientTarget("large and deep bodies", client_requests.glutton, growth=TABLES),
     ClientTarget("headers", client_requests.header_stuffer),
     ClientTarget("methods and targets", client_requests.wanderer),
     ClientTarget("guessed keys", client_requests.burglar),

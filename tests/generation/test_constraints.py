@@ -493,3 +493,36 @@ def test_a_constraint_that_nothing_meets_raises_before_the_first_piece(
 ) -> None:
     with pytest.raises(ConfigError, match="no text is allowed"):
         stream(tiny_model, small_bpe, "a", regex="[^\\s\\S]")
+
+
+def test_the_tables_that_are_kept_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight were kept, of any size, and one for each prompt: a server grew by gigabytes."""
+    from gpt2kit.generation.constraints import constraint as module
+
+    tokenizer = CharTokenizer.from_text("ab\n")
+    monkeypatch.setattr(module, "_KEPT_BYTES", 3 * 4 * 0x110000)  # of two lists, not of three
+    first = begin(tokenizer, forbid=("ab",))
+    assert begin(tokenizer, forbid=("ab",)).constraint is first.constraint
+    begin(tokenizer, forbid=("ba",))
+    assert begin(tokenizer, forbid=("ab",)).constraint is first.constraint
+    begin(tokenizer, forbid=("bb",))
+    begin(tokenizer, forbid=("aa",))
+    again = begin(tokenizer, forbid=("ab",))
+    assert again.constraint is not first.constraint
+    assert allowed(again) == allowed(first)
+
+
+def test_of_many_prompts_the_tables_of_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2kit.generation.constraints import constraint as module
+
+    tokenizer = CharTokenizer.from_text("ab\n")
+    request = Request(regex="[ab]{1,3}", forbid=("abab", "bb"))
+    constraints = module.Constraints(request, tokenizer, tokenizer.n_vocab, None)
+    prompts = [tokenizer.encode(text) for text in ("", "a", "ab", "b")]
+    found = [constraints.after(prompt) for prompt in prompts]
+    assert len(constraints._made) == len(prompts)
+    monkeypatch.setattr(module, "_KEPT_BYTES", constraints.nbytes - 1)
+    constraints.after(tokenizer.encode("aba"))
+    assert len(constraints._made) == len(prompts)  # one more, and the first one no more
+    again = [constraints.after(prompt) for prompt in prompts]
+    assert [allowed(each) for each in again] == [allowed(each) for each in found]

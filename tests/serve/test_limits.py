@@ -1,14 +1,18 @@
-"""How much is accepted: rows, requests, tokens, alternatives."""
+"""How much is accepted: rows, requests, tokens, alternatives, tables of constraints."""
 
 from __future__ import annotations
 
 import pytest
 
+from gpt2kit.generation.constraints.constraint import Constraint, constraints_for
+from gpt2kit.generation.request import Request
+from gpt2kit.serve import limits as module
 from gpt2kit.serve.completions import parse
 from gpt2kit.serve.errors import Refusal
 from gpt2kit.serve.limits import Limits
 from gpt2kit.serve.metrics import Metrics
 from gpt2kit.serve.settings import Settings
+from gpt2kit.tokenizers import CharTokenizer
 
 
 def limits(**settings: int) -> Limits:
@@ -102,3 +106,30 @@ def test_alternatives_are_counted_with_the_tokens_that_have_them() -> None:
     ):
         pass
     assert (caught.value.status, caught.value.param) == (400, "logprobs")
+
+
+def constraint(regex: str) -> Constraint:
+    tokenizer = CharTokenizer.from_text("ab")
+    found = constraints_for(Request(regex=regex), tokenizer, tokenizer.n_vocab, None)
+    assert found
+    return found.after([]).constraint
+
+
+def test_tables_of_constraints_are_counted_once_for_all_that_share_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests with large lists could wait by the dozen, each with hundreds of megabytes."""
+    found, asked = limits(), parse({"prompt": "a"})
+    one, other = constraint("a{9}"), constraint("b{9}")
+    monkeypatch.setattr(module, "TABLE_BYTES", one.nbytes)
+    with found.reserve(asked, 64) as first, found.reserve(asked, 64) as second:
+        found.hold(first, one)
+        found.hold(second, one)
+        with found.reserve(asked, 64) as third, pytest.raises(Refusal, match="large") as caught:
+            found.hold(third, other)
+        assert caught.value.status == 429
+    with found.reserve(asked, 64) as alone:
+        found.hold(alone, other)  # the others have ended
+        with pytest.raises(Refusal, match="several prompts") as caught:
+            found.hold(alone, one)
+        assert (caught.value.status, caught.value.retry_after) == (400, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ from gpt2kit.tokenizers.listed import boundaries
 
 _MASKS = 2**26  # bytes of masks that a constraint keeps
 _AT_ONCE = 2**22  # nodes that are walked at once, over all states
+_KEPT = 8  # constraints kept for a tokenizer
+_KEPT_BYTES = 2**27  # of their tables; the last one may have more
+_making = threading.Lock()  # making one may take hundreds of megabytes for a moment
 _MOST_WALKED = 3 * 10**8  # nodes walked to find out from where a text can be completed
 
 
@@ -45,6 +49,11 @@ class Constraint:
         self._live = self._find_live()
         size = max(16, _MASKS // max(1, len(spelling.tokens)))
         self._mask = functools.lru_cache(maxsize=size)(self._make_mask)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tables; masks come on top, at most _MASKS."""
+        return self.automaton.table.nbytes + self._trie.nbytes
 
     def can_be_met(self, state: int) -> bool:
         """Return whether the vocabulary can write some text from a state on."""
@@ -159,6 +168,13 @@ class Constraints:
         self._lines = none(request.forbid or ()) if has_lines else None
         self._made: dict[int, Constraint] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tables that are kept for the next prompts."""
+        automata = [each for each in (self._whole, self._lines) if each is not None]
+        own = sum(each.table.nbytes + each.classes.nbytes for each in automata)
+        return own + sum(made.nbytes for made in self._made.values())
+
     @staticmethod
     def _continuation(request: Request) -> Automaton | None:
         """Return what the continuation as a whole must be, if that is asked for."""
@@ -171,6 +187,10 @@ class Constraints:
 
         Raises ConfigError if no text is allowed there, or only the empty one.
         """
+        with _making:
+            return self._after(prompt)
+
+    def _after(self, prompt: Sequence[int]) -> Progress:
         if self._whole is None and self._lines is not None:
             constraint = self._constraint(0, self._lines)
             return self._checked(constraint, self._after_line(constraint, prompt))
@@ -188,7 +208,10 @@ class Constraints:
         if key not in self._made:
             if not automaton.start:
                 raise ConfigError(f"no text is allowed by {self.names}")
-            self._made[key] = Constraint(over_bytes(automaton), self._spelling, self._stop_id)
+            made = Constraint(over_bytes(automaton), self._spelling, self._stop_id)
+            while self._made and self.nbytes + made.nbytes > _KEPT_BYTES:
+                del self._made[next(iter(self._made))]
+            self._made[key] = made
         return self._made[key]
 
     def _checked(self, constraint: Constraint, state: int) -> Progress:
@@ -225,7 +248,6 @@ class Constraints:
         return line
 
 
-_KEPT = 8  # constraints kept for a tokenizer
 _kept: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[object, ...], Constraints]] = (
     weakref.WeakKeyDictionary()
 )
@@ -241,10 +263,13 @@ def constraints_for(
     """
     if not request.constraints:
         return None
-    kept = _kept.setdefault(tokenizer, {})
     key = (request.regex, request.allow, request.forbid, n_vocab, stop_id)
-    made = kept.pop(key, None) or Constraints(request, tokenizer, n_vocab, stop_id)
-    kept[key] = made  # the newest last
-    while len(kept) > _KEPT:
-        del kept[next(iter(kept))]
+    with _making:
+        kept = _kept.setdefault(tokenizer, {})
+        made = kept.pop(key, None) or Constraints(request, tokenizer, n_vocab, stop_id)
+        kept[key] = made  # the newest last
+        while len(kept) > 1 and (
+            len(kept) > _KEPT or sum(one.nbytes for one in kept.values()) > _KEPT_BYTES
+        ):
+            del kept[next(iter(kept))]
     return made

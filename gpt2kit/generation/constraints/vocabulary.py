@@ -88,6 +88,11 @@ class TokenTrie:
             tokens, nodes = tokens[~ends_here], numbers[~ends_here]
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of its own copy of the automaton's table, which is most of it."""
+        return int(self._flat.nbytes)
+
+    @property
     def size(self) -> int:
         """How many nodes there are."""
         return self._size
