@@ -117,8 +117,12 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def run(module: str, cases: int, results: Path, workers: int, only: str = "") -> int:
+def run(module: str, cases: int, results: Path, workers: int, only: Sequence[str] = ("",)) -> int:
     """Do all cases that the file of results lacks, and print the table; return how many failed."""
+
+    def is_wanted(name: str) -> bool:
+        return any(text in name for text in only)
+
     done: dict[str, int] = {}  # the cases of each target that were done, which are its first
     for line in _read(results):
         done[line["target"]] = max(line["end"], done.get(line["target"], 0))
@@ -126,7 +130,7 @@ def run(module: str, cases: int, results: Path, workers: int, only: str = "") ->
     todo = [
         (start, min(start + all_of.chunk, wanted), target.name)
         for target in all_of.targets
-        if only in target.name
+        if is_wanted(target.name)
         for wanted in [all_of.cases_of(target, cases)]
         for start in range(done.get(target.name, 0), wanted, all_of.chunk)
     ]
@@ -144,7 +148,7 @@ def run(module: str, cases: int, results: Path, workers: int, only: str = "") ->
                     print(f"FAILED {found['target']} {failure['seed']}: {failure['why']}")
     finally:  # Ctrl-C ends what has not begun
         pool.shutdown(cancel_futures=True)
-    return show([line for line in _read(results) if only in line["target"]])
+    return show([line for line in _read(results) if is_wanted(line["target"])])
 
 
 def _read(results: Path) -> Iterator[dict[str, Any]]:
@@ -195,7 +199,12 @@ def main() -> int:
     options.add_argument("campaign", help="a module of tests/campaigns, such as hostile_files")
     options.add_argument("--cases", type=int, help="of each target (the full dose)")
     options.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    options.add_argument("--only", default="", metavar="TEXT", help="targets with this in the name")
+    options.add_argument(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="targets with this in the name; may be given several times",
+    )
     options.add_argument("--results", type=Path, help="file of results (campaign-NAME.jsonl)")
     options.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"))
     options.add_argument("--keep", type=Path, metavar="FILE")
@@ -209,7 +218,7 @@ def main() -> int:
         return one(given.campaign, given.case[0], int(given.case[1]), given.keep)
     cases = given.cases or campaign(given.campaign).full
     results = given.results or Path(f"campaign-{given.campaign}.jsonl")
-    return int(run(given.campaign, cases, results, given.workers, given.only) > 0)
+    return int(run(given.campaign, cases, results, given.workers, given.only or [""]) > 0)
 
 
 if __name__ == "__main__":

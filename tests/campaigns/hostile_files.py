@@ -562,4 +562,4 @@ def _targets() -> list[FileTarget]:
     return found
 
 
-CAMPAIGN = Campaign(_targets(), full=10_200, chunk=2_000, slow=(": bomb",))
+CAMPAIGN = Campaign(_targets(), full=10_200, chunk=5_000, slow=(": bomb",))
