@@ -155,7 +155,7 @@ def _program(content: bytes, draw: random.Random) -> bytes:
                 other = draw.randrange(len(starts) - 1)
                 out[begin:end] = content[starts[other] : starts[other + 1]]
             case _:
-                out[begin] = draw.randrange(256)
+                out[begin : begin + 1] = bytes([draw.randrange(256)])  # after a cut, at the end
     return bytes(out)
 
 

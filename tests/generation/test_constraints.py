@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import re
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -526,3 +528,14 @@ def test_of_many_prompts_the_tables_of_the_last_are_kept(monkeypatch: pytest.Mon
     assert len(constraints._made) == len(prompts)  # one more, and the first one no more
     again = [constraints.after(prompt) for prompt in prompts]
     assert [allowed(each) for each in again] == [allowed(each) for each in found]
+
+
+def test_no_more_tokenizers_are_kept_than_constraints() -> None:
+    """Each tokenizer that was used with a constraint was kept for ever, with its tables."""
+    tokenizers = [CharTokenizer.from_text("ab") for _ in range(20)]
+    for tokenizer in tokenizers:
+        begin(tokenizer, regex="a+")
+    left = [weakref.ref(tokenizer) for tokenizer in tokenizers]
+    del tokenizer, tokenizers
+    gc.collect()
+    assert sum(each() is not None for each in left) <= 8

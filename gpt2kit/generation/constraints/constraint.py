@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +30,7 @@ from gpt2kit.tokenizers.listed import boundaries
 
 _MASKS = 2**26  # bytes of masks that a constraint keeps
 _AT_ONCE = 2**22  # nodes that are walked at once, over all states
-_KEPT = 8  # constraints kept for a tokenizer
+_KEPT = 8  # constraints kept for the next request
 _KEPT_BYTES = 2**27  # of their tables; the last one may have more
 _making = threading.Lock()  # making one may take hundreds of megabytes for a moment
 _MOST_WALKED = 3 * 10**8  # nodes walked to find out from where a text can be completed
@@ -248,9 +247,7 @@ class Constraints:
         return line
 
 
-_kept: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[object, ...], Constraints]] = (
-    weakref.WeakKeyDictionary()
-)
+_kept: dict[tuple[object, ...], Constraints] = {}  # the newest last
 
 
 def constraints_for(
@@ -258,18 +255,17 @@ def constraints_for(
 ) -> Constraints | None:
     """Return what a request asks of texts, or None if it has no constraint.
 
-    The tables of the last few are kept with the tokenizer. Raises ConfigError for a constraint that
-    no text meets, and for one that needs too large tables.
+    The tables of the last few are kept, and with them their tokenizers. Raises ConfigError for a
+    constraint that no text meets, and for one that needs too large tables.
     """
     if not request.constraints:
         return None
-    key = (request.regex, request.allow, request.forbid, n_vocab, stop_id)
+    key = (tokenizer, request.regex, request.allow, request.forbid, n_vocab, stop_id)
     with _making:
-        kept = _kept.setdefault(tokenizer, {})
-        made = kept.pop(key, None) or Constraints(request, tokenizer, n_vocab, stop_id)
-        kept[key] = made  # the newest last
-        while len(kept) > 1 and (
-            len(kept) > _KEPT or sum(one.nbytes for one in kept.values()) > _KEPT_BYTES
+        made = _kept.pop(key, None) or Constraints(request, tokenizer, n_vocab, stop_id)
+        _kept[key] = made
+        while len(_kept) > 1 and (
+            len(_kept) > _KEPT or sum(one.nbytes for one in _kept.values()) > _KEPT_BYTES
         ):
-            del kept[next(iter(kept))]
+            del _kept[next(iter(_kept))]
     return made
