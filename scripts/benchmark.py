@@ -47,9 +47,9 @@
         of that one again with another end (warm_first_s); `of_complete` compares tokens/s with
         those of gpt2kit.complete for the same prompts; http_share is the part of the server's
         processor time in which its first thread spoke HTTP; peak_GB is the server's
-    python scripts/benchmark.py train    [--against hf]
-        tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers runs a
-        plain training loop
+    python scripts/benchmark.py train    [--against hf,nanogpt] [--nanogpt FOLDER] [--dropout P]
+        tokens/s and memory of training on batches of 4 x 256 in bfloat16; transformers and nanoGPT,
+        of which --nanogpt is a copy of the repository, run in a plain loop
     python scripts/benchmark.py patch    [--against tl] [--tl_python PYTHON]
         seconds of patching the residual stream at every layer and position of a prompt of 16
         tokens, and the processor time that it takes; TransformerLens makes a run for each. It may
@@ -98,6 +98,7 @@ KINDS = {
     "llama": ("f32", "bf16", "q8_0"),
     "tl": ("float32",),
     "minicons": ("float32", "bfloat16"),
+    "nanogpt": ("bfloat16",),
 }
 BYTES = {  # per weight
     "float32": 4.0,
@@ -135,7 +136,7 @@ WORKS = {
     "evaluate": Work("hf", tokens=2560, batch=4),
     "score": Work("hf minicons", tokens=2560, batch=32),
     "serve": Work("llama hf", batch=8, long_prompt=True),
-    "train": Work("hf", tokens=6),
+    "train": Work("hf nanogpt", tokens=6),
     "patch": Work("tl", tokens=0),
     "plan": Work(tokens=STEPS),
 }
@@ -437,6 +438,8 @@ def with_everything(options: argparse.Namespace) -> list[Contestant]:
         "transformers": options.transformers,
         "tl_python": options.tl_python,
         "minicons_python": options.minicons_python,
+        "nanogpt": options.nanogpt,
+        "dropout": options.dropout,
     }
     if options.what == "scale":
         return [
@@ -464,7 +467,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         default="",
-        metavar="hf,ct2,llama,tl,minicons",
+        metavar="hf,ct2,llama,tl,minicons,nanogpt",
         help="other engines to compare with, which must be installed; none by default",
     )
     parser.add_argument(
@@ -531,6 +534,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minicons_python", default=sys.executable, metavar="PYTHON", help="for score, minicons's"
+    )
+    parser.add_argument(
+        "--nanogpt", default="nanoGPT", metavar="FOLDER", help="for train, a copy of the repository"
+    )
+    parser.add_argument(
+        "--dropout", type=float, metavar="P", help="for train; the model's own by default"
     )
     parser.add_argument(
         "--device",

@@ -93,6 +93,7 @@ OTHERS_OPTIONS = {
     "--transformers",
     "--cases",
     "--case",
+    "--nanogpt",
 }
 
 

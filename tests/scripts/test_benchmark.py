@@ -16,7 +16,7 @@ from typing import Any
 import benchmark
 import pytest
 from benchmark import Contestant, engines_of, medians, with_ratios
-from measures import score
+from measures import score, train
 from measures.serve import llama
 
 from gpt2kit import store
@@ -238,6 +238,7 @@ def test_only_peers_that_can_do_the_work_take_part() -> None:
         "kit-int8",
     ]
     assert engines_of("train", "hf") == ["hf-bfloat16", "kit-bfloat16"]
+    assert engines_of("train", "nanogpt") == ["nanogpt-bfloat16", "kit-bfloat16"]
     with pytest.raises(SystemExit, match="vllm"):
         engines_of("decode", "vllm")
 
@@ -398,3 +399,38 @@ def test_an_engine_may_have_a_python_of_its_own(
     engines = ["--engines", "minicons-float32,kit-float32", "--minicons_python", "theirs"]
     run(tmp_path, "score", "--model", "dante", *engines)
     assert pythons == ["theirs", sys.executable]
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        assert config.dropout == 0.25
+        self.wte = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, ids, targets):
+        logits = self.wte(ids)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_nanogpt_is_read_from_a_copy_of_its_repository(here: None, tmp_path: Path) -> None:
+    task = {"nanogpt": str(tmp_path), "dropout": 0.25, "threads": 1, "tokens": 2}
+    task["model"] = str(store.find("dante"))
+    with pytest.raises(FileNotFoundError, match="model.py is not there"):
+        train.nanogpt("bfloat16", task)
+    (tmp_path / "model.py").write_text(NANOGPT)
+    assert train.nanogpt("bfloat16", task)["tokens_per_second"] > 0
+    assert train.kit("bfloat16", task)["tokens_per_second"] > 0
