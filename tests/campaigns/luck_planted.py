@@ -7,10 +7,11 @@ import mmap
 import os
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from campaigns.luck_cases import Luck, LuckTarget
 from campaigns.luck_commands import Command
-from gpt2kit.errors import FileError
+from gpt2kit.errors import FileError, Gpt2KitError
 from gpt2kit.files import write_whole
 
 CONTENT = bytes(range(256)) * 64
@@ -23,7 +24,16 @@ def prepare(place: Path) -> None:
 
 
 def sound() -> None:
-    write_whole(TARGET, CONTENT)
+    """Has no fault, and says in one line what hinders it."""
+    try:
+        write_whole(TARGET, CONTENT)
+    except (OSError, Gpt2KitError) as error:
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    os.write(2, f"error: {error}\n".encode())
+    raise SystemExit(1)
 
 
 def in_place() -> None:
@@ -69,9 +79,7 @@ def unchecked() -> None:
 def checked() -> None:
     data = Path("input").read_bytes()
     if data != CONTENT:
-        error = FileError(Path("input"), "cut short")
-        os.write(2, f"error: {error}\n".encode())
-        raise SystemExit(1)
+        _end(FileError(Path("input"), "cut short"))
     write_whole(TARGET, data)
 
 
