@@ -61,7 +61,8 @@ class Limits:
                 "are accepted at once; send several requests, or lower max_tokens",
                 param="max_tokens",
             )
-        logprobs = (asked.logprobs or 0) * (new + read * asked.scores_prompts)
+        kept = 0 if asked.stream else new  # what is streamed is not kept
+        logprobs = (asked.logprobs or 0) * (kept + read * asked.scores_prompts)
         if logprobs > settings.queue_logprobs:
             raise Refusal(
                 400,

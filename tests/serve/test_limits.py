@@ -100,6 +100,8 @@ def test_alternatives_are_counted_with_the_tokens_that_have_them() -> None:
             assert none.logprobs == 0
     with found.reserve(parse(asked | {"echo": True, "n": 2}), 64) as echoed:
         assert echoed.logprobs == 10 * (50 + 2 * 20)
+    with found.reserve(parse(asked | {"echo": True, "stream": True}), 64) as streamed:
+        assert streamed.logprobs == 10 * 50
     with (
         pytest.raises(Refusal, match="may name 1,500 alternatives, but at most 1,000") as caught,
         found.reserve(parse(asked | {"echo": True, "n": 5}), 64),
