@@ -49,10 +49,8 @@ def target_of(module: str, name: str) -> Any:
 
 def work(module: str, name: str, start: int, end: int, folder: Path) -> None:
     """Do some cases in this process; print what came of them, and each failed one at once."""
-    import torch
     from campaigns.cases import limit_memory
 
-    torch.set_num_threads(1)
     target = target_of(module, name)
     cases = target.prepare(folder / "case")
     if target.limits_memory:
@@ -83,6 +81,7 @@ def chunk(module: str, name: str, start: int, end: int) -> dict[str, Any]:
             part = ["--work", name, str(first), str(end), folder]
             environment = {
                 **os.environ,
+                "OMP_NUM_THREADS": "1",  # torch's, which need not be imported for that
                 **dict.fromkeys(("GPT2KIT_WEIGHTS", "GPT2KIT_DATA", "XDG_CACHE_HOME"), folder),
             }
             done = subprocess.run(

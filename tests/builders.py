@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,28 +108,3 @@ def add_vocabulary(folder: Path) -> Path:
     for file in (GOLDEN / "bpe" / "small").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
-
-
-def mutate(data: bytes, generator: random.Random) -> bytes:
-    """Damage a file at random, as transfers, disks and people do."""
-    out = bytearray(data)
-    for _ in range(generator.choice((1, 1, 1, 2, 8))):
-        at = generator.randrange(len(out))
-        match generator.randrange(6):
-            case 0:
-                out[at] ^= 1 << generator.randrange(8)
-            case 1:
-                out[at] = generator.choice((0, 1, 0x7F, 0x80, 0xFF))
-            case 2:
-                out[at : at + generator.randrange(1, 12)] = (
-                    generator.randbytes(generator.randrange(12)) or b"\0"
-                )
-            case 3:
-                out[at : at + 10] = b"\xff" * 9 + b"\1"
-            case 4:
-                other = generator.randrange(len(out))
-                out[at : at + 20] = out[other : other + 20]
-            case 5:
-                del out[at : at + generator.randrange(1, 6)]
-                out = out or bytearray(b"\0")
-    return bytes(out)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import mutate
+from campaigns.damage import mutate
 from conftest import make_model
 from gguf_builders import gguf, key, tensor, text, write_file
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import add_vocabulary, mutate
+from builders import add_vocabulary
+from campaigns.damage import mutate
 from conftest import make_model
 from gguf_builders import characters
 

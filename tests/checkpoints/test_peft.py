@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import add_vocabulary, hub_state, mutate, write_hub
+from builders import add_vocabulary, hub_state, write_hub
+from campaigns.damage import mutate
 from conftest import make_model
 from peft_builders import PREFIX, adapted, attention_pairs, pair, write_peft
 from torch import Tensor

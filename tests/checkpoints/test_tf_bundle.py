@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_bundle_writer as writer
-from builders import mutate
+from campaigns.damage import mutate
 
 from gpt2kit.checkpoints import snappy
 from gpt2kit.checkpoints.tf_bundle import TensorBundle

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import tokenizers
-from builders import mutate, write_hub
+from builders import write_hub
+from campaigns.damage import mutate
 from conftest import GOLDEN, make_model
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from typer.testing import CliRunner
