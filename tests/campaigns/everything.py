@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -183,9 +184,11 @@ def redirected(descriptor: int) -> Iterator[None]:
 def state() -> dict[str, int]:
     """Return what this process has: bytes of memory, threads, open files, other processes.
 
-    Not what is garbage: with as many modules as here, Python looks for cycles every half an hour.
+    Not garbage, for which Python looks every half an hour with as many modules as here, and not
+    memory that is free for the next tensors and rows.
     """
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # of glibc
     of = Path("/proc/self")
     lines = (of / "status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines if ":" in line)
