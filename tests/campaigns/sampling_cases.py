@@ -215,7 +215,8 @@ def penalties(draw: random.Random, tally: Tally) -> None:
             continue
         wanted = np.array(expected)
         wanted[~np.isfinite(own)] = np.where(np.isfinite(wanted), np.inf, wanted)[~np.isfinite(own)]
-        tolerance = 4 * UNIT[dtype] * np.nan_to_num(np.array(sizes), posinf=0.0)
+        steps = torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # between numbers near 0
+        tolerance = 4 * UNIT[dtype] * np.nan_to_num(np.array(sizes), posinf=0.0) + steps
         tally.close(own, wanted, tolerance, f"{sampling} {histories[b]}")
 
 
