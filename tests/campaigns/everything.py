@@ -35,6 +35,9 @@ from campaigns.luck_cases import Undisturbed
 from campaigns.luck_commands import COMMANDS, Command, call, trained
 
 LOOK_SECONDS = 10.0
+NUMBERS = drawn_numbers.CAMPAIGN.targets
+# Bombs may take five seconds of a machine of their own, and have less than that beside a server.
+FILES = [each for each in hostile_files.CAMPAIGN.targets if not each.name.endswith(": bomb")]
 PRINTING = (
     "generate the --model model --seed 1 --max_tokens 30 --top_k 3 --overflow slide",
     "generate the --model model --seed 1 --num_samples 3 --max_tokens 8 --json",
@@ -86,9 +89,8 @@ class Everything:
         """Do everything once."""
         for undisturbed in self._commands:
             self._write(undisturbed)
-        for campaign in (drawn_numbers, hostile_files):
-            for target in campaign.CAMPAIGN.targets:
-                self._try(target, 0)
+        for target in (*NUMBERS, *FILES):
+            self._try(target, 0)
 
     def step(self, draw: random.Random) -> None:
         """Do one thing."""
@@ -98,9 +100,9 @@ class Everything:
         elif kind == "print":
             self._print(draw.choice(PRINTING))
         elif kind == "number":
-            self._try(draw.choice(drawn_numbers.CAMPAIGN.targets), draw.randrange(10**6))
+            self._try(draw.choice(NUMBERS), draw.randrange(10**6))
         else:
-            self._try(draw.choice(hostile_files.CAMPAIGN.targets), draw.randrange(10**6))
+            self._try(draw.choice(FILES), draw.randrange(10**6))
 
     def close(self) -> None:
         """End what was started."""
