@@ -89,7 +89,8 @@ class Everything:
         """Do everything once."""
         for undisturbed in self._commands:
             self._write(undisturbed)
-        for target in (*NUMBERS, *FILES):
+        targets: list[Target] = [*NUMBERS, *FILES]
+        for target in targets:
             self._try(target, 0)
 
     def step(self, draw: random.Random) -> None:
