@@ -38,6 +38,10 @@ from typing import Any
 from measures.serve import running
 from measures.streams import HOST
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from campaigns.served import state_of
+
 Body = dict[str, Any]
 Way = Callable[["Soak", random.Random], Coroutine[Any, Any, None]]
 
@@ -79,16 +83,12 @@ class Soak:
 
     def state(self, metrics: str) -> State:
         """Return what the server has, by its metrics and by the operating system."""
-        of = Path(f"/proc/{self.process}")
-        status = dict(
-            line.split(":", 1) for line in (of / "status").read_text().splitlines() if ":" in line
-        )
         others = {
             f"requests {name}": float(metrics.split(f"\ngpt2kit_requests_{name} ")[1].split()[0])
             for name in ("running", "waiting")
         }
-        memory, threads = int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"])
-        return State(memory, threads, len(list((of / "fd").iterdir())), others)
+        found = state_of(self.process)
+        return State(found.memory, found.threads, found.descriptors, others)
 
     async def look(self) -> State:
         """Return what the server has now."""

@@ -63,8 +63,8 @@ class Settings:
     )
     queue_logprobs: int = option(
         1_048_576,
-        "Alternatives that the log-probabilities of all accepted requests may name together, what "
-        "is streamed left out; each takes some 300 bytes until its answer is sent.",
+        "Log-probabilities of other tokens in the answers to all accepted requests together, "
+        "streams not counted; more are refused. Each takes some 300 bytes until it is sent.",
         group="Limits",
         at_least=1,
         at_most=10**12,

@@ -26,18 +26,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from campaigns import drawn_numbers, hostile_files
 from campaigns.cases import Cases, Target
 from campaigns.luck_cases import Undisturbed
+from campaigns.luck_child import FOLDERS
 from campaigns.luck_commands import COMMANDS, Command, call, trained
+from campaigns.served import state_of
 
 LOOK_SECONDS = 10.0
 NUMBERS = drawn_numbers.CAMPAIGN.targets
 # Bombs may take five seconds of a machine of their own, and have less than that beside a server.
-FILES = [each for each in hostile_files.CAMPAIGN.targets if not each.name.endswith(": bomb")]
+FILES = [
+    each
+    for each in hostile_files.CAMPAIGN.targets
+    if not each.name.endswith(hostile_files.CAMPAIGN.slow)
+]
 PRINTING = (
     "generate the --model model --seed 1 --max_tokens 30 --top_k 3 --overflow slide",
     "generate the --model model --seed 1 --num_samples 3 --max_tokens 8 --json",
@@ -158,9 +166,8 @@ def ended(body: Callable[[], Any], place: Path) -> tuple[int, bytes]:
 @contextlib.contextmanager
 def inside(place: Path) -> Iterator[None]:
     """Work in a folder, with all that gpt2kit keeps below it."""
-    names = {"GPT2KIT_WEIGHTS": "weights", "GPT2KIT_DATA": "data", "XDG_CACHE_HOME": "cache"}
     before = os.environ.copy()
-    os.environ.update({variable: str(place / name) for variable, name in names.items()})
+    os.environ.update({variable: str(place / name) for variable, name in FOLDERS.items()})
     os.environ["GPT2KIT_QUICK_EXIT"] = "0"
     try:
         with contextlib.chdir(place):
@@ -192,15 +199,14 @@ def state() -> dict[str, int]:
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # of glibc
-    of = Path("/proc/self")
-    lines = (of / "status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines if ":" in line)
-    children = (of / "task" / str(os.getpid()) / "children").read_text().split()
+    own = os.getpid()
+    found = state_of(own)
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     names = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     return {
-        "memory": int(status["VmRSS"].split()[0]) * 1024,
-        "threads": int(status["Threads"]),
-        "files": len(list((of / "fd").iterdir())),
+        "memory": found.memory,
+        "threads": found.threads,
+        "files": found.descriptors,
         # Python keeps one that looks after what its processes share.
         "processes": sum(b"multiprocessing.resource_tracker" not in name for name in names),
     }
@@ -212,11 +218,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
+    torch.set_num_threads(1)  # also in forks: the number of threads decides how sums are rounded
     with tempfile.TemporaryDirectory() as folder:
         everything = Everything(Path(folder), COMMANDS)
-        import torch
-
-        torch.set_num_threads(1)
         everything.warm_up()
         end = time.monotonic() + options.seconds
         look = min(LOOK_SECONDS, options.seconds / 10)

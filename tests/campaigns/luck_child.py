@@ -38,6 +38,9 @@ _NEEDS_SPACE = {"open", "write", "mkdir", "link", "symlink", "fsync"}
 _CHANGES = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")
 _FOR_WRITING = os.O_WRONLY | os.O_RDWR
 
+# Variables of the environment that say where gpt2kit keeps things, and folders for them in a place.
+FOLDERS = {"GPT2KIT_WEIGHTS": "weights", "GPT2KIT_DATA": "data", "XDG_CACHE_HOME": "cache"}
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -188,11 +191,7 @@ def _settle(place: Path, log: Path) -> None:
     os.dup2(null, 1)
     os.dup2(descriptor, 2)
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", 1)
-    for variable, name in (
-        ("GPT2KIT_WEIGHTS", "weights"),
-        ("GPT2KIT_DATA", "data"),
-        ("XDG_CACHE_HOME", "cache"),
-    ):
+    for variable, name in FOLDERS.items():
         os.environ[variable] = str(place / name)
     os.environ["GPT2KIT_QUICK_EXIT"] = "0"
     os.chdir(place)

@@ -20,6 +20,7 @@ from token_builders import END, Pieces
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError, GenerationError
+from gpt2kit.generation.constraints import constraint as module
 from gpt2kit.generation.constraints.constraint import Progress, constraints_for
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row, choose, distributions
@@ -499,8 +500,6 @@ def test_a_constraint_that_nothing_meets_raises_before_the_first_piece(
 
 def test_the_tables_that_are_kept_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight were kept, of any size, and one for each prompt: a server grew by gigabytes."""
-    from gpt2kit.generation.constraints import constraint as module
-
     tokenizer = CharTokenizer.from_text("ab\n")
     monkeypatch.setattr(module, "_KEPT_BYTES", 3 * 4 * 0x110000)  # of two lists, not of three
     first = begin(tokenizer, forbid=("ab",))
@@ -515,8 +514,6 @@ def test_the_tables_that_are_kept_have_a_limit(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_many_prompts_the_tables_of_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2kit.generation.constraints import constraint as module
-
     tokenizer = CharTokenizer.from_text("ab\n")
     request = Request(regex="[ab]{1,3}", forbid=("abab", "bb"))
     constraints = module.Constraints(request, tokenizer, tokenizer.n_vocab, None)
