@@ -61,8 +61,10 @@ class Limits:
                 "are accepted at once; send several requests, or lower max_tokens",
                 param="max_tokens",
             )
-        kept = 0 if asked.stream else new  # what is streamed is not kept
-        logprobs = (asked.logprobs or 0) * (kept + read * asked.scores_prompts)
+        # What is streamed is not kept. The other answers have a prompt's in each of its choices.
+        kept = 0 if asked.stream else new
+        of_prompts = read * asked.scores_prompts * (1 if asked.stream else asked.n)
+        logprobs = (asked.logprobs or 0) * (kept + of_prompts)
         if logprobs > settings.queue_logprobs:
             raise Refusal(
                 400,

@@ -98,13 +98,13 @@ def test_alternatives_are_counted_with_the_tokens_that_have_them() -> None:
         assert caught.value.status == 429
         with found.reserve(parse({"prompt": "a" * 5000, "max_tokens": 40}), 64) as none:
             assert none.logprobs == 0
-    with found.reserve(parse(asked | {"echo": True, "n": 2}), 64) as echoed:
-        assert echoed.logprobs == 10 * (50 + 2 * 20)
-    with found.reserve(parse(asked | {"echo": True, "stream": True}), 64) as streamed:
+    with found.reserve(parse(asked | {"echo": True, "n": 2, "prompt": [1] * 30}), 64) as echoed:
+        assert echoed.logprobs == 10 * 2 * (30 + 20)  # each choice has the prompt's, too
+    with found.reserve(parse(asked | {"echo": True, "stream": True, "n": 2}), 64) as streamed:
         assert streamed.logprobs == 10 * 50
     with (
-        pytest.raises(Refusal, match="may name 1,500 alternatives, but at most 1,000") as caught,
-        found.reserve(parse(asked | {"echo": True, "n": 5}), 64),
+        pytest.raises(Refusal, match="may name 1,400 alternatives, but at most 1,000") as caught,
+        found.reserve(parse(asked | {"echo": True, "n": 2}), 64),
     ):
         pass
     assert (caught.value.status, caught.value.param) == (400, "logprobs")
