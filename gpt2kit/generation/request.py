@@ -33,7 +33,7 @@ MOST_BANNED = 1000  # characters of a text: its table grows with the square of t
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; the defaults are OpenAI's.
+    """How the next token is chosen; the defaults are those of OpenAI's GPT-2 program.
 
     Raises ConfigError for a value that breaks its rule.
     """
