@@ -107,7 +107,7 @@ class Quality:
 
 @torch.no_grad()
 def quality(model: GPT2, sae: SAE, batches: Iterable[Tensor], *, skip: int = 1) -> Quality:
-    """Measure an SAE on (B, T) ids, each row a text of its own that begins with <|endoftext|>.
+    """Measure an SAE on (B, T) ids, each row a text of its own, with the end-of-text token first.
 
     The first `skip` positions of each row, by default <|endoftext|>, are neither encoded nor
     replaced. Raises ConfigError if no position is left.
