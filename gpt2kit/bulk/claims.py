@@ -37,13 +37,18 @@ class Claim:
     def release(self) -> None:
         """Delete the claim, unless another worker has it; undoes `take` wherever that stopped."""
         _unnamed(self.path, self.token).unlink(missing_ok=True)
-        if owner(self.path).get("token") == self.token:
+        if self._is_held():
             self.path.unlink(missing_ok=True)
 
     def touch(self) -> None:
-        """Say that the part is still in hand."""
-        with contextlib.suppress(OSError):  # another worker has taken it over
-            os.utime(self.path)
+        """Say that the part is still in hand, unless another worker has taken it over."""
+        with contextlib.suppress(OSError):  # deleted in this moment
+            if self._is_held():
+                os.utime(self.path)
+
+    def _is_held(self) -> bool:
+        """Whether the claim is still this worker's."""
+        return bool(owner(self.path).get("token") == self.token)
 
 
 def take(path: Path, token: str) -> Claim | None:

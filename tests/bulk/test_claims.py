@@ -71,6 +71,17 @@ def test_a_worker_whose_claim_was_taken_over_does_not_delete_the_new_one(tmp_pat
     assert claims.owner(mine.path)["token"] == "theirs"
 
 
+def test_a_worker_whose_claim_was_taken_over_does_not_touch_the_new_one(tmp_path: Path) -> None:
+    """The worker that had lost it kept it alive: when the new one died, nobody took the part."""
+    mine = claims.take(tmp_path / "1", "mine")
+    assert mine is not None
+    mine.path.unlink()
+    assert claims.take(mine.path, "theirs") is not None
+    os.utime(mine.path, (1, 1))
+    mine.touch()
+    assert mine.path.stat().st_mtime == 1
+
+
 def test_a_claim_that_is_half_written_is_not_stale(tmp_path: Path) -> None:
     (tmp_path / "1").write_text("")
     assert not claims.is_stale(tmp_path / "1")
