@@ -106,6 +106,7 @@ class Folder:
             part = self.part_file(number).with_suffix(".receipt")  # which `sweep` deletes, too
             with new_file(self.receipt(number), part=part) as file:
                 file.write((json.dumps(receipt) + "\n").encode())
+                written.stat()  # raises if it was swept away: the receipt is the other worker's
             os.replace(written, self.output(number))
             fsync_directory(written.parent)
             self.failure(number).unlink(missing_ok=True)
