@@ -36,10 +36,15 @@ class Folder:
 
     path: Path
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders in it."""
+        return [self.path / name for name in ("parts", "claims", "failed")]
+
     def make(self) -> None:
         """Make the folder and those in it."""
-        for name in ("parts", "claims", "failed"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+        for folder in self.folders:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def output(self, number: int) -> Path:
         """Return the name of a finished part."""

@@ -47,7 +47,7 @@ class Job:
     def agree(self, models: Models) -> Plan:
         """Return the plan, written now if there is none; raises ConfigError if another is there."""
         self.work.check(models)
-        named = sources.find(self.inputs)
+        named = sources.find(self.inputs, self.folder.folders)
         columns = self.output(named).columns
         self.folder.make()
         identity = self.identity(models)

@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -72,13 +74,19 @@ def kind_of(path: Path) -> Format:
     return kind
 
 
-def find(sources: Sequence[str | Path]) -> list[tuple[str, Path]]:
+def find(sources: Sequence[str | Path], results: Sequence[Path] = ()) -> list[tuple[str, Path]]:
     """Return the name and path of each file that paths, folders and globs stand for, in order.
 
     Names are relative to the folder that all of them are in, so that they are the same on machines
-    that have it in different places. Raises CorpusError if there are none, or one comes twice.
+    that have it in different places. A file that is named twice comes once, and those in folders
+    of `results` are left out. Raises CorpusError if there are none.
     """
-    files = list(dict.fromkeys(_absolute(path) for source in sources for path in _files(source)))
+    named = dict.fromkeys(_absolute(path) for source in sources for path in _files(source))
+    resolved = cache(os.path.realpath)  # once for all files of a folder
+    own = set(map(resolved, results))
+    files = [path for path in named if resolved(path.parent) not in own]
+    if not files:
+        raise CorpusError(f"{sources[0]}: no files but results of this command; name its inputs")
     home = files[0].parent
     while not all(path.is_relative_to(home) for path in files):
         home = home.parent
@@ -86,7 +94,10 @@ def find(sources: Sequence[str | Path]) -> list[tuple[str, Path]]:
 
 
 def _absolute(path: Path) -> Path:
-    return Path.cwd() / path if not path.is_absolute() else path
+    """Return an absolute path without "..", so that a file has one path however it is typed."""
+    path = Path.cwd() / path
+    # Asked of the system: after a link to a folder, ".." is the folder that its target is in.
+    return Path(os.path.realpath(path.parent), path.name) if ".." in path.parts else path
 
 
 def _files(source: str | Path) -> list[Path]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from gpt2kit.bulk.run import Outcome, run
 from gpt2kit.bulk.sources import SourceRow
 from gpt2kit.bulk.work import Cells, Models, Work
 from gpt2kit.data.streams import read_batches
-from gpt2kit.errors import BadRowError, ConfigError, FileError, OutOfMemoryError
+from gpt2kit.errors import BadRowError, ConfigError, CorpusError, FileError, OutOfMemoryError
 from gpt2kit.evaluation.perplexity import score
 from gpt2kit.files import new_file
 
@@ -176,6 +177,20 @@ def test_a_changed_input_is_refused_by_name_and_a_touched_one_is_not(
         run(first)
     texts.write_bytes(data)
     assert run(first).summary["done"] == 5
+
+
+def test_results_inside_of_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
+    """Finished parts were taken for inputs: the command given again was refused for ever."""
+    write_texts(tmp_path / "texts.jsonl", 15)
+    for out in (tmp_path / "scores", tmp_path):
+        first = job(tmp_path, out=out)
+        assert run(first, share=Share(0, 2)).summary["done"] == 1
+        (out / "failed" / "00001.txt").write_text("too little memory\n")
+        assert run(first).summary["done"] == 2
+        (out / "plan.json").unlink()
+        shutil.rmtree(tmp_path / "scores", ignore_errors=True)
+    with pytest.raises(CorpusError, match="no files but results of this command"):
+        run(job(tmp_path / "parts", out=tmp_path))
 
 
 # --- what dies ------------------------------------------------------------------------------------

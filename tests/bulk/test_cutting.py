@@ -113,6 +113,24 @@ def test_names_are_relative_to_the_folder_that_all_inputs_are_in(tmp_path: Path)
         sources.find([tmp_path / "x" / "other.pdf"])
 
 
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    """A path with .. in it was another file, whose rows were counted twice."""
+    (tmp_path / "x").mkdir()
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a"}))
+    found = sources.find([path, tmp_path / "x" / ".." / "a.jsonl", tmp_path / "x" / ".."])
+    assert found == [("a.jsonl", path)]
+
+
+def test_what_follows_a_link_to_a_folder_is_beside_its_target(tmp_path: Path) -> None:
+    for name in ("here/a.txt", "there/a.txt", "there/deep/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a\n")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there" / "deep")
+    typed = tmp_path / "here" / "link" / ".." / "a.txt"
+    assert sources.find([typed]) == [("a.txt", (tmp_path / "there" / "a.txt").resolve())]
+
+
 ROWS = [["the cat", "1"], ["a dog, or\ntwo", "2"], ["", "3"], ["rain", "4"], ["é", "5"]]
 
 
