@@ -12,6 +12,7 @@ from gpt2kit.bulk.handout import Share
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.worker import Progress, Worker, ending_on_signals
+from gpt2kit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def run(
     """Do all parts that are not done, or a share of them, and write the summary.
 
     Raises ConfigError if the folder was begun with another command, with other inputs or another
-    model; the error of the disk if it is full; BadRowError for a bad row if the job says so.
+    model, and for several workers under torchrun; the error of the disk if it is full; BadRowError
+    for a bad row if the job says so.
     """
     share = share or Share()
     if on_ray:
@@ -50,7 +52,12 @@ def run(
 
         plan = ray_actors.run(job, workers, progress)
     elif handout.is_under_torchrun():
-        plan = _under_torchrun(job, progress)
+        if workers > 1:
+            raise ConfigError(
+                "torchrun starts the processes itself; leave out --workers, and give it "
+                "--nproc-per-node"
+            )
+        plan = _under_torchrun(job, share, progress)
     else:
         plan = _here(job, workers, share, progress)
     return _outcome(job, plan, share)
@@ -68,13 +75,14 @@ def _here(job: Job, workers: int, share: Share, progress: Progress | None) -> Pl
         return plan
 
 
-def _under_torchrun(job: Job, progress: Progress | None) -> Plan:
+def _under_torchrun(job: Job, share: Share, progress: Progress | None) -> Plan:
     with ending_on_signals():
         index = int(os.environ.get("LOCAL_RANK", "0"))
         own = processes.settle(index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         worker = Worker(job, **own)
         store = handout.Store()
-        worker.run(store.draw(worker.folder.todo(worker.plan)), progress)
+        todo = share.of_parts(worker.folder.todo(worker.plan))
+        worker.run(store.draw(todo), progress)
         store.wait()
         return worker.plan
 

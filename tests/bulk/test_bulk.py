@@ -193,6 +193,41 @@ def test_results_inside_of_the_input_folder_are_no_inputs(tmp_path: Path) -> Non
         run(job(tmp_path / "parts", out=tmp_path))
 
 
+# --- torchrun -------------------------------------------------------------------------------------
+
+
+class OwnStore:
+    """The store of a torchrun that started this process alone."""
+
+    def draw(self, todo: Sequence[int]) -> Sequence[int]:
+        return todo
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setattr("gpt2kit.bulk.handout.Store", OwnStore)
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_a_share_is_done_under_torchrun(texts: Path, tmp_path: Path) -> None:
+    """All parts were done: the share that the user had given did nothing."""
+    run(job(texts, out=tmp_path / "out"), share=Share(1, 3))
+    done = sorted(path.stem for path in (tmp_path / "out" / "parts").glob("*.jsonl"))
+    assert done == ["00001", "00004"]
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_workers_are_refused_under_torchrun(texts: Path, tmp_path: Path) -> None:
+    """They did nothing, without a word: torchrun had started as many processes as it was told."""
+    with pytest.raises(ConfigError, match="leave out --workers"):
+        run(job(texts, out=tmp_path / "out"), workers=2)
+
+
 # --- what dies ------------------------------------------------------------------------------------
 
 
