@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import Any
 
 from gpt2kit.bulk import processes
@@ -35,7 +36,8 @@ class Actor:
 def run(job: Job, workers: int, progress: Progress | None) -> Plan:
     """Do all parts on a Ray cluster: that of RAY_ADDRESS, else one that is started here.
 
-    Raises ConfigError if the cluster has no room for any actor.
+    Raises ConfigError if the cluster has fewer GPUs, or without GPUs fewer cores, than there are
+    workers, and if it has no room for any of them now.
     """
     try:
         import ray
@@ -60,35 +62,41 @@ def run(job: Job, workers: int, progress: Progress | None) -> Plan:
 def _hand_out(
     ray: Any, job: Job, workers: int, todo: list[int], plan: Plan, progress: Progress | None
 ) -> None:
-    """Give each actor a part as soon as it has none."""
+    """Give each actor that is there a part as soon as it has none."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cores = int(ray.cluster_resources().get("CPU", 1))
+    room, kind = (gpus, "GPUs") if gpus else (cores, "cores")
+    if workers > room:
+        raise ConfigError(
+            f"the cluster has {room} {kind}, expected {workers} or more: one for each worker"
+        )
     threads = max(1, min(cores, len(processes.available_cores()) or cores) // workers)
     needs = {"num_gpus": 1} if gpus else {"num_cpus": threads}
-    if not gpus and cores < threads * workers:
-        raise ConfigError(f"the cluster has {cores} cores, expected {threads * workers} or more")
-    kind = ray.remote(max_restarts=-1, max_task_retries=_TRIES, **needs)(Actor)
-    actors = [kind.remote(job, threads) for _ in range(min(workers, max(1, len(todo))))]
-    ready, _ = ray.wait([actor.pid.remote() for actor in actors], timeout=_PATIENCE)
+    remote_class = ray.remote(max_restarts=-1, max_task_retries=_TRIES, **needs)(Actor)
+    actors = [remote_class.remote(job, threads) for _ in range(min(workers, max(1, len(todo))))]
+    # What each actor has in hand: a part, or none while it is started, which may last for ever.
+    tasks: dict[Any, tuple[Any, int | None]] = {
+        actor.pid.remote(): (actor, None) for actor in actors
+    }
+    ready, _ = ray.wait(list(tasks), timeout=_PATIENCE)
     if not ready:
         raise ConfigError(
             f"no worker could be started in {_PATIENCE:.0f} s; the cluster has {cores} cores and "
             f"{gpus} GPUs, and others may be using them"
         )
-    ray.get(ready)
-    rest = iter(todo)
+    rest, in_hand = deque(todo), 0
     rows = {part.number: part.rows for part in plan.parts}
     done = plan.rows - sum(rows[number] for number in todo)
-    tasks = {
-        actor.do.remote(number): (actor, number)
-        for actor, number in zip(actors, rest, strict=False)
-    }
-    while tasks:
+    while in_hand or (rest and not processes.is_late(job)):
         (finished, *_), _ = ray.wait(list(tasks))
         actor, number = tasks.pop(finished)
         ray.get(finished)
-        done += rows[number]
-        if progress is not None:
-            progress(done, plan.rows)
-        if (following := next(rest, None)) is not None and not processes.is_late(job):
+        if number is not None:
+            in_hand -= 1
+            done += rows[number]
+            if progress is not None:
+                progress(done, plan.rows)
+        if rest and not processes.is_late(job):
+            following = rest.popleft()
             tasks[actor.do.remote(following)] = (actor, following)
+            in_hand += 1
