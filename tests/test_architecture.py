@@ -123,7 +123,7 @@ TESTED_BY = {
     "bulk/test_cutting.py": "bulk/sources",
     "bulk/test_kills.py": "bulk/texts bulk/words",
     "bulk/test_bulk.py": """
-        bulk/handout bulk/job bulk/measures bulk/merge bulk/options
+        bulk/handout bulk/job bulk/measures bulk/options
         bulk/processes bulk/run bulk/work bulk/worker
     """,
     "cli/test_parts_command.py": "cli/bulk cli/generation_in_parts",

@@ -142,3 +142,5 @@ def _tables(
         rows = [list(json.loads(line).values()) for line in some]
         yield Table(columns, rows, target, first=first, types=types)
         first += len(some)
+    if first == 1:  # a table names its columns even if it has no rows
+        yield Table(columns, [], target, types=types)
