@@ -136,9 +136,11 @@ class Worker:
         began, counts = time.time(), Counts()
         rows = sources.read(part, self.plan.path_of(part), self.job.reading)
         written = self.folder.part_file(number)
+        # Cells are text: what is not UTF-8 in a file's name is escaped, such as \xe9.
+        name = os.fsencode(part.file).decode(errors="backslashreplace")
         try:
             with single_threaded():
-                found = results(self._output, rows, part.file, self.models, counts, self._pool)
+                found = results(self._output, rows, name, self.models, counts, self._pool)
                 digest = self.folder.write(number, self._lines(found))
             if counts.rows != part.rows:
                 raise CorpusError(f"{part.file}: {counts.rows} rows, the plan says {part.rows}")
