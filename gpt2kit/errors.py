@@ -344,6 +344,14 @@ def advice_on_memory(advice: str | Callable[[], str]) -> Iterator[None]:
         raise OutOfMemoryError(f"not enough memory; {text}") from error
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception is an error, and not a request to end the program.
+
+    A panic of a library that is written in Rust is an error, although it is no Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there is no memory left.
 

@@ -124,7 +124,7 @@ TESTED_BY = {
     "bulk/test_kills.py": "bulk/texts bulk/words",
     "bulk/test_bulk.py": """
         bulk/handout bulk/job bulk/measures bulk/options
-        bulk/processes bulk/run bulk/work bulk/worker
+        bulk/processes bulk/run bulk/work
     """,
     "cli/test_parts_command.py": "cli/bulk cli/generation_in_parts",
     "data/test_streams.py": "data/packed data/parquet",  # formats, each through `read_batches`

@@ -24,7 +24,7 @@ from gpt2kit.bulk.threads import Threads, single_threaded
 from gpt2kit.bulk.work import Counts, Output, results
 from gpt2kit.checkpoints.device import processor_name
 from gpt2kit.data.tables import json_line
-from gpt2kit.errors import BadRowError, CorpusError
+from gpt2kit.errors import BadRowError, CorpusError, is_failure
 from gpt2kit.model import GPT2
 
 _TRIES = 2  # of a part that raises an error
@@ -121,11 +121,13 @@ class Worker:
         for remaining in reversed(range(_TRIES)):
             try:
                 self._compute(number)
-            except Exception as error:
-                if is_of_the_disk(error) or isinstance(error, BadRowError):
+            except BaseException as error:
+                ends = is_of_the_disk(error) or isinstance(error, BadRowError)
+                if ends or not is_failure(error):
                     raise
                 if not remaining:
-                    self.folder.failure(number).write_text(traceback.format_exc())
+                    reason = traceback.format_exc().encode(errors="backslashreplace")
+                    self.folder.failure(number).write_bytes(reason)
                     return False
             else:
                 return True

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.errors import MissingDependencyError, TokenizerError
+from gpt2kit.errors import MissingDependencyError, TokenizerError, is_failure
 from gpt2kit.files import read_bytes, read_json
 from gpt2kit.tokenizers.bpe import byte_characters
 from gpt2kit.tokenizers.bpe_files import (
@@ -197,7 +197,7 @@ def _as_errors() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        if is_failure(error):
             detail = " ".join(str(error).split())[:200]
             raise TokenizerError(f"the tokenizers library cannot use it: {detail}") from None
         raise
