@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ class Plan:
     parts: tuple[Part, ...]
     buckets: Buckets | None = None  # how the rows are divided when the parts are merged
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of all inputs."""
         return sum(part.rows for part in self.parts)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gpt2kit.bulk.folder import RowsDone
 from gpt2kit.bulk.handout import Share
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.plan import Plan
@@ -77,6 +78,7 @@ def _round(
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
     pipes: list[tuple[Connection, Connection]] = []
+    done = RowsDone(job.folder, plan)
     for index in range(workers):
         problem, told = context.Pipe(duplex=False)
         words = (job, index, workers, share, os.getpid(), told)
@@ -88,8 +90,7 @@ def _round(
             told.close()  # so that the pipe ends with the process
         while any(process.is_alive() for process in processes):
             if progress is not None:
-                done = sum(each.rows for each in plan.parts if job.folder.is_done(each.number))
-                progress(done, plan.rows)
+                progress(done.count(), plan.rows)
             for process in processes:
                 process.join(_POLL / workers)
             if any(process.exitcode == STOPPED for process in processes):

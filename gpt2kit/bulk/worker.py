@@ -17,7 +17,7 @@ import torch
 
 from gpt2kit.bulk import claims, sources
 from gpt2kit.bulk.claims import Claim, Heartbeat
-from gpt2kit.bulk.folder import is_of_the_disk
+from gpt2kit.bulk.folder import RowsDone, is_of_the_disk
 from gpt2kit.bulk.job import Job
 from gpt2kit.bulk.plan import Plan
 from gpt2kit.bulk.threads import Threads, single_threaded
@@ -65,14 +65,14 @@ class Worker:
 
     def run(self, numbers: Iterable[int], progress: Progress | None = None) -> Ended:
         """Do the parts of these numbers that are not done and that no other worker has."""
-        ended = Ended()
+        ended, done = Ended(), RowsDone(self.folder, self.plan)
         with Heartbeat(parent=self._parent) as heartbeat:
             for number in numbers:
                 if self.job.until is not None and time.time() >= self.job.until:
                     ended.in_time = False
                     break
                 if progress is not None:
-                    progress(self.rows_done(), self.plan.rows)
+                    progress(done.count(), self.plan.rows)
                 finished = self.do(number, heartbeat)
                 ended.done += finished is True
                 if finished is False:
@@ -105,10 +105,6 @@ class Worker:
         finally:
             heartbeat.hold(None)
             claim.release()
-
-    def rows_done(self) -> int:
-        """Return how many rows are in finished parts."""
-        return sum(part.rows for part in self.plan.parts if self.folder.is_done(part.number))
 
     def _has_failed_now(self, number: int) -> bool:
         """Whether a part failed since this worker began; older failures are tried again."""

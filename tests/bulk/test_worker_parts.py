@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 from bulk_builders import job
 
+from gpt2kit.bulk.folder import Folder
 from gpt2kit.bulk.run import run
 from gpt2kit.bulk.sources import SourceRow
 from gpt2kit.bulk.work import Cells, Models, Work
@@ -60,3 +61,27 @@ def test_whatever_a_part_raises_the_others_are_done(tmp_path: Path, text: str, r
     assert outcome.failed == [1]
     assert outcome.summary["done"] == 2
     assert reason in (tmp_path / "out" / "failed" / "00001.txt").read_text("utf-8")
+
+
+def test_a_worker_does_not_ask_for_all_parts_before_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell how much is done it asked the disk for every part before each: n² questions."""
+    n = 40
+    path = tmp_path / "texts.txt"
+    path.write_text("a\n" * n)
+    asked: list[int] = []
+    is_done = Folder.is_done
+
+    def counted(self: Folder, number: int) -> bool:
+        asked.append(number)
+        return is_done(self, number)
+
+    monkeypatch.setattr(Folder, "is_done", counted)
+    told: list[tuple[int, int]] = []
+    wanted = job(path, out=tmp_path / "out", part_rows=1, work=Lengths())
+    outcome = run(wanted, progress=lambda done, total: told.append((done, total)))
+    assert outcome.summary["done"] == n
+    assert len(asked) < n * n / 2
+    assert told[0] == (0, n)
+    assert told == sorted(told)
