@@ -131,10 +131,13 @@ def parse_percentiles(text: str) -> tuple[float, float]:
 
 def percentiles(values: Iterable[float], wanted: Sequence[float]) -> list[float]:
     """Return percentiles of some values: each is the smallest one with such a share at or below."""
-    ordered = sorted(values)
-    if not ordered:
+    import numpy as np
+
+    ordered = np.fromiter(values, np.float64)  # 8 bytes for each value, where a list has 32
+    ordered.sort()
+    if not len(ordered):
         raise ConfigError("no text could be measured, so there are no percentiles")
-    return [ordered[max(0, math.ceil(each / 100 * len(ordered)) - 1)] for each in wanted]
+    return [float(ordered[max(0, math.ceil(each / 100 * len(ordered)) - 1)]) for each in wanted]
 
 
 def bucket(value: float | None, cuts: Sequence[float]) -> str | None:
