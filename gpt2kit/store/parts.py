@@ -65,16 +65,19 @@ class Part:
         """Whether there is a part on disk, which may be empty."""
         return self._path.exists()
 
-    def reopen(self) -> None:
-        """Continue what an earlier process left, if it may be a part of this file."""
-        if self._target.exists():  # it was complete then; the hashes tell whether it still counts
+    def reopen(self, *, verify: bool) -> None:
+        """Continue what an earlier process left, if it may be a part of this file.
+
+        `verify` says whether the hashes will be compared once it is complete.
+        """
+        if self._target.exists():  # it was complete then, maybe of another version of the file
             os.replace(self._target, self._path)
         try:
             found = self._path.stat().st_size
         except FileNotFoundError:
             return
         etag, same_address = self._read_sidecar()
-        whole = found == self._file.size and bool(self._file.digests or same_address)
+        whole = found == self._file.size and (same_address or (verify and bool(self._file.digests)))
         resumable = found <= self._file.size and same_address and bool(etag)
         if whole or resumable:
             with open_regular(self._path, error=DownloadError) as file:

@@ -121,7 +121,7 @@ class Transfer:
         stays for the next call, unless its bytes were wrong.
         """
         part = Part(directory, file)
-        part.reopen()
+        part.reopen(verify=verify)
         for last in (False, True):
             try:
                 self._complete(part, file)

@@ -341,6 +341,20 @@ def test_another_revision_replaces_the_installed_one(hub: Origin) -> None:
     hub.assert_whole(newer)
 
 
+def test_without_verification_two_revisions_are_not_mixed(hub: Origin) -> None:
+    """A file that the older revision's download had completed passed for the newer one's."""
+    hub.server.order(hub.big, "cut", times=9)
+    with pytest.warns(Gpt2KitWarning, match="not checked"), _refused("gave up"):
+        hub.fetch(verify=False)
+    assert hub.server.fired("cut")
+    hub.server.faults.clear()
+    newer = {name: bytes(len(contents)) for name, contents in HUB_FILES.items()}
+    hub.server.add("openai-community/gpt2", newer, OTHER_COMMIT)
+    with pytest.warns(Gpt2KitWarning, match="not checked"):
+        hub.fetch(verify=False, revision="main")
+    hub.assert_whole(newer)
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_without_verification_a_wrong_hash_passes_with_a_warning(
     origin: Origin, verify: bool
