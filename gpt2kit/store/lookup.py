@@ -22,11 +22,12 @@ from gpt2kit.store.folders import (
     undo_broken_swap,
     weights_dir,
 )
+from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.models import installed
 
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 # A sparse autoencoder: a folder or .pt of a repository that holds many, org/name/FOLDER
-SAE_ID = re.compile(rf"({HUB_ID.pattern})/((?:[A-Za-z0-9_][A-Za-z0-9._+-]*/)*[A-Za-z0-9_][\w.+-]*)")
+SAE_ID = re.compile(rf"({HUB_ID.pattern})/((?:{PLAIN_NAME.pattern}/)*{PLAIN_NAME.pattern})")
 OPENAI_SUFFIX = "-openai"
 
 

@@ -15,7 +15,7 @@ from gpt2kit.files import read_json, write_whole
 from gpt2kit.store.folders import MANIFEST
 
 # The name of a file that we fetch: no separator and no leading dot.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)

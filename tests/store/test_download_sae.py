@@ -117,3 +117,12 @@ def test_a_folder_that_is_not_there_is_one_line_with_those_that_are(hub: FakeHub
     assert "it has blocks.1.hook_resid_mid, blocks.1.hook_resid_pre" in str(caught.value)
     with pytest.raises(DownloadError, match=r"kk/attn has no L6\.pt; it has L5\.pt"):
         download("kk/attn/L6.pt")  # the names of such files were left out for a while
+
+
+def test_every_name_that_is_downloaded_can_be_read_again(hub: FakeHub) -> None:
+    """A file with a + in its name was downloaded, and then refused as a damaged download."""
+    hub.add("kk/plus", {"L5+relu.pt": hub.repositories["kk/attn"]["L5.pt"]})
+    download("kk/plus/L5+relu.pt")
+    assert load_sae("kk/plus/L5+relu.pt").n_features == 24
+    with pytest.raises(DownloadError, match="A Hub id is org/name"):
+        download("kk/plus/L5é.pt")  # a name that the manifest would refuse, too
