@@ -116,6 +116,7 @@ def _write(folder: Path, model: str, repository: str) -> Subject:
 
 def _write_adapters(folder: Path, adapters: Path, repository: str) -> Subject:
     """Write the adapters of a run as a folder of PEFT; their model must be on the Hub."""
+    from gpt2kit.checkpoints.classifiers import WORDS_FILE
     from gpt2kit.checkpoints.peft.reading import base_of
     from gpt2kit.store.lookup import HUB_ID
     from gpt2kit.training.adapted import export_peft, find_stack
@@ -129,4 +130,10 @@ def _write_adapters(folder: Path, adapters: Path, repository: str) -> Subject:
             f"gpt2kit merge {adapters} --out {adapters}-merged, and push that"
         )
     config = options.open_model(str(path)).config
-    return Subject(repository=repository, source=adapters, config=config, base=base)
+    return Subject(
+        repository=repository,
+        source=adapters,
+        config=config,
+        base=base,
+        labels_in_words=(folder / WORDS_FILE).is_file(),
+    )

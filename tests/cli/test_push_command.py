@@ -16,12 +16,15 @@ from servers import FakeHub, take_uploads
 from training_builders import VERSES
 from typer.testing import CliRunner
 
+from gpt2kit.checkpoints.adapters import save_adapters
 from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
 from gpt2kit.checkpoints.load import load, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
+from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import identity
+from gpt2kit.training.adapted import digest_of
 
 TRAINING = [
     *("--block_size=16", "--batch_size=4", "--max_steps=2", "--warmup=1", "--eval_every=1"),
@@ -189,3 +192,21 @@ def test_adapters_are_pushed_for_peft_if_the_hub_has_their_model(
     said = run("push", "over", "me/lora", code=1).stderr
     assert "gpt2kit merge" in said
     assert "not on the Hub" in said
+
+
+def test_adapters_that_label_by_words_are_called_that(
+    weights: Path, tiny_model: GPT2, hub: FakeHub
+) -> None:
+    """Their card and the lines to type said how to write with them, and not how to classify."""
+    add_vocabulary(write_hub(weights / "124M", tiny_model))
+    sha256 = digest_of(tiny_model, ())
+    add_adapters(tiny_model, 2)
+    (weights / "over").mkdir()
+    save_adapters(weights / "over", tiny_model, base="124M", base_sha256=sha256)
+    LabelWords(("ham", "spam"), "\n").write(weights / "over")
+    said = run("push", "over", "me/lora").stdout
+    assert "gpt2kit classify me/lora texts.csv" in said
+    assert b"gpt2kit classify me/lora texts.csv" in hub.repositories["me/lora"]["README.md"]
+    run("download", "me/lora")
+    Path("texts.csv").write_text("text\nwho\n")
+    assert "p_ham" in run("classify", "me/lora", "texts.csv").stdout
