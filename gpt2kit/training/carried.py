@@ -13,7 +13,7 @@ from gpt2kit.model import GPT2
 from gpt2kit.training.config import OptimizerName
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.optim import is_hidden_matrix
-from gpt2kit.training.states import States, load_averages, read_averages
+from gpt2kit.training.states import STATES, States, load_averages, read_averages
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Carried:
 
         They fit if there is one for every trained parameter, of its shape, and no other.
         """
-        newest = States(run / "states", Ranks()).newest()
+        newest = States(run / STATES, Ranks()).newest()
         if newest is None:
             return None
         folder, step = newest

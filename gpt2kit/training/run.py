@@ -30,9 +30,8 @@ from gpt2kit.training.extension import Extension
 from gpt2kit.training.records import METRICS, SAMPLES, StepReport
 from gpt2kit.training.settings import SETTINGS, Settings
 from gpt2kit.training.sharding import whole
-from gpt2kit.training.states import LoopState, States, new_state
+from gpt2kit.training.states import STATES, LoopState, States, new_state
 
-_STATES = "states"
 _LOCK = ".lock"
 _BEST = ".best"  # the name of the folder of new best weights until they are complete
 _EMPTY = {_LOCK, f"{SETTINGS}.tmp"}  # all that a kill before run.json was written can leave
@@ -60,7 +59,7 @@ class Run:
         self.folder = Path(os.path.abspath(folder))
         self._ranks = ranks or Ranks()
         self._write = write
-        self._states = States(self.folder / _STATES, self._ranks, keep_all=keep_states)
+        self._states = States(self.folder / STATES, self._ranks, keep_all=keep_states)
         self.extension: Extension | None = None  # if the run is given more steps now
         self._settings = settings
         self._lock = filelock.FileLock(self.folder / _LOCK)
@@ -93,8 +92,9 @@ class Run:
     def _extend(self, stored: Settings, settings: Settings) -> Settings:
         """Return settings with the history of the run, extended if there are more steps now."""
         settings = replace(settings, history=stored.history, goes_back_to=stored.goes_back_to)
-        kept = self._states.kept()
-        if settings.training.max_steps == stored.training.max_steps or not kept:
+        is_longer = settings.training.max_steps != stored.training.max_steps
+        kept = self._states.kept() if is_longer else []  # which reads them whole
+        if not kept:
             return settings
         if 0 < stored.training.patience <= kept[-1].since_best:
             raise TrainingError(
@@ -145,7 +145,7 @@ class Run:
         for folder in (
             *self.folder.glob(f"{_BEST}*"),
             *self.folder.glob(f".{_BEST}*"),
-            *self.folder.glob(f".{_STATES}.removed"),
+            *self.folder.glob(f".{STATES}.removed"),
             *self._states.folder.glob(".step-*"),
         ):
             shutil.rmtree(folder, ignore_errors=True)

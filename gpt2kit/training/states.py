@@ -20,7 +20,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,6 @@ from gpt2kit.checkpoints.stored import StoredTensor
 from gpt2kit.errors import (
     CheckpointError,
     CheckpointFormatError,
-    ConfigError,
     Gpt2KitWarning,
     TrainingError,
 )
@@ -46,6 +45,7 @@ from gpt2kit.model import GPT2
 from gpt2kit.training.distributed import Ranks, gathered, like, take_part
 from gpt2kit.training.optim import named_state
 
+STATES = "states"  # the folder of a run that they are in
 _FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 _MANIFEST = "manifest.json"
 _OLD_FIELDS = {"finished"}  # of state.json in earlier versions; step and since_best say the same
@@ -98,7 +98,7 @@ class States:
                 message = f"{error}; continuing from the state before"
                 warnings.warn(message, Gpt2KitWarning, stacklevel=3)
                 if self._ranks.is_main:
-                    folder.rename(folder.with_name(f".damaged-{folder.name}"))
+                    _set_aside(folder)
                 continue
             self.last_step = state.step
             return state
@@ -109,10 +109,11 @@ class States:
         return None
 
     def kept(self) -> list[LoopState]:
-        """Return what the saved states say of the loop, the oldest first, unreadable ones left."""
+        """Return what the whole states say of the loop, the oldest first."""
         found = []
         for folder in self._saved():
-            with contextlib.suppress(CheckpointError, ConfigError, OSError, ValueError):
+            with contextlib.suppress(CheckpointFormatError), _naming_damage(folder):
+                _check_manifest(folder)
                 found.append(_read_loop(folder))
         return found
 
@@ -191,6 +192,14 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _set_aside(folder: Path) -> None:
+    """Rename a damaged state, in place of an older one of the same step."""
+    aside = folder.with_name(f".damaged-{folder.name}")
+    if aside.exists():
+        delete(aside)
+    folder.rename(aside)
+
+
 def new_state(target: Path) -> AbstractContextManager[Path]:
     """Give an empty folder to write in, which becomes `target` when it is whole."""
     return new_directory(
@@ -218,15 +227,11 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
 
     Raises CheckpointFormatError for damage, before anything is changed.
     """
-    try:
+    with _naming_damage(folder):
         _check_manifest(folder)
         state = _read_loop(folder)
         weights: Any = safe_open(folder / "weights.safetensors", framework="pt", backend="pread")
         averages: Any = safe_open(folder / "optimizer.safetensors", framework="pt", backend="pread")
-    except CheckpointFormatError:
-        raise
-    except (OSError, ValueError, SafetensorError, CheckpointError) as error:
-        raise CheckpointFormatError(folder, f"damaged: {error}") from error
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -236,6 +241,17 @@ def _load(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> LoopSta
             parameter.copy_(like(parameter, weights.get_tensor(name)))
     _set_averages(optimizers, averages)
     return state
+
+
+@contextlib.contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    """Raise CheckpointFormatError for whatever keeps a state from being read in the block."""
+    try:
+        yield
+    except CheckpointFormatError:
+        raise
+    except (OSError, ValueError, SafetensorError, CheckpointError) as error:
+        raise CheckpointFormatError(folder, f"damaged: {error}") from error
 
 
 def _set_averages(optimizers: Sequence[Optimizer], averages: Any) -> None:
@@ -254,22 +270,21 @@ def _set_averages(optimizers: Sequence[Optimizer], averages: Any) -> None:
 def read_averages(folder: Path) -> dict[str, StoredTensor]:
     """Return what the optimizer kept in a saved state, by the names of the file.
 
-    Raises CheckpointError for damage.
+    Raises CheckpointFormatError for damage.
     """
-    _check_manifest(folder)
-    return read_safetensors(folder / "optimizer.safetensors")
+    with _naming_damage(folder):
+        _check_manifest(folder)
+        return read_safetensors(folder / "optimizer.safetensors")
 
 
 def load_averages(folder: Path, optimizers: Sequence[Optimizer]) -> None:
     """Set the averages of optimizers to those of a saved state.
 
-    Raises CheckpointError for damage.
+    Raises CheckpointFormatError for damage.
     """
-    try:
+    with _naming_damage(folder):
         _check_manifest(folder)
         averages: Any = safe_open(folder / "optimizer.safetensors", framework="pt", backend="pread")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointFormatError(folder, f"damaged: {error}") from error
     _set_averages(optimizers, averages)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from training_builders import go, small_model
 
+from gpt2kit.errors import CheckpointFormatError
 from gpt2kit.training.carried import Carried
 from gpt2kit.training.optim import build_optimizers, named_state
 
@@ -44,3 +46,20 @@ def test_damaged_averages_are_named_and_a_run_without_states_has_none(tmp_path: 
     assert carried.state is None
     assert "damaged" in carried.reason
     assert Carried.find(tmp_path / "nowhere", small_model(), "muon") is None
+
+
+def test_averages_of_a_state_without_one_of_its_files_are_named_and_not_taken(
+    tmp_path: Path,
+) -> None:
+    """The missing file was an error of the system, which ended the program."""
+    go(tmp_path, steps=1)
+    carried = Carried.find(tmp_path, small_model(), "muon")
+    assert carried is not None
+    assert carried.state is not None
+    (carried.state / "weights.safetensors").unlink()
+    found = Carried.find(tmp_path, small_model(), "muon")
+    assert found is not None
+    assert found.state is None
+    assert "starts anew, since its saved state is damaged" in found.reason
+    with pytest.raises(CheckpointFormatError, match=r"step-00000001: damaged: .*weights"):
+        carried.put(build_optimizers(small_model(), optimizer="muon", weight_decay=0.0))

@@ -76,6 +76,18 @@ def test_a_run_whose_rate_has_fallen_goes_back_to_a_kept_state(tmp_path: Path) -
     assert step == {"step": 9, "max_steps_before": 12, "max_steps": 20, "kind": "exact"}
 
 
+def test_a_run_does_not_go_back_to_a_damaged_state(tmp_path: Path) -> None:
+    """The whole states after it were deleted first, so that every state was damaged."""
+    go(tmp_path, keep_states=True, **WARMDOWN)
+    for step in (0, 3, 6):
+        shutil.rmtree(tmp_path / "states" / f"step-{step:08d}")
+    (tmp_path / "states" / "step-00000009" / "weights.safetensors").write_bytes(b"")
+    extension = extended(tmp_path, max_steps=20, **WARMDOWN)
+    assert (extension.exact, extension.step) == (False, 12)
+    _, reports = go(tmp_path, resume=True, steps=13, max_steps=20, **WARMDOWN)
+    assert reports[0].step == 13
+
+
 def test_a_kill_while_a_run_goes_back_changes_nothing(tmp_path: Path) -> None:
     # After a kill before the best weights were written, those of a step that was given up stayed.
     go(tmp_path / "run", keep_states=True, **WARMDOWN)

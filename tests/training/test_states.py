@@ -54,6 +54,15 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path: Path) -> 
     assert same(weights(model), weights(whole))
 
 
+def test_a_state_that_is_damaged_a_second_time_is_set_aside_again(tmp_path: Path) -> None:
+    """The folder that was set aside the first time was in the way, and nothing could be resumed."""
+    go(tmp_path, steps=4)
+    for _ in range(2):
+        (tmp_path / "states" / "step-00000004" / "weights.safetensors").write_bytes(b"")
+        with pytest.warns(Gpt2KitWarning, match=r"step-00000004.*the state before"):
+            go(tmp_path, resume=True, steps=4)
+
+
 @pytest.mark.parametrize("what", ["manifest.json", "state.json", "optimizer.safetensors"])
 def test_a_state_without_one_of_its_files_is_damaged(tmp_path: Path, what: str) -> None:
     go(tmp_path, steps=7)
