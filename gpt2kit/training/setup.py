@@ -47,6 +47,7 @@ from gpt2kit.training.run import Run
 from gpt2kit.training.settings import Command, Settings
 from gpt2kit.training.sharding import shard
 from gpt2kit.training.start import Locate, Start
+from gpt2kit.training.states import STATES, States
 
 Given = Mapping[str, Any]  # options that were given, by name; unchecked
 
@@ -210,7 +211,10 @@ def set_up(
     given = {name: [*value] if isinstance(value, tuple) else value for name, value in given.items()}
     folder = run.out or store.weights_dir() / f"{start.corpus_name(source)}-{_name(command, given)}"
     before = _settings_before(command, folder) if run.resume else None
-    every = _over(before.options if before else {}, _with_recipe(given))
+    earlier = before.options if before else {}
+    # A resumed run has its recipe's options already, below those that were given beside it.
+    is_resumed_recipe = given.get("recipe") == earlier.get("recipe")
+    every = _over(earlier, given if is_resumed_recipe else _with_recipe(given))
     every = _with_adapters(command, every)
     options = _options(command, every)
     _check_effects(given, options)
@@ -249,7 +253,8 @@ def set_up(
         training=config,
         device=described(device),
     )
-    carried = _carried(options, begin, model, config) if with_weights and not before else None
+    is_begun = before is not None and States(folder / STATES, ranks).newest() is not None
+    carried = _carried(options, begin, model, config) if with_weights and not is_begun else None
     name = _name(command, every)
     return Setup(
         name, options, begin, corpus, model, config, settings, folder, ranks, files, device, carried

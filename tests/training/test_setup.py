@@ -203,3 +203,32 @@ def test_a_resumed_run_is_of_the_model_that_it_was_started_with(tmp_path: Path) 
         set_up("finetune", "divina.txt", {}, RunOptions(out=Path("run"), resume=True)).name
         == "other"
     )
+
+
+def test_a_run_killed_before_its_first_state_is_resumed_with_the_averages_it_starts_with() -> None:
+    """It was resumed with averages of zero, and no word of it."""
+    given = {"model": "./first", "max_steps": 3}
+    killed = RunOptions(out=Path("killed"))
+    for _ in finetune("divina.txt", out="first", max_steps=3):
+        pass
+    for _ in finetune("divina.txt", out="whole", model="./first", max_steps=3):
+        pass
+    set_up("finetune", "divina.txt", given, killed).open_run(killed).close()
+    for _ in finetune("divina.txt", out="killed", resume=True):
+        pass
+    for name in ("weights", "optimizer"):
+        file = f"states/step-00000003/{name}.safetensors"
+        assert Path("killed", file).read_bytes() == Path("whole", file).read_bytes()
+
+
+def test_a_run_is_resumed_with_its_recipe_named_again_and_its_own_options() -> None:
+    """The recipe won over the options that the run was started with, so it was refused."""
+    given = {"recipe": "demo", "n_layer": 1, "n_embd": 8, "n_head": 1, "max_steps": 2}
+    first, again = RunOptions(out=Path("run")), RunOptions(out=Path("run"), resume=True)
+    begun = set_up("train", "divina.txt", given, first)
+    begun.open_run(first).close()
+    resumed = set_up("train", "divina.txt", {"recipe": "demo"}, again)
+    assert resumed.settings == begun.settings
+    resumed.open_run(again).close()
+    with pytest.raises(TrainingError, match="options.recipe was 'demo' and is now 'toy'"):
+        set_up("train", "divina.txt", {"recipe": "toy"}, again).open_run(again)
