@@ -120,27 +120,36 @@ def fit(
 ) -> TrainConfig:
     """Return the configuration, changed to need less if it would not fit into `free` bytes.
 
-    A batch is cut into more parts, then blocks are checkpointed: both change what a step costs and
-    not what it computes. Fields in `fixed` stay as they are. The result may still not fit.
+    A batch is cut into more parts, or else blocks are checkpointed, if need be in parts as well:
+    both change what a step costs and not what it computes. Fields in `fixed` stay as they are. If
+    nothing fits, the result is what needs the least.
     """
     ranks = ranks or Ranks()
+    ways = _ways(config, fixed, ranks)
+    if _least(outline, config, ranks) > _MARGIN * free:
+        return ways[-1]
 
-    hopeless = _least(outline, config, ranks) > _MARGIN * free
+    def needed(way: TrainConfig) -> Memory:
+        return memory(outline, way, device, ranks)
 
-    def suffices(candidate: TrainConfig) -> bool:
-        return not hopeless and fits(memory(outline, candidate, device, ranks), free)
+    fitting = (way for way in ways if fits(needed(way), free))
+    return next(fitting, None) or min(ways, key=lambda way: needed(way).total)
 
-    if suffices(config):
-        return config
+
+def _ways(config: TrainConfig, fixed: Collection[str], ranks: Ranks) -> list[TrainConfig]:
+    """Return a configuration and those of the same steps that may need less, the quickest first.
+
+    Two parts may need more than one, since the second finds the gradients of the first.
+    """
+    parts, checkpointing = [config.accumulate], [config.checkpointing]
     if "accumulate" not in fixed:
-        for parts in range(config.accumulate + 1, config.batch_size // ranks.world_size + 1):
-            if config.batch_size % (parts * ranks.world_size) == 0:
-                config = replace(config, accumulate=parts)
-                if suffices(config):
-                    return config
-    if "checkpointing" not in fixed:
-        config = replace(config, checkpointing=True)
-    return config
+        more = range(config.accumulate + 1, config.batch_size // ranks.world_size + 1)
+        parts += [n for n in more if config.batch_size % (n * ranks.world_size) == 0]
+    if not ("checkpointing" in fixed or config.checkpointing):
+        checkpointing.append(True)
+    return [
+        replace(config, accumulate=n, checkpointing=twice) for twice in checkpointing for n in parts
+    ]
 
 
 def _least(outline: Outline, config: TrainConfig, ranks: Ranks) -> int:
@@ -250,12 +259,14 @@ def compare_sizes(
 def _verdict(
     outline: Outline, adapted: Outline, config: TrainConfig, device: torch.device, free: int
 ) -> Verdict:
-    least = replace(config, accumulate=config.batch_size, checkpointing=True)
+    twice = replace(config, checkpointing=True)
+    # Those of the `_ways` that need the least: a rehearsal of every one would take minutes.
+    ways = config, twice, replace(twice, accumulate=config.batch_size)
 
     def some_fit(candidate: Outline) -> bool:
         if _least(candidate, config, Ranks()) > _MARGIN * free:
             return False
-        return any(fits(memory(candidate, each, device), free) for each in (config, least))
+        return any(fits(memory(candidate, each, device), free) for each in ways)
 
     if some_fit(outline):
         return "fits"
