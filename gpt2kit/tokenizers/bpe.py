@@ -7,8 +7,10 @@ raising an exception.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import tiktoken
@@ -20,6 +22,10 @@ from gpt2kit.tokenizers.protocol import END_OF_TEXT
 # How GPT-2 cuts text into words before it merges. The quantifiers are possessive: that saves the
 # regex engine from backtracking and changes no cut.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+# White space as that pattern knows it; four characters more are white space for Python.
+_WHITE_SPACE = re.compile(r"[^\S\x1c-\x1f]+")
+_PART = 2**19  # characters after which a text is cut at the next white space
 
 # What a marker looks like, a token that no merge makes: <|endoftext|>, <s>, [PAD].
 _MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
@@ -106,9 +112,17 @@ class BPETokenizer:
         >>> tokenizer.encode("low<|endoftext|>", special=True)
         [257, 260]
         """
-        if special:
-            return self._encoding.encode(text, allowed_special="all")
-        return self._encoding.encode_ordinary(text)
+        if not special or not self.special:
+            return list(chain.from_iterable(map(self._encoding.encode_ordinary, _parts(text))))
+        between = enumerate(self._at_markers.split(text))
+        ids = ([self.special[part]] if index % 2 else self.encode(part) for index, part in between)
+        return list(chain.from_iterable(ids))
+
+    @functools.cached_property
+    def _at_markers(self) -> re.Pattern[str]:
+        """Finds markers in a text, the longest one where several begin."""
+        markers = sorted(self.special, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, markers))})")
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -148,6 +162,19 @@ class BPETokenizer:
         whole = tokenizer_json(self._vocab, self._merges, self.special)
         for name, content in {**self.files(), "tokenizer.json": whole}.items():
             (folder / name).write_bytes(content)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield a text in parts that have the tokens of the whole.
+
+    tiktoken panics over a million white spaces before a word. The last of them is never in one
+    token with the others, so a text may be cut there.
+    """
+    start = 0
+    while (run := _WHITE_SPACE.search(text, start + _PART)) and run.end() < len(text):
+        yield text[start : run.end() - 1]
+        start = run.end() - 1
+    yield text[start:]
 
 
 # --- bytes as printable characters ----------------------------------------------------------------

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiktoken
 from conftest import GOLDEN
 
 from gpt2kit.errors import Gpt2KitWarning, TokenizerError
 from gpt2kit.tokenizers import BPETokenizer, StreamDecoder, identity, load_tokenizer
+from gpt2kit.tokenizers.bpe import PATTERN
 
 SMALL = GOLDEN / "bpe" / "small"
 EXPECTED = json.loads((GOLDEN / "bpe" / "expected.json").read_text(encoding="utf-8"))
@@ -108,6 +110,33 @@ def test_markers_are_plain_text_unless_asked_for(small_bpe: BPETokenizer) -> Non
     plain = small_bpe.encode("a<|endoftext|>")
     assert 511 not in plain
     assert small_bpe.decode(plain) == small_bpe.decode([64, 511]) == "a<|endoftext|>"
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\xa0"])
+def test_a_million_white_spaces_before_a_word_are_encoded(
+    small_bpe: BPETokenizer, space: str
+) -> None:
+    """tiktoken panicked over such a text, with an exception that is no Exception."""
+    run = space * 1_000_001
+    ids = small_bpe.encode(run[1:]) + small_bpe.encode(f"{space}la")
+    assert small_bpe.encode(f"{run}la") == ids
+    assert small_bpe.encode(f"{run}la<|endoftext|>", special=True) == [*ids, small_bpe.stop_id]
+
+
+def test_a_long_text_has_tiktokens_ids(small_bpe: BPETokenizer) -> None:
+    pieces = ["  la", " \x1cla", "\xa0'\u2003s", " <|endoftext|>  "]
+    text = "".join("." * 2**19 + piece for piece in pieces)
+    files = small_bpe.files()
+    vocab, merges = json.loads(files["vocab.json"]), files["merges.txt"].decode().splitlines()[1:]
+    made = [*vocab.keys() - {*small_bpe.special}]
+    assert len(made) == 256 + len(merges)
+    encoding = tiktoken.Encoding(
+        "golden",
+        pat_str=PATTERN,
+        mergeable_ranks={small_bpe.token_bytes(vocab[token]): vocab[token] for token in made},
+        special_tokens=small_bpe.special,
+    )
+    assert small_bpe.encode(text, special=True) == encoding.encode(text, allowed_special="all")
 
 
 def test_decoding_token_by_token_is_decoding_at_once(small_bpe: BPETokenizer) -> None:
