@@ -26,6 +26,8 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _ADDED = "added_tokens.json"
 WHOLE = "tokenizer.json"
 _LARGEST = 2**26  # bytes of a vocabulary file
+# What a BPE model of tokenizer.json says if it makes its tokens otherwise than GPT-2.
+_OTHERWISE = ("ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
 MOST_TOKENS = 10**6  # as of a model; ids may have gaps, and some callers go through all of them
 
 
@@ -89,20 +91,25 @@ def _model(path: Path, whole: dict[str, Any]) -> tuple[dict[str, int], list[str]
     """Return the tokens and merges of a tokenizer.json."""
     model = whole.get("model") or {}
     if not _is_gpt2s(whole):
-        expected = "pre_tokenizer ByteLevel without add_prefix_space, no normalizer"
+        expected = (
+            "pre_tokenizer ByteLevel with use_regex and without add_prefix_space, no normalizer, "
+            f"no {', '.join(_OTHERWISE)}"
+        )
         raise TokenizerError(f"{path}: expected GPT-2's byte-level BPE ({expected})")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return _ids(path, model.get("vocab")), merges
 
 
 def _is_gpt2s(whole: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json describes a byte-level BPE that cuts texts as GPT-2 does."""
+    """Whether a tokenizer.json describes a byte-level BPE that makes its tokens as GPT-2 does."""
     model, cut = whole.get("model") or {}, whole.get("pre_tokenizer") or {}
     return (
         model.get("type", "BPE") == "BPE"
         and cut.get("type") == "ByteLevel"
         and not cut.get("add_prefix_space")
+        and cut.get("use_regex", True)
         and not whole.get("normalizer")
+        and not any(map(model.get, _OTHERWISE))
     )
 
 

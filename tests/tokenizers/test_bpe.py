@@ -240,12 +240,17 @@ def test_tokenizer_json_alone_is_enough(
     [
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}},
         {"normalizer": {"type": "NFC"}},
         {"model": {"type": "WordPiece", "vocab": {}}},
+        {"model": {"type": "BPE", "ignore_merges": True}},
+        {"model": {"type": "BPE", "end_of_word_suffix": "</w>"}},
+        {"model": {"type": "BPE", "continuing_subword_prefix": "##"}},
     ],
     ids=str,
 )
 def test_another_tokenizer_json_is_no_bpe_of_gpt2s(folder: Path, changes: dict[str, Any]) -> None:
+    """One that does not cut texts into words was read as GPT-2's: with wrong ids, silently."""
     with pytest.raises(TokenizerError, match="expected GPT-2's byte-level BPE"):
         BPETokenizer.from_folder(tokenizer_json(folder, **changes))
 
