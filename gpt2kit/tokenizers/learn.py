@@ -14,6 +14,7 @@ import regex
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.tokenizers.bpe import PATTERN, BPETokenizer, byte_characters
+from gpt2kit.tokenizers.bpe_files import MOST_TOKENS
 from gpt2kit.tokenizers.protocol import END_OF_TEXT
 
 Pair = tuple[str, str]
@@ -23,11 +24,12 @@ def learn_bpe(documents: Iterable[str], n_vocab: int) -> BPETokenizer:
     """Learn a tokenizer of at most n_vocab tokens: the 256 bytes, merges, and <|endoftext|>.
 
     Of equally frequent pairs, the one that sorts first is merged first: the same text always gives
-    the same vocabulary. Raises ConfigError if n_vocab is less than 257.
+    the same vocabulary. Raises ConfigError unless n_vocab is from 257 to MOST_TOKENS.
     """
-    if not 257 <= n_vocab <= 2**20:
+    if not 257 <= n_vocab <= MOST_TOKENS:
         raise ConfigError(
-            f"n_vocab is {n_vocab}, expected 257 or more: 256 bytes and {END_OF_TEXT}"
+            f"n_vocab is {n_vocab:,}, expected 257 to {MOST_TOKENS:,}, "
+            f"of which 256 are bytes and one is {END_OF_TEXT}"
         )
     characters = byte_characters()
     words = Counter(word for document in documents for word in regex.findall(PATTERN, document))

@@ -88,7 +88,7 @@ class WordTokenizer(ListedTokenizer):
         words = sorted({piece for document in replaced for piece in cls.cut(document)})
         if not words:
             raise TokenizerError("an empty text has no vocabulary")
-        if taken := [marker for marker in markers if marker in words]:
+        if taken := [marker for marker in markers if {marker, f" {marker}"} & {*words}]:
             raise TokenizerError(
                 f"{taken[0]} is a word of the text, so it cannot be a marker; leave it out of the "
                 "markers, or write the word differently"

@@ -33,8 +33,13 @@ def test_a_vocabulary_has_the_size_asked_for_and_ends_with_the_end_of_text() -> 
     assert tokenizer.n_vocab == 290
     assert tokenizer.stop_id == 289
     assert learn_bpe(["aa"], 1000).n_vocab == 257  # nothing occurs twice
-    with pytest.raises(ConfigError, match="257 or more"):
-        learn_bpe([TEXT], 256)
+
+
+@pytest.mark.parametrize("n_vocab", [256, 1_000_001, 2_000_000])
+def test_a_size_that_no_vocabulary_may_have_is_refused_with_both_ends(n_vocab: int) -> None:
+    """Of 2,000,000 it was said that 257 or more are expected, and 1,000,001 were learned."""
+    with pytest.raises(ConfigError, match=f"n_vocab is {n_vocab:,}, expected 257 to 1,000,000"):
+        learn_bpe([TEXT], n_vocab)
 
 
 def test_a_token_that_two_merges_would_make_is_made_once(tmp_path: Path) -> None:

@@ -157,8 +157,10 @@ def test_a_saved_vocabulary_comes_back(
 
 
 def test_a_marker_that_is_a_word_of_the_text_is_refused() -> None:
-    with pytest.raises(TokenizerError, match="<UNK> is a word of the text"):
-        WordTokenizer.from_text("due\n<UNK> donne", markers=["<UNK>"])
+    """A marker behind a blank was not noticed."""
+    for text in ("due\n<UNK> donne", "due <UNK> donne"):
+        with pytest.raises(TokenizerError, match="<UNK> is a word of the text"):
+            WordTokenizer.from_text(text, markers=["<UNK>"])
 
 
 @pytest.mark.parametrize(
