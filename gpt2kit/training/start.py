@@ -289,23 +289,23 @@ def _new_tokenizer(text: Text | None, options: TrainOptions, locate: Locate) -> 
     if options.tokenizer == "bpe":
         return learn_bpe(train_documents(text, options), options.n_vocab)
     held_out = None if options.val is None else read_source(options.val, options)
-    if options.replace or options.markers:
+    if options.tokenizer == "word":
         return _words(text, held_out, options)
-    whole = text.joined + ("" if held_out is None else held_out.joined)
-    return (CharTokenizer if options.tokenizer == "char" else WordTokenizer).from_text(whole)
+    return CharTokenizer.from_text(text.joined + ("" if held_out is None else held_out.joined))
 
 
 def _words(text: Text, held_out: Text | None, options: TrainOptions) -> WordTokenizer:
-    """Return a vocabulary of words with replacements or markers.
+    """Return a vocabulary of words.
 
-    It is learned from the documents as training divides them, since a replacement may find more in
-    a whole text than in its two parts.
+    It is learned from the documents as training divides them, since a word may be cut there, and a
+    replacement may find more in a whole text than in its two parts. It is learned from the whole
+    documents, too, since training does not hold out a part that is too short to predict anything.
     """
-    parts = [*split_documents(text.documents, 0.0 if held_out else options.val_fraction)]
-    parts.append([] if held_out is None else [*held_out.documents])
+    train, val = split_documents(text.documents, 0.0 if held_out else options.val_fraction)
+    others = () if held_out is None else held_out.documents
     return WordTokenizer.from_documents(
-        [document for part in parts for document in part],
-        separated=len(text.documents) > 1 or len(parts[-1]) > 1,
+        [*dict.fromkeys([*text.documents, *train, *val, *others])],
+        separated=len(text.documents) > 1 or len(others) > 1,
         replace=[*map(parse, options.replace)],
         markers=parse_markers(options.markers),
     )

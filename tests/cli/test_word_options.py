@@ -143,6 +143,29 @@ def test_a_replacement_is_made_before_a_text_is_divided(text: str) -> None:
     run("corpus", "pairs.txt", *options, "--block_size", 4)
 
 
+@pytest.mark.parametrize("text", ["rosa\tbianca\tlodola\t" * 9, "tre\tdonne"])
+def test_a_text_that_is_divided_inside_a_word_is_learned(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words were learned from the undivided text, and half a word was not among them."""
+    monkeypatch.chdir(tmp_path)
+    Path("tabs.txt").write_text(text, encoding="utf-8")
+    setup = set_up("train", "tabs.txt", {"tokenizer": "word", "n_embd": 12}, with_weights=False)
+    assert isinstance(setup.corpus, Corpus)
+    ids = [*setup.corpus.train_ids, *setup.corpus.val_ids]
+    assert setup.tokenizer.decode(ids) == text
+
+
+def test_the_last_word_before_a_text_to_validate_with_is_a_word(text: str) -> None:
+    """The last word of the one text and the first one of the other were learned as one word."""
+    Path("one.txt").write_text("la rosa del prato e la rosa finale", encoding="utf-8")
+    Path("other.txt").write_text("prima rosa del prato", encoding="utf-8")
+    given = {"tokenizer": "word", "n_embd": 12, "val": "other.txt"}
+    tokenizer = set_up("train", "one.txt", given, with_weights=False).tokenizer
+    assert isinstance(tokenizer, WordTokenizer)
+    assert {" finale", "prima"} <= {*tokenizer.tokens}
+
+
 def test_an_empty_text_begins_with_the_marker_of_beginnings(text: str) -> None:
     tokenizer = WordTokenizer.from_text("nel mezzo", markers=["<BOS>", "<EOS>"])
     ids = text_ids("nel mezzo<|endoftext|>nel", tokenizer)
