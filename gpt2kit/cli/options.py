@@ -269,10 +269,10 @@ def under_adapters(context: typer.Context, source: ModelOptions) -> ModelOptions
 
 def read_corpus(corpus: str, how: CorpusOptions) -> Text | Path:
     """Return the texts that --corpus names, or the path of a file of token ids."""
+    from gpt2kit.data.ids import ids_file
     from gpt2kit.data.texts import read_texts
 
-    path = Path(corpus)
-    if path.suffix in (".npy", ".bin"):
+    if (path := ids_file(corpus)) is not None:
         return path
     return read_texts(corpus, encoding=how.encoding, text_field=how.text_field)
 

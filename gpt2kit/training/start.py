@@ -222,7 +222,7 @@ def read_source(source: str | Text, options: TrainingOptions) -> Text | None:
     """Return the text of a corpus, which may have been read, or None if it is a file of ids."""
     if isinstance(source, Text):
         return source
-    if Path(source).suffix in (".npy", ".bin"):
+    if ids_file(source) is not None:
         return None
     return read_texts(source, encoding=options.encoding, text_field=options.text_field)
 

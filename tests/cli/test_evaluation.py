@@ -105,6 +105,17 @@ def test_models_stand_side_by_side_and_the_comparable_figure_is_named(
     assert run("evaluate", model, model, "--corpus", book).stderr == ""
 
 
+def test_a_folder_of_texts_may_be_called_as_a_file_of_ids(model: Path, tmp_path: Path) -> None:
+    """Its --encoding had no effect, since it was taken for a file of token ids by its name."""
+    folder = tmp_path / "corpus.bin"
+    folder.mkdir()
+    (folder / "book.txt").write_text("la città perché " * 9, encoding="latin-1")
+    (found,) = objects(
+        run("evaluate", model, "--corpus", folder, "--encoding", "latin-1", "--json")
+    )
+    assert found["tokens"] > 100
+
+
 def test_encoding_and_field_of_the_text_can_be_named(
     model: Path, book: Path, tmp_path: Path
 ) -> None:

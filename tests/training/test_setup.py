@@ -165,6 +165,15 @@ def test_with_another_text_to_validate_with_a_vocabulary_is_learned_from_the_who
     assert identity(setup.tokenizer) == identity(whole)
 
 
+@pytest.mark.parametrize("name", ["corpus.bin", "corpus.npy"])
+def test_a_folder_of_texts_may_be_called_as_a_file_of_ids(name: str) -> None:
+    """It was taken for a corpus of ids, by its name alone."""
+    Path(name).mkdir()
+    shutil.copy("divina.txt", name)
+    setup = set_up("train", name, {"tokenizer": "char"}, with_weights=False)
+    assert setup.corpus.report.files == [f"{name}/divina.txt"]
+
+
 def test_a_table_that_is_read_as_a_text_is_warned_of() -> None:
     # Without --label_field, a table of labels was trained on as a text, without a word.
     Path("texts.csv").write_text("text,label\n" + "selva oscura,yes\n" * 30)
