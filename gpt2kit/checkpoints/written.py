@@ -19,6 +19,7 @@ TOLERANCE = 2e-5
 _TINY = 2**-19  # what a scale in float16 may lose of any number
 _TOKENS = 16
 _CHUNK = 2**18  # numbers that are compared at once
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def compare_written(
     - `compute`: another program that computes the logits of (1, T) ids from the file, (1, T, V)
     - `tolerance`: the largest difference of its logits, relative to the largest one
 
-    Raises CheckpointFormatError if a tensor differs by more, or if the logits do although no tensor
-    was rounded.
+    Raises CheckpointFormatError if a tensor differs by more, if the logits do although no tensor
+    was rounded, and if they are no numbers.
     """
     n_rounded = 0
     for name, stored in tensors.items():
@@ -72,7 +73,9 @@ def compare_written(
     ours = logits(checkpoint, ids)
     theirs = compute(ids) if compute else logits(found, ids)
     off = float((ours - theirs).abs().max())
-    if not n_rounded and not off <= tolerance * max(1.0, float(ours.abs().max())):
+    # What rounding changes of the logits is not known, but they stay numbers.
+    most = _LARGEST if n_rounded else tolerance * max(1.0, float(ours.abs().max()))
+    if not off <= most:
         detail = f"the file gives other logits than the model: they differ by {off:.3g}"
         raise CheckpointFormatError(found.path, detail)
     spread = float(ours.std()) if ours.numel() > 1 else 0.0
@@ -84,16 +87,16 @@ def _largest_difference(one: StoredTensor, other: StoredTensor) -> tuple[float, 
 
     The first one is in memory, and of the other one a piece if its format has pieces.
     """
-    difference = largest = 0.0
+    difference = largest = torch.zeros((), dtype=torch.float64)
     whole, done = one.read(), 0
     for piece in other.pieces(_CHUNK):
         a, b = whole[done : done + len(piece)].reshape(-1), piece.reshape(-1)
         for x, y in zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True):
             x, y = x.double(), y.double()
-            difference = max(difference, float((x - y).abs().max()))
-            largest = max(largest, float(x.abs().max()))
+            difference = difference.maximum((x - y).abs().max())  # NaN if one of them is
+            largest = largest.maximum(x.abs().max())
         done += len(piece)
-    return difference, largest
+    return float(difference), float(largest)
 
 
 @torch.inference_mode()
