@@ -107,6 +107,11 @@ def export_llmc(
     checkpoint = checked(checkpoint)
     config, tensors = plain_gpt2(checkpoint, "llm.c", **llmc.NEEDED)
     vocabulary = llmc.tokenizer_file(_required(tokenizer, checkpoint))
+    if to.name == llmc.TOKENIZER_FILE:
+        raise CheckpointError(
+            f"{to} is the name of llm.c's vocabulary, which is written beside the model; "
+            "name another file"
+        )
     beside = to.with_name(llmc.TOKENIZER_FILE)
     if not replace and beside.exists() and beside.read_bytes() != vocabulary:
         raise CheckpointError(

@@ -38,6 +38,8 @@ def plain_gpt2(
     norm or MLP, and one that differs from `needed`.
     """
     config = checkpoint.config
+    if config.inner_size == 4 * config.n_embd:
+        config = replace(config, n_inner=None)
     wrong = [
         f"{name} {_shown(getattr(config, name))} (only {_shown(value)})"
         for name, value in {**_NEEDED, **needed}.items()

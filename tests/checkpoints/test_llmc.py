@@ -115,6 +115,23 @@ def test_what_llm_c_cannot_compute_is_refused_by_name(
         write_file(tmp_path, make_model(replace(SMALL, **fields)))
 
 
+def test_an_mlp_of_the_usual_width_may_be_said_in_numbers(tmp_path: Path) -> None:
+    """A configuration that says 4 * n_embd itself was refused."""
+    config = replace(SMALL, n_inner=4 * SMALL.n_embd)
+    assert open_checkpoint(write_file(tmp_path, make_model(config))).config == SMALL
+
+
+def test_the_name_of_the_vocabulary_is_no_name_for_a_model(tmp_path: Path) -> None:
+    """The vocabulary was written to the same name, and then replaced by the model."""
+    path = tmp_path / "source"
+    path.mkdir()
+    write_model(path, make_model(SMALL), characters(40))
+    to = tmp_path / "gpt2_tokenizer.bin"
+    with pytest.raises(CheckpointError, match="is the name of llm.c's vocabulary"):
+        export_llmc(to, open_checkpoint(path), characters(40))
+    assert not to.exists()
+
+
 def test_missing_biases_are_zeros(tmp_path: Path) -> None:
     model = make_model(replace(SMALL, bias=False, qkv_bias=False))
     found = build_model(open_checkpoint(write_file(tmp_path, model)))
