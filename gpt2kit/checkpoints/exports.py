@@ -31,6 +31,7 @@ from gpt2kit.checkpoints.written import Comparison, compare_written, logits
 from gpt2kit.errors import CheckpointError, ConfigError, TokenizerError
 from gpt2kit.files import new_directory, new_file, read_start, write_whole
 from gpt2kit.tokenizers import CharTokenizer, Tokenizer
+from gpt2kit.tokenizers.listed import ListedTokenizer
 
 GGUF_TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
 LLMC_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -39,6 +40,7 @@ SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 LONG = {short: name for name, short in SHORT.items()}
 
 _STAND_IN = "the model has no end token, and {program} must have one: a rare token stands in for it"
+_CONTEXTS = 512  # tokens after which the others are measured at once
 _LLAMA_CONTEXT = 256  # tokens: llama.cpp rounds the size of a context up to a multiple
 
 
@@ -247,16 +249,20 @@ def rarest(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:
     """Return the id of a token that the model hardly ever writes, to stand in for an end token.
 
     Merges are learned in the order of their frequency, so it is the last one of a byte-level BPE.
-    For characters it is the one that comes least often in a text in which the model chooses each
-    from the one before alone.
+    For characters and words it is <PAD>, which no text has, else the one that comes least often in
+    a text in which the model chooses each from the one before alone.
     """
-    if not isinstance(tokenizer, CharTokenizer):
+    if not isinstance(tokenizer, ListedTokenizer):
         return checkpoint.config.n_vocab - 1 if tokenizer is None else tokenizer.n_vocab - 1
+    if "<PAD>" in tokenizer.special:
+        return tokenizer.special["<PAD>"]
     n = tokenizer.n_vocab
-    after = logits(checkpoint, torch.arange(n)[:, None])[:, 0, :n].double().softmax(-1)  # (n, n)
-    share = torch.full((n,), 1 / n, dtype=torch.float64)
-    for _ in range(100):  # it settles long before
-        share = share @ after
+    share = torch.full((n,), 1 / n)
+    for _ in range(8):
+        # The k likeliest are nearly all of a text; a row for each token would need n * n numbers.
+        before = share.topk(min(n, _CONTEXTS))
+        after = logits(checkpoint, before.indices[:, None])[:, 0, :n].softmax(-1)  # (k, n)
+        share = before.values @ after / before.values.sum()
     return int(share.argmin())
 
 

@@ -23,7 +23,7 @@ from gguf_builders import characters
 from torch import Tensor
 
 from gpt2kit import store
-from gpt2kit.checkpoints.exports import export_onnx
+from gpt2kit.checkpoints.exports import export_onnx, rarest
 from gpt2kit.checkpoints.load import build_model, open_checkpoint, write_model
 from gpt2kit.checkpoints.onnx import writing
 from gpt2kit.checkpoints.stored import Checkpoint, StoredTensor
@@ -437,6 +437,23 @@ def test_words_and_models_without_a_vocabulary_are_run_by_ids(tmp_path: Path) ->
         assert not (export.path / "tokenizer.json").exists()
         assert export.command.startswith("python -c")
     assert "no vocabulary was found" in export.warnings[0]
+
+
+def test_a_model_of_words_without_an_end_token_gets_its_rarest_word(tmp_path: Path) -> None:
+    """The last word of its vocabulary stood in for the end, however often the model wrote it."""
+    names = [f"w{number}" for number in range(2000)]
+    words = WordTokenizer.from_text(" ".join(names))
+    model = make_model(replace(SMALL, n_vocab=2000))
+    with torch.no_grad():
+        # Every token is followed by the same distribution.
+        model.get_parameter("ln_f.weight").zero_()
+        model.get_parameter("ln_f.bias").copy_(-model.wte.weight[23])
+        model.wte.weight[23] *= 5
+    checkpoint = source(tmp_path / "source", model, words)
+    export = export_onnx(tmp_path / "out", checkpoint, words)
+    assert read_json(export.path / "genai_config.json")["model"]["eos_token_id"] == 23
+    padded = WordTokenizer.from_text(" ".join(names[1:]), markers=["<PAD>"])
+    assert rarest(checkpoint, padded) == padded.special["<PAD>"]
 
 
 # --- other programs -------------------------------------------------------------------------------
