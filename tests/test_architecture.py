@@ -135,7 +135,6 @@ TESTED_BY = {
     "checkpoints/test_gguf_reading.py": "checkpoints/gguf/header checkpoints/gguf/reading",
     "checkpoints/test_gguf_writing.py": """
         checkpoints/exports checkpoints/gguf/vocabulary checkpoints/gguf/writing checkpoints/plain
-        checkpoints/written
     """,  # from a model to a file that has been compared with it
     "checkpoints/test_peft.py": "checkpoints/peft/config checkpoints/peft/reading",
     "cli/test_peft_commands.py": "checkpoints/peft/writing",
