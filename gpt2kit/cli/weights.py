@@ -278,14 +278,17 @@ def _write_folder(
 def check_target(to: Path, force: bool, option: str) -> None:
     """Raise CheckpointError for a folder that must not be replaced by a model."""
     from gpt2kit.errors import CheckpointError
-    from gpt2kit.store import holds_model
+    from gpt2kit.store import files_of_others, holds_model
 
     if not to.name:
         raise CheckpointError(f"{option} is {str(to)!r}, expected the name of a new folder")
-    is_model = to.is_dir() and holds_model(to) and not any(path.is_dir() for path in to.iterdir())
+    others = files_of_others(to) if to.is_dir() else []
+    is_model = to.is_dir() and holds_model(to) and not others
     if force and to.exists() and not is_model and not (to.is_dir() and not any(to.iterdir())):
+        example = f", for example {others[0]!r}" if others else ""
         raise CheckpointError(
-            f"{to} exists and holds more than a model, so it is not replaced; name another folder"
+            f"{to} exists and holds more than a model{example}, so it is not replaced; "
+            "name another folder"
         )
 
 

@@ -12,6 +12,7 @@ settings of its run. Names that begin with a dot belong to no model:
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -33,6 +34,32 @@ MODEL_FILES = (
     *("config.json", "hparams.json", "model.safetensors", "pytorch_model.bin", "ckpt.pt"),
     PEFT_FILE,
 )
+
+# What a model in the Hub's layout consists of: the files beside its weights, and all, as patterns.
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "labels.json",  # words by which the model labels texts
+    "gpt2kit_tokenizer.json",  # of characters or words, in models that gpt2kit pushed
+)
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT
+HUB_FILES = (
+    *TEXT_FILES,
+    *(PEFT_FILE, *ADAPTERS),
+    *("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin"),
+)
+CARD_FILE = "README.md"  # describes a model on the Hub
 
 
 def weights_dir() -> Path:
@@ -59,6 +86,16 @@ def vocabulary_dir() -> Path:
 def holds_model(directory: Path) -> bool:
     """Whether the directory looks like a model, in any format that we read."""
     return any(os.path.isfile(directory / name) for name in MODEL_FILES)
+
+
+def files_of_others(directory: Path) -> list[str]:
+    """Return the names in a directory that no model in the Hub's layout has, in their order."""
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.is_dir()
+        or not any(fnmatch.fnmatchcase(path.name, known) for known in (*HUB_FILES, CARD_FILE))
+    )
 
 
 def holds_sae(directory: Path) -> bool:

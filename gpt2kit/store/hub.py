@@ -21,7 +21,7 @@ import httpx2
 from gpt2kit.errors import DownloadError
 from gpt2kit.store import catalogue
 from gpt2kit.store.catalogue import PublishedFile
-from gpt2kit.store.folders import PEFT_FILE
+from gpt2kit.store.folders import ADAPTERS, PEFT_FILE, TEXT_FILES
 from gpt2kit.store.lookup import SAE_ID
 from gpt2kit.store.manifest import PLAIN_NAME
 from gpt2kit.store.parts import RemoteFile
@@ -32,27 +32,10 @@ from gpt2kit.store.transfer import Transfer
 HUB_URL = "https://huggingface.co"
 _LARGEST = 2**24  # bytes of a description; one of ten thousand files has some two million
 
-# Fetched from a repository that is not in the catalogue: those of these files that it has, and the
+# Fetched from a repository that is not in the catalogue: those of TEXT_FILES that it has, and the
 # first of these kinds of weights.
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "labels.json",  # words by which the model labels texts
-    "gpt2kit_tokenizer.json",  # of characters or words, in models that gpt2kit pushed
-)
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _STEMS = tuple(f"{stem}." for stem, _ in _WEIGHTS)
-ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT, beside PEFT_FILE
 _MODEL_TYPES = ("gpt2", "gpt2kit")
 
 

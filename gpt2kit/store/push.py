@@ -15,21 +15,11 @@ from typing import Any
 import httpx2
 
 from gpt2kit.errors import ConfigError, DownloadError
-from gpt2kit.store.folders import PEFT_FILE
-from gpt2kit.store.hub import ADAPTERS, HUB_URL, TEXT_FILES, token_of_user
+from gpt2kit.store.folders import CARD_FILE, HUB_FILES
+from gpt2kit.store.hub import HUB_URL, token_of_user
 from gpt2kit.store.lookup import HUB_ID
 from gpt2kit.store.retries import Patience, plainly, shown
 from gpt2kit.store.sources import advice_on_failure, base_address
-
-CARD_FILE = "README.md"
-
-# Files of an earlier model in the repository, which would be read together with the new one.
-_REPLACED = (
-    *TEXT_FILES,
-    *(PEFT_FILE, *ADAPTERS),
-    *("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin"),
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,8 @@ def push_folder(
             folder_path=folder,
             commit_message="Upload a model with gpt2kit",
             ignore_patterns=[CARD_FILE] if is_kept else None,
-            delete_patterns=list(_REPLACED),
+            # They would be read together with the new model.
+            delete_patterns=list(HUB_FILES),
         )
     return Pushed(url, is_kept)
 

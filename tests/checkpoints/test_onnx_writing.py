@@ -354,6 +354,16 @@ def test_only_a_folder_of_this_kind_is_replaced(tmp_path: Path) -> None:
             export_onnx(other, checkpoint, None, replace=True)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "onnx/notes.txt"])
+def test_a_folder_with_a_file_of_the_users_is_not_replaced(tmp_path: Path, name: str) -> None:
+    """Beside the graph only folders were looked for, so a file was deleted with it."""
+    path = written(tmp_path, make_model(SMALL)).parent.parent
+    (path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match="no folder of this kind"):
+        export_onnx(path, open_checkpoint(tmp_path / "source"), None, replace=True)
+    assert (path / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_its_packages_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

@@ -308,6 +308,19 @@ def test_force_replaces_a_model_and_nothing_else(model: Path, tmp_path: Path, ki
     assert (target if kind == "a file" else target / "thesis.txt").read_text() == "thesis"
 
 
+def test_force_does_not_delete_a_file_beside_a_model(model: Path, tmp_path: Path) -> None:
+    """Beside a model only folders were looked for, so a file was deleted with it."""
+    target = tmp_path / "out"
+    arguments = ("convert", str(model), "--to", str(target))
+    assert run(*arguments).exit_code == 0
+    (target / "README.md").write_text("the card of the model")
+    assert run(*arguments, "--force").exit_code == 0
+    (target / "thesis.txt").write_text("thesis")
+    message = failed(run(*arguments, "--force"))
+    assert "holds more than a model, for example 'thesis.txt'" in message
+    assert (target / "thesis.txt").read_text() == "thesis"
+
+
 def write_model_like(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "another").mkdir()

@@ -20,9 +20,11 @@ import torch
 
 from gpt2kit.checkpoints.config_json import CONFIG_FILE, config_dict
 from gpt2kit.checkpoints.gguf.vocabulary import CONTROL, UNUSED, Written, written
+from gpt2kit.checkpoints.onnx.writing import DATA
 from gpt2kit.config import VARIED, GPT2Config
 from gpt2kit.errors import TokenizerError
 from gpt2kit.files import read_json
+from gpt2kit.store import TEXT_FILES
 from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.bpe import byte_characters
 from gpt2kit.tokenizers.bpe_files import tokenizer_json
@@ -39,10 +41,12 @@ _UNKNOWN = "other programs end with an error at a character that the model does 
 
 def is_ours(path: Path) -> bool:
     """Whether a folder is one that was written here, with nothing else beside it."""
+    graphs = {name + end for name in FILES.values() for end in ("", DATA)}
     return (
         (path / GENAI_FILE).is_file()
         and (path / FOLDER).is_dir()
-        and not any(each.is_dir() for each in path.iterdir() if each.name != FOLDER)
+        and {each.name for each in path.iterdir()} <= {GENAI_FILE, FOLDER, *TEXT_FILES}
+        and {each.name for each in (path / FOLDER).iterdir()} <= graphs
     )
 
 
