@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from soak import Soak, State, choices, compared, parsed
+from soak import Soak, State, choices, compared, parsed, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +53,15 @@ def test_a_refusal_without_a_reason_is_wrong() -> None:
     soak.check_refusal(429, b"busy", "a request")
     soak.check_refusal(500, b'{"error": {"message": "it failed"}}', "a request")
     assert len(soak.wrong) == 2
+
+
+def test_a_stream_that_waited_too_long_to_begin_is_refused_and_not_wrong() -> None:
+    """On a machine that was busy for hours, the soak took these answers for wrong texts."""
+    error = b'{"error":{"message":"it waited too long","type":"server_error","code":"unavailable"}}'
+    stream = b": waiting\n\n: waiting\n\ndata: " + error + b"\n\n"
+    assert refused(200, stream) == (503, error)
+    begun = b'data: {"choices": []}\n\n' + stream
+    assert refused(200, begun) == (200, begun)
 
 
 @pytest.mark.slow
