@@ -46,6 +46,7 @@ def train_in_turn(
     ConfigError for options that are about a single recipe.
     """
     from gpt2kit.training.settings import SETTINGS
+    from gpt2kit.training.setup import over
     from gpt2kit.training.start import corpus_name
 
     _check_options(series, given, run)
@@ -55,7 +56,8 @@ def train_in_turn(
         started = (folder / SETTINGS).exists()
         output.note(f"--- {number} of {len(series.steps)}: {name}")
         train_one(
-            {**given, "recipe": name},
+            # A step that was trained for itself, with other options, gets its recipe's again.
+            over(recipes.read(name).options, {**given, "recipe": name}),
             replace(run, out=folder, resume=started and not run.force),
         )
         output.note()

@@ -214,7 +214,7 @@ def set_up(
     earlier = before.options if before else {}
     # A resumed run has its recipe's options already, below those that were given beside it.
     is_resumed_recipe = given.get("recipe") == earlier.get("recipe")
-    every = _over(earlier, given if is_resumed_recipe else _with_recipe(given))
+    every = over(earlier, given if is_resumed_recipe else _with_recipe(given))
     every = _with_adapters(command, every)
     options = _options(command, every)
     _check_effects(given, options)
@@ -294,10 +294,10 @@ def _with_recipe(given: Given) -> Given:
             f"recipe is {recipe.name!r}, a series that gpt2kit train runs in turn; "
             f"expected one of its recipes: {', '.join(recipe.steps)}"
         )
-    return _over(recipe.options, given)
+    return over(recipe.options, given)
 
 
-def _over(lower: Given, upper: Given) -> dict[str, Any]:
+def over(lower: Given, upper: Given) -> dict[str, Any]:
     """Return options, those of `upper` in place of those of `lower` that are about the same."""
     replaced = {"max_steps": "epochs", "epochs": "max_steps", **dict.fromkeys(DROPOUTS, "dropout")}
     kept = {name: value for name, value in lower.items() if replaced.get(name) not in upper}

@@ -174,7 +174,8 @@ def test_what_does_not_fit_is_warned_of_with_what_needs_less(
     book: Path, base: Path, little_memory: None
 ) -> None:
     said = run(book, "--model", base).stderr
-    assert "warning: this will not fit. These need less: --lora_rank 8 (" in said
+    assert "warning: this will not fit. These need less: --" in said
+    assert "--lora_rank 8 (" in said
     assert "not measured, since it does not fit" in said
     assert run_json(book, "--model", base)["seconds_per_step"] is None
 

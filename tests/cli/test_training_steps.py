@@ -65,6 +65,13 @@ def test_steps_are_trained_in_turn_and_what_was_done_before_is_kept(text: Path) 
     assert rows[0]["parameters"] == 14**2  # 14 characters, each with the logits of the next
 
 
+def test_steps_can_be_trained_for_a_number_of_passes(text: Path) -> None:
+    out = text.parent / "passes"
+    run("train", text, "--recipe", "series", "--sample_every", 0, "--epochs", 0.5, "--out", out)
+    # Their recipes have 4 steps.
+    assert [read_metrics(out / step)[-1]["step"] for step in ("pair", "block")] == [21, 21]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
