@@ -153,7 +153,8 @@ def parsed(answer: bytes) -> tuple[int, bytes]:
 
 def refused(status: int, content: bytes) -> tuple[int, bytes]:
     """Return an answer, as status 503 if it is a stream whose request waited too long to begin."""
-    events = [line.removeprefix(b"data: ") for line in content.split(b"\n") if line[:5] == b"data:"]
+    start = b"data: "
+    events = [line[len(start) :] for line in content.split(b"\n") if line.startswith(start)]
     if len(events) == 1 and b'"code":"unavailable"' in events[0]:
         return 503, events[0]
     return status, content
@@ -490,12 +491,10 @@ def main() -> None:
         )
         found = asyncio.run(work)
     failed = 0
-    for of_process in (found["server"], found["library"]):
-        failed += len(of_process["wrong"])
-        of_process["failed"], of_process["wrong"] = (
-            len(of_process["wrong"]),
-            of_process["wrong"][:20],
-        )
+    for one in (found["server"], found["library"]):
+        one["failed"] = len(one["wrong"])
+        one["wrong"] = one["wrong"][:20]
+        failed += one["failed"]
     print(json.dumps(found | {"failed": failed}))
     sys.exit(1 if failed else 0)
 

@@ -84,19 +84,19 @@ def _hand_out(
             f"no worker could be started in {_PATIENCE:.0f} s; the cluster has {cores} cores and "
             f"{gpus} GPUs, and others may be using them"
         )
-    rest, in_hand = deque(todo), 0
+    rest = deque(todo)
     rows = {part.number: part.rows for part in plan.parts}
     done = plan.rows - sum(rows[number] for number in todo)
-    while in_hand or (rest and not processes.is_late(job)):
+    while any(number is not None for _, number in tasks.values()) or (
+        rest and not processes.is_late(job)
+    ):
         (finished, *_), _ = ray.wait(list(tasks))
         actor, number = tasks.pop(finished)
         ray.get(finished)
         if number is not None:
-            in_hand -= 1
             done += rows[number]
             if progress is not None:
                 progress(done, plan.rows)
         if rest and not processes.is_late(job):
             following = rest.popleft()
             tasks[actor.do.remote(following)] = (actor, following)
-            in_hand += 1

@@ -85,16 +85,16 @@ class WordTokenizer(ListedTokenizer):
         """
         markers = _in_order(markers)
         replaced = map(Replacements(replace).apply, documents)
-        words = sorted({piece for document in replaced for piece in cls.cut(document)})
+        words = {piece for document in replaced for piece in cls.cut(document)}
         if not words:
             raise TokenizerError("an empty text has no vocabulary")
-        if taken := [marker for marker in markers if {marker, f" {marker}"} & {*words}]:
+        if taken := [marker for marker in markers if {marker, f" {marker}"} & words]:
             raise TokenizerError(
                 f"{taken[0]} is a word of the text, so it cannot be a marker; leave it out of the "
                 "markers, or write the word differently"
             )
         end = [END_OF_TEXT] * (separated and not {"<BOS>", "<EOS>"} & {*markers})
-        return cls([*markers, *words, *end], replace=replace, markers=markers)
+        return cls([*markers, *sorted(words), *end], replace=replace, markers=markers)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
