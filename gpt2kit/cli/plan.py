@@ -110,7 +110,7 @@ def show_plan(setup: Setup, *, json: bool = False) -> None:
     ):
         output.note(f"{name:<10}{text}")
     if not has_room:
-        output.warn(f"this will not fit. {plan.advice_on_less(setup.less_memory())}")
+        output.warn(f"this will not fit. {plan.advice_on_less(setup.less_memory(needed))}")
 
 
 def _seconds_per_step(setup: Setup, *, has_room: bool) -> float | None:

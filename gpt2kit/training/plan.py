@@ -168,7 +168,7 @@ def alternatives(
     *,
     can_adapt: bool = True,
 ) -> dict[str, Memory]:
-    """Return options that make a training need less, and the memory that it needs with each.
+    """Return options that may make a training need less, and the memory that it needs with each.
 
     `can_adapt` says whether the command has --lora_rank.
     """
@@ -185,6 +185,12 @@ def alternatives(
         option: memory(candidate, candidate_config, device, ranks)
         for option, (candidate, candidate_config) in changed.items()
     }
+
+
+def savings(found: Mapping[str, Memory], needed: Memory) -> dict[str, Memory]:
+    """Return those of the alternatives that need less than `needed`, the least first."""
+    ordered = sorted(found.items(), key=lambda each: each[1].total)
+    return {option: each for option, each in ordered if each.total < needed.total}
 
 
 def with_adapters(outline: Outline) -> Outline:

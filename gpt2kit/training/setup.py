@@ -110,17 +110,19 @@ class Setup:
         """Return the memory that this training needs, in each process."""
         return plan.memory(self.outline, self.config, self.device, self.ranks)
 
-    def less_memory(self) -> dict[str, Memory]:
-        """Return options with which this training needs less memory, and what it needs then."""
+    def less_memory(self, needed: Memory) -> dict[str, Memory]:
+        """Return options with which this training needs less than `needed`, the least first."""
         can_adapt = isinstance(self.options, FinetuneOptions)
-        return plan.alternatives(
+        found = plan.alternatives(
             self.outline, self.config, self.device, self.ranks, can_adapt=can_adapt
         )
+        return plan.savings(found, needed)
 
     def memory_advice(self) -> str:
         """Return what to say if this training runs out of memory: figures, and what needs less."""
         free = plan.free_memory(self.device)
-        return plan.advice(self.memory_needed(), free, self.less_memory())
+        needed = self.memory_needed()
+        return plan.advice(needed, free, self.less_memory(needed))
 
     def open_run(self, options: RunOptions) -> Run:
         """Return the folder to train in, held by this process.

@@ -42,8 +42,21 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def write_small_model(folder: Path, tokenizer: Tokenizer) -> None:
-    shape = GPT2Config(n_vocab=tokenizer.n_vocab, n_ctx=32, n_embd=16, n_head=2, n_layer=2)
+@pytest.fixture
+def wide_base(tmp_path: Path) -> Path:
+    """A model of which adapters are a small part."""
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    write_small_model(folder, learn_bpe([VERSES], 300), n_embd=128, n_layer=4)
+    return folder
+
+
+def write_small_model(
+    folder: Path, tokenizer: Tokenizer, n_embd: int = 16, n_layer: int = 2
+) -> None:
+    shape = GPT2Config(
+        n_vocab=tokenizer.n_vocab, n_ctx=32, n_embd=n_embd, n_head=2, n_layer=n_layer
+    )
     write_model(folder, GPT2(shape), tokenizer)
 
 
@@ -171,13 +184,12 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_does_not_fit_is_warned_of_with_what_needs_less(
-    book: Path, base: Path, little_memory: None
+    book: Path, wide_base: Path, little_memory: None
 ) -> None:
-    said = run(book, "--model", base).stderr
-    assert "warning: this will not fit. These need less: --" in said
-    assert "--lora_rank 8 (" in said
+    said = run(book, "--model", wide_base).stderr
+    assert "warning: this will not fit. These need less: --lora_rank 8 (" in said
     assert "not measured, since it does not fit" in said
-    assert run_json(book, "--model", base)["seconds_per_step"] is None
+    assert run_json(book, "--model", wide_base)["seconds_per_step"] is None
 
 
 def test_all_sizes_are_compared_in_a_table(book: Path, small_sizes: None) -> None:
@@ -213,17 +225,19 @@ def test_all_sizes_and_one_model_exclude_each_other(book: Path, base: Path) -> N
 
 
 def test_a_training_that_runs_out_of_memory_says_what_it_needed(
-    book: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    book: Path, wide_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The advice named options of generation, and no figures.
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GB")
 
     monkeypatch.setattr("gpt2kit.training.trainer.Trainer.losses", fail)
-    words = ["finetune", str(book), "--model", str(base), "--out", str(tmp_path / "run")]
+    words = ["finetune", str(book), "--model", str(wide_base), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
     said = " ".join(result.stderr.split("error: ")[1].split())
     assert re.search(r"not enough memory; this training needs about [\d.]+ GB", said)
-    assert re.search(r"[\d.]+ GB are free: program 0.4 GB, weights \d+ kB, optimizer", said)
-    assert re.search(r"--accumulate 8 \(.*--checkpointing \(.*--lora_rank 8 \(.*--model", said)
+    assert re.search(r"[\d.]+ GB are free: program 0.4 GB, weights [\d.]+ [kM]B, optimizer", said)
+    options = re.findall(r"(--\w+(?: 8)?) \(", said)
+    assert sorted(options) == ["--accumulate 8", "--checkpointing", "--lora_rank 8"]
+    assert said.endswith("a smaller --batch_size or --block_size, a smaller --model")

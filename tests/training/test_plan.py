@@ -199,6 +199,15 @@ def test_options_are_offered_only_if_they_change_something() -> None:
     assert not plan.alternatives(model, done, CPU, can_adapt=False)
 
 
+def test_options_that_save_nothing_are_left_out_and_the_least_comes_first() -> None:
+    # "These need less" named options that need more: parts, where gradients are most of it.
+    def of(n_bytes: int) -> Memory:
+        return Memory(0, n_bytes, 0, 0, 0, 0, 0)
+
+    found = {"--accumulate 4": of(101), "--checkpointing": of(96), "--lora_rank 8": of(40)}
+    assert list(plan.savings(found, of(100))) == ["--lora_rank 8", "--checkpointing"]
+
+
 def test_every_published_size_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def made_up(outline: Outline, config: object, device: object, ranks: object = None) -> Memory:
         n = 4 * len(outline.trained) + outline.config.n_params - (outline.predicted or 0)
