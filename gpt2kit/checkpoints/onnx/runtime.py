@@ -19,13 +19,16 @@ _ELEMENT = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 def onnx_logits(path: Path, config: GPT2Config, ids: Tensor) -> Tensor:
     """Return the float32 logits of (1, T) ids, (1, T, V), read in two pieces with the cache.
 
-    Weights in a second file are mapped, and nothing is copied from them but a tensor to turn it.
+    Weights in a second file are mapped, and nothing is copied from them but a tensor to turn
+    or to widen it.
     """
     options = onnxruntime.SessionOptions()
     # Optimizing and packing would hold all weights in memory once more.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
+    # Weights in float16 are widened just before they are used; otherwise all at the beginning.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     past = {
         each.name: np.zeros((1, config.n_head, 0, config.head_size), _ELEMENT[each.type])

@@ -4,8 +4,9 @@
     GraphProto     everything but the weights; then for each of them field 5, its length, and:
     TensorProto    type, shape and name; then field 9, its length, and the numbers
 
-onnx's own writer has all weights in memory, twice. A protobuf message has at most 2 GB: the numbers
-of a larger model are in a second file beside it, FILE_data, in which each tensor begins a page.
+onnx's own writer has all weights in memory, twice. A protobuf message has at most 2 GB, and who
+reads one has all of it in memory: the numbers of a model of more than 1 GB are in a second file
+beside it, FILE_data, in which each tensor begins a page, so that it can be mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx import StringStringEntryProto, TensorProto
 from gpt2kit.checkpoints.onnx.weights import Initializer, Weight
 from gpt2kit.checkpoints.stored import StoredTensor
 
-LARGEST = 2**31 - 2**24  # bytes of the weights in a file, which has more than the weights
+LARGEST = 10**9  # bytes of the weights in a file with the graph
 DATA = "_data"  # ends the name of the second file
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # fields of the three messages

@@ -1,0 +1,56 @@
+"""recipe_spread.py: a few steps of a recipe with two seeds, on a tenth that is cut out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from training_builders import VERSES
+
+ROOT = Path(__file__).parents[2]
+TENTHS = [VERSES.replace("\n", f" {number}\n") for number in range(10)]
+
+
+def spread(folder: Path, text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    command = [sys.executable, ROOT / "scripts" / "recipe_spread.py", "bigram", folder / "text.txt"]
+    options = ["--out", folder / "runs", "--max_steps", 20, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(word) for word in [*command, *options]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_each_seed_is_measured_once_on_the_ninth_tenth_alone(tmp_path: Path) -> None:
+    done = spread(tmp_path, "".join(TENTHS), "--seeds", 2)
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "runs" / "bigram"
+    assert (runs / "val.txt").read_text(encoding="utf-8") == TENTHS[8]
+    assert (runs / "train.txt").read_text(encoding="utf-8") == "".join(TENTHS[:8] + TENTHS[9:])
+    losses = [
+        json.loads((runs / f"seed-{seed}" / "report.json").read_text())["after"]["val_loss"]
+        for seed in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith(f"seed 1: {losses[0]:.4f} at step ")
+    assert second.startswith(f"seed 2: {losses[1]:.4f} at step ")
+    mean, spread_of_two = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
+    assert last == f"bigram: {mean:.3f} ± {spread_of_two:.3f} nats per token"
+    weights = runs / "seed-2" / "model.safetensors"
+    weights.unlink()  # a finished run is not trained again
+    assert spread(tmp_path, "".join(TENTHS), "--seeds", 2).stdout == done.stdout
+    assert not weights.exists()
+
+
+def test_one_seed_or_a_text_of_one_line_is_refused(tmp_path: Path) -> None:
+    assert "expected 2 or more" in spread(tmp_path, VERSES, "--seeds", 1).stderr
+    assert "expected lines" in spread(tmp_path, "one line " * 50).stderr
+    assert not (tmp_path / "runs").exists()
