@@ -1,8 +1,8 @@
-"""Measure a recipe on the ninth tenth of its text, by which no setting was chosen, with some seeds.
+"""Measure a recipe on a tenth of its text by which no setting was chosen, with several seeds.
 
     python scripts/recipe_spread.py names corpora/names.txt
 
-It is trained on the other nine tenths; both cuts are at ends of lines. Prints the validation loss
+It is trained on the other nine tenths; a line belongs where it begins. Prints the validation loss
 of each seed at its best step in nats per token, then their mean and standard deviation. After an
 interruption, the same command continues where it stopped.
 """
@@ -10,6 +10,7 @@ interruption, the same command continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("recipe", help="the name of a recipe, as `gpt2kit recipes` prints it")
     parser.add_argument("text", type=Path, help="the recipe's text, as a .txt in UTF-8")
     parser.add_argument("--seeds", type=int, default=3, help="how many: 1, 2, … up to this one")
+    parser.add_argument("--tenth", type=int, default=9, help="the part to validate with: 1 to 10")
     parser.add_argument(
         "--out", type=Path, default=Path("weights/recipe-spread"), help="the folder to train in"
     )
@@ -34,8 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds: expected 2 or more, of which there is a standard deviation")
-    folder: Path = arguments.out / arguments.recipe
-    train, val = cut(arguments.text, folder)
+    if not 1 <= arguments.tenth <= 10:
+        parser.error(f"--tenth: expected 1 to 10, found {arguments.tenth}")
+    folder: Path = arguments.out / f"{arguments.recipe}-{arguments.tenth}"
+    train, val = cut(arguments.text, arguments.tenth, folder)
     command = [sys.executable, "-m", "gpt2kit", "train", str(train), "--val", str(val)]
     command += ["--recipe", arguments.recipe, "--no_eval_train", "--sample_every", "0"]
     if arguments.max_steps is not None:
@@ -49,19 +53,20 @@ def main() -> None:
     print(f"{arguments.recipe}: {mean:.3f} ± {spread:.3f} nats per token")
 
 
-def cut(text: Path, folder: Path) -> tuple[Path, Path]:
-    """Write the ninth tenth of a text's lines, by characters, and the others before and after."""
-    written = text.read_text(encoding="utf-8")
-    begin, end = (written.find("\n", len(written) * tenths // 10 - 1) + 1 for tenths in (8, 9))
-    if not 0 < begin < end:
+def cut(text: Path, tenth: int, folder: Path) -> tuple[Path, Path]:
+    """Write the lines of a text that begin in a tenth of its characters to a file of their own."""
+    lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    parts: tuple[list[str], list[str]] = [], []
+    for line, start in zip(lines, starts, strict=False):
+        parts[start * 10 // starts[-1] == tenth - 1].append(line)
+    if not all(parts):
         raise SystemExit(f"{text}: expected lines, of which a tenth can be held out")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "train.txt", folder / "val.txt"
-    for path, part in zip(
-        paths, (written[:begin] + written[end:], written[begin:end]), strict=True
-    ):
-        path.write_text(part, encoding="utf-8")
-    return paths
+    train, val = folder / "train.txt", folder / "val.txt"
+    for path, part in zip((train, val), parts, strict=True):
+        path.write_text("".join(part), encoding="utf-8")
+    return train, val
 
 
 def best(run: Path, command: list[str]) -> tuple[float, int]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from recipe_spread import cut
 from training_builders import VERSES
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +33,8 @@ def spread(folder: Path, text: str, *arguments: object) -> subprocess.CompletedP
 def test_each_seed_is_measured_once_on_the_ninth_tenth_alone(tmp_path: Path) -> None:
     done = spread(tmp_path, "".join(TENTHS), "--seeds", 2)
     assert done.returncode == 0, done.stderr
-    runs = tmp_path / "runs" / "bigram"
+    runs = tmp_path / "runs" / "bigram-9"
     assert (runs / "val.txt").read_text(encoding="utf-8") == TENTHS[8]
-    assert (runs / "train.txt").read_text(encoding="utf-8") == "".join(TENTHS[:8] + TENTHS[9:])
     losses = [
         json.loads((runs / f"seed-{seed}" / "report.json").read_text())["after"]["val_loss"]
         for seed in (1, 2)
@@ -50,7 +51,19 @@ def test_each_seed_is_measured_once_on_the_ninth_tenth_alone(tmp_path: Path) -> 
     assert not weights.exists()
 
 
+@pytest.mark.parametrize("tenth", [1, 4, 10])
+def test_any_tenth_is_cut_at_ends_of_lines(tmp_path: Path, tenth: int) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(TENTHS) + "an end\n", encoding="utf-8")
+    train, val = (path.read_text(encoding="utf-8") for path in cut(text, tenth, tmp_path))
+    assert train.count("\n") == text.read_text().count("\n") - val.count("\n")
+    first = len(TENTHS[0]) * (tenth - 1)
+    assert first <= text.read_text().find(val) < first + 80
+    assert abs(len(val) - len(TENTHS[0])) < 80
+
+
 def test_one_seed_or_a_text_of_one_line_is_refused(tmp_path: Path) -> None:
     assert "expected 2 or more" in spread(tmp_path, VERSES, "--seeds", 1).stderr
     assert "expected lines" in spread(tmp_path, "one line " * 50).stderr
+    assert "expected 1 to 10, found 11" in spread(tmp_path, VERSES, "--tenth", 11).stderr
     assert not (tmp_path / "runs").exists()
