@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gpt2kit.errors import ConfigError
 from gpt2kit.model import GPT2
+from gpt2kit.variants import Linear
 
 _LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -53,10 +54,10 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.scale * update
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return a plain layer that computes the same function."""
+    def merged(self) -> Linear:
+        """Return a plain layer of the model's own class that computes the same function."""
         with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            linear = Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(updated(self.weight, self.lora_a, self.lora_b, self.scale))
         linear.bias = self.bias
         return linear

@@ -85,6 +85,8 @@ def test_a_merged_model_is_plain_and_computes_the_same() -> None:
     torch.testing.assert_close(model(IDS), before, atol=1e-5, rtol=1e-5)
     assert weights(model).keys() == weights(small_model()).keys()
     assert all(parameter.requires_grad for parameter in model.parameters())
+    # Its layers were torch's own, which the native step does not know: it was read by torch.
+    assert [*map(type, model.modules())] == [*map(type, small_model().modules())]
 
 
 def test_saved_adapters_come_back(tmp_path: Path) -> None:
@@ -108,6 +110,11 @@ def test_adapters_of_another_shape_or_none_are_refused(tmp_path: Path) -> None:
     save_adapters(tmp_path, adapted(), base="124M", base_sha256="")
     with pytest.raises(CheckpointFormatError, match="another shape"):
         load_adapters(tmp_path, adapted(rank=3))
+    broken = adapted()
+    broken.state_dict()["h.0.mlp.c_fc.lora_b"][0, 0] = float("nan")  # merge wrote a model with NaN
+    save_adapters(tmp_path, broken, base="124M", base_sha256="")
+    with pytest.raises(CheckpointFormatError, match=r"c_fc.lora_b holds 1 numbers that are NaN"):
+        load_adapters(tmp_path, adapted())
     (tmp_path / WEIGHTS_FILE).write_bytes(b"")
     with pytest.raises(CheckpointFormatError, match="not a whole safetensors file"):
         load_adapters(tmp_path, adapted())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gpt2kit.checkpoints.safetensors_files import read_safetensors, write_safetensors
-from gpt2kit.checkpoints.stored import StoredTensor
+from gpt2kit.checkpoints.stored import StoredTensor, check_finite
 from gpt2kit.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
 from gpt2kit.files import read_json
 from gpt2kit.lora import settings
@@ -51,7 +51,8 @@ def read_adapters(folder: Path) -> dict[str, Any]:
 def load_adapters(folder: Path, model: GPT2) -> None:
     """Set the adapters of a model to those in a folder.
 
-    Raises CheckpointFormatError if they are damaged or have other names or shapes.
+    Raises CheckpointFormatError if they are damaged, with a NaN or an infinity, or have other names
+    or shapes.
     """
     path = folder / WEIGHTS_FILE
     wanted = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
@@ -61,4 +62,6 @@ def load_adapters(folder: Path, model: GPT2) -> None:
         raise CheckpointFormatError(path, "these adapters are for a model of another shape")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(found[name].read())
+            tensor = found[name].read()
+            check_finite(path, name, tensor)
+            parameter.copy_(tensor)

@@ -11,6 +11,7 @@ for a model. `store.int8_file` says where it is. Its metadata has two fields:
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,16 +111,18 @@ def _source(checkpoint: Checkpoint) -> str:
     Hashing all of their bytes would take longer than reading the int8 weights, and as long as
     making them.
     """
-    digest = hashlib.sha256(f"{_VERSION} {checkpoint.path.name} {checkpoint.config}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {checkpoint.config} ".encode())
+    digest.update(os.fsencode(checkpoint.path.name))  # a file's name may have any bytes
     files = sorted(checkpoint.folder.iterdir())
     while checkpoint.base is not None:
         checkpoint = checkpoint.base
-        digest.update(str(checkpoint.path.resolve()).encode())
+        digest.update(os.fsencode(checkpoint.path.resolve()))
         files += sorted(checkpoint.folder.iterdir())
     for path in files:
         if path.is_file() and INT8_SUFFIX not in path.name and not path.name.startswith("."):
             status = path.stat()
-            digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
+            digest.update(os.fsencode(path.name))
+            digest.update(f"\n{status.st_size} {status.st_mtime_ns} ".encode())
             with path.open("rb") as file:
                 digest.update(file.read(_BEGINNING))
     return digest.hexdigest()

@@ -265,7 +265,7 @@ def build_model(
     """Read a checkpoint's tensors into a model of that dtype, in evaluation mode.
 
     It takes the memory of the model and of the largest tensor. Raises CheckpointFormatError for
-    damage, also for a tensor that holds a NaN or an infinity.
+    damage, also for a tensor that holds a NaN or an infinity, or a number too large for the dtype.
     """
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
@@ -289,7 +289,8 @@ def build_model(
                 local.buffer = _bytes(_BUFFER)
             buffer = local.buffer
         tensor = stored.read(buffer)
-        check_finite(checkpoint.path, name, tensor)
+        converted = None if tensor.dtype == final.dtype else final.dtype
+        check_finite(checkpoint.path, name, tensor, dtype=converted)
         if tensor.data_ptr() != final.data_ptr():
             # torch transposes fast, and converts fast, but not both at once.
             final.copy_(tensor.to(final.dtype) if stored.transposed else tensor)

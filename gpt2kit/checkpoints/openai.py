@@ -55,7 +55,8 @@ def open_directory(path: Path, prefix: Path | None = None) -> Checkpoint:
         else:
             # Not a tensor of this model: Checkpoint lists it as unexpected.
             tensors[variable] = _stored(bundle, variable, variable)
-    return Checkpoint(path, "OpenAI TensorFlow", config, tensors, tuple(skipped))
+    # The prefix tells one checkpoint from the others in a folder.
+    return Checkpoint(prefix or path, "OpenAI TensorFlow", config, tensors, tuple(skipped))
 
 
 def read_hparams(path: Path) -> GPT2Config:

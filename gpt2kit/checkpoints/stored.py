@@ -198,15 +198,21 @@ def check_tensors(
 def check_finite(
     path: Path, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Raise CheckpointFormatError for NaN and infinity, also those of a conversion to `dtype`."""
+    """Raise CheckpointFormatError for NaN and infinity, also those of a conversion to `dtype`.
+
+    The tensor is as it was before that conversion, or after it.
+    """
     if not tensor.numel():
         return
-    low, high = torch.aminmax(tensor)  # both are NaN if any number is; 20 times as fast as isfinite
-    if torch.isfinite(low) and torch.isfinite(high):
+    # Both are NaN if any number is; 20 times as fast as isfinite
+    ends = torch.stack(torch.aminmax(tensor))  # (2,)
+    is_finite = bool(ends.isfinite().all())
+    if is_finite and (dtype is None or ends.to(dtype).isfinite().all()):
         return
-    count = int((~torch.isfinite(tensor)).sum())
+    converted = tensor.to(dtype) if is_finite else tensor
+    count = int((~torch.isfinite(converted)).sum())
     found = f"{name} holds {count:,} numbers that are NaN or infinite"
-    if dtype is None:
+    if dtype is None or converted.dtype != dtype:
         raise CheckpointFormatError(path, f"{found}; the weights are damaged: get them again")
     as_dtype = str(dtype).removeprefix("torch.")
     advice = "take a wider --dtype, if the weights are not damaged"

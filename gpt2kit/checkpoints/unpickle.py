@@ -32,6 +32,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+# What a call copies is bounded, or a few bytes that repeat it would take hours and gigabytes.
+_MOST_ARGUMENTS = 16
+_MOST_AXES = 64  # as many as a tensor of torch may have
+
 
 class Unreadable(Exception):
     """The pickle is damaged, or needs more than this interpreter has; the message says what."""
@@ -107,11 +111,15 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}  # dictionaries keep their order anyway
     for key, value in pairs:
         _set(result, key, value)
+    if pairs:  # a list that could be copied again and again would become any amount of memory
+        _require(pairs, list).clear()
     return result
 
 
 def _size(shape: Any = ()) -> tuple[Any, ...]:
     """Stand for torch.Size."""
+    if len(shape) > _MOST_AXES:
+        raise Unreadable("a shape in it has too many axes")
     return tuple(shape)
 
 
@@ -209,6 +217,8 @@ class _Machine:
         elif opcode == "REDUCE":
             # Only functions of this module are ever on the stack: see _NAMES.
             arguments = _require(stack.pop(), tuple)
+            if len(arguments) > _MOST_ARGUMENTS:
+                raise Unreadable("a call in it has too many arguments")
             stack.append(_require(stack.pop(), FunctionType)(*arguments))
         elif opcode == "BUILD":
             stack.pop()  # for example the _metadata of a state_dict

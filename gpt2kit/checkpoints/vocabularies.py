@@ -200,7 +200,7 @@ def _from_json(path: Path, content: Any) -> Tokenizer:
     """Return a vocabulary in JSON: a list of characters, or an object from them to their ids."""
     if isinstance(content, list):
         content = {token: index for index, token in enumerate(content) if isinstance(token, str)}
-    content = content.get("stoi", content)
+    content = stoi if isinstance(stoi := content.get("stoi"), dict) else content
     is_words = any(isinstance(token, str) and len(token) > 1 for token in content)
     if is_words and (tokenizer := load_tokenizer(path.parent)) is not None:
         return tokenizer  # one file of several that belong together

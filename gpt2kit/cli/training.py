@@ -130,10 +130,12 @@ def merge(
         write_checkpoint,
         write_model,
     )
+    from gpt2kit.cli.weights import check_target
     from gpt2kit.errors import CheckpointError
     from gpt2kit.files import new_directory
     from gpt2kit.training import adapted
 
+    check_target(out, force, "--out")
     base = options.locate(model) if model else None
     words: LabelWords | None = None
     if peft := adapted.find_peft(run):

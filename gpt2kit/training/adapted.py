@@ -175,11 +175,12 @@ def export_peft(
     if not checkpoint.config.is_gpt2:
         raise ConfigError(f"{top}: its model is a variant of GPT-2 that transformers does not have")
     base = _name_for_transformers(stack.base, path)
+    merged = build_merged(checkpoint, stack.folders)  # and so the adapters are checked
     with new_directory(to, replace=replace, error=CheckpointError) as folder:
         write_peft(folder, top, base)
         if (words := LabelWords.read(top)) is not None:
             words.write(folder)
-        _check_written(folder, checkpoint, build_merged(checkpoint, stack.folders))
+        _check_written(folder, checkpoint, merged)
     if base != str(path.absolute()) or (path / "config.json").is_file():
         return None
     return f"transformers cannot read {path}; run: gpt2kit convert {path} --to DIR, and name that"

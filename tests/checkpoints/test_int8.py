@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import warnings
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import google_crc32c
 import pytest
 import torch
-from conftest import make_model
+from conftest import GOLDEN, make_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +88,23 @@ def test_changed_weights_are_noticed(folder: Path) -> None:
     model, exact = gpt2kit.load(folder, quantize="int8")[0], gpt2kit.load(folder)[0]
     whole, _ = quantized(exact.wte.weight.detach())
     assert torch.equal(model.wte.weight, whole)
+
+
+def test_two_checkpoints_of_one_folder_have_int8_weights_of_their_own(tmp_path: Path) -> None:
+    """The second one was given the int8 weights of the first."""
+    shutil.copytree(GOLDEN / "tf" / "micro-simple", tmp_path, dirs_exist_ok=True)
+    for prefix in ("model-10", "model-20"):
+        found, _ = gpt2kit.load(tmp_path / prefix, quantize="int8")
+        plain, _ = gpt2kit.load(tmp_path / prefix, device="cpu")
+        assert torch.equal(found.wte.weight, quantized(plain.wte.weight)[0])
+
+
+def test_a_folder_may_have_files_whose_names_are_not_utf8(folder: Path) -> None:
+    """int8 weights were not made: UnicodeEncodeError."""
+    (folder / os.fsdecode(b"\xff")).touch()
+    first, _ = gpt2kit.load(folder, quantize="int8")
+    assert first.is_quantized
+    assert check_int8_file(open_checkpoint(folder))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other tensors", "another checksum"])

@@ -502,6 +502,27 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(
         build_model(open_checkpoint(write_hub(tmp_path, tiny_model, state=state, weights=weights)))
 
 
+@pytest.mark.parametrize(
+    ("stored", "wanted", "value"),
+    [
+        (torch.float32, torch.float16, 1e5),
+        (torch.float64, torch.float32, -1e300),
+        (torch.float32, torch.bfloat16, torch.finfo(torch.float32).max),
+    ],
+    ids=str,
+)
+def test_numbers_too_large_for_the_dtype_of_the_model_are_refused(
+    tmp_path: Path, tiny_model: GPT2, stored: torch.dtype, wanted: torch.dtype, value: float
+) -> None:
+    """They became infinite in silence."""
+    state = {name: tensor.to(stored) for name, tensor in hub_state(tiny_model).items()}
+    state["transformer.h.1.mlp.c_fc.weight"][3, 3] = value
+    checkpoint = open_checkpoint(write_hub(tmp_path, tiny_model, state=state))
+    with pytest.raises(CheckpointFormatError, match=r"mlp\.c_fc\.weight holds 1 .*take a wider"):
+        build_model(checkpoint, dtype=wanted)
+    build_model(checkpoint, dtype=stored)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64], ids=str)
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 def test_numbers_of_another_kind_are_refused(

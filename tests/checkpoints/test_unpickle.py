@@ -70,6 +70,16 @@ def test_the_position_is_left_at_the_end_of_the_pickle() -> None:
     assert file.read() == b"the rest"
 
 
+SIZE = b"\x80\x02ctorch\nSize\n"
+ORDERED = b"\x80\x02ccollections\nOrderedDict\nq\0"
+
+
+def test_a_list_of_pairs_becomes_a_dictionary_once() -> None:
+    """It was copied as often as a hostile pickle asked."""
+    program = ORDERED + b"](K\0K\1\x86eq\1\x85q\2Rh\0h\2R\x86."
+    assert unpickle(io.BytesIO(program))[0] == ({0: 1}, {})
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -82,6 +92,10 @@ def test_the_position_is_left_at_the_end_of_the_pickle() -> None:
         (b"\x80\x02K\x01)R.", "damaged"),  # a call of the number 1
         (b"\x80\x02K\x01Q.", "damaged"),  # a persistent id that is a number
         (b"\x80\x02](K\x01", "damaged"),  # no end
+        # Calls that copied long containers, repeated, took gigabytes from a file of kilobytes.
+        (SIZE + b"](" + b"K\0" * 65 + b"e\x85R.", "too many axes"),
+        (SIZE + b"(" + b"K\0" * 17 + b"tR.", "too many arguments"),
+        (ORDERED + b"(K\0K\1\x86t\x85R.", "damaged"),  # pairs in a tuple, which stays as it is
         (b"", "damaged"),
     ],
 )

@@ -140,6 +140,14 @@ def test_characters_are_read_from(tmp_path: Path, checkpoint: Path, content: str
     assert tokenizer.tokens == CHARACTERS
 
 
+@pytest.mark.parametrize("content", ['{"stoi": ["a"]}', '{"stoi": null}', '{"stoi": 5}'])
+def test_json_whose_stoi_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    """It ended in a TypeError."""
+    (tmp_path / "vocabulary").write_text(content)
+    with pytest.raises(TokenizerError, match="ids 0, 1, 2"):
+        read_vocabulary(tmp_path / "vocabulary", 1)
+
+
 def test_a_text_that_is_no_json_may_begin_like_it(tmp_path: Path) -> None:
     path = tmp_path / "play.txt"
     path.write_text("[Enter Romeo]")

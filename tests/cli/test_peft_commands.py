@@ -11,7 +11,7 @@ import torch
 from builders import add_vocabulary, hub_config
 from conftest import make_model
 from peft_builders import adapted
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gpt2kit.checkpoints.adapters import save_adapters
@@ -161,6 +161,30 @@ def test_words_for_labels_go_with_adapters(desk: Path) -> None:
     for folder in ("./for-peft", "./merged", "./merged-peft"):
         after = json.loads(run("classify", folder, "texts.csv", "--json").stdout)
         assert after["p_the"] == pytest.approx(before["p_the"], abs=1e-6)
+
+
+def test_a_merged_model_replaces_a_model_and_nothing_else(desk: Path) -> None:
+    """--force deleted any folder or file, and the very adapters that were merged."""
+    Path("docs").mkdir()
+    Path("docs", "thesis.txt").write_text("years")
+    Path("notes").write_text("months")
+    for name in ("docs", "notes", str(desk / "ours")):
+        for adapters in ("ours", "peft"):
+            said = run("merge", adapters, "--out", name, "--force", code=1).stderr
+            assert "holds more than a model" in said
+    assert "expected the name" in run("merge", "ours", "--out", "/", "--force", code=1).stderr
+    assert Path("docs", "thesis.txt").exists()
+    assert Path("notes").is_file()
+    run("merge", "ours", "--out", "merged")
+    run("merge", "peft", "--out", "merged", "--force")
+
+
+def test_adapters_with_other_names_are_refused_for_peft(desk: Path) -> None:
+    """They ended in a KeyError."""
+    path = desk / "ours" / "adapter.safetensors"
+    save_file({**load_file(path), "x.y": torch.zeros(2)}, path)
+    said = run("convert", "ours", "--format", "peft", "--to", "new", code=1).stderr
+    assert "another shape" in said
 
 
 def test_what_peft_cannot_have_is_said(desk: Path, tiny_model: GPT2) -> None:

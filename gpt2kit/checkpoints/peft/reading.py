@@ -130,7 +130,7 @@ def _tensors(path: Path, shape: GPT2Config) -> _Found:
             # A table's vectors are its rows: its update is the transpose of B A.
             part = {"A": "B", "B": "A"}[part] if is_table else part
             names[module, part] = name
-            low[module, part] = _flipped(tensor) if is_table else tensor
+            low[module, part] = tensor.turned() if is_table else tensor
         elif part is None and ours in known and ours not in whole:
             whole[ours] = transpose_if_conv1d(ours, tensor)
         else:
@@ -141,10 +141,6 @@ def _tensors(path: Path, shape: GPT2Config) -> _Found:
 
 
 _ADVICE = "Are these adapters of this GPT-2? base_model_name_or_path says what they were trained on"
-
-
-def _flipped(stored: StoredTensor) -> StoredTensor:
-    return replace(stored, shape=stored.shape[::-1], transposed=not stored.transposed)
 
 
 def _modules(shape: GPT2Config, prefix: str) -> Iterator[tuple[str, str]]:
