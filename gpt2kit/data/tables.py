@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,14 +101,18 @@ def cell_text(cell: Any) -> tuple[str, str | None]:
 def written(tables: Table | Iterable[Table], format: Format) -> Iterator[str]:
     """Yield tables, one below another, as lines of text, quoted as in RFC 4180.
 
-    The first table names the columns of CSV and TSV; a later one with others raises CorpusError.
-    None, and a number that is not finite, is an empty cell or null; floats have nine digits.
+    The first table names the columns of CSV and TSV; a later one with others raises CorpusError,
+    and so does JSONL for two columns of one name. None, and a number that is not finite, is an
+    empty cell or null. In a column whose type is float floats have nine digits, which is enough
+    for any float32; others, such as those of a table that was read, have all of theirs.
     """
     tables = [tables] if isinstance(tables, Table) else tables
     if format == "jsonl":
         for table in tables:
+            _check_names(table)
+            exact = {name for name in table.columns if table.types.get(name) is not float}
             for row in table.rows:
-                yield json_line(table.columns, row)
+                yield json_line(table.columns, row, exact)
         return
     if format not in DELIMITERS:
         raise ValueError(f"{format} is not written as lines of text")
@@ -121,8 +125,9 @@ def written(tables: Table | Iterable[Table], format: Format) -> Iterator[str]:
             columns = table.columns
             writer.writerow(columns)
             yield _emptied(buffer)
+        rounded = [table.types.get(name) is float for name in columns]
         for cells in aligned(table, columns).rows:
-            writer.writerow([_cell(cell) for cell in cells])
+            writer.writerow([_cell(*each) for each in zip(cells, rounded, strict=True)])
             yield _emptied(buffer)
 
 
@@ -150,27 +155,38 @@ def aligned(table: Table, columns: Sequence[str]) -> Table:
     return Table(tuple(columns), rows, table.path, table.first, table.errors, table.types)
 
 
-def json_line(columns: Sequence[str], row: Sequence[Any]) -> str:
-    """Return a row as a line of JSON; floats have nine digits, enough for any float32."""
+def _check_names(table: Table) -> None:
+    """Raise CorpusError for two columns of one name, of which an object would lose one."""
+    if twice := next((name for name in table.columns if table.columns.count(name) > 1), None):
+        raise CorpusError(
+            f"{table.path}: two columns are called {twice!r}, but the keys of a JSON object differ; "
+            "rename one of them, or write a .csv file"
+        )
+
+
+def json_line(columns: Sequence[str], row: Sequence[Any], exact: Collection[str] = ()) -> str:
+    """Return a row as a line of JSON; floats have nine digits, but all in the `exact` columns."""
     cells = {
-        column: float(f"{cell:.9g}")
-        if isinstance(cell, float) and math.isfinite(cell)
-        else None
-        if isinstance(cell, float)
-        else cell
+        column: _number(cell, rounded=column not in exact) if isinstance(cell, float) else cell
         for column, cell in zip(columns, row, strict=True)
         if cell is not ABSENT
     }
     return json.dumps(cells, ensure_ascii=False, default=str) + "\n"
 
 
-def _cell(cell: Any) -> str:
+def _number(cell: float, *, rounded: bool) -> float | None:
+    if not math.isfinite(cell):
+        return None
+    return float(f"{cell:.9g}") if rounded else cell
+
+
+def _cell(cell: Any, rounded: bool) -> str:
     if isinstance(cell, str):
         return cell
     if cell is None or cell is ABSENT or (isinstance(cell, float) and not math.isfinite(cell)):
         return ""
     if isinstance(cell, float):
-        return f"{cell:.9g}"
+        return f"{cell:.9g}" if rounded else repr(cell)
     if isinstance(cell, int | list | dict):
         return json.dumps(cell, ensure_ascii=False, default=str)
     return str(cell)

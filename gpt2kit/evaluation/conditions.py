@@ -67,11 +67,15 @@ class Conditions:
         return [each.column for each in self.every]
 
     def check(self, columns: Collection[str]) -> None:
-        """Raise ConfigError for a column that there is not."""
+        """Raise ConfigError for a column that is not there, or there twice."""
+        names = [*columns]
         for each in self.every:
-            if each.column not in columns:
-                shown = ", ".join(columns)
+            found = names.count(each.column)
+            if not found:
+                shown = ", ".join(names)
                 raise ConfigError(f"--keep names {each.column!r}; the columns are {shown[:300]}")
+            if found > 1:
+                raise ConfigError(f"--keep names {each.column!r}, as {found} columns are called")
 
     def holds(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row fulfills all conditions."""

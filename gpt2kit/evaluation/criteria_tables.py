@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpt2kit.data.tables import Table
+from gpt2kit.data.tables import ABSENT, Table
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.rewritings import parse_rewritings
 
@@ -56,7 +56,8 @@ def with_columns(table: Table, figures: Sequence[Figures], types: Mapping[str, t
     end = table.column(ERROR) if has_errors else len(table.columns)
     rows = []
     for row, found in zip(table.rows, figures, strict=True):
-        error = (row[end] if has_errors else None) or found[ERROR]
+        given = row[end] if has_errors else ABSENT
+        error = found[ERROR] if given is ABSENT or not given else given
         new = [found.get(name) for name in types]
         rows.append([*row[:end], *new, error, *row[end + 1 :]])
     columns = (*table.columns[:end], *types, ERROR, *table.columns[end + 1 :])

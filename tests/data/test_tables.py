@@ -41,12 +41,30 @@ def test_any_cells_come_back_in_the_same_order(format: Format) -> None:
 
 
 def test_numbers_have_nine_digits_and_missing_ones_are_empty() -> None:
-    table = Table(("a", "b", "c"), [[1 / 3, None, float("nan")], [2, "x", ABSENT]], PATH)
+    rows = [[1 / 3, None, float("nan")], [2, "x", ABSENT]]
+    table = Table(("a", "b", "c"), rows, PATH, types={"a": float})
     assert "".join(written(table, "csv")) == "a,b,c\n0.333333333,,\n2,x,\n"
     assert [json.loads(line) for line in written(table, "jsonl")] == [
         {"a": 0.333333333, "b": None, "c": None},
         {"a": 2, "b": "x"},
     ]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_numbers_of_a_table_that_was_read_keep_all_their_digits(format: Format) -> None:
+    # A time of 1700000000.123456 seconds came back as 1700000000.0.
+    table = read('{"time": 1700000000.123456, "share": 0.1234567890123456}\n', "jsonl")
+    text = "".join(written(table, format))
+    assert read(text, format).texts("time") == ["1700000000.123456"]
+    assert read(text, format).texts("share") == ["0.1234567890123456"]
+
+
+def test_two_columns_of_one_name_are_refused_where_one_would_be_lost() -> None:
+    # JSONL silently had the second of them alone.
+    table = read("id,id\n1,2\n")
+    assert "".join(written(table, "csv")) == "id,id\n1,2\n"
+    with pytest.raises(CorpusError, match="two columns are called 'id'.*; rename one"):
+        list(written(table, "jsonl"))
 
 
 def test_objects_keep_their_values_and_what_they_lack() -> None:

@@ -47,6 +47,8 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_a_column_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--keep names 'perplexty'; the columns are perplexity"):
         Conditions.parse("perplexty < 5").check(list(ROW))
+    with pytest.raises(ConfigError, match="--keep names 'lang', as 2 columns are called"):
+        Conditions.parse("lang == it").check(["lang", "text", "lang"])  # it took the last of them
 
 
 def test_buckets_have_the_shares_that_the_percentiles_say() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt2kit.data.tables import Table
+from gpt2kit.data.tables import ABSENT, Table
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.criteria_tables import as_mapping, figures_of, with_columns
 
@@ -47,6 +47,17 @@ def test_a_row_that_could_not_be_read_keeps_its_error_and_its_neighbors_their_fi
         None,
     ]
     assert [row[2] for row in found.rows] == [1, None, None, 1]
+
+
+def test_a_row_without_the_key_error_gets_its_error_though_others_have_it() -> None:
+    # The error of such a row was lost, and a row without one counted as a row with an error.
+    rows: list[list[Any]] = [["", "before"], ["", ABSENT], ["a", ABSENT]]
+    found = measured(Table(("text", "error"), rows, Path("t.jsonl")))
+    assert [as_mapping(found, row)["error"] for row in found.rows] == [
+        "before",
+        "the text is empty",
+        None,
+    ]
 
 
 def test_errors_of_an_earlier_command_stay() -> None:
