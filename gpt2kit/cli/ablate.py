@@ -232,6 +232,8 @@ def _texts(model: GPT2, tokenizer: Tokenizer, chosen: AblateOptions) -> Texts | 
     from gpt2kit.cli.explain import single_token as token
 
     ids = tokenizer.encode(options.as_typed(chosen.prompt) or "")
+    if not ids:
+        raise ConfigError("the prompt is empty, expected one token or more")
     answer, wrong = token(tokenizer, chosen.answer), token(tokenizer, chosen.wrong)
     assert answer is not None
     assert wrong is not None

@@ -81,7 +81,9 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
     if output_format(out) == "parquet":  # whose objects would need the same keys in every row
         cells = [[json.dumps(c) if isinstance(c, dict) else c for c in row] for row in cells]
     types = {
-        name: float for n, name in enumerate(columns) if any(isinstance(row[n], float) for row in cells)
+        name: float
+        for n, name in enumerate(columns)
+        if any(isinstance(row[n], float) for row in cells)
     }
     n = write_batches(out, [Table(columns, cells, out, types=types)])
     output.note(f"wrote {output.count(n, 'row')} to ", out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,8 @@ class SaeOptions:
             feature, _, value = typed.partition("=")
             try:
                 found[int(feature)] = float(value)
+                if not math.isfinite(found[int(feature)]):
+                    raise ValueError(value)
             except ValueError:
                 raise typer.BadParameter(
                     f"--steer is {typed!r}, expected FEATURE=VALUE, as in --steer 123=8"

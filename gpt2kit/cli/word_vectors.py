@@ -11,7 +11,6 @@ import typer
 
 from gpt2kit.cli import output
 from gpt2kit.cli.options import OUTPUT_GROUP
-from gpt2kit.errors import ConfigError
 from gpt2kit.evaluation.word_options import TableOptions, WordOptions
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ def write(
 
     from gpt2kit.data.tables import ABSENT
     from gpt2kit.data.tables import Table as TableOf
+    from gpt2kit.evaluation.scored_tables import stop
     from gpt2kit.evaluation.vector_tables import arrays, plan_of
     from gpt2kit.files import new_file
     from gpt2kit.inspection.hidden import parse_layers
@@ -92,16 +92,16 @@ def write(
             ]
             path = table.path
     whole = TableOf(names, rows, path, errors=errors)
-    if errors and how.on_error == "stop":
-        row = min(errors)
-        raise ConfigError(f"{path}: row {row + 1:,}: {errors[row]}")
+    plan = plan_of(whole, how, measured)
+    stop(whole, plan.errors, how)
     found = arrays(
-        plan_of(whole, how, measured),
+        plan,
         meter,
         layers,
         pool,
         batch_size=meter.batch_size,
         folder=out.parent,
+        strict=how.on_error == "stop",
     )
     with new_file(out) as file:
         np.savez(file, **found)

@@ -157,10 +157,10 @@ def aligned(table: Table, columns: Sequence[str]) -> Table:
 
 def _check_names(table: Table) -> None:
     """Raise CorpusError for two columns of one name, of which an object would lose one."""
-    if twice := next((name for name in table.columns if table.columns.count(name) > 1), None):
+    if twice := [name for name in table.columns if table.columns.count(name) > 1]:
         raise CorpusError(
-            f"{table.path}: two columns are called {twice!r}, but the keys of a JSON object differ; "
-            "rename one of them, or write a .csv file"
+            f"{table.path}: two columns are called {twice[0]!r}, but the keys of a JSON object "
+            "differ; rename one of them, or write a .csv file"
         )
 
 

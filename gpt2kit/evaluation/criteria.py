@@ -26,7 +26,7 @@ al. 2024 (Fast-DetectGPT: curvature, and the definitions of rank, log_rank and e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -158,7 +158,7 @@ def measure(
             for figures, score in zip(found, scores, strict=True):
                 figures[PERTURBATION] = score
         for each, figures in zip(read, found, strict=True):
-            figures["error"] = each.error or _too_short(figures)
+            figures["error"] = each.error or _too_short(each.ids, names, tokenizer, options)
             if "tokens" in figures and not each.error:
                 figures["tokens"] = len(each.ids)
             yield figures
@@ -222,10 +222,14 @@ def _encoded(text: str, tokenizer: Tokenizer) -> _Encoded:
     return _Encoded(ids, [len(tokenizer.token_bytes(token)) for token in ids])
 
 
-def _too_short(figures: Mapping[str, Any]) -> str | None:
-    if len(figures) > 1 and all(value is None for value in figures.values()):
-        return "the text has one token, and nothing before it"
-    return None
+def _too_short(
+    ids: Sequence[int], names: Sequence[str], tokenizer: Tokenizer, options: CriteriaOptions
+) -> str | None:
+    """Say that a text is too short for all criteria, or return None."""
+    firsts = {options.first_of(name) for name in names if name != "tokens"}
+    if len(ids) > 1 or not firsts or ("bos" in firsts and start_of_text(tokenizer)):
+        return None
+    return "the text has one token, and nothing before it"
 
 
 @dataclass(frozen=True)

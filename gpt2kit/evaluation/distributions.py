@@ -17,6 +17,7 @@ from gpt2kit.tokenizers import Tokenizer
 from gpt2kit.tokenizers.listed import boundaries
 
 _FIRST_BYTES = {"whitespace": b" \t\n\r\v\f", "space": b" "}
+_NEAR_ONE = 0.1  # how far from 1 the order of a Rényi entropy is computed in another way
 
 
 class Expected(NamedTuple):
@@ -111,4 +112,7 @@ def _renyi(logs: Tensor, order: float | None) -> Tensor:
     """Return the Rényi entropy: (N, V) log probabilities -> (N,)."""
     if order is None:
         return torch.full_like(logs[:, 0], math.nan)
+    if abs(order - 1) < _NEAR_ONE:  # where the sum of p^order is nearly 1, and its log nearly 0
+        more = (logs.exp() * ((order - 1) * logs).expm1()).sum(dim=-1)  # sum of p^order, minus 1
+        return more.log1p() / (1 - order)
     return (order * logs).logsumexp(dim=-1) / (1 - order)

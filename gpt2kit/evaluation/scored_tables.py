@@ -127,7 +127,7 @@ def _stored(
     store = _Store(added, len(table.rows))
     for row, problem in errors.items():
         store.add(row, added.empty(error=problem))
-    _stop(table, errors, how)
+    stop(table, errors, how)
     for some in _chunks(texts):
         plan = words_plan(table, cells, some, how.sep, options)
         for row, line in lines(plan, _measured(plan, meters, how, tally), added):
@@ -193,7 +193,7 @@ def _chunks(texts: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 
 def _measured(plan: Plan, meters: Mapping[str, Meter], how: TableOptions, tally: Tally) -> Found:
     """Return what each model finds in the passages of a plan."""
-    _stop(plan.table, plan.errors, how)
+    stop(plan.table, plan.errors, how)
     found = {name: meter.measure(plan.passages) for name, meter in meters.items()}
     for index, owners in enumerate(plan.owners):
         models = {name: each[index] for name, each in found.items()}
@@ -219,8 +219,8 @@ def _count(
     _check_same_tokens(models)
 
 
-def _stop(table: Table, errors: Mapping[int, str], how: TableOptions) -> None:
-    """Raise the first of some errors, if that is wanted."""
+def stop(table: Table, errors: Mapping[int, str], how: TableOptions) -> None:
+    """Raise the first of some errors of rows as CorpusError, if on_error is "stop"."""
     if errors and how.on_error == "stop":
         row = min(errors)
         raise CorpusError(f"{table.path}: row {table.first + row:,}: {errors[row]}")

@@ -178,6 +178,9 @@ def _suite(path: Path) -> Suite:
             raise CorpusError(f"{path}: there are two with the number of {where}", path=path)
         conditions = _list(path, item, "conditions", where)
         items[number] = tuple(_sentence(path, each, where) for each in conditions)
+        names = [sentence.condition for sentence in items[number]]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise CorpusError(f"{path}: {where}: two conditions are called {twice[0]!r}", path=path)
         for formula in formulas:
             _check_regions(path, where, formula, items[number])
     name = meta.get("name") if isinstance(meta, dict) else None
@@ -198,6 +201,8 @@ def _sentence(path: Path, value: Any, where: str) -> Sentence:
     regions = {}
     for region in _list(path, value, "regions", where):
         number = _field(path, region, "region_number", int, where)
+        if number in regions:
+            raise CorpusError(f"{path}: {where}: two regions have the number {number}", path=path)
         regions[number] = _field(path, region, "content", str, where).strip()
     sentence = Sentence(condition, regions, f"{path}: {where}")
     if not sentence.text:

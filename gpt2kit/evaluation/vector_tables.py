@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt2kit.data.arrays import mapped
 from gpt2kit.data.tables import Table
+from gpt2kit.errors import TokenizerError
 from gpt2kit.evaluation.vectors import word_vectors
 from gpt2kit.evaluation.word_options import TableOptions, WordOptions, check_together
 from gpt2kit.evaluation.word_tables import Plan, targets_plan, text_rows, texts_plan, words_plan
@@ -44,14 +45,19 @@ def arrays(
     *,
     batch_size: int,
     folder: Path | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Return arrays with an entry for each unit, in the order of the rows, and the layers' names.
 
     `hidden` is (U, L, C) float32, NaN for a unit without a vector, and lies in a file without a
     name in `folder`; `row` is the row of the input, from 1; `flag` has the flags of `words.Word`. A
-    passage that cannot be spelled has no units.
+    passage that cannot be spelled has no units, or if `strict` raises TokenizerError.
     """
     measured = meter.measure(plan.passages)
+    for each, rows in zip(measured, plan.owners, strict=True):
+        if strict and each.error is not None:
+            row = plan.table.first + rows[0]
+            raise TokenizerError(f"{plan.table.path}: row {row:,}: {each.error}") from each.error
     good = [n for n, each in enumerate(measured) if each.error is None]
     vectors = word_vectors(
         meter.model,

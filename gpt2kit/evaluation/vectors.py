@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -29,7 +28,9 @@ from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 from gpt2kit.tokenizers.listed import start_of_text
 
-_TEXTS_AT_ONCE = 256  # of which those of similar length share a batch
+# Texts whose hidden states are in memory together; of them those of similar length share a batch.
+_TEXTS_AT_ONCE = 256
+_NUMBERS_AT_ONCE = 2**26  # of their hidden states, but for a single text that has more: 256 MB
 
 
 def token_states(
@@ -49,8 +50,7 @@ def token_states(
     start = start_of_text(tokenizer) if first == "bos" else []
     n_ctx = model.config.n_ctx
     stride = default_stride(n_ctx) if stride is None else stride
-    rest = iter(texts)
-    while some := list(islice(rest, _TEXTS_AT_ONCE)):
+    for some in _parts(texts, _NUMBERS_AT_ONCE // (len(layers) * model.config.n_embd)):
         # The last id of a window is never read: so one more is given.
         cut = [
             [
@@ -73,6 +73,20 @@ def token_states(
             done += len(each)
             nothing = torch.empty(0, len(layers), model.config.n_embd)
             yield torch.cat([nothing, *parts])[-len(ids) :] if ids else nothing
+
+
+def _parts(texts: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Yield some texts at a time that have at most `most` tokens together, or a single one."""
+    some: list[Sequence[int]] = []
+    n = 0
+    for ids in texts:
+        if some and (len(some) == _TEXTS_AT_ONCE or n + len(ids) > most):
+            yield some
+            some, n = [], 0
+        some.append(ids)
+        n += len(ids)
+    if some:
+        yield some
 
 
 def text_vectors(

@@ -133,10 +133,12 @@ def _numbers(table: Table, column: str, errors: dict[int, str]) -> list[float]:
     found = []
     for row, cell in enumerate(table.texts(column, errors)):
         try:
-            found.append(float(cell))
+            number = float(cell)
         except ValueError:
-            found.append(math.nan)
+            number = math.nan
+        if not math.isfinite(number):
             errors.setdefault(row, f"{column} is {cell!r}, expected a number")
+        found.append(number)
     return found
 
 

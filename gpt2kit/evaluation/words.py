@@ -85,7 +85,8 @@ class Word:
     start: int  # offset in the text, in characters
     end: int
     surprisal: float | None = None  # sum over its tokens
-    surprisal_corrected: float | None = None  # with its end in place of the space before it
+    # With its end in place of the space before it; None if no token of the vocabulary tells the end
+    surprisal_corrected: float | None = None
     entropy: float | None = None  # before its first token, over all tokens
     entropy_word: float | None = None  # the same, over the tokens that begin a word
     renyi: float | None = None  # Rényi entropy before its first token, over all tokens
@@ -300,14 +301,13 @@ def _word(
     text = passage.text[unit.start : unit.end]
     seen = bool(own) and own[0].surprisal is not None
     total = math.fsum(figures["nats"][first:end])
+    corrected = total - figures["ending"][first] + figures["ending"][end]
     return Word(
         text=text,
         start=unit.start,
         end=unit.end,
         surprisal=total if seen else None,
-        surprisal_corrected=total - figures["ending"][first] + figures["ending"][end]
-        if seen
-        else None,
+        surprisal_corrected=corrected if seen and math.isfinite(corrected) else None,
         entropy=figures["entropy"][first] if seen else None,
         entropy_word=figures["entropy_word"][first] if seen else None,
         renyi=figures["renyi"][first] if seen and renyi else None,

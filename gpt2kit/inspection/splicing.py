@@ -110,7 +110,7 @@ def quality(model: GPT2, sae: SAE, batches: Iterable[Tensor], *, skip: int = 1) 
     """Measure an SAE on (B, T) ids, each row a text of its own, with the end-of-text token first.
 
     The first `skip` positions of each row, by default <|endoftext|>, are neither encoded nor
-    replaced. Raises ConfigError if no position is left.
+    replaced. Raises ConfigError unless two positions are left.
     """
     n, n_active, n_targets = 0, 0, 0
     residual, squares = 0.0, 0.0
@@ -134,9 +134,10 @@ def quality(model: GPT2, sae: SAE, batches: Iterable[Tensor], *, skip: int = 1) 
         for i, chosen in enumerate(edits):
             losses[i] += _summed_loss(run(model, ids, chosen).logits, ids)
         n_targets += ids[:, 1:].numel()
-    if n == 0:
+    if n < 2:  # of one position nothing varies
         raise ConfigError(
-            "the text is too short to measure an SAE on: expected two tokens at least"
+            f"the text is too short to measure an SAE on: it has {n} positions after the first "
+            f"{skip}, expected two or more"
         )
     variance = squares - float(total.square().sum()) / n
     return Quality(n, 1 - residual / variance, n_active / n, *(each / n_targets for each in losses))

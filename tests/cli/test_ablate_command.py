@@ -92,6 +92,9 @@ def test_the_reference_and_the_seed_change_what_takes_the_place(desk: Path) -> N
     assert after("--block_size", "8") != after()
 
 
+_AFTER_NOTHING = ("--prompt", "", "--answer", "e", "--wrong", "a")  # was a ZeroDivisionError
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,6 +103,7 @@ def test_the_reference_and_the_seed_change_what_takes_the_place(desk: Path) -> N
         (["--heads", "9.0", "--over", "text.txt"], "there is no head 9.0"),
         (["--heads", "0.0"], "give one of --over FILE"),
         (["--heads", "0.0", "--prompt", "a"], "go together"),
+        (["--heads", "0.0", *_AFTER_NOTHING], "the prompt is empty"),
         (["--heads", "0.0", "--task", "other", "x"], "--task is 'other', expected one of"),
         (["--mlps", "x", "--over", "text.txt"], "--mlps: found 'x'"),
         (["--neurons", "0.*", "--over", "text.txt"], "single neurons"),

@@ -147,6 +147,7 @@ def test_the_quality_on_a_file_is_shown(folder: str) -> None:
         (["--text", TEXT, "--max_tokens", "3"], 2, "--max_tokens is for --ablate and --steer"),
         (["--text", TEXT, "--picture", "f.png"], 2, "add --feature NUMBER"),
         (["--text", TEXT, "--steer", "3:8"], 2, "expected FEATURE=VALUE"),
+        (["--text", TEXT, "--steer", "3=nan"], 2, "expected FEATURE=VALUE"),
         (["--text", TEXT, "--feature", "3", "--ablate", "4"], 2, "not both"),
         (["--text", TEXT, "--feature", "24"], 1, "there is no feature 24"),
         (["--text", TEXT, "--ablate", "24"], 1, "there is no feature 24"),

@@ -17,7 +17,7 @@ from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
 from gpt2kit.evaluation.passages import split
 from gpt2kit.evaluation.vectors import word_vectors
-from gpt2kit.tokenizers import BPETokenizer
+from gpt2kit.tokenizers import BPETokenizer, CharTokenizer
 
 CONFIG = GPT2Config(n_vocab=512, n_ctx=64, n_embd=16, n_head=2, n_layer=2)
 
@@ -109,3 +109,24 @@ def test_rows_without_hidden_states_are_counted_in_a_warning(desk: Path) -> None
     result = run(*words, "--hidden", "1", "--out", "h.npz")
     assert "warning: 1 row without hidden states" in result.stderr
     assert len(arrays("h.npz")["hidden"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('{"text": ["x"]}', r'row 2: ["x"] is no text'),
+        ('{"text": "?"}', "row 2: the character '?'"),
+    ],
+)
+def test_on_error_stop_stops_at_a_text_that_cannot_be_read(
+    weights: Path, second: str, message: str
+) -> None:
+    # The option had no effect here: such rows were left out, with a warning.
+    config = GPT2Config(n_vocab=3, n_ctx=16, n_embd=8, n_head=1, n_layer=1)
+    write_hub(weights / "tiny", make_model(config))
+    CharTokenizer(["a", "b", " "]).save(weights / "tiny")
+    Path("t.jsonl").write_text('{"text": "ab a"}\n' + second + "\n")
+    how = ["t.jsonl", "--text", "text", "--hidden", "1", "--out", "out.npz"]
+    run(*how)
+    assert arrays("out.npz")["row"].tolist() == [1, 1]
+    assert message in run(*how, "--on_error", "stop", code=1).stderr

@@ -7,6 +7,7 @@ import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_any_cells_come_back_in_the_same_order(format: Format) -> None:
 
 
 def test_numbers_have_nine_digits_and_missing_ones_are_empty() -> None:
-    rows = [[1 / 3, None, float("nan")], [2, "x", ABSENT]]
+    rows: list[list[Any]] = [[1 / 3, None, float("nan")], [2, "x", ABSENT]]
     table = Table(("a", "b", "c"), rows, PATH, types={"a": float})
     assert "".join(written(table, "csv")) == "a,b,c\n0.333333333,,\n2,x,\n"
     assert [json.loads(line) for line in written(table, "jsonl")] == [

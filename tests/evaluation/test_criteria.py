@@ -191,6 +191,16 @@ def test_one_token_after_the_mark_has_a_perplexity_and_no_curvature(
     assert figures["error"] is None
 
 
+def test_only_a_text_of_one_token_is_called_one(model: GPT2, small_bpe: BPETokenizer) -> None:
+    # A text without a z-score, since its rewritings are all alike, was said to have one token; and
+    # one of one token had no error if a single criterion was wanted.
+    options = CriteriaOptions(criteria="perturbation,tokens", rewritings="r")
+    (figures,) = measure(model, small_bpe, ["the cat"], options, rewritings=[["a b", "a b"]])
+    assert (figures["perturbation"], figures["error"]) == (None, None)
+    (figures,) = criteria(model, small_bpe, ["a"], criteria="curvature")
+    assert figures["error"] == "the text has one token, and nothing before it"
+
+
 def test_what_the_options_refuse(model: GPT2, small_bpe: BPETokenizer) -> None:
     with pytest.raises(ConfigError, match="did you mean perplexity"):
         CriteriaOptions(criteria="perplexty")

@@ -205,6 +205,16 @@ def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
             "item 1 has no region 4 in condition 'good'",
         ),
         (changed(("items", 1, "item_number"), 1), "there are two with the number of item 1"),
+        # Of two regions with one number the first was left out of the sentence; of two conditions
+        # with one name the first was measured for nothing.
+        (
+            changed(("items", 1, "conditions", 0, "regions", 1, "region_number"), 1),
+            "item 2, condition 'good': two regions have the number 1",
+        ),
+        (
+            changed(("items", 1, "conditions", 0, "condition_name"), "bad"),
+            "item 2: two conditions are called 'bad'",
+        ),
         (
             changed(("items", 1, "conditions", 0, "condition_name"), None),
             "expected a text under 'condition_name'",

@@ -93,6 +93,20 @@ def test_a_long_text_has_each_token_once_from_the_first_window_that_has_it(
     assert missing == [CONFIG.n_ctx * number - 1 for number in range(1, len(missing) + 1)]
 
 
+def test_the_first_vectors_come_before_the_last_texts_are_read(small_bpe: BPETokenizer) -> None:
+    # The hidden states of 256 texts were in memory together, whatever their length: 10 GB for 13
+    # layers of texts of 1,000 tokens.
+    wide = make_model(GPT2Config(n_vocab=512, n_ctx=64, n_embd=1024, n_head=2, n_layer=0))
+    rows: list[int] = []
+    wide.wte.register_forward_hook(lambda _, args, output: rows.append(len(args[0])))
+    texts = [small_bpe.encode("a b c d " * 8)[:32]] * 24
+    found = token_states(wide, small_bpe, texts, [0] * 100)
+    assert next(found).shape == (32, 100, 1024)
+    assert sum(rows) < 24
+    assert len(list(found)) == 23
+    assert sum(rows) == 24
+
+
 def test_normalized_vectors_have_length_one(model: GPT2, small_bpe: BPETokenizer) -> None:
     plain, unit = (
         [vector for vector, _ in text_vectors(model, small_bpe, TEXTS, ["ln_f"], normalize=yes)]

@@ -42,6 +42,15 @@ def test_two_words_at_one_point_of_a_text_are_an_error() -> None:
         )
 
 
+def test_an_order_that_is_not_a_number_is_an_error_of_its_row() -> None:
+    # All of the table was refused: two rows had "the same n, nan".
+    errors: dict[int, str] = {}
+    table = Table(("item", "n"), [["1", "nan"], ["1", "2"], ["2", "inf"], ["3", "1"]], Path("t"))
+    assert text_rows(table, ["item"], "n", errors) == [[3]]
+    assert errors[0] == "n is 'nan', expected a number"
+    assert errors[2] == "n is 'inf', expected a number"
+
+
 def test_a_text_with_a_row_that_cannot_be_read_has_no_figures_in_its_other_rows() -> None:
     # They were read without the word of that row, and their figures were those of another text.
     table = Table(

@@ -280,6 +280,29 @@ def test_a_model_of_characters_has_words_too() -> None:
         measure(model, tokenizer, "The dog")
 
 
+@pytest.mark.parametrize("order", [0.9, 0.95, 1 - 1e-6, 1 + 1e-12, 1.05, 1.1])
+def test_a_renyi_entropy_of_an_order_near_one_is_exact(
+    model: GPT2, small_bpe: BPETokenizer, order: float
+) -> None:
+    # The sum of the powers was rounded to 1, and divided by next to nothing: 3% off at 1.000001.
+    (word,) = measure(model, small_bpe, "the", base="e", renyi=order)
+    p = np.exp(numpy_logs(model, [511])[0])
+    expected = -(p * np.log(p)).sum()
+    if abs(order - 1) > 1e-3:
+        expected = np.log((p**order).sum()) / (1 - order)
+    assert word.renyi == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_token_that_begins_a_word_no_corrected_surprisal_is_there() -> None:
+    # It was infinite: no token can tell that a word ends.
+    tokenizer = CharTokenizer(["a", "b", "\n"])
+    tiny = make_model(GPT2Config(n_vocab=3, n_ctx=16, n_embd=8, n_head=1, n_layer=1))
+    for boundary, is_there in (("whitespace", True), ("space", False)):
+        _, word = measure(tiny, tokenizer, "ab\nba", boundary=boundary)
+        assert word.surprisal is not None
+        assert (word.surprisal_corrected is not None) == is_there
+
+
 def test_a_renyi_entropy_of_order_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="renyi is 1"):
         WordOptions(renyi=1.0)

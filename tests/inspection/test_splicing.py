@@ -132,6 +132,13 @@ def test_quality_needs_a_position_beside_the_first(tmp_path: Path, tiny_model: G
         quality(tiny_model, sae, [IDS[:, :1]])
 
 
+def test_the_quality_of_one_position_is_refused(tmp_path: Path, tiny_model: GPT2) -> None:
+    # Nothing varies there, and the share of the variance was a ZeroDivisionError.
+    sae = load_sae(write_sae(tmp_path)).for_model(tiny_model)
+    with pytest.raises(ConfigError, match="it has 1 positions after the first 1"):
+        quality(tiny_model, sae, [IDS[:1, :2]])
+
+
 def test_the_strongest_features_of_each_position_are_those_that_are_active() -> None:
     features = torch.tensor([[0.0, 2.0, 3.0, 1.0], [0.0, 0.0, 0.5, 0.0]])
     assert top_features(features, 2) == [
