@@ -31,8 +31,8 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     It works on a few rows at a time, so that it needs little memory beyond input and result.
     """
     weight = weight.contiguous()  # a transposed matrix is read faster in one piece
-    integers = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0], dtype=torch.float32)
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
     for start in range(0, weight.shape[0], _ROWS_AT_ONCE):
         chunk = slice(start, start + _ROWS_AT_ONCE)
         rows = weight[chunk].float()

@@ -93,8 +93,11 @@ def _quantize(
 
 
 def _specs(model: Int8GPT2) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return shape and dtype of every tensor of a model."""
-    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+    """Return shape and dtype of every tensor of a model, whatever torch's default dtype is."""
+    return {
+        name: (tuple(value.shape), torch.int8 if value.dtype == torch.int8 else torch.float32)
+        for name, value in model.state_dict().items()
+    }
 
 
 def _first_not_finite(state: Mapping[str, Tensor]) -> str | None:

@@ -45,7 +45,9 @@ class StoredTensor:
     @classmethod
     def zeros(cls, shape: tuple[int, ...]) -> StoredTensor:
         """Present zeros as a stored tensor; they are made when it is read."""
-        return cls(shape, torch.float32, lambda _: torch.zeros(shape))
+        return cls(
+            shape, torch.float32, lambda _: torch.zeros(shape, dtype=torch.float32, device="cpu")
+        )
 
     @classmethod
     def at(
@@ -59,7 +61,7 @@ class StoredTensor:
             return tensor
 
         def rows(start: int, stop: int) -> Tensor:
-            tensor = torch.empty((stop - start, *shape[1:]), dtype=dtype)
+            tensor = torch.empty((stop - start, *shape[1:]), dtype=dtype, device="cpu")
             begin = offset + start * torch.Size(shape[1:]).numel() * dtype.itemsize
             read_range(path, name, begin, as_bytes(tensor).numpy())
             return tensor
@@ -91,7 +93,7 @@ class StoredTensor:
         """Return the tensor in a dtype; in another one only pieces of it are in memory."""
         if dtype == self.dtype or self.rows is None or self.transposed:
             return self.read().to(dtype)
-        whole, done = torch.empty(self.shape, dtype=dtype), 0
+        whole, done = torch.empty(self.shape, dtype=dtype, device="cpu"), 0
         for piece in self.pieces(_PIECE):
             whole[done : done + len(piece)] = piece
             done += len(piece)
@@ -115,7 +117,7 @@ def transpose_if_conv1d(name: str, stored: StoredTensor) -> StoredTensor:
 def view_into(shape: tuple[int, ...], dtype: torch.dtype, buffer: Tensor | None) -> Tensor:
     """Return an uninitialized tensor in the memory of a buffer, or in its own."""
     if buffer is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return buffer[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
 

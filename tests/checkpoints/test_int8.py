@@ -99,6 +99,17 @@ def test_two_checkpoints_of_one_folder_have_int8_weights_of_their_own(tmp_path: 
         assert torch.equal(found.wte.weight, quantized(plain.wte.weight)[0])
 
 
+def test_torchs_default_dtype_does_not_round_norms_and_positions(folder: Path) -> None:
+    """They were rounded to it in silence, and stayed so in the file."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, _ = gpt2kit.load(folder, quantize="int8")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    plain, _ = gpt2kit.load(folder, device="cpu")
+    assert torch.equal(found.get_parameter("wpe.weight"), plain.get_parameter("wpe.weight"))
+
+
 def test_a_folder_may_have_files_whose_names_are_not_utf8(folder: Path) -> None:
     """int8 weights were not made: UnicodeEncodeError."""
     (folder / os.fsdecode(b"\xff")).touch()

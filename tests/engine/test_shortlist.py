@@ -69,6 +69,18 @@ def test_the_largest_logits_are_found(n_embd: int, dtype: torch.dtype, level: st
             assert assert_same(model, k, (token,)) < 1500
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_default_dtype_and_device_do_not_matter(device: str) -> None:
+    """C wrote beyond arrays of two bytes a number, and to the addresses of another device."""
+    model = peaked(CONFIG)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            assert assert_same(model, 40) < 1500
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_share_the_work(threads: int) -> None:
     before = torch.get_num_threads()

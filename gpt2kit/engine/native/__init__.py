@@ -171,7 +171,7 @@ class Description:
         """
         N, V = len(nodes.tokens), self._model.config.n_vocab
         sketch = self._sketch_for(most_likely, level) if sum(wanted) == 1 else None
-        logits = torch.empty((sum(wanted), V), dtype=torch.float32)
+        logits = torch.empty((sum(wanted), V), dtype=torch.float32, device="cpu")
         computed = c_int64()
         integers = c_int64 * N
         step = library.Step(
@@ -201,7 +201,7 @@ class Description:
         """Give a step its scratch memory and do it."""
         native, model = library.load(), byref(self._struct)
         size = native.scratch_bytes(model, byref(step))
-        scratch = torch.empty(size + 64, dtype=torch.uint8)
+        scratch = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
         step.scratch = (scratch.data_ptr() + 63) // 64 * 64
         if native.decode_step(model, byref(step), level.encode()):
             raise RuntimeError(f"this processor cannot run {level}")

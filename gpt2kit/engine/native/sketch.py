@@ -25,8 +25,10 @@ class Sketch:
     def __init__(self, head: library.Matrix, level: str, version: int) -> None:
         self.version = version  # of the weights, as torch counts their changes
         self.checksum = checksum(head)
-        self._weight = torch.empty((head.rows, head.columns), dtype=torch.int8)
-        self._numbers = torch.empty((3, head.rows))  # scales, norms, errors
+        # C writes into them: they must not be of torch's default dtype or on its default device.
+        self._weight = torch.empty((head.rows, head.columns), dtype=torch.int8, device="cpu")
+        # Scales, norms, errors
+        self._numbers = torch.empty((3, head.rows), dtype=torch.float32, device="cpu")
         self.struct = library.Sketch(
             self._weight.data_ptr(), *(numbers.data_ptr() for numbers in self._numbers)
         )
