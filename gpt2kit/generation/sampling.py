@@ -63,10 +63,12 @@ def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """
     top_k = 1 if sampling.temperature == 0 else sampling.top_k
     logits, ids = candidates(precise(logits), top_k, sorted_=sampling.top_p < 1)  # (B, K), (B, K)
-    # The largest logit is subtracted first and the temperature bounded from below, so that a tiny
-    # temperature gives neither infinities nor 0 / 0.
+    # The largest logit is subtracted first and the temperature bounded on both sides, so that a
+    # tiny one gives neither infinities nor 0 / 0, and a huge one is not infinite in float32: it
+    # would make NaN of a forbidden token.
     relative = logits - logits.amax(dim=-1, keepdim=True)  # (B, K)
-    probabilities = (relative / max(sampling.temperature, 1e-30)).softmax(dim=-1)  # (B, K)
+    temperature = min(max(sampling.temperature, 1e-30), 1e30)
+    probabilities = (relative / temperature).softmax(dim=-1)  # (B, K)
     if sampling.top_p < 1:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:

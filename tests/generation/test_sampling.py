@@ -54,6 +54,16 @@ def test_a_tiny_temperature_is_greedy_and_not_a_nan() -> None:
         ) == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e39, 1e299])
+def test_a_huge_temperature_is_uniform_and_never_draws_what_is_forbidden(
+    temperature: float,
+) -> None:
+    """It was infinite in float32, a forbidden token became NaN, and one request ended a server."""
+    logits = torch.tensor([[8.0, -math.inf, 0.0, -math.inf]])
+    found = full_distribution(logits, Sampling(temperature=temperature, top_k=0))
+    assert found.tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+
 def test_without_filters_tokens_come_as_often_as_they_are_likely() -> None:
     np.testing.assert_allclose(shares(LOGITS, Sampling(top_k=0)), [0.5, 0.2, 0.25, 0.05], atol=0.03)
 
