@@ -6,6 +6,8 @@ import gc
 import itertools
 import random
 import re
+import time
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError, GenerationError
 from gpt2kit.generation.constraints import constraint as module
 from gpt2kit.generation.constraints.constraint import Progress, constraints_for
+from gpt2kit.generation.constraints.regular import regular
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.generation.row import Row, choose, distributions
 from gpt2kit.generation.shaping.processors import RowView
@@ -201,6 +204,7 @@ def is_utf8(text: bytes) -> bool:
         (r"\d\d", ["17", "٣٤"], ["1", "1a"]),
         (r"(?a)\d\d", ["17"], ["٣٤"]),
         (r"(?i)straße|ΣΑΣ", ["STRAßE", "σας", "ΣΑΣ"], ["STRASSE"]),
+        ("(?i)ſtK-漢", ["ſtk-漢", "STK-漢", "stk-漢"], ["st-漢"]),
         (r"(?s).|..", ["\n", "🙂", "ab"], ["", "abc"]),
         (r".", ["a", "é", "🙂"], ["\n"]),
         (r"^(?P<word>\w+)\Z", ["perché", "è1_"], ["a b", ""]),
@@ -249,6 +253,9 @@ def test_patterns_mean_what_they_mean_to_python(
         ("((a{0,99}){0,99}){0,99}", "too many states"),
         ("[^\\s\\S]", "no text is allowed by regex"),
         ("x" * 3000 + "y*" * 3000, "too many states"),
+        ("x" * 40_000, "40,000 characters, expected at most 32,768"),
+        ("".join(f"[{chr(i)}]" for i in range(0x4E00, 0x5000)), "512 different classes"),
+        ("|".join(map(chr, range(0x4E00, 0x7000))), "too many states"),
         ("", "only the empty text is allowed by regex"),
         ("(" * 99 + "a" + ")" * 99 + "c", "the vocabulary cannot write any text"),
     ],
@@ -259,6 +266,24 @@ def test_a_pattern_that_cannot_be_a_constraint_is_one_clear_error(
     with pytest.raises(ConfigError, match=message) as caught:
         begin(SMALL, regex=pattern)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flags", "end"), [("", 0x5300), ("(?i)", 0x5000)])
+def test_many_different_characters_do_not_make_a_pattern_slow(flags: str, end: int) -> None:
+    """The time grew with the cube of their number, or was that of a search for each of them."""
+    regular("(?i)aé")  # what is made once
+    began = time.thread_time()
+    regular(flags + "".join(map(chr, range(0x4E00, end))))
+    assert time.thread_time() - began < 1.5
+
+
+def test_a_loop_of_many_alternatives_takes_little_memory() -> None:
+    """Each had a set of its own of all that may follow: gigabytes for some thousand of them."""
+    tracemalloc.start()
+    regular("(?:" + "|".join("a" * 1200) + ")*b")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,31 @@ class Automaton:
 
     def trimmed(self) -> Automaton:
         """Return the automaton without the transitions after which no text can be completed."""
-        live = self.accepts.copy()
-        live[0] = False
-        while True:
-            found = live | live[self.table].any(axis=1)
-            if (found == live).all():
-                break
-            live = found
-        live[0] = False
+        sources, columns = np.nonzero(self.table)
+        accepts = self.accepts.copy()
+        accepts[0] = False
+        live = leading_to(accepts, sources, self.table[sources, columns])
         table = np.where(live[self.table], self.table, np.int32(0))
         return replace(self, table=table, start=self.start if live[self.start] else 0)
+
+
+def leading_to(
+    wanted: Bools, sources: NDArray[np.integer], targets: NDArray[np.integer]
+) -> Bools:
+    """Return from which states one comes to a wanted one, those included: (S,) -> (S,).
+
+    Transition i leads from sources[i] to targets[i]. Each is looked at once, from its target.
+    """
+    order = np.argsort(targets, kind="stable")
+    sources = sources[order]
+    offsets = np.searchsorted(targets[order], np.arange(len(wanted) + 1))  # of each target's
+    found, new = wanted.copy(), np.flatnonzero(wanted)
+    while new.size:
+        before = [sources[offsets[state] : offsets[state + 1]] for state in new]
+        reached = np.unique(np.concatenate(before))
+        new = reached[~found[reached]]
+        found[new] = True
+    return found
 
 
 def require_size(states: int, classes: int, what: str) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2kit.errors import ConfigError
-from gpt2kit.generation.constraints.automaton import Automaton, intersection
+from gpt2kit.generation.constraints.automaton import Automaton, intersection, leading_to
 from gpt2kit.generation.constraints.lines import free_state, none, only
 from gpt2kit.generation.constraints.regular import regular
 from gpt2kit.generation.constraints.utf8 import ByteAutomaton, over_bytes
@@ -108,12 +108,7 @@ class Constraint:
             pairs = some[:, None].astype(np.int64) * states + reached
             edges.append(np.unique(pairs[reached > 0]))
         pairs = np.concatenate([np.zeros(0, np.int64), *edges])
-        sources, targets = pairs // states, pairs % states
-        live = self.automaton.accepts.copy()
-        count = -1
-        while count != (count := int(live.sum())):
-            live[sources[live[targets]]] = True
-        return live
+        return leading_to(self.automaton.accepts, pairs // states, pairs % states)
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ characters they match. What a finite automaton cannot do is refused by its name.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Repeat:
 
 Node = Character | Sequence | Choice | Repeat
 
+MOST_CHARACTERS = 2**15  # of a pattern, which is read before anything else is known of it
+
 _ESCAPE = re.compile(
     r"\\(?:0[0-7]{0,2}|[1-3][0-7]{2}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^}]*\}|.)",
     re.DOTALL,
@@ -67,8 +70,13 @@ _REFUSED = {
 _FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "u": re.UNICODE}
 
 
+@functools.lru_cache(maxsize=8)  # a request is made anew with each option that changes
 def parse(pattern: str) -> Node:
     """Return the tree of a pattern; raises ConfigError for a wrong one and for what is refused."""
+    if len(pattern) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"regex has {len(pattern):,} characters, expected at most {MOST_CHARACTERS:,}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes that may once be read in another way

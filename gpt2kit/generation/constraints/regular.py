@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gpt2kit.errors import ConfigError
 from gpt2kit.generation.constraints.automaton import (
     CODE_POINTS,
+    MOST_ENTRIES,
     Automaton,
     classes_of_sets,
     require_size,
@@ -20,6 +21,7 @@ from gpt2kit.generation.constraints.pattern import Character, Choice, Node, Repe
 
 MOST_STATES = 20_000  # before and after the automaton is made deterministic
 MOST_WORK = 3_000_000  # transitions looked at; about three seconds
+MOST_CLASSES = 400  # different ones, each searched for among all characters: as long
 
 _END = -1  # stands for the end of the text among characters to come
 
@@ -35,7 +37,14 @@ def regular(pattern: str) -> Automaton:
     except RecursionError:
         raise ConfigError("regex has too many groups inside each other") from None
     sets = list(dict.fromkeys(steps.characters))
-    classes, members = classes_of_sets([_ranges(one.pattern, one.flags) for one in sets])
+    if (n := sum(not _is_literal(one.pattern) for one in sets)) > MOST_CLASSES:
+        raise ConfigError(
+            f"regex has {n:,} different classes of characters, expected at most {MOST_CLASSES:,}"
+        )
+    ranges = [_ranges(one.pattern, one.flags) for one in sets]
+    if 2 * sum(map(len, ranges)) * len(sets) > MOST_ENTRIES:
+        raise _too_large()
+    classes, members = classes_of_sets(ranges)
     index = {one: number for number, one in enumerate(sets)}
     own = [np.flatnonzero(members[:, index[one]]).tolist() for one in steps.characters]
     table, accepts = _determinized(first, own, steps.following, len(members))
@@ -45,10 +54,25 @@ def regular(pattern: str) -> Automaton:
 @functools.lru_cache(maxsize=64)
 def _ranges(pattern: str, flags: int) -> NDArray[np.int64]:
     """Return the ranges of code points that a pattern of one character matches: (ranges, 2)."""
-    if not flags & re.IGNORECASE and pattern == re.escape(pattern[-1]):  # spares a search
-        return np.array([[ord(pattern[-1]), ord(pattern[-1]) + 1]], np.int64)
+    if _is_literal(pattern):  # spares a search of all characters
+        alike = pattern[-1]
+        if flags & re.IGNORECASE and alike in _cased_characters():
+            alike = "".join(re.compile(pattern, flags).findall(_cased_characters()))
+        return np.array([[ord(each), ord(each) + 1] for each in alike], np.int64)
     found = re.compile(f"(?:{pattern})+", flags).finditer(_every_character())
     return np.array([one.span() for one in found], np.int64).reshape(-1, 2)
+
+
+def _is_literal(pattern: str) -> bool:
+    """Whether a pattern of one character is that character and no class."""
+    return pattern == re.escape(pattern[-1])
+
+
+@functools.cache
+def _cased_characters() -> str:
+    """Return the characters that without regard to case may be the same as others, in order."""
+    cased = {each for each in _every_character() if (each.lower(), each.upper()) != (each, each)}
+    return "".join(sorted(cased | {each.lower() for each in cased if len(each.lower()) == 1}))
 
 
 @functools.cache
@@ -67,9 +91,7 @@ class _Steps:
 
     def add(self, node: Node, after: frozenset[int]) -> frozenset[int]:
         """Add a node before what may come after it, and return the characters it may begin with."""
-        self._work += len(after) + 1
-        if len(self.characters) > MOST_STATES or self._work > MOST_WORK:
-            raise _too_large()
+        self._count(len(after) + 1)
         if isinstance(node, Character):
             self.characters.append(node)
             self.following.append(after)
@@ -104,10 +126,22 @@ class _Steps:
         first = self.add(part, after | {again})
         if again in first:  # the part may be empty
             first = (first - {again}) | after
+        known: dict[frozenset[int], frozenset[int]] = {}  # many characters share what follows
         for number in range(start, len(self.characters)):
-            if again in self.following[number]:
-                self.following[number] = (self.following[number] - {again}) | first
+            old = self.following[number]
+            if again in old:
+                if old not in known:
+                    known[old] = (old - {again}) | first
+                    self._count(len(known[old]))
+                self.following[number] = known[old]
+        self._count(len(self.characters) - start)
         return first
+
+    def _count(self, work: int) -> None:
+        """Count transitions that are looked at; raises ConfigError if there are too many."""
+        self._work += work
+        if len(self.characters) > MOST_STATES or self._work > MOST_WORK:
+            raise _too_large()
 
 
 def _determinized(
