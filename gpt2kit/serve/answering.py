@@ -86,8 +86,6 @@ class Answer:
     async def send_stream(self, send: Send) -> None:
         """Send events as texts grow; raises Refusal if it has to before the first event."""
         stream = _Stream(send, self.job)
-        if not self.job.samples:
-            await self._send_prompts_alone(stream)
         writers = [
             ChoiceWriter(
                 sample.index, self.prompts[sample.prompt], self.asked, self.loaded.tokenizer
@@ -96,6 +94,8 @@ class Answer:
         ]
         held: dict[Sample, list[Piece]] = {}
         async with stream.watched():
+            if not self.job.samples:
+                await self._send_prompts_alone(stream)
             try:
                 async for new in self._news(stream):
                     for sample, pieces in new:

@@ -225,7 +225,10 @@ class Batch:
     def _note_prompt(self, sample: Sample) -> None:
         """Note how a prompt was read, once its first token is there."""
         job, row = sample.job, sample.row
-        job.cached.setdefault(sample.prompt, row.cached_tokens)
+        # Samples of one prompt share what the one that joined first has read for them all.
+        job.cached[sample.prompt] = min(
+            row.cached_tokens, job.cached.get(sample.prompt, row.cached_tokens)
+        )
         read = sample.prompt_tokens - row.cached_tokens
         self._metrics.prompt_tokens.add(read, **{"from": "read"})
         self._metrics.prompt_tokens.add(row.cached_tokens, **{"from": "cache"})

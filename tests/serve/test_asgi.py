@@ -161,6 +161,13 @@ def test_best_of_returns_the_texts_with_the_highest_probability(client: Client) 
     assert best["usage"]["completion_tokens"] == 30
 
 
+def test_samples_that_share_a_reading_do_not_count_it_as_cached() -> None:
+    """One in a lower slot than the sample that read the prompt said that nobody had read it."""
+    with connected(settings=Settings(parallel=2)) as client:  # warming up took slot 0
+        found = client.complete(prompt="An entirely other text here", max_tokens=1, n=2)
+    assert found["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 def test_token_ids_are_returned_if_asked_for(client: Client) -> None:
     (choice,) = client.complete(**PLAIN, return_token_ids=True)["choices"]
     assert len(choice["token_ids"]) == 6

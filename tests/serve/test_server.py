@@ -288,8 +288,21 @@ def test_a_connection_without_a_request_is_closed(
             assert second.recv(100) == b""
 
 
-def test_a_client_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine waits for nobody, and what a client does not take is not kept for ever."""
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {**ENDLESS, "n": 4, "logprobs": 100},
+        {"prompt": "x" * 500_000, "max_tokens": 0, "echo": True, "overflow": "slide", "n": 64},
+    ],
+    ids=["new tokens", "prompts alone"],
+)
+def test_a_client_that_takes_nothing_is_cut(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """The engine waits for nobody, and what a client does not take is not kept for ever.
+
+    A stream of prompts alone was: some of its clients filled the queue for good.
+    """
     monkeypatch.setattr(limits, "UNREAD_SECONDS", 0.2)
     app = application(tiny(), settings=Settings(parallel=4, drain=0))
     bound = bind(Address(port=0))
@@ -298,7 +311,7 @@ def test_a_client_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(bound.getsockname())
-        slow.sendall(raw_request({**ENDLESS, "n": 4, "stream": True, "logprobs": 100}))
+        slow.sendall(raw_request({**asked, "stream": True}))
         wait_until(lambda: not is_idle(app))
         wait_until(lambda: is_idle(app))
         # The connection is gone; it does not wait until everything was taken.

@@ -53,9 +53,7 @@ class Automaton:
         return replace(self, table=table, start=self.start if live[self.start] else 0)
 
 
-def leading_to(
-    wanted: Bools, sources: NDArray[np.integer], targets: NDArray[np.integer]
-) -> Bools:
+def leading_to(wanted: Bools, sources: NDArray[np.integer], targets: NDArray[np.integer]) -> Bools:
     """Return from which states one comes to a wanted one, those included: (S,) -> (S,).
 
     Transition i leads from sources[i] to targets[i]. Each is looked at once, from its target.
