@@ -100,6 +100,11 @@ def matrices(model: GPT2) -> Iterator[tuple[nn.Module, str]]:
                 yield block.get_submodule(part), layer
 
 
+def weight_of(layer: nn.Linear) -> Tensor:
+    """Return the matrix that a layer multiplies by, (O, C), the update of its adapter included."""
+    return layer.merged().weight if isinstance(layer, LoRALinear) else layer.weight
+
+
 def settings(model: GPT2) -> dict[str, Any] | None:
     """Return the rank and alpha of a model's adapters, or None if it has none."""
     layer = next((layer for layer in model.modules() if isinstance(layer, LoRALinear)), None)

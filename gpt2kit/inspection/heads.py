@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gpt2kit.data.window import check_ids
 from gpt2kit.errors import ConfigError
 from gpt2kit.inspection.forward import trace
+from gpt2kit.lora import weight_of
 from gpt2kit.model import GPT2, Attention
 from gpt2kit.tokenizers import Tokenizer
 
@@ -236,9 +237,9 @@ def ov_copying(model: GPT2) -> Tensor:
     for layer in range(config.n_layer):
         attention = model.get_submodule(f"h.{layer}.attn")
         assert isinstance(attention, Attention)
-        _, _, values = attention.c_attn.weight.detach().double().cpu().chunk(3)  # (C out, C in)
+        _, _, values = weight_of(attention.c_attn).detach().double().cpu().chunk(3)  # (C out, C in)
         values = _with_gain(values, model.get_submodule(f"h.{layer}.ln_1"))
-        outputs = attention.c_proj.weight.detach().double().cpu()  # (C, C)
+        outputs = weight_of(attention.c_proj).detach().double().cpu()  # (C, C)
         of_heads = torch.split(values, config.head_size), torch.split(outputs, config.head_size, 1)
         for value, output in zip(*of_heads, strict=True):  # (D, C), (C, D)
             eigenvalues = torch.linalg.eigvals(value @ between.T @ output)  # (D,)

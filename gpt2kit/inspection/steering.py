@@ -30,6 +30,7 @@ from gpt2kit.fields import shortened
 from gpt2kit.inspection.edits import Edit
 from gpt2kit.inspection.features import SAE, activations, check_hook, load_sae, split_hook
 from gpt2kit.inspection.running import editing
+from gpt2kit.lora import weight_of
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import Tokenizer, require_tokenizer
 from gpt2kit.tokenizers.listed import start_of_text
@@ -307,7 +308,7 @@ def bias_of(model: GPT2, given: Steering) -> tuple[nn.Parameter, Tensor] | None:
     if home is None or (part == "mlp.hook_post" and model.is_quantized):  # its input is rounded
         return None
     if part == "mlp.hook_post":
-        vector = block.mlp.c_proj.weight @ vector.to(model.dtype)  # (C,)
+        vector = weight_of(block.mlp.c_proj) @ vector.to(model.dtype)  # (C,)
     return home, vector
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from conftest import make_model
 
 from gpt2kit.config import GPT2Config
 from gpt2kit.errors import ConfigError
-from gpt2kit.inspection import head_scores, ov_copying, random_tokens, trace
+from gpt2kit.inspection import Steering, head_scores, ov_copying, random_tokens, steered, trace
+from gpt2kit.lora import add_adapters, merge_adapters
 from gpt2kit.model import GPT2
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -118,6 +120,26 @@ def test_a_head_that_writes_what_it_reads_copies() -> None:
     with torch.no_grad():
         model.get_parameter("h.0.attn.c_proj.weight").mul_(-1)
     assert float(ov_copying(model)) == pytest.approx(-1.0)
+
+
+def test_adapters_count_as_they_do_when_they_are_merged() -> None:
+    # Copying, and steering at the neurons of an MLP, were computed with the weights below them.
+    config = GPT2Config(n_vocab=64, n_ctx=16, n_embd=16, n_head=2, n_layer=2)
+    model = make_model(config)
+    add_adapters(model, 4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    merged = copy.deepcopy(model)
+    merge_adapters(merged)
+    torch.testing.assert_close(ov_copying(model), ov_copying(merged), atol=1e-4, rtol=1e-4)
+    given = Steering("up", "blocks.0.mlp.hook_post", torch.linspace(-1, 1, 64)[None], True)
+    found = []
+    for each in (model, merged):
+        with torch.no_grad(), steered(each, [given]):
+            found.append(each(torch.arange(8)[None]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_normalizes_after_adding_has_no_copying_score() -> None:
