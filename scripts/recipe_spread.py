@@ -74,7 +74,9 @@ def best(run: Path, command: list[str]) -> tuple[float, int]:
     report = run / "report.json"
     if not report.exists():
         resume = ["--resume"] if (run / "run.json").exists() else []
-        subprocess.run([*command, "--out", str(run), *resume], check=True)
+        done = subprocess.run([*command, "--out", str(run), *resume], check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)  # it said why
     found = json.loads(report.read_text(encoding="utf-8"))
     return found["after"]["val_loss"], found["best_step"]
 
