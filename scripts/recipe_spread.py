@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -71,14 +72,22 @@ def cut(text: Path, tenth: int, folder: Path) -> tuple[Path, Path]:
 
 def best(run: Path, command: list[str]) -> tuple[float, int]:
     """Return the lowest validation loss of a run, and its step; train unless that is done."""
-    report = run / "report.json"
-    if not report.exists():
+    found = read_report(run)
+    if found is None or found["finish_reason"] == "stopped":
         resume = ["--resume"] if (run / "run.json").exists() else []
         done = subprocess.run([*command, "--out", str(run), *resume], check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)  # it said why
-    found = json.loads(report.read_text(encoding="utf-8"))
+        found = read_report(run)
+        if done.returncode or found is None:
+            raise SystemExit(done.returncode or 1)  # it said why
+        if found["finish_reason"] == "stopped":
+            raise SystemExit("stopped; the same command continues")
     return found["after"]["val_loss"], found["best_step"]
+
+
+def read_report(run: Path) -> dict[str, Any] | None:
+    """Return what a training that ended or was stopped wrote, or None."""
+    report = run / "report.json"
+    return json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_spread import cut
+from recipe_spread import best, cut
 from training_builders import VERSES
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,26 @@ def test_each_seed_is_measured_once_on_the_ninth_tenth_alone(tmp_path: Path) -> 
     weights.unlink()  # a finished run is not trained again
     assert spread(tmp_path, "".join(TENTHS), "--seeds", 2).stdout == done.stdout
     assert not weights.exists()
+
+
+STAND_IN = """
+import json, sys
+_, out, run, *more = sys.argv
+assert (out, more) == ("--out", ["--resume"])
+report = {"finish_reason": REASON, "after": {"val_loss": 1.5}, "best_step": 20}
+json.dump(report, open(run + "/report.json", "w"))
+"""
+
+
+def test_a_run_that_was_stopped_continues(tmp_path: Path) -> None:
+    # Its loss up to there was taken for that of the recipe.
+    stopped = {"finish_reason": "stopped", "after": {"val_loss": 3.0}, "best_step": 0}
+    (tmp_path / "run.json").touch()
+    (tmp_path / "report.json").write_text(json.dumps(stopped))
+    with pytest.raises(SystemExit, match="the same command continues"):
+        best(tmp_path, [sys.executable, "-c", STAND_IN.replace("REASON", "'stopped'")])
+    command = [sys.executable, "-c", STAND_IN.replace("REASON", "'steps'")]
+    assert best(tmp_path, command) == (1.5, 20)
 
 
 @pytest.mark.parametrize("tenth", [1, 4, 10])
