@@ -150,6 +150,8 @@ def merge(
         vocabulary = load_vocabulary(checkpoint)
         words = LabelWords.read(stack.folders[-1])
         write = partial(write_model, model=adapted.build_merged(checkpoint, stack.folders))
+        if checkpoint.class_head is not None:
+            output.warn(f"the head for labels of {stack.base} is left out; adapters have none")
     with new_directory(out, replace=force, error=CheckpointError) as folder:
         write(folder, tokenizer=vocabulary)
         if words is not None:

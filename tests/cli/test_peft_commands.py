@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gpt2kit.checkpoints.adapters import save_adapters
-from gpt2kit.checkpoints.classifiers import LabelWords
-from gpt2kit.checkpoints.load import load, open_checkpoint
+from gpt2kit.checkpoints.classifiers import LabelWords, add_class_head
+from gpt2kit.checkpoints.load import load, open_checkpoint, write_model
 from gpt2kit.cli import app
 from gpt2kit.config import GPT2Config
 from gpt2kit.lora import add_adapters
 from gpt2kit.model import GPT2
+from gpt2kit.tokenizers import BPETokenizer
 from gpt2kit.training.adapted import digest_of, find_stack, merge_all
 from gpt2kit.training.setup import set_up
 
@@ -161,6 +162,19 @@ def test_words_for_labels_go_with_adapters(desk: Path) -> None:
     for folder in ("./for-peft", "./merged", "./merged-peft"):
         after = json.loads(run("classify", folder, "texts.csv", "--json").stdout)
         assert after["p_the"] == pytest.approx(before["p_the"], abs=1e-6)
+
+
+def test_a_head_for_labels_that_a_merge_leaves_out_is_named(
+    weights: Path, tiny_model: GPT2, small_bpe: BPETokenizer
+) -> None:
+    # It was left out without a word, and `classify` then refused the merged model.
+    add_class_head(tiny_model, ("no", "yes"))
+    (weights / "base").mkdir()
+    write_model(weights / "base", tiny_model, small_bpe)
+    write_ours(weights / "ours", tiny_model, "base", digest_of(load("base", device="cpu")[0], ()))
+    assert (
+        "the head for labels of base is left out" in run("merge", "ours", "--out", "merged").stderr
+    )
 
 
 def test_a_merged_model_replaces_a_model_and_nothing_else(desk: Path) -> None:
