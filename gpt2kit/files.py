@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
+import itertools
 import json
 import os
 import shutil
@@ -41,13 +43,22 @@ def check_regular(path: Path, *, error: Error = FileError) -> int:
         if path.is_symlink():
             detail = f"a link to {os.readlink(path)}, which does not exist"
             raise error.for_file(path, detail, missing=True) from None
-        raise error.for_file(path, "no such file", missing=True) from None
+        raise error.for_file(path, f"no such file{_similar(path)}", missing=True) from None
     except (OSError, ValueError) as failure:  # ValueError: the name has a null character
         raise error.for_file(path, _cannot_be_read(failure)) from failure
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
         raise error.for_file(path, f"expected a file, found a {kind}")
     return status.st_size
+
+
+def _similar(path: Path) -> str:
+    """Return the end of the message for a missing file: the most similar name in its folder."""
+    with contextlib.suppress(OSError):
+        names = [each.name for each in itertools.islice(os.scandir(path.parent), 1000)]
+        if near := difflib.get_close_matches(path.name, names, 1, 0.75):
+            return f"; did you mean {path.with_name(near[0])}?"
+    return ""
 
 
 @contextlib.contextmanager

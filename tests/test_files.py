@@ -105,6 +105,17 @@ def test_what_is_no_file_is_refused_at_once_with_the_callers_error(
         assert str(other.value) == f"file: {detail}"
 
 
+@every_reader
+def test_a_mistyped_name_is_answered_with_the_most_similar_one(
+    tmp_path: Path, read: Callable[..., Any]
+) -> None:
+    # "no such file" left the reader to find the mistake.
+    (tmp_path / "stimuli.csv").touch()
+    with pytest.raises(FileError) as caught:
+        read(tmp_path / "stimulli.csv")
+    assert caught.value.detail == f"no such file; did you mean {tmp_path / 'stimuli.csv'}?"
+
+
 @needs_pipes
 def test_a_pipe_that_takes_a_files_place_after_the_check_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

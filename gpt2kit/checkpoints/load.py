@@ -168,8 +168,19 @@ def open_checkpoint(
     config_file = path.parent / CONFIG_FILE
     if config_file.exists():
         return huggingface.open_file(path, read_config(config_file))
-    message = f"{path}: weights without a configuration; expected {config_file.name} beside them"
-    raise CheckpointNotFoundError(message, path=path, missing=[config_file.name])
+    raise CheckpointNotFoundError(f"{path}: {_lacking(path)}", path=path, missing=[CONFIG_FILE])
+
+
+def _lacking(path: Path) -> str:
+    """Say why a file by itself is no model."""
+    if path.suffix == ".safetensors":
+        return f"weights without a configuration; expected {CONFIG_FILE} beside them"
+    if (path.parent / openai.HPARAMS_FILE).exists():
+        return f"a part of a TensorFlow checkpoint; give its folder instead: {path.parent}"
+    return (
+        "not a model; expected a folder with config.json or hparams.json, or a file of "
+        "PyTorch, GGUF or llm.c"
+    )
 
 
 def is_peft(path: Path) -> bool:

@@ -46,6 +46,7 @@ from gpt2kit.cli import (
     synthetic,
     tokenize,
     training,
+    usage,
     weights,
 )
 from gpt2kit.cli.help import Commands
@@ -64,7 +65,8 @@ class CommandLine(Commands):
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
         except _UsageError as error:
-            _show_usage_error(error)
+            if message := usage.message(error):  # else the help has been shown
+                output.error(message)
             code = error.exit_code
         except Gpt2KitError as error:
             output.error(error)
@@ -83,15 +85,6 @@ class CommandLine(Commands):
             raise _with_option(error, _options(self, ctx.invoked_subcommand)) from error
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             raise typer.Exit(0) from None
-
-
-def _show_usage_error(error: Any) -> None:
-    message = error.format_message().removeprefix("Invalid value: ")
-    message = message.replace(": Value error, ", ": ", 1)  # typer's, before "'x' is not one of"
-    if not message:  # no command was typed, and the help has been shown
-        return
-    command = error.ctx.command_path if error.ctx else "gpt2kit"
-    output.error(f"{message.rstrip('.')}; see: {command} --help")
 
 
 def _cause(error: OSError) -> str:

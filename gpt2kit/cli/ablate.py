@@ -170,6 +170,7 @@ def _check(
     if picture is not None and not is_map:
         raise typer.BadParameter("--picture needs --heads all --each, and nothing else ablated")
     files.check_written(out, picture)
+    files.check_not_input(out, chosen.over, None if task is None else task[1])
 
 
 # --- parts ----------------------------------------------------------------------------------------

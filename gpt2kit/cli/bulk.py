@@ -128,6 +128,7 @@ def run(
 ) -> None:
     """Do all parts, or a share of them, and say what is there; exit with 1 if parts failed."""
     assert out is not None
+    _check_folder(out)
     process.import_torch()
     from gpt2kit.bulk.handout import Share
     from gpt2kit.bulk.job import Job
@@ -149,6 +150,18 @@ def run(
         _report(outcome, out)
     if not outcome.is_good:
         raise typer.Exit(1)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a file's name for the folder of the parts, unless there is a folder of that name."""
+    from gpt2kit.data.tables import format_of
+
+    if not out.is_dir() and (out.exists() or format_of(out)):
+        name = out.with_name(out.name.partition(".")[0])
+        raise typer.BadParameter(
+            f"--out is {out}, the name of a file, expected one of a folder, such as --out {name}; "
+            f"then gpt2kit parts {name} --merge FILE makes one file of it"
+        )
 
 
 def _report(outcome: Outcome, out: Path) -> None:

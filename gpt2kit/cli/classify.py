@@ -12,7 +12,7 @@ import typer
 from gpt2kit.cli import options, output, process
 from gpt2kit.cli.criteria import TextOptions, counted
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.files import FORMATS_HELP, output_format
+from gpt2kit.cli.files import FORMATS_HELP, check_not_input, output_format
 from gpt2kit.cli.options import OUTPUT_GROUP, TEXT_GROUP, BatchSize, Device, Dtype, Json
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def classify(
     format: Format = output_format(out) if out is not None else "jsonl" if json else "csv"
     if out is not None and json:
         raise typer.BadParameter("--json and --out are both given; --out FILE.jsonl writes JSON")
+    check_not_input(out, file)
     process.import_torch()
     from gpt2kit.data.streams import write_batches
     from gpt2kit.data.tables import written

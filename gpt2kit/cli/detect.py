@@ -21,7 +21,7 @@ from gpt2kit.cli.criteria import (
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.files import FORMATS_HELP, OptionalTexts, output_format
+from gpt2kit.cli.files import FORMATS_HELP, OptionalTexts, check_not_input, output_format
 from gpt2kit.cli.options import OUTPUT_GROUP, Json
 from gpt2kit.evaluation.criteria_options import CriteriaOptions
 
@@ -128,6 +128,7 @@ def detect(
     bulk.refuse_without_folder(context)
     file = files[0] if files else None
     _check_mode(file, calibrate, calibration, out, json)
+    check_not_input(out, file, calibration, *(calibrate or ()))
     if calibrate is not None:
         assert out is not None
         _calibrate(choice, reading, measured, calibrate, seed, out, json=json)

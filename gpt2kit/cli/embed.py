@@ -12,7 +12,7 @@ from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process
 from gpt2kit.cli.criteria import ModelChoice, TextOptions, counted
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.files import Texts
+from gpt2kit.cli.files import Texts, check_not_input
 from gpt2kit.cli.options import OUTPUT_GROUP
 from gpt2kit.evaluation.vector_options import VectorOptions
 
@@ -80,6 +80,7 @@ def embed(
     format = format_of(out)
     if out.suffix != ".npz" and format not in ("jsonl", "parquet"):
         raise typer.BadParameter(f"--out is {out}, expected a name in .npz, .jsonl or .parquet")
+    check_not_input(out, file)
     process.import_torch()
     from gpt2kit.data.streams import write_batches
     from gpt2kit.evaluation.vectors import layer_of

@@ -28,6 +28,7 @@ from gpt2kit.cli.options import (
     Special,
     Unknown,
 )
+from gpt2kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from gpt2kit.data.texts import Text
@@ -92,6 +93,7 @@ def evaluate(
     """
     _check_source(context, corpus, task)
     files.check_written(out)
+    files.check_not_input(out, None if task is None else task[1])
     process.import_torch()
     from gpt2kit.cli.progress import counting
     from gpt2kit.tokenizers import identity
@@ -136,7 +138,7 @@ def _check_source(
     if (corpus is None) == (task is None):
         raise typer.BadParameter(
             "give a text with --corpus FILE, or a task with --task lambada FILE, "
-            "--task blimp DIR or another; see gpt2kit evaluate --help"
+            "--task blimp DIR or another"
         )
     if task is not None:
         if task[0] not in _TASKS:
@@ -198,15 +200,16 @@ Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE|-",
-        help="A text with one sentence on each line; - is standard input. With --out several, "
-        "also .jsonl, folders and globs.",
+        help="A text with one sentence on each line; - is standard input. With --out DIR also "
+        "tables (.jsonl, .csv, .tsv, .parquet), several files, folders and globs.",
     ),
 ]
-TextField = Annotated[
+TextColumn = Annotated[
     str,
     typer.Option(
+        "--text",
         "--text_field",
-        metavar="KEY",
+        metavar="COLUMN",
         help="With --out: the key or column of the text.",
         rich_help_panel=TEXT_GROUP,
     ),
@@ -248,7 +251,7 @@ def score(
     sort: Sort = None,
     json: Json = False,
     out: bulk.OutFolder = None,
-    text_field: TextField = "text",
+    text: TextColumn = "text",
     on_error: bulk.OnError = "cell",
     *,
     reading: Reading,
@@ -268,7 +271,7 @@ def score(
         from gpt2kit.bulk.measures import Score
 
         work = Score(
-            text_field=text_field,
+            text_field=text,
             overflow=overflow,
             special=special,
             unknown=unknown,
@@ -278,16 +281,17 @@ def score(
         bulk.run(files, out, work, load, reading, running, on_error)
         return
     bulk.refuse_without_folder(context)
-    options.refuse(context, ("text_field", "on_error"), "it is for many files, and needs --out DIR")
+    options.refuse(context, ("text", "on_error"), "it is for many files, and needs --out DIR")
     bulk.is_folder(files, None)
     file = files[0]
+    _check_plain(file)
     process.import_torch()
     from gpt2kit.data.texts import read_file
     from gpt2kit.errors import CorpusError
     from gpt2kit.evaluation.perplexity import score as score_lines
 
-    text = options.read_stdin(encoding) if file == "-" else read_file(Path(file), encoding=encoding)
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    read = options.read_stdin(encoding) if file == "-" else read_file(Path(file), encoding=encoding)
+    lines = [line.removesuffix("\r") for line in read.split("\n")]
     if not any(map(str.strip, lines)):
         name = "standard input" if file == "-" else file
         raise CorpusError(f"{name}: no text, expected a sentence on each line")
@@ -303,6 +307,18 @@ def score(
             output.print_json(asdict(line))
     else:
         _print_scores(iter(found))
+
+
+def _check_plain(file: str) -> None:
+    """Refuse a table, whose rows would be scored as they stand: keys, commas and quotes too."""
+    from gpt2kit.data.tables import format_of
+
+    if (found := format_of(Path(file))) not in (None, "txt"):
+        raise ConfigError(
+            f"{file} is a table ({found}), expected a text with one sentence on each line. To "
+            "score a column of it, add --out DIR and --text COLUMN; gpt2kit filter and surprisal "
+            "read tables, too"
+        )
 
 
 def _print_scores(lines: Iterator[Line]) -> None:

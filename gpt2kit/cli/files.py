@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +58,16 @@ def check_written(out: Path | None, picture: Path | None = None) -> None:
         from gpt2kit.plots import check_picture
 
         check_picture(picture)
+
+
+def check_not_input(out: Path | None, *inputs: str | Path | None) -> None:
+    """Raise a usage error if the output would replace one of the files that are read."""
+    for each in inputs:
+        with contextlib.suppress(OSError, ValueError):  # a file that is not there, such as -
+            if out is not None and each is not None and os.path.samefile(out, each):
+                raise typer.BadParameter(
+                    f"--out is {out}, which is an input and would be replaced; give another name"
+                )
 
 
 def output_format(out: Path) -> Format:

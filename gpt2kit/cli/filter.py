@@ -22,7 +22,7 @@ from gpt2kit.cli.criteria import (
     write_receipt,
 )
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.files import FORMATS_HELP, Texts, output_format
+from gpt2kit.cli.files import FORMATS_HELP, Texts, check_not_input, output_format
 from gpt2kit.cli.options import OUTPUT_GROUP
 from gpt2kit.errors import CorpusError
 from gpt2kit.evaluation.conditions import (
@@ -141,6 +141,7 @@ def filter_texts(
     bulk.refuse_without_folder(context)
     file = files[0]
     format = output_format(out)
+    check_not_input(out, file)
     conditions = keeping.conditions
     if wanted and file == "-":
         raise typer.BadParameter("--percentiles reads the input twice; give a file in place of -")

@@ -116,6 +116,7 @@ def patch(
     several pairs, the mean is shown.
     """
     files.check_written(out, picture)
+    files.check_not_input(out, file)
     if receiver is None:
         options.refuse(context, ("sender",), "it is for --receiver")
     else:

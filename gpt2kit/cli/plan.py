@@ -274,6 +274,11 @@ def _batches(setup: Setup) -> str:
     return f"{windows} of {output.count(setup.config.block_size, 'token')}"
 
 
+def _short_time(seconds: float) -> str:
+    """Return the time of a step, with two digits below ten seconds."""
+    return f"{seconds:.2g} s" if seconds < 9.5 else human_time(seconds)
+
+
 def _cost_lines(
     setup: Setup, needed: Memory, free: int | None, seconds: float | None
 ) -> list[tuple[str, str]]:
@@ -284,7 +289,7 @@ def _cost_lines(
     time = "not measured, since it does not fit"
     if seconds is not None:
         in_all = human_time(setup.config.max_steps * seconds)
-        time = f"about {in_all}, {seconds:.2g} s a step, validations not included"
+        time = f"about {in_all}, {_short_time(seconds)} a step, validations not included"
     return [
         ("memory", memory),
         ("", parts),

@@ -20,7 +20,7 @@ import typer
 from gpt2kit.bulk.options import Reading, Running
 from gpt2kit.cli import bulk, options, output, process, word_vectors
 from gpt2kit.cli.fields import takes
-from gpt2kit.cli.files import output_format
+from gpt2kit.cli.files import check_not_input, output_format
 from gpt2kit.cli.options import (
     MODEL_GROUP,
     OUTPUT_GROUP,
@@ -133,6 +133,7 @@ def surprisal(
         return
     bulk.refuse_without_folder(typed)
     file = files[0]
+    check_not_input(out, file)
     source = _Source(file, _input_format(how, file), encoding, how)
     format = "csv" if wants_hidden else _format(out, source.format, json)
     if bom and format not in ("csv", "tsv"):

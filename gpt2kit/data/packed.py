@@ -13,6 +13,7 @@ from gpt2kit.errors import CorpusError, MissingDependencyError
 
 _SUFFIXES = (".gz", ".zst")
 _GZIP_START = b"\x1f\x8b"
+_WORKBOOK_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods, which are zip; .xls
 _BLOCK = 2**20  # bytes that are read at once
 
 
@@ -39,6 +40,9 @@ def unpacked_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
         while block := _read(source) if suffix == ".zst" else source.read(_BLOCK):
             if source is file and block.startswith(_GZIP_START):
                 raise CorpusError(f"{path}: compressed with gzip; give it a name in .gz", path=path)
+            if source is file and block.startswith(_WORKBOOK_STARTS):
+                found = "looks like a workbook of Excel or another office program"
+                raise CorpusError(f"{path}: {found}; save the table as .csv first", path=path)
             yield block
     except (EOFError, zlib.error, OSError) as error:
         if source is file:

@@ -58,7 +58,7 @@ class Table:
         shown = ", ".join(map(repr, self.columns[:50]))
         if found:
             raise CorpusError(f"{self.path}: {len(found)} columns are called {name!r}")
-        raise CorpusError(f"{self.path}: no column {name!r}; there is {shown[:200]}")
+        raise CorpusError(f"{self.path}: no column {name!r}; its columns are {shown[:200]}")
 
     def texts(self, name: str, errors: dict[int, str] | None = None) -> list[str]:
         """Return the cells of a column as texts, an absent or null one as an empty text.

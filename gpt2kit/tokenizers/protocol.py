@@ -40,6 +40,12 @@ class Tokenizer(Protocol):
         """Write the vocabulary into a folder, for `load_tokenizer` and for other programs."""
 
 
+_NO_VOCABULARY = (
+    "expected vocab.json and merges.txt there. To add those of another model, such as 124M, run: "
+    "gpt2kit convert MODEL --vocabulary 124M --to FOLDER"
+)
+
+
 def identity(tokenizer: Tokenizer) -> str:
     """Return a sha256 that two tokenizers share only if they give equal ids for any text."""
     digest = hashlib.sha256(f"{tokenizer.n_vocab} {tokenizer.stop_id}".encode())
@@ -56,6 +62,6 @@ def require_tokenizer(
     The error names the model and gives the advice, if there is any.
     """
     if tokenizer is None:
-        advice = advice or "expected vocab.json and merges.txt there"
+        advice = advice or _NO_VOCABULARY
         raise TokenizerError(f"{model}: no vocabulary beside the weights; {advice}")
     return tokenizer

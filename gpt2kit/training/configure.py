@@ -79,7 +79,7 @@ def _block_size(options: Options, model: GPT2, corpus: Batches) -> int:
     if options.block_size is not None and options.block_size > limit:
         found = f"the model has {limit} positions"
         if isinstance(options, TrainOptions):
-            found = f"the text has two windows of at most {limit} tokens"
+            found = f"the text is too short for two such windows; expected at most {limit}"
         raise ConfigError(f"block_size is {options.block_size}, but {found}")
     wanted = options.block_size or min(corpus.usual_block_size(options.BLOCK_SIZE), limit)
     return min(corpus.fit_block_size(wanted), limit)

@@ -772,6 +772,20 @@ def test_weights_without_a_configuration_say_what_was_expected(
         open_checkpoint(tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize("name", ["hparams.json", "checkpoint", "model.ckpt.data-00000-of-00001"])
+def test_a_part_of_openais_checkpoint_is_answered_with_its_folder(name: str) -> None:
+    # It was called weights that lack a config.json, and so was every text file.
+    folder = GOLDEN / "tf" / "micro-a"
+    with pytest.raises(CheckpointNotFoundError, match=f"give its folder instead: {folder}$"):
+        open_checkpoint(folder / name)
+
+
+def test_a_file_that_is_no_model_is_not_called_one(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("Nel mezzo")
+    with pytest.raises(CheckpointNotFoundError, match=r"book\.txt: not a model; expected a folder"):
+        open_checkpoint(tmp_path / "book.txt")
+
+
 @pytest.mark.parametrize(
     "missing", ["hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -87,6 +88,25 @@ def test_a_bug_keeps_its_traceback(fail: Callable[[BaseException], None]) -> Non
             ["tokenize", "a", "--unknown", "x"],
             "Invalid value for '--unknown': 'x' is not one of 'error', 'skip'; see: ",
         ),
+        (  # It did not say what was expected.
+            ["generate", "Nel", "mezzo", "--model", "dante"],
+            "too many arguments: mezzo; put a text of several words in quotes, such as",
+        ),
+        (["serve", "dante"], "too many arguments: dante; name a model with --model; see: "),
+        (  # It spoke of an input that is unable to be parsed, and did not show it.
+            ["generate", "--seed", "one"],
+            "Invalid value for '--seed': expected a whole number, found 'one'; see: ",
+        ),
+        (["generate", "--top_p", "x"], "Invalid value for '--top_p': expected a number, found"),
+        (  # The nearest name was one of three in the order of the alphabet.
+            ["generate", "--modle", "dante"],
+            "No such option: --modle; did you mean --model? see: gpt2kit generate --help",
+        ),
+        (["genrate"], "No such command 'genrate'; did you mean generate? see: gpt2kit --help"),
+        (  # One command was suggested in two spellings.
+            ["plot", "atention"],
+            "No such command 'atention'; did you mean attention or attention-bars? see: ",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_help(arguments: list[str], message: str) -> None:
@@ -96,3 +116,29 @@ def test_wrong_usage_is_one_line_that_names_the_help(arguments: list[str], messa
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["surprisal", "t.jsonl", "--text", "text"],
+        ["filter", "t.jsonl"],
+        ["detect", "t.jsonl"],
+        ["embed", "t.jsonl"],
+        ["classify", "dante", "t.jsonl"],
+        ["patch", "t.jsonl"],
+        ["evaluate", "dante", "--task", "pairs", "t.jsonl"],
+        ["ablate", "dante", "--heads", "0.0", "--task", "pairs", "t.jsonl"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_output_never_replaces_the_input(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The user's table was lost, and its digest in the receipt was that of the result.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"text": "Nel"}\n')
+    result = run(*arguments, "--out", str(tmp_path / "t.jsonl"))
+    assert "which is an input and would be replaced; give another name" in result.stderr
+    assert result.exit_code == 2
+    assert (tmp_path / "t.jsonl").read_text() == '{"text": "Nel"}\n'

@@ -290,3 +290,32 @@ def test_nothing_to_score_is_an_error(model: Path) -> None:
     result = run("score", "-", "--model", model, stdin="\n \n")
     assert result.exit_code == 1
     assert "standard input: no text, expected a sentence on each line" in result.stderr
+
+
+def test_a_table_is_not_scored_line_by_line(tmp_path: Path) -> None:
+    # The rows of a .jsonl file were scored as they stand, with keys and quotes.
+    (tmp_path / "t.jsonl").write_text('{"text": "vita"}\n')
+    result = run("score", tmp_path / "t.jsonl", "--model", "dante")
+    assert "t.jsonl is a table (jsonl), expected a text with one sentence on each" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_the_name_of_a_file_is_refused_for_the_folder_of_many_scores(tmp_path: Path) -> None:
+    # A folder was made that was called s.jsonl, or an error spoke of s.jsonl/parts.
+    (tmp_path / "t.jsonl").write_text('{"text": "vita"}\n')
+    result = run("score", tmp_path / "t.jsonl", "--out", tmp_path / "s.jsonl", "--model", "dante")
+    assert f"such as --out {tmp_path / 's'}; then gpt2kit parts" in result.stderr
+    (tmp_path / "s").touch()
+    assert run("score", "t.jsonl", "--out", tmp_path / "s", "--model", "dante").exit_code == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["s", "t.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--text", "--text_field"])
+def test_the_column_of_a_table_to_score_is_named_as_for_other_commands(
+    option: str, tmp_path: Path
+) -> None:
+    # `score` alone called it --text_field.
+    (tmp_path / "t.jsonl").write_text('{"sentence": "vita"}\n')
+    out = tmp_path / "out"
+    run("score", tmp_path / "t.jsonl", "--out", out, "--model", "dante", option, "sentence")
+    assert json.loads((out / "parts" / "00000.jsonl").read_text())["tokens"] == 3

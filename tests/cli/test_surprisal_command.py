@@ -227,7 +227,7 @@ def test_the_digest_of_weights_changes_with_a_single_number(model: Path) -> None
         (["--text", "t", "--words", "w", "--by", "i"], "", "give one of"),
         (["--unit", "text", "--words", "w", "--by", "i"], "", "--unit text is for --text"),
         (["--format", "csv"], "a,b\n1,2\n", "name its column: --text COLUMN"),
-        (["--text", "t"], "a,b\n1,2\n", "no column 't'; there is 'a', 'b'"),
+        (["--text", "t"], "a,b\n1,2\n", "no column 't'; its columns are 'a', 'b'"),
         (["--text", "a"], "a,rank\nx,2\n", "there is a column 'rank' already"),
         (
             ["--words", "w", "--by", "i", "--order", "n"],

@@ -838,7 +838,7 @@ def test_recipes_are_listed_with_what_they_are_and_shown_by_name() -> None:
     assert known | {"bigram", "shakespeare-cpu", "shakespeare"} <= set(recipes.names())
     assert "swiglu" in run("recipes", "names").stdout
     assert json.loads(run("recipes", "toy", "--json").stdout)["options"]["n_layer"] == 3
-    assert "there is no recipe" in run("recipes", "nothing", code=1).stderr
+    assert "there is no recipe 'dant'; did you mean dante?" in run("recipes", "dant", code=1).stderr
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.names() if not recipes.read(name).steps])

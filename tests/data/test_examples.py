@@ -94,7 +94,11 @@ def test_rows_without_a_completion_are_left_out_and_counted(tmp_path: Path) -> N
         ([{"messages": []}], Columns(), "chats, in the column 'messages', are not read"),
         ([{"prompt": "x", "completion": ""}], Columns(), "no row with a completion"),
         ([{"prompt": "x", "completion": [1]}], Columns(), r"row 1: \[1\] is no text"),
-        ([{"a": "x", "b": "y"}], Columns(prompt="a"), "no column 'completion'; there is 'a', 'b'"),
+        (
+            [{"a": "x", "b": "y"}],
+            Columns(prompt="a"),
+            "no column 'completion'; its columns are 'a', 'b'",
+        ),
         ([{"text": "x", "label": "y"}], Columns(label="label"), "has 1 different labels, expected"),
         (
             [{"text": "x", "label": str(n)} for n in range(1001)],

@@ -320,3 +320,12 @@ def test_texts_that_many_rows_of_parquet_share_are_unpacked_a_few_rows_at_a_time
     assert tables[-1].rows[-1] == ("x" * 2**20, ["x" * 2**20, "b"])
     with pytest.raises(CorpusError, match=r"t.parquet: row 1 has .* bytes, expected at most 16,77"):
         list(read_batches(Path("t.parquet"), file=written("x" * 2**24, 1)))
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"], ids=["xlsx", "xls"])
+@pytest.mark.parametrize("format", ["csv", "txt", "jsonl"])
+def test_a_workbook_of_excel_is_named_as_one(start: bytes, format: Format, tmp_path: Path) -> None:
+    # It was taken for text in cp1251, or its bytes for the names of columns.
+    (tmp_path / "stimuli.xlsx").write_bytes(start + bytes(range(256)))
+    with pytest.raises(CorpusError, match=r"workbook of Excel.*save the table as \.csv first"):
+        list(read_batches(tmp_path / "stimuli.xlsx", format=format))

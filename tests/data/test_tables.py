@@ -97,7 +97,7 @@ def test_a_damaged_table_is_refused_with_its_line(text: str, message: str) -> No
 
 
 def test_a_column_is_found_once_or_the_others_are_named() -> None:
-    with pytest.raises(CorpusError, match="no column 'word'; there is 'Word', 'item'$"):
+    with pytest.raises(CorpusError, match="no column 'word'; its columns are 'Word', 'item'$"):
         read("Word,item\na,1\n").column("word")
     with pytest.raises(CorpusError, match="2 columns are called 'a'"):
         read("a,a\n1,2\n").column("a")

@@ -107,7 +107,7 @@ def test_a_table_of_pairs_has_quotes_line_ends_and_other_columns(tmp_path: Path)
     [
         ("p.csv", "", "p.csv: empty, expected a table"),
         ("p.csv", "good,bad\n", "p.csv: empty; expected a pair"),
-        ("p.csv", "Good,bad\na,b\n", "no column 'good'; there is 'Good', 'bad'"),
+        ("p.csv", "Good,bad\na,b\n", "no column 'good'; its columns are 'Good', 'bad'"),
         ("p.csv", "good,bad\nc\n", "line 2 has 1 cells, expected 2"),
         ("p.csv", "good,bad\n ,b\n", "row 1: expected a sentence under 'good', found ' '"),
         ("p.csv", 'good,bad\n"a"b,c\n', "line 2: .*a quotation mark inside"),

@@ -44,7 +44,10 @@ def test_epochs_become_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (TrainOptions(block_size=17), "the text has two windows of at most 16 tokens"),
+        (
+            TrainOptions(block_size=17),
+            "the text is too short for two such windows; expected at most 16",
+        ),
         (FinetuneOptions(block_size=17), "the model has 16 positions"),
     ],
 )

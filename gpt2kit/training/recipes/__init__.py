@@ -7,6 +7,7 @@ names of recipes that are trained in turn.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ def names() -> list[str]:
 def read(name: str) -> Recipe:
     """Return a recipe by its name; raises ConfigError for an unknown or a wrong one."""
     if name not in names():
-        raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(names())}")
+        near = difflib.get_close_matches(name, names(), 1)
+        found = f"did you mean {near[0]}? All" if near else "all"
+        raise ConfigError(f"there is no recipe {name!r}; {found}: {', '.join(names())}")
     return parse(name, (FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
