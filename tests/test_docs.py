@@ -295,6 +295,7 @@ def write_texts() -> None:
     Path("corpus").mkdir()
     Path("corpus/a.jsonl").write_text('{"text": "The dog"}\n{"text": "The cat sat"}\n')
     Path("corpus/b.txt").write_text("The dog\n\nThe cat\n")
+    Path("stimuli.csv").write_text("item,sentence\n1,The dog ate\n")
     Path("cloze.csv").write_text("before,word\nThe dog,ate\n")
     Path("patches.csv").write_text("clean,corrupt,answer,wrong\ndi vi,di co,t,s\n")
     rewritten = {"text": "The dog ate", "rewritings": ["The dog sat", "The cat ate the dog"]}

@@ -161,7 +161,7 @@ class Meter:
     def note(self) -> None:
         """Say on stderr how the texts were read."""
         for how, names in self.reading().items():
-            output.note(f"read {how}: {', '.join(names)}", dim=True)
+            output.note(f"{', '.join(names)}: measured {how}", dim=True)
 
 
 def counted(tables: Iterator[Table]) -> Iterator[Table]:

@@ -162,7 +162,8 @@ def surprisal(
         else:
             _write(tables, format, out, bom=bom)
     if tally.errors:
-        output.warn(f"{output.count(tally.errors, 'row')} with an error; see the column error")
+        rows = output.count(tally.errors, "row")
+        output.warn(f"{rows} with an error (see the column error); the first: {tally.first_error}")
     if out is None:
         return
     made = receipt.receipt(
@@ -343,4 +344,4 @@ def _write_receipt(made: dict[str, Any], out: Path) -> None:
     # In ASCII: the name of a file may have bytes that are not UTF-8.
     write_whole(path, json_module.dumps(made, indent=2) + "\n")
     output.note(Path(out), ": ", output.count(made["units"], made["options"]["unit"]))
-    output.note(made["methods"])
+    output.note("for the Methods section: ", made["methods"])

@@ -45,6 +45,13 @@ class Tally:
     texts: int = 0
     units: int = 0
     errors: int = 0  # rows with an error
+    first_error: str = ""
+
+    def count_errors(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Count the rows whose last cell says what is wrong."""
+        found = [row[-1] for row in rows if row[-1] is not None]
+        self.errors += len(found)
+        self.first_error = self.first_error or (found[0] if found else "")
 
 
 def scored(
@@ -83,7 +90,8 @@ def _by_row(
         found = _measured(plan, meters, how, tally)
         tally.rows += len(table.rows)
         result = [[*plan.table.rows[row], *cells] for row, cells in lines(plan, found, added)]
-        tally.errors += _errors(result, added)
+        if added.errors:
+            tally.count_errors(result)
         yield _filled(plan.table, result, added)
 
 
@@ -105,7 +113,8 @@ def _by_word(
             for number, row in enumerate(part.rows, part.first - 1)
             for line in store.lines(number)
         ]
-        tally.errors += _errors(rows, added)
+        if added.errors:
+            tally.count_errors(rows)
         yield _filled(part, rows, added)
 
 
@@ -234,10 +243,6 @@ def _check_same_tokens(models: Sequence[Measured]) -> None:
             "--unit token gives a row for each token, but these models split the text into "
             "different ones; run them one after another"
         )
-
-
-def _errors(rows: Sequence[Sequence[Any]], added: Added) -> int:
-    return sum(row[-1] is not None for row in rows) if added.errors else 0
 
 
 def _filled(table: Table, rows: list[list[Any]], added: Added) -> Table:

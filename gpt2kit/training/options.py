@@ -255,7 +255,9 @@ class FinetuneOptions(TrainingOptions):
     LORA_LR: ClassVar[float] = 1e-3  # adapters are small, and start from zero
 
     model: str = option(
-        "124M", "The model to start from: a size, a folder, a checkpoint, or a Hub id."
+        "124M",
+        "The model to start from: a size, a folder, a checkpoint, or a Hub id.",
+        metavar="MODEL",
     )
     lora_rank: int = option(
         0,
@@ -348,7 +350,11 @@ class RunOptions:
     """Where a run is kept, and what may happen to the one that is there."""
 
     out: Path | None = option(
-        None, "The run's folder.", group="Run", metavar="DIR", default="weights/CORPUS-MODEL"
+        None,
+        "The run's folder.",
+        group="Run",
+        metavar="DIR",
+        default="CORPUS-MODEL, in ./weights if that exists, else in the system's cache",
     )
     resume: bool = option(
         False,

@@ -63,7 +63,7 @@ def test_rows_stay_as_they_are_and_get_the_figures(desk: Path, small_bpe: BPETok
         assert {name: row[name] for name in figures} == pytest.approx(figures, rel=1e-5)
     assert result.stdout == ""
     assert "out.jsonl: 5 of 5 rows" in result.stderr
-    assert "read after <|endoftext|>: nll, perplexity, bits_per_byte" in result.stderr
+    assert "nll, perplexity, bits_per_byte: measured after <|endoftext|>" in result.stderr
 
 
 def test_the_formats_have_the_same_rows(desk: Path) -> None:

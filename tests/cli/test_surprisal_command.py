@@ -259,3 +259,23 @@ def test_bad_input_is_one_clear_line(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_the_warning_about_rows_with_an_error_shows_the_first_error() -> None:
+    # With --out, all that a user saw of a wrong --order was the number of rows.
+    Path("t.csv").write_text("item,word\n1,Nel\n1,mezzo\n")
+    result = run(
+        "t.csv",
+        "--words",
+        "word",
+        "--by",
+        "item",
+        "--order",
+        "word",
+        "--model",
+        "dante",
+        "--out",
+        "r.csv",
+    )
+    assert "2 rows with an error (see the column error); the first: word is 'Nel'" in result.stderr
+    assert "for the Methods section: The surprisal of" in result.stderr
