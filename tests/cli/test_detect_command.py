@@ -53,7 +53,7 @@ def test_without_a_calibration_there_are_figures_and_no_verdict(desk: Path) -> N
     assert "curvature" in rows[0]
     assert "verdict" not in rows[0]
     assert "No verdict: it needs --calibration." in result.stderr
-    assert "rank: measured without a token before the text" in result.stderr
+    assert "curvature: measured without a token before the text" in result.stderr
     Path("lines.txt").write_text("The cat\nsat\n")
     table = list(csv.DictReader(io.StringIO(run("lines.txt", "--criteria", "tokens,lrr").stdout)))
     assert [row["text"] for row in table] == ["The cat", "sat"]
