@@ -54,7 +54,7 @@ def _did_you_mean(names: Sequence[str]) -> str:
 
 def _number(error: Any) -> str | None:
     """Say in short that a value is not a number, if that is the error."""
-    problems = getattr(error.__cause__, "errors", list)()
+    problems: list[Any] = getattr(error.__cause__, "errors", list)()
     if problems and (expected := _NUMBERS.get(problems[0]["type"])):
         return f"expected {expected}, found {problems[0]['input']!r}"
     return None
