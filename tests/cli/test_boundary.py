@@ -88,25 +88,6 @@ def test_a_bug_keeps_its_traceback(fail: Callable[[BaseException], None]) -> Non
             ["tokenize", "a", "--unknown", "x"],
             "Invalid value for '--unknown': 'x' is not one of 'error', 'skip'; see: ",
         ),
-        (  # It did not say what was expected.
-            ["generate", "Nel", "mezzo", "--model", "dante"],
-            "too many arguments: mezzo; put a text of several words in quotes, such as",
-        ),
-        (["serve", "dante"], "too many arguments: dante; name a model with --model; see: "),
-        (  # It spoke of an input that is unable to be parsed, and did not show it.
-            ["generate", "--seed", "one"],
-            "Invalid value for '--seed': expected a whole number, found 'one'; see: ",
-        ),
-        (["generate", "--top_p", "x"], "Invalid value for '--top_p': expected a number, found"),
-        (  # The nearest name was one of three in the order of the alphabet.
-            ["generate", "--modle", "dante"],
-            "No such option: --modle; did you mean --model? see: gpt2kit generate --help",
-        ),
-        (["genrate"], "No such command 'genrate'; did you mean generate? see: gpt2kit --help"),
-        (  # One command was suggested in two spellings.
-            ["plot", "atention"],
-            "No such command 'atention'; did you mean attention or attention-bars? see: ",
-        ),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_help(arguments: list[str], message: str) -> None:
