@@ -4,7 +4,9 @@
 random errors in everything that an engine rounds, of the size that its dtype allows (Parker 1997,
 Monte Carlo Arithmetic). How far these go apart says how sensitive this model is to rounding, for
 this text: the tolerance is FACTOR times that. So it is tight for a harmless model, a few units of
-the last digit, and wide only where a model magnifies rounding.
+the last digit, and wide only where a model magnifies rounding. What rounding does seldom, such as
+turning the sign of a saturated activation, few draws may miss: a text that is not within its
+tolerance is drawn MORE_DRAWS times before it counts as wrong.
 
     T tokens, C width, K columns of a matrix, V vocabulary
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -25,7 +28,7 @@ from campaigns.number_cases import Floats
 from gpt2kit import reference
 from gpt2kit.config import GPT2Config
 
-DRAWS = 3
+DRAWS, MORE_DRAWS = 3, 40
 FACTOR = 16
 # Half of the distance from 1 to the next number of a dtype.
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "int8": 2.0**-24}
@@ -44,13 +47,26 @@ class Expected:
 
     logits     after each token, (T, V)
     tolerance  of each position, (T, 1)
+    wider      computes the tolerance with MORE_DRAWS
     unsure     whether a number on the way is beyond float32, or a score of attention so large that
                rounding it decides where attention goes: then nothing is promised
+    unseeing   whether all scores of a token are minus infinity, of which the weights are NaN; torch
+               may take such a token as one that sees nothing
     """
 
     logits: Floats
     tolerance: Floats
+    wider: Callable[[], Floats]
     unsure: bool
+    unseeing: bool
+
+    def last(self) -> Expected:
+        """Return what is expected after the last token."""
+        tolerance = self.tolerance[-1:]
+        return replace(self, logits=self.logits[-1:], tolerance=tolerance, wider=self._last_wider)
+
+    def _last_wider(self) -> Floats:
+        return self.wider()[-1:]
 
 
 def expected(
@@ -59,15 +75,24 @@ def expected(
     """Compute a text in float64, exactly and with random errors."""
     exact = Arithmetic(dtype, None)
     logits = exact.logits(config, weights, ids)
-    spread = np.zeros((len(ids), 1))
-    for number in range(DRAWS):
-        noisy = Arithmetic(dtype, random.Random(seed + number))
-        off = np.abs(noisy.logits(config, weights, ids) - logits)
-        off[~np.isfinite(off)] = 0
-        spread = np.maximum(spread, off.max(axis=1, keepdims=True))
     finite = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=1, keepdims=True)
-    tolerance = FACTOR * (spread + UNIT[dtype] * finite + 2.0**-139) + exact.one_step
-    return Expected(logits, tolerance, exact.peak > LARGEST or exact.wild)
+
+    def tolerance(draws: int) -> Floats:
+        spread = np.zeros((len(ids), 1))
+        for number in range(draws):
+            noisy = Arithmetic(dtype, random.Random(seed + number))
+            off = np.abs(noisy.logits(config, weights, ids) - logits)
+            off[~np.isfinite(off)] = 0
+            spread = np.maximum(spread, off.max(axis=1, keepdims=True))
+        return FACTOR * (spread + UNIT[dtype] * finite + 2.0**-139) + exact.one_step
+
+    return Expected(
+        logits,
+        tolerance(DRAWS),
+        partial(tolerance, MORE_DRAWS),
+        unsure=exact.peak > LARGEST or exact.wild,
+        unseeing=exact.unseeing,
+    )
 
 
 class Arithmetic:
@@ -81,6 +106,7 @@ class Arithmetic:
         self.unit = UNIT[dtype]
         self.peak = 0.0  # the largest number that may have been computed
         self.wild = False  # whether rounding a score changes its weight by more than a quarter
+        self.unseeing = False  # whether all scores of a token are minus infinity
         # By how much a logit moves if an input of the head is rounded to the next int8, and all
         # weights of the head that are too small are taken as 0.
         self.one_step = 0.0
@@ -118,6 +144,7 @@ class Arithmetic:
 
         def noisy_softmax(scores: Any) -> Any:
             self._note(_largest(scores))
+            self.unseeing |= bool((scores == -np.inf).all(axis=-1).any())
             self.wild |= _largest(scores) * self.unit > 0.25
             return self.off(softmax(self.off(scores)))
 

@@ -43,6 +43,18 @@ def test_drawn_numbers_are_those_of_the_definition(target: NumberTarget) -> None
     assert outcomes(target, FEW) == {}
 
 
+@pytest.mark.parametrize(
+    ("target", "seed"),
+    [
+        ("constraints", 431901),  # the list of all texts took minutes: it is made of few now
+        ("other shapes: int8", 263630),  # scores of minus infinity alone: torch's weights are 0
+        ("other shapes: bfloat16", 642177),  # three draws missed a sign that rounding turns
+    ],
+)
+def test_cases_that_were_wrongly_counted_as_failed(target: str, seed: int) -> None:
+    assert NumberCases(TARGETS[target]).run(seed).outcome != "failed"
+
+
 @pytest.mark.campaign
 def test_a_hundred_thousand_comparisons_fail_no_case(tmp_path: Path) -> None:
     results = Path(os.environ.get("GPT2KIT_CAMPAIGN", tmp_path / "campaign.jsonl"))

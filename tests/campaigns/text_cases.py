@@ -23,6 +23,7 @@ from gpt2kit.generation.shaping.processors import RowView
 from gpt2kit.generation.text import complete
 
 Language = set[str]
+LARGEST = 200  # texts of a language that is looked at
 
 
 def vocabulary(draw: random.Random) -> Pieces:
@@ -83,7 +84,7 @@ def _is_forbidden(name: str, token: int, request: Request, row: RowView, tokeniz
 
 
 def pattern(draw: random.Random, depth: int) -> tuple[str, Language]:
-    """Draw a regular expression, and all texts that match it."""
+    """Draw a regular expression, and all texts that match it; of more than LARGEST, some."""
     kind = draw.randrange(6) if depth else 0
     if kind <= 1:
         characters = draw.choice(("a", "b", "é", "ab", "aé", "ba\n"))
@@ -94,12 +95,19 @@ def pattern(draw: random.Random, depth: int) -> tuple[str, Language]:
         least, most = draw.choice(((0, 1), (0, 2), (1, 3), (2, 2)))
         powers: list[Language] = [{""}]
         for _ in range(most):
-            powers.append({one + other for one in powers[-1] for other in first})
+            powers.append(_joined(powers[-1], first))
         return f"(?:{left}){{{least},{most}}}", set().union(*powers[least:])
     right, second = pattern(draw, depth - 1)
     if kind == 3:
         return f"(?:{left}|{right})", first | second
-    return left + right, {one + other for one in first for other in second}
+    return left + right, _joined(first, second)
+
+
+def _joined(first: Language, second: Language) -> Language:
+    """Return each text of one followed by each of the other; of too many, some."""
+    if max(len(first), len(second)) > LARGEST:
+        return max(first, second, key=len)
+    return {one + other for one in first for other in second}
 
 
 def constraints(draw: random.Random, tally: Tally) -> None:
@@ -108,7 +116,7 @@ def constraints(draw: random.Random, tally: Tally) -> None:
     text, language = "a", set("a")
     for _ in range(20):
         text, language = pattern(draw, 3)
-        if len(language) <= 200:
+        if len(language) <= LARGEST:
             break
     else:
         return
