@@ -8,7 +8,7 @@ from conftest import GOLDEN
 from serve_builders import events_of
 
 from gpt2kit.generation.row import Chosen
-from gpt2kit.serve.answers import AnswerWriter, LogprobsWriter, Usage, token_name
+from gpt2kit.serve.answers import AnswerWriter, LogprobsWriter, Usage, compact, token_name
 from gpt2kit.serve.errors import Refusal
 from gpt2kit.tokenizers import BPETokenizer
 
@@ -95,6 +95,15 @@ def test_a_stream_is_one_line_of_json_in_each_event() -> None:
     )
     assert chunk["usage"] is None
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 3)
+
+
+def test_an_event_is_one_line_for_clients_that_end_lines_as_unicode_does() -> None:
+    """str.splitlines, by which httpx divides a stream, cut events at U+0085, U+2028 and U+2029."""
+    text = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\x1d\x1ee\r\nf è"
+    written = compact({"text": text})
+    assert len(written.decode().splitlines()) == 1
+    assert json.loads(written) == {"text": text}
+    assert "è".encode() in written
 
 
 def test_without_include_usage_no_chunk_mentions_it() -> None:
