@@ -18,7 +18,14 @@ from gpt2kit.cli.fields import takes
 from gpt2kit.cli.generation_in_parts import ManyPrompts
 from gpt2kit.cli.generation_report import Stats, Writer
 from gpt2kit.cli.options import OUTPUT_GROUP, SPEED_GROUP, TEXT_GROUP, ModelOptions
-from gpt2kit.cli.prompts import batches, read_bans, read_bias, read_lines, read_prompts
+from gpt2kit.cli.prompts import (
+    batches,
+    check_standard_input,
+    read_bans,
+    read_bias,
+    read_lines,
+    read_prompts,
+)
 from gpt2kit.cli.receipts import check_folder, loaded_from, write_receipt
 from gpt2kit.cli.steering import check_steer, steer_for
 from gpt2kit.fields import check, option
@@ -189,6 +196,8 @@ def generate(
     check_steer(source.steer)
     if request.top_logprobs and not shown.json:
         raise typer.BadParameter("--top_logprobs is shown with --json; add it")
+    if not many.prompts:
+        check_standard_input(prompt, prompts_file=prompts_file, allow=allow, forbid=forbid)
     request = dataclasses.replace(
         request,
         logprobs=shown.json or shown.in_color,

@@ -31,6 +31,15 @@ def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def check_standard_input(prompt: str | None, **files: Path | None) -> None:
+    """Raise typer.BadParameter if standard input is read for two things: a prompt and `files`."""
+    readers = [f"--{name}" for name, file in files.items() if str(file) == "-"]
+    if prompt == "-" or (prompt is None and files.get("prompts_file") is None):
+        readers.insert(0, "the prompt")
+    if len(readers) > 1:
+        raise typer.BadParameter(f"standard input is read once, not for {' and '.join(readers)}")
+
+
 def read_lines(file: Path) -> tuple[str, ...]:
     """Return the lines of a file that are not empty."""
     from gpt2kit.errors import Gpt2KitError

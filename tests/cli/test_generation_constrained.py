@@ -47,6 +47,16 @@ def test_lines_are_allowed_and_forbidden_by_files(model: str) -> None:
     assert generate(model, "a\n", *asked).stdout == other
 
 
+@pytest.mark.parametrize(
+    "arguments", [["-", "--allow", "-"], ["--allow=-"], ["a", "--allow=-", "--forbid=-"]]
+)
+def test_standard_input_is_read_for_one_thing(model: str, arguments: list[str]) -> None:
+    """The second one that read it was empty, without a word."""
+    result = generate(model, *arguments)
+    assert result.exit_code == 2
+    assert "standard input is read once, not for" in result.stderr
+
+
 def test_a_text_that_was_cut_short_is_told(model: str) -> None:
     result = generate(model, "a", "--regex", "[a-z]{90}", "--max_tokens", "3")
     assert result.exit_code == 0
