@@ -20,6 +20,7 @@ from gpt2kit.serve.answers import EncodedPrompt, token_name
 from gpt2kit.serve.completions import CompletionRequest, Prompt
 from gpt2kit.serve.errors import Refusal, too_long
 from gpt2kit.serve.models import Loaded
+from gpt2kit.serve.settings import REPEATED_BYTES
 from gpt2kit.serve.worker import Job
 
 
@@ -39,7 +40,21 @@ def encode(loaded: Loaded, asked: CompletionRequest) -> list[EncodedPrompt]:
     prompts = [_encoded(loaded, prompt, special=asked.special) for prompt in asked.prompt]
     for prompt in prompts:
         _check_length(asked, n_ctx, len(prompt.ids), is_exact=True)
+    _check_repeated(asked, prompts)
     return prompts
+
+
+def _check_repeated(asked: CompletionRequest, prompts: Sequence[EncodedPrompt]) -> None:
+    """Raise Refusal if the prompts that each choice of the answer repeats are too large."""
+    text = sum(len(each.text.encode()) for each in prompts) if asked.echo else 0
+    ids = sum(8 * len(each.ids) for each in prompts) if asked.return_token_ids else 0
+    if (repeated := asked.n * (text + ids)) > REPEATED_BYTES:
+        raise Refusal(
+            400,
+            f"the answer would repeat {repeated:,} bytes of prompts, but at most "
+            f"{REPEATED_BYTES:,} are sent; lower n, or leave out echo and return_token_ids",
+            param="n" if asked.n > 1 else "prompt",
+        )
 
 
 def _check_length(asked: CompletionRequest, n_ctx: int, n: int, *, is_exact: bool) -> None:

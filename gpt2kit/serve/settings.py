@@ -18,6 +18,7 @@ SMALL_BODY_BYTES = 2**16  # of every body, which is always taken
 BODIES_BYTES = 2**26  # of all bodies together, beyond what is small of each
 TABLE_BYTES = 2**28  # of the constraints of all accepted requests together
 BODY_SECONDS = 30.0  # for a client to send its request
+REPEATED_BYTES = 2**24  # of prompts in an answer, which each of its choices repeats
 UNREAD_BYTES = 2**20  # of an answer that a client has not taken yet
 UNREAD_SECONDS = 60.0
 COMMENT_SECONDS = 15.0  # between two comments in a stream that waits

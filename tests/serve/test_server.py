@@ -226,6 +226,19 @@ def test_a_request_that_waits_too_long_is_refused() -> None:
         assert app.service.metrics.refused.value(reason="queue_timeout") == 1
 
 
+def test_prompts_that_an_answer_repeats_are_bounded(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of prompt, echoed in 128 choices, made an answer of more than 100 MB."""
+    monkeypatch.setattr(rows, "REPEATED_BYTES", 90)
+    asked = {"prompt": "The dog", "max_tokens": 1, "echo": True}
+    for n, status in ((12, 200), (13, 400)):
+        assert post(url, {**asked, "n": n})[0] == status
+    assert post(url, {**asked, "n": 13, "echo": False})[0] == 200
+    found = post(url, {**asked, "n": 13, "echo": False, "return_token_ids": True})
+    assert (found[0], json.loads(found[2])["error"]["param"]) == (400, "n")
+
+
 # --- clients that leave ---------------------------------------------------------------------------
 
 
