@@ -47,7 +47,7 @@ def wide_base(tmp_path: Path) -> Path:
     """A model of which adapters are a small part."""
     folder = tmp_path / "wide"
     folder.mkdir()
-    write_small_model(folder, learn_bpe([VERSES], 300), n_embd=128, n_layer=4)
+    write_small_model(folder, learn_bpe([VERSES], 300), n_embd=128, n_layer=2)
     return folder
 
 

@@ -669,8 +669,10 @@ def test_running_out_of_memory_says_how_much_is_needed_and_what_needs_less(
         "finetune", book, "--model", base, *FINE, "--out", tmp_path / "run", code=1
     ).stderr.splitlines()[-1]
     assert said.startswith("error: not enough memory; this training needs about 0.4 GB")
-    for option in ("--lora_rank 8", "--checkpointing", "--accumulate", "--block_size"):
-        assert option in said
+    # Of a model this small, the other options need no less.
+    assert (
+        "These need less: --accumulate 4 (0.4 GB), a smaller --batch_size or --block_size" in said
+    )
 
 
 # --- finetune, merge ---------------------------------------------------------------------------
