@@ -84,7 +84,8 @@ def expected(
             off = np.abs(noisy.logits(config, weights, ids) - logits)
             off[~np.isfinite(off)] = 0
             spread = np.maximum(spread, off.max(axis=1, keepdims=True))
-        return FACTOR * (spread + UNIT[dtype] * finite + 2.0**-139) + exact.one_step
+        allowed: Floats = FACTOR * (spread + UNIT[dtype] * finite + 2.0**-139) + exact.one_step
+        return allowed
 
     return Expected(
         logits,
