@@ -16,7 +16,7 @@ from gpt2kit.errors import ConfigError
 from gpt2kit.fields import check_value, declared_types, option, rules, same_option, shortened
 from gpt2kit.generation.request import Request, Sampling
 from gpt2kit.serve.errors import Refusal
-from gpt2kit.serve.settings import MOST_BANS, MOST_LINES, MOST_LOGPROBS, MOST_STOPS
+from gpt2kit.serve.settings import BAN_BYTES, MOST_BANS, MOST_LINES, MOST_LOGPROBS, MOST_STOPS
 
 T = TypeVar("T")
 Prompt = str | tuple[int, ...]  # a text, or ids
@@ -276,6 +276,14 @@ def _texts(name: str, value: Any, most: int) -> tuple[str, ...]:
     return tuple(as_text(name, text) for text in texts)
 
 
+def _bans(value: Any) -> tuple[str, ...]:
+    """Return the texts that are banned; raises Refusal if they are too many or too long."""
+    texts = _texts("ban", value, MOST_BANS)
+    if (n := sum(len(text.encode()) for text in texts)) > BAN_BYTES:
+        raise Refusal(400, f"ban has {n:,} bytes, expected at most {BAN_BYTES:,}", param="ban")
+    return texts
+
+
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     """Return {"50256": -100} as pairs of ids and numbers."""
     if not isinstance(value, dict):
@@ -314,7 +322,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model": lambda value: as_text("model", value),
     "prompt": _prompts,
     "stop": lambda value: _texts("stop", value, MOST_STOPS),
-    "ban": lambda value: _texts("ban", value, MOST_BANS),
+    "ban": _bans,
     "regex": lambda value: as_text("regex", value),
     "allow": lambda value: _texts("allow", value, MOST_LINES),
     "forbid": lambda value: _texts("forbid", value, MOST_LINES),

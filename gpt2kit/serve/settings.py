@@ -12,6 +12,7 @@ from gpt2kit.fields import check, option
 MOST_LOGPROBS = 100
 MOST_STOPS = 16
 MOST_BANS = 256
+BAN_BYTES = 2**14  # of all texts that a request bans, whose tables are up to 128 times as large
 MOST_LINES = 4096  # of allow and of forbid
 BODY_BYTES = 2**20
 SMALL_BODY_BYTES = 2**16  # of every body, which is always taken

@@ -90,6 +90,7 @@ def test_any_other_prompt_is_refused(value: Any) -> None:
         ("ban", [""], "is empty"),
         ("ban", ["a"] * 257, "at most 256"),
         ("ban", [3], "expected text"),
+        ("ban", ["🙂" * 4096, "a"], "16,385 bytes"),  # 256 long ones had tables of 137 MB
         ("regex", "(", "unterminated subpattern"),
         ("regex", 3, "expected text"),
         ("regex", r"(a)\1", "the backreference"),
