@@ -176,13 +176,14 @@ class Corpus:
         window comes alone and may be shorter, so a mean must weight windows by their lengths.
 
         Of the training text there are as many windows of the same lengths, evenly spaced from its
-        beginning to its end, so that both losses are measured on equally many tokens.
+        beginning to its end, so that both losses are measured on equally many tokens. They begin at
+        multiples of block_size, too: where a text of equal lines has its lines.
         """
         ids = self.val_ids
         batches = _val_batches(len(ids), block_size, batch_size, most_tokens)
         if split == "train" and batches:
             ids = self._ids("train", block_size)
-            batches = _spread(batches, len(ids))
+            batches = _spread(batches, len(ids), block_size)
         for starts, length in batches:
             yield self._tensor(ids, starts[:, None] + np.arange(length + 1))
 
@@ -252,15 +253,15 @@ def _val_batches(
     return batches
 
 
-def _spread(batches: Sequence[tuple[Ids, int]], n: int) -> list[tuple[Ids, int]]:
+def _spread(batches: Sequence[tuple[Ids, int]], n: int, block_size: int) -> list[tuple[Ids, int]]:
     """Return batches of the same sizes whose windows are evenly spaced over n tokens."""
     n_windows = sum(len(starts) for starts, _ in batches)
-    last = n - 1 - batches[-1][1]  # where the last window starts
+    last = n - 1 - batches[-1][1]  # where the last window may start
     spread, before = [], 0
     for starts, length in batches:
         numbers = np.arange(before, before + len(starts))
-        evenly = numbers * last // max(1, n_windows - 1)
-        spread.append((np.minimum(evenly, n - 1 - length), length))
+        evenly = np.minimum(numbers * last // max(1, n_windows - 1), n - 1 - length)
+        spread.append((evenly // block_size * block_size, length))
         before += len(starts)
     return spread
 

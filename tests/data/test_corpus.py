@@ -316,11 +316,14 @@ def test_the_training_text_is_measured_on_as_many_windows_of_the_same_lengths(
     rows = [row for batch in train for row in batch.tolist()]
     assert all(row == list(range(row[0], row[0] + len(row))) for row in rows)
     assert rows[0][0] == 0
-    assert rows[-1][-1] == n_train - 1
+    # Windows that began anywhere cut the lines that a text of equal lines has: a model that reads
+    # it in order seemed to get worse on its training text.
+    assert all(row[0] % 10 == 0 for row in rows)
+    assert n_train - 10 <= rows[-1][-1] + 1 <= n_train or n_train < 20
     if most_tokens is None and n_train == 36:  # as long as the other: adjacent windows, too
         assert [row[0] for row in rows] == [0, 10, 20, 30]
     if most_tokens is None and n_train == 200:  # the last one predicts 5 tokens
-        assert [row[0] for row in rows] == [0, 194 // 3, 2 * 194 // 3, 194]
+        assert [row[0] for row in rows] == [0, 60, 120, 190]
 
 
 # --- encoding -------------------------------------------------------------------------------------
