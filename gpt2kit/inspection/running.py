@@ -56,7 +56,7 @@ class Recorded:
             return f"{text} was recorded in {len(here)} layers; expected a layer: [{text!r}, 3]"
         others = ", ".join(dict.fromkeys(self.names)) or "nothing"
         where = text if layer is None else f"{text} of layer {layer}"
-        return f"{where} was not recorded; it has {others[:300]}"
+        return f"{where} was not recorded; recorded: {others[:300]}"
 
     @property
     def names(self) -> list[str]:

@@ -210,7 +210,7 @@ _LINE_ENDS = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
 
 
 def compact(value: dict[str, Any]) -> bytes:
-    """Return an object as UTF-8 JSON on one line, also where U+2028 ends one, as in httpx."""
+    """Return an object as UTF-8 JSON without line ends: httpx divides a stream at U+2028, too."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
 

@@ -18,7 +18,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest import mock
 
@@ -77,6 +77,7 @@ def expected(
     logits = exact.logits(config, weights, ids)
     finite = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=1, keepdims=True)
 
+    @cache
     def tolerance(draws: int) -> Floats:
         spread = np.zeros((len(ids), 1))
         for number in range(draws):
